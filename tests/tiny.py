@@ -1,0 +1,260 @@
+"""Tiny random checkpoints: whole Hugging Face folders of a few hundred KB, written with numpy and `tokenizers` alone.
+
+They look like downloaded ones (config, safetensors, tokenizer, chat template), so every part of quantkit can be tested on
+them. Weights depend only on the seed and the tensor's name, bit for bit on every platform and numpy version; their scale
+keeps logits of order one. The tensor names and shapes are those of transformers, not those of quantkit's recordings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+SPECIALS = ("<|begin_of_text|>", "<|end_of_text|>", "<|im_start|>", "<|im_end|>")
+"""Ids 0 to 3: the first is put before every text, the last ends a turn; both of its kind (1 and 3) end generation."""
+
+VOCAB_SIZE = 320
+"""Tokens of the tokenizer: 4 specials, 256 bytes, 60 merges. A config may have more rows, as real ones do."""
+
+_COMMON: dict[str, Any] = {
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "max_position_embeddings": 256,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "vocab_size": VOCAB_SIZE,
+}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rope_scaling": None,
+    },
+    "mistral": {"architectures": ["MistralForCausalLM"], "sliding_window": 16},
+    "qwen2": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "max_window_layers": 1,
+        "sliding_window": 16,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+    },
+    "qwen3": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "attention_bias": False,
+        "head_dim": 32,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+    },
+    "gemma3_text": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "attention_bias": False,
+        "head_dim": 32,
+        "hidden_act": ...,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "num_hidden_layers": 3,
+        "query_pre_attn_scalar": 24,
+        "rms_norm_eps": 1e-6,
+        "rope_local_base_freq": 10000.0,
+        "rope_theta": 1000000.0,
+        "sliding_window": 16,
+        "sliding_window_pattern": 3,
+        "tie_word_embeddings": True,
+    },
+}
+"""What each family's config.json says beyond, or instead of, the common fields."""
+
+_TORCH_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+_CHAT_TEMPLATE = """\
+{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}
+{{ message['content'] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+
+_WORDS = "the and that was for with not you this but his from they have had are her which she will would there all one".split()
+
+
+def checkpoint(
+    folder: str | Path,
+    model_type: str = "llama",
+    *,
+    dtype: str = "BF16",
+    shards: int = 1,
+    seed: int = 0,
+    **config_overrides: Any,
+) -> Path:
+    """Write a checkpoint folder and return it.
+
+    Parameters
+    ----------
+    folder : path
+        Created if missing; files in it are overwritten.
+    model_type : str
+        A key of `FAMILIES`.
+    dtype : {"BF16", "F16", "F32"}
+        Of every tensor, as safetensors spells it.
+    shards : int
+        More than one makes `model-0000i-of-0000n.safetensors` and the index.
+    seed : int
+        Other seeds, other weights.
+    **config_overrides
+        Fields of config.json; the value `...` leaves a field out.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = config_of(model_type, torch_dtype=_TORCH_DTYPES[dtype], **config_overrides)
+    _write_json(folder / "config.json", config)
+    tensors = shapes(config)
+    parts = [dict(list(tensors.items())[part::shards]) for part in range(shards)]
+    weight_map: dict[str, str] = {}
+    for number, part in enumerate(parts, start=1):
+        name = "model.safetensors" if shards == 1 else f"model-{number:05}-of-{shards:05}.safetensors"
+        _write_weights(folder / name, part, dtype, seed, zero_centred_norms=model_type.startswith("gemma"))
+        weight_map |= dict.fromkeys(part, name)
+    if shards > 1:
+        size = sum(math.prod(shape) for shape in tensors.values()) * (4 if dtype == "F32" else 2)
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        _write_json(folder / "model.safetensors.index.json", index)
+    write_tokenizer(folder)
+    return folder
+
+
+def config_of(model_type: str = "llama", **overrides: Any) -> dict[str, Any]:
+    """Return the `config.json` of a tiny model; an override `...` leaves its field out."""
+    config = {"model_type": model_type} | _COMMON | FAMILIES[model_type] | overrides
+    return {field: value for field, value in config.items() if value is not ...}
+
+
+def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of every tensor that transformers saves for `config`."""
+    model_type, hidden, intermediate = config["model_type"], config["hidden_size"], config["intermediate_size"]
+    head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
+    queries = config["num_attention_heads"] * head_dim
+    keys = (config.get("num_key_value_heads") or config["num_attention_heads"]) * head_dim
+    linears = {
+        "self_attn.q_proj": (queries, hidden),
+        "self_attn.k_proj": (keys, hidden),
+        "self_attn.v_proj": (keys, hidden),
+        "self_attn.o_proj": (hidden, queries),
+        "mlp.gate_proj": (intermediate, hidden),
+        "mlp.up_proj": (intermediate, hidden),
+        "mlp.down_proj": (hidden, intermediate),
+    }
+    biased = {name for name in linears if config.get("attention_bias" if "attn" in name else "mlp_bias")}
+    if model_type == "qwen2":
+        biased = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
+    norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+    if model_type == "gemma3_text":
+        norms |= {"pre_feedforward_layernorm": hidden, "post_feedforward_layernorm": hidden}
+    if model_type in ("qwen3", "gemma3_text"):
+        norms |= {"self_attn.q_norm": head_dim, "self_attn.k_norm": head_dim}
+
+    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}."
+        tensors |= {f"{prefix}{name}.weight": shape for name, shape in linears.items()}
+        tensors |= {f"{prefix}{name}.bias": shape[:1] for name, shape in linears.items() if name in biased}
+        tensors |= {f"{prefix}{name}.weight": (size,) for name, size in norms.items()}
+    tensors["model.norm.weight"] = (hidden,)
+    if not config["tie_word_embeddings"]:
+        tensors["lm_head.weight"] = (config["vocab_size"], hidden)
+    return tensors
+
+
+def weight(name: str, shape: tuple[int, ...], seed: int = 0, *, zero_centred_norms: bool = False) -> NDArray[Any]:
+    """Return a tensor's random values, float32: matrices `~ 1/sqrt(cols)`, biases `~ 0.3`, norms `~ 1 ± 0.2`.
+
+    Each value is a sum of four 16-bit uniforms from PCG64's raw stream, nearly normal; unlike `Generator.normal`, it is
+    the same in every version of numpy.
+    """
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    raw = np.random.PCG64(int.from_bytes(digest[:16], "little")).random_raw(math.prod(shape))
+    values = raw.view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int64) - 2 * 65535
+    normal = (values / (65536 / math.sqrt(3))).reshape(shape)
+    if len(shape) == 2:
+        return (normal / math.sqrt(shape[1])).astype(np.float32)
+    if name.endswith("bias"):
+        return (0.3 * normal).astype(np.float32)
+    return (0.2 * normal + (0 if zero_centred_norms else 1)).astype(np.float32)
+
+
+def encode_dtype(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
+    """Return float32 values as a checkpoint stores them: float32, float16, or uint16 patterns of bfloat16."""
+    if dtype == "BF16":
+        bits = values.view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return values.astype({"F16": np.float16, "F32": np.float32}[dtype])
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, NDArray[Any]]]) -> None:
+    """Write name -> (safetensors dtype, array) as one file; `dtype` only labels the array's bytes."""
+    header, end = {}, 0
+    for name, (dtype, array) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [end, end + array.nbytes]}
+        end += array.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, array in tensors.values():
+            file.write(np.ascontiguousarray(array).tobytes())
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Write a byte-level BPE tokenizer that puts a BOS before every text, its config, and a ChatML template with BOS."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges: list[tuple[str, str]] = []
+    for word in _WORDS:
+        text = f"Ġ{word}"
+        merges += [(text[:i], text[i]) for i in range(1, len(text)) if (text[:i], text[i]) not in merges]
+    merges = merges[: VOCAB_SIZE - len(SPECIALS) - len(alphabet)]
+    tokens = [*SPECIALS, *alphabet, *(left + right for left, right in merges)]
+    assert len(set(tokens)) == VOCAB_SIZE, len(tokens)
+    tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIALS])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{SPECIALS[0]} $A", pair=f"{SPECIALS[0]} $A $B", special_tokens=[(SPECIALS[0], 0)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer_config = {
+        "bos_token": SPECIALS[0],
+        "eos_token": SPECIALS[3],
+        "model_max_length": 256,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    _write_json(folder / "tokenizer_config.json", tokenizer_config)
+    _write_json(folder / "generation_config.json", {"bos_token_id": 0, "eos_token_id": [1, 3]})
+    (folder / "chat_template.jinja").write_text(_CHAT_TEMPLATE)
+
+
+def _write_weights(
+    path: Path, tensors: Mapping[str, tuple[int, ...]], dtype: str, seed: int, *, zero_centred_norms: bool
+) -> None:
+    def values(name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+        return encode_dtype(weight(name, shape, seed, zero_centred_norms=zero_centred_norms), dtype)
+
+    write_safetensors(path, {name: (dtype, values(name, shape)) for name, shape in tensors.items()})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
