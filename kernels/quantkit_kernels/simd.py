@@ -1,0 +1,741 @@
+"""SIMD vector types for numba: the only file that knows LLVM and the instruction set.
+
+A `Vec` is a small grid of registers, `rows x tokens`, that lives in CPU registers as a numba value. Operations broadcast
+over the grid as numpy does over arrays: `fma(w, x, acc)` with `w` of 2 x 1, `x` of 1 x 4 and `acc` of 2 x 4 registers is
+eight instructions. So a micro-kernel is written once, and the type of its accumulator says how it is blocked.
+
+The functions below take `like`, a vector whose grid the result follows; addresses are int64. Dot products of packed codes are
+the seam between instruction sets (`_Dot`): every set computes the same integers, hence the same bits. Kernels are in
+`matmul.py`, `attention.py`, ...; the decorator that compiles them is in `jit.py`.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic, models, register_model
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+F16, F32 = ir.HalfType(), ir.FloatType()
+ELEMENTS = {"i8": I8, "i16": I16, "i32": I32, "f32": F32}
+LANES = 8
+"""f32 lanes of a register, one for each row of a block."""
+
+
+class Vec(types.Type):
+    """`rows x tokens` registers of `lanes` elements."""
+
+    def __init__(self, element: str, lanes: int, rows: int = 1, tokens: int = 1) -> None:
+        self.element, self.lanes, self.rows, self.tokens = element, lanes, rows, tokens
+        self.register = ir.VectorType(ELEMENTS[element], lanes)
+        super().__init__(name=f"{element}x{lanes}[{rows},{tokens}]")
+
+    @property
+    def count(self) -> int:
+        """Number of registers."""
+        return self.rows * self.tokens
+
+    def with_grid(self, rows: int, tokens: int) -> Vec:
+        """The same registers in another grid."""
+        return Vec(self.element, self.lanes, rows, tokens)
+
+
+@register_model(Vec)
+class _VecModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vec: Vec) -> None:
+        super().__init__(manager, vec, vec.register if vec.count == 1 else ir.ArrayType(vec.register, vec.count))
+
+
+def _f32(rows: int = 1, tokens: int = 1) -> Vec:
+    return Vec("f32", LANES, rows, tokens)
+
+
+def _i32(rows: int = 1, tokens: int = 1) -> Vec:
+    return Vec("i32", LANES, rows, tokens)
+
+
+def _bytes(rows: int = 1, tokens: int = 1) -> Vec:
+    return Vec("i8", 4 * LANES, rows, tokens)
+
+
+# --- code generation ----------------------------------------------------------------------------------------------
+
+
+def _split(builder: Any, vec: Vec, value: Any) -> list[Any]:
+    return [value] if vec.count == 1 else [builder.extract_value(value, i) for i in range(vec.count)]
+
+
+def _join(builder: Any, vec: Vec, registers: list[Any]) -> Any:
+    if vec.count == 1:
+        return registers[0]
+    value = ir.Constant(ir.ArrayType(vec.register, vec.count), ir.Undefined)
+    for i, register in enumerate(registers):
+        value = builder.insert_value(value, register, i)
+    return value
+
+
+def _map(builder: Any, result: Vec, vecs: tuple[Vec, ...], values: tuple[Any, ...], build: Callable[..., Any]) -> Any:
+    """Apply `build(builder, *registers)` at every place of the result's grid; a single row or token is reused."""
+    operands = [_split(builder, vec, value) for vec, value in zip(vecs, values, strict=True)]
+    registers = []
+    for row in range(result.rows):
+        for token in range(result.tokens):
+            places = [(row if v.rows > 1 else 0) * v.tokens + (token if v.tokens > 1 else 0) for v in vecs]
+            registers.append(build(builder, *(parts[i] for parts, i in zip(operands, places, strict=True))))
+    return _join(builder, result, registers)
+
+
+def _broadcast(element: Vec, vecs: tuple[Vec, ...]) -> Vec:
+    return element.with_grid(max(v.rows for v in vecs), max(v.tokens for v in vecs))
+
+
+def _elementwise(arity: int, result: Vec, build: Callable[..., Any]) -> Any:
+    """Make an intrinsic of `arity` vectors whose registers are `build(builder, *registers)`, of `result`'s register type."""
+
+    def typed(*vecs: Vec) -> tuple[Any, Any]:
+        vec = _broadcast(result, vecs)
+
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return _map(builder, vec, vecs, args, build)
+
+        return vec(*vecs), generate
+
+    if arity == 1:
+        return intrinsic(lambda typing, a: typed(a))
+    if arity == 2:
+        return intrinsic(lambda typing, a, b: typed(a, b))
+    return intrinsic(lambda typing, a, b, c: typed(a, b, c))
+
+
+def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
+    """Call an LLVM intrinsic by its full name (`declare_intrinsic` knows no vector types)."""
+    kind = ir.FunctionType(result, [arg.type for arg in args])
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    return builder.call(function, args)
+
+
+def _constant(register: Any, value: Any) -> Any:
+    return ir.Constant(register, [value] * register.count)
+
+
+def _splat(builder: Any, register: Any, scalar: Any) -> Any:
+    undefined = ir.Constant(register, ir.Undefined)
+    lane = builder.insert_element(undefined, scalar, I32(0))
+    return builder.shuffle_vector(lane, undefined, _constant(ir.VectorType(I32, register.count), 0))
+
+
+def _load(builder: Any, kind: Any, address: Any, offset: Any = 0) -> Any:
+    place = builder.add(address, I64(offset) if isinstance(offset, int) else offset)
+    return builder.load(builder.inttoptr(place, kind.as_pointer()), align=1)
+
+
+def _store(builder: Any, value: Any, address: Any, offset: Any = 0) -> None:
+    place = builder.add(address, I64(offset) if isinstance(offset, int) else offset)
+    builder.store(value, builder.inttoptr(place, value.type.as_pointer()), align=1)
+
+
+# --- making and moving vectors ------------------------------------------------------------------------------------
+
+
+@intrinsic(prefer_literal=True)
+def zeros(typing, rows, tokens):
+    """`zeros(2, 4)`: f32 zeros in a grid of 2 x 4 registers; both numbers are literals."""
+    if not (isinstance(rows, types.IntegerLiteral) and isinstance(tokens, types.IntegerLiteral)):
+        return None
+    vec = _f32(rows.literal_value, tokens.literal_value)
+
+    def generate(context, builder, sig, args):
+        return _join(builder, vec, [_constant(vec.register, 0.0)] * vec.count)
+
+    return vec(rows, tokens), generate
+
+
+@intrinsic
+def splat(typing, x):
+    """A number in every lane of one f32 register."""
+    vec = _f32()
+
+    def generate(context, builder, sig, args):
+        return _splat(builder, vec.register, context.cast(builder, args[0], sig.args[0], types.float32))
+
+    return vec(x), generate
+
+
+@intrinsic
+def splat_i32(typing, x):
+    """A whole number in every lane of one i32 register."""
+    vec = _i32()
+
+    def generate(context, builder, sig, args):
+        return _splat(builder, vec.register, context.cast(builder, args[0], sig.args[0], types.int32))
+
+    return vec(x), generate
+
+
+def _column_loader(make: Callable[[int], Vec], kind: Any, convert: Callable[[Any, Any, Any], Any]) -> Any:
+    """A loader of one register for each row of `like`: row i from `address + i * stride`."""
+
+    def load(typing, address, stride, like):
+        vec = make(like.rows)
+
+        def generate(context, builder, sig, args):
+            places = [builder.mul(args[1], I64(i)) for i in range(vec.rows)]
+            loaded = [_load(builder, kind, args[0], place) for place in places]
+            return _join(builder, vec, [convert(builder, x, vec.register) for x in loaded])
+
+        return vec(types.int64, types.int64, like), generate
+
+    return intrinsic(load)
+
+
+def _same(builder: Any, x: Any, register: Any) -> Any:
+    return x
+
+
+def _widen_f16(builder: Any, x: Any, register: Any) -> Any:
+    return builder.fpext(x, register)
+
+
+def _widen_bf16(builder: Any, x: Any, register: Any) -> Any:
+    wide = builder.zext(x, ir.VectorType(I32, LANES))
+    return builder.bitcast(builder.shl(wide, _constant(wide.type, 16)), register)
+
+
+def _widen_i8(builder: Any, x: Any, register: Any) -> Any:
+    return builder.sitofp(builder.sext(x, ir.VectorType(I32, LANES)), register)
+
+
+load_rows_f32 = _column_loader(_f32, ir.VectorType(F32, LANES), _same)
+load_rows_f16 = _column_loader(_f32, ir.VectorType(F16, LANES), _widen_f16)
+load_rows_bf16 = _column_loader(_f32, ir.VectorType(I16, LANES), _widen_bf16)
+load_rows_i8 = _column_loader(_f32, ir.VectorType(I8, LANES), _widen_i8)
+load_rows_bytes = _column_loader(_bytes, ir.VectorType(I8, 4 * LANES), _same)
+
+
+def _loader(vec: Vec, kind: Any, convert: Callable[[Any, Any, Any], Any]) -> Any:
+    def load(typing, address):
+        def generate(context, builder, sig, args):
+            return convert(builder, _load(builder, kind, args[0]), vec.register)
+
+        return vec(types.int64), generate
+
+    return intrinsic(load)
+
+
+load_f32 = _loader(_f32(), ir.VectorType(F32, LANES), _same)
+load_f16 = _loader(_f32(), ir.VectorType(F16, LANES), _widen_f16)
+load_bf16 = _loader(_f32(), ir.VectorType(I16, LANES), _widen_bf16)
+load_i8 = _loader(_f32(), ir.VectorType(I8, LANES), _widen_i8)
+load_bytes = _loader(_bytes(), ir.VectorType(I8, 4 * LANES), _same)
+
+
+def _partial_loader(element: Any, convert: Callable[[Any, Any, Any], Any]) -> Any:
+    """A loader of the first `count >= 1` lanes; the others are zero and their memory is not touched."""
+
+    def load(typing, address, count):
+        vec, source = _f32(), ir.VectorType(element, LANES)
+
+        def generate(context, builder, sig, args):
+            size = element.width // 8 if isinstance(element, ir.IntType) else {F16: 2, F32: 4}[element]
+            value = ir.Constant(source, None)
+            for lane in range(LANES):
+                inside = builder.icmp_signed("<", I64(lane), args[1])
+                x = _load(builder, element, args[0], builder.select(inside, I64(lane * size), I64(0)))
+                value = builder.insert_element(value, builder.select(inside, x, element(0)), I32(lane))
+            return convert(builder, value, vec.register)
+
+        return vec(types.int64, types.int64), generate
+
+    return intrinsic(load)
+
+
+load_partial_f32 = _partial_loader(F32, _same)
+load_partial_f16 = _partial_loader(F16, _widen_f16)
+load_partial_bf16 = _partial_loader(I16, _widen_bf16)
+
+
+def _token_loader(make: Callable[[int], Vec], kind: Any) -> Any:
+    """A loader of one scalar for each token of `like`, token j from `address + j * stride`, repeated in all lanes."""
+
+    def load(typing, address, stride, like):
+        vec = make(like.tokens)
+
+        def generate(context, builder, sig, args):
+            register = ir.VectorType(kind, LANES)
+            places = [builder.mul(args[1], I64(j)) for j in range(vec.tokens)]
+            loaded = [_splat(builder, register, _load(builder, kind, args[0], place)) for place in places]
+            return _join(builder, vec, [builder.bitcast(x, vec.register) for x in loaded])
+
+        return vec(types.int64, types.int64, like), generate
+
+    return intrinsic(load)
+
+
+broadcast_f32 = _token_loader(lambda tokens: _f32(1, tokens), F32)
+broadcast_i32 = _token_loader(lambda tokens: _i32(1, tokens), I32)
+broadcast_dwords = _token_loader(lambda tokens: _bytes(1, tokens), I32)
+
+
+@intrinsic
+def load_grid(typing, address, row_stride, token_stride, like):
+    """The f32 register of row i and token j from `address + i * row_stride + j * token_stride`."""
+
+    def generate(context, builder, sig, args):
+        registers = [
+            _load(builder, like.register, args[0], _place(builder, args[1], args[2], row, token))
+            for row in range(like.rows)
+            for token in range(like.tokens)
+        ]
+        return _join(builder, like, registers)
+
+    return like(types.int64, types.int64, types.int64, like), generate
+
+
+@intrinsic
+def store_grid(typing, address, row_stride, token_stride, value):
+    """Store the register of row i and token j at `address + i * row_stride + j * token_stride`."""
+
+    def generate(context, builder, sig, args):
+        registers = iter(_split(builder, value, args[3]))
+        for row in range(value.rows):
+            for token in range(value.tokens):
+                _store(builder, next(registers), args[0], _place(builder, args[1], args[2], row, token))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, value), generate
+
+
+def _place(builder: Any, row_stride: Any, token_stride: Any, row: int, token: int) -> Any:
+    return builder.add(builder.mul(row_stride, I64(row)), builder.mul(token_stride, I64(token)))
+
+
+@intrinsic
+def store(typing, address, value):
+    """Store one register as it is."""
+
+    def generate(context, builder, sig, args):
+        _store(builder, args[1], args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), generate
+
+
+@intrinsic
+def store_f16(typing, address, value):
+    """Store one f32 register as f16, rounded to nearest even and saturated at +-65504, so that it stays finite."""
+
+    def generate(context, builder, sig, args):
+        limit = 65504.0
+        low = _call(builder, "llvm.minnum.v8f32", value.register, args[1], _constant(value.register, limit))
+        x = _call(builder, "llvm.maxnum.v8f32", value.register, low, _constant(value.register, -limit))
+        _store(builder, builder.fptrunc(x, ir.VectorType(F16, LANES)), args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), generate
+
+
+@intrinsic
+def store_i8(typing, address, value):
+    """Store the low bytes of one i32 register: 8 bytes."""
+
+    def generate(context, builder, sig, args):
+        _store(builder, builder.trunc(args[1], ir.VectorType(I8, LANES)), args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), generate
+
+
+# --- arithmetic ---------------------------------------------------------------------------------------------------
+
+_FLOAT = {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul", operator.truediv: "fdiv"}
+_INTEGER = {operator.add: "add", operator.sub: "sub", operator.mul: "mul"}
+
+
+def _register_operator(op: Any) -> None:
+    """Give numba `op` on two vectors of the same elements."""
+
+    @infer_global(op)
+    class Template(AbstractTemplate):
+        def generic(self, args, keywords):
+            if len(args) == 2 and all(isinstance(arg, Vec) for arg in args) and args[0].element == args[1].element:
+                return signature(_broadcast(args[0], args), *args)
+            return None
+
+    @lower_builtin(op, Vec, Vec)
+    def lower(context, builder, sig, args):
+        name = (_FLOAT if sig.return_type.element == "f32" else _INTEGER)[op]
+        return _map(builder, sig.return_type, sig.args, args, lambda b, x, y: getattr(b, name)(x, y))
+
+
+for _op in _FLOAT:
+    _register_operator(_op)
+
+
+def _named(name: str) -> Callable[..., Any]:
+    return lambda builder, *registers: _call(builder, name, registers[0].type, *registers)
+
+
+fma = _elementwise(3, _f32(), _named("llvm.fma.v8f32"))
+"""`a * b + c`, rounded once."""
+minimum = _elementwise(2, _f32(), _named("llvm.minnum.v8f32"))
+maximum = _elementwise(2, _f32(), _named("llvm.maxnum.v8f32"))
+absolute = _elementwise(1, _f32(), _named("llvm.fabs.v8f32"))
+round_even = _elementwise(1, _f32(), _named("llvm.rint.v8f32"))
+square_root = _elementwise(1, _f32(), _named("llvm.sqrt.v8f32"))
+copysign = _elementwise(2, _f32(), _named("llvm.copysign.v8f32"))
+to_f32 = _elementwise(1, _f32(), lambda b, x: b.sitofp(x, _f32().register))
+to_i32 = _elementwise(1, _i32(), lambda b, x: b.fptosi(x, _i32().register))
+power_of_two = _elementwise(
+    1,
+    _f32(),
+    lambda b, n: b.bitcast(b.shl(b.add(n, _constant(n.type, 127)), _constant(n.type, 23)), _f32().register),
+)
+"""2**n for i32 n in -126..127, by its bits."""
+
+
+def _fold(builder: Any, register: Any, build: Callable[[Any, Any, Any], Any]) -> Any:
+    """Fold the lanes of a register: halves, quarters, eighths; always in this order."""
+    width = register.type.count
+    while width > 1:
+        width //= 2
+        low, high = (
+            builder.shuffle_vector(
+                register, register, ir.Constant(ir.VectorType(I32, width), list(range(start, start + width)))
+            )
+            for start in (0, width)
+        )
+        register = build(builder, low, high)
+    return builder.extract_element(register, I32(0))
+
+
+def _add(builder: Any, x: Any, y: Any) -> Any:
+    return builder.fadd(x, y)
+
+
+def _max(builder: Any, x: Any, y: Any) -> Any:
+    return _call(builder, f"llvm.maxnum.v{x.type.count}f32", x.type, x, y)
+
+
+def _reduction(build: Callable[[Any, Any, Any], Any]) -> Any:
+    def reduce(typing, x):
+        return types.float32(x), lambda context, builder, sig, args: _fold(builder, args[0], build)
+
+    return intrinsic(reduce)
+
+
+sum_lanes = _reduction(_add)
+max_lanes = _reduction(_max)
+
+
+@intrinsic
+def sum_lanes_i32(typing, x):
+    """Sum of the lanes of one i32 register."""
+
+    def generate(context, builder, sig, args):
+        return _call(builder, "llvm.vector.reduce.add.v8i32", I32, args[0])
+
+    return types.int32(x), generate
+
+
+@intrinsic
+def store_sums(typing, address, row_stride, token_stride, value):
+    """Store the sum of lanes (as `sum_lanes`) of row i and token j, one f32, at `address + i * ... + j * ...`."""
+
+    def generate(context, builder, sig, args):
+        registers = iter(_split(builder, value, args[3]))
+        for row in range(value.rows):
+            for token in range(value.tokens):
+                total = _fold(builder, next(registers), _add)
+                _store(builder, total, args[0], _place(builder, args[1], args[2], row, token))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, value), generate
+
+
+@intrinsic
+def blend_first(typing, count, a, b):
+    """Lanes below `count` from `a`, the others from `b`."""
+
+    def generate(context, builder, sig, args):
+        lanes = ir.VectorType(I32, LANES)
+        below = _splat(builder, lanes, builder.trunc(args[0], I32))
+        mask = builder.icmp_signed("<", ir.Constant(lanes, list(range(LANES))), below)
+        return _map(builder, sig.return_type, (a, b), args[1:], lambda bld, x, y: bld.select(mask, x, y))
+
+    return _broadcast(a, (a, b))(types.int64, a, b), generate
+
+
+# --- packed codes: the seam between instruction sets ----------------------------------------------------------------
+
+
+class _Dot:
+    """Dot products of packed codes in plain LLVM vectors: right on every machine, and what the others must equal.
+
+    `u4` multiplies codes 0..15, `i8` codes -127..127, both by int8 activations in -127..127; each sums the 4 bytes of every
+    32-bit lane into its accumulator. A subclass replaces what its instruction set does better.
+    """
+
+    u4 = ("i32", 8)
+    """Register type of the accumulator of `u4`."""
+    scales = ("i32", 8)
+    """Register type of the block scales that `u4_scaled` takes."""
+
+    def load_scales(self, builder: Any, address: Any) -> Any:
+        """8 u8 scales as `scales`."""
+        return builder.zext(_load(builder, ir.VectorType(I8, LANES), address), ir.VectorType(I32, LANES))
+
+    def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+        """`acc` + dot of one chunk."""
+        return self.i8_dot(builder, acc, codes, x)
+
+    def u4_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
+        """Integer product of the dot and the block's scales, i32."""
+        return builder.mul(acc, scales)
+
+    def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+        """`acc` + dot of one chunk, i32."""
+        lanes = ir.VectorType(I32, LANES)
+        codes, x = builder.bitcast(codes, lanes), builder.bitcast(x, lanes)
+        for byte in range(4):
+            up, down = _constant(lanes, 24 - 8 * byte), _constant(lanes, 24)
+            parts = [builder.ashr(builder.shl(v, up), down) for v in (codes, x)]
+            acc = builder.add(acc, builder.mul(*parts))
+        return acc
+
+
+class _DotAvx2(_Dot):
+    """maddubs: u8 x i8 pairs into int16. Sums of 8 products of nibbles stay below 2**15 (8 * 2 * 15 * 127 = 30480)."""
+
+    u4 = ("i16", 16)
+    scales = ("i16", 16)
+    WORDS = ir.VectorType(I16, 16)
+    DWORDS = ir.VectorType(I32, 8)
+
+    def load_scales(self, builder: Any, address: Any) -> Any:
+        wide = super().load_scales(builder, address)
+        return builder.bitcast(builder.or_(wide, builder.shl(wide, _constant(wide.type, 16))), self.WORDS)
+
+    def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+        return builder.add(acc, self._maddubs(builder, codes, x))
+
+    def u4_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
+        # The scale stands in both halves of a lane, so the horizontal sum and the product are one instruction.
+        return _call(builder, "llvm.x86.avx2.pmadd.wd", self.DWORDS, acc, scales)
+
+    def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+        magnitude = _call(builder, "llvm.abs.v32i8", codes.type, codes, I1(0))
+        signed = _call(builder, "llvm.x86.avx2.psign.b", codes.type, x, codes)
+        pairs = self._maddubs(builder, magnitude, signed)
+        return builder.add(acc, _call(builder, "llvm.x86.avx2.pmadd.wd", self.DWORDS, pairs, _constant(self.WORDS, 1)))
+
+    def _maddubs(self, builder: Any, codes: Any, x: Any) -> Any:
+        return _call(builder, "llvm.x86.avx2.pmadd.ub.sw", self.WORDS, codes, x)
+
+
+class _DotVnni(_Dot):
+    """vpdpbusd on 256-bit registers (AVX-512 VNNI with VL): u8 x i8 quadruples straight into int32."""
+
+    def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+        return _call(builder, "llvm.x86.avx512.vpdpbusd.256", acc.type, acc, codes, x)
+
+    def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+        magnitude = _call(builder, "llvm.abs.v32i8", codes.type, codes, I1(0))
+        signed = _call(builder, "llvm.x86.avx2.psign.b", codes.type, x, codes)
+        return self.u4_dot(builder, acc, magnitude, signed)
+
+
+_DOTS: dict[str, tuple[_Dot, tuple[str, ...]]] = {
+    "avx512vnni": (_DotVnni(), ("avx2", "avx512vnni", "avx512vl")),
+    "avx2": (_DotAvx2(), ("avx2",)),
+    "generic": (_Dot(), ()),
+}
+"""Instruction sets, best first, with the CPU features that each needs."""
+
+
+def _choose() -> str:
+    features = llvm.get_host_cpu_features()
+    usable = [name for name, (_, needs) in _DOTS.items() if all(features.get(need) for need in needs)]
+    forced = os.environ.get("QUANTKIT_ISA")
+    if forced and forced not in usable:
+        raise RuntimeError(f"QUANTKIT_ISA={forced}: this machine offers {', '.join(usable)}")
+    return forced or usable[0]
+
+
+ISA = _choose()
+"""The instruction set in use: the best that this machine has, or the one that `QUANTKIT_ISA` names."""
+_DOT = _DOTS[ISA][0]
+
+low_nibbles = _elementwise(1, _bytes(), lambda b, q: b.and_(q, _constant(q.type, 15)))
+"""Codes in the low halves of packed bytes."""
+
+
+def _high(builder: Any, codes: Any) -> Any:
+    words = ir.VectorType(I16, 16)
+    shifted = builder.lshr(builder.bitcast(codes, words), _constant(words, 4))
+    return builder.and_(builder.bitcast(shifted, codes.type), _constant(codes.type, 15))
+
+
+high_nibbles = _elementwise(1, _bytes(), _high)
+"""Codes in the high halves of packed bytes."""
+
+
+def _zero_like(element: str, lanes: int) -> Any:
+    def make(typing, like):
+        vec = Vec(element, lanes, like.rows, like.tokens)
+
+        def generate(context, builder, sig, args):
+            return _join(builder, vec, [_constant(vec.register, 0)] * vec.count)
+
+        return vec(like), generate
+
+    return intrinsic(make)
+
+
+zero_dot_u4 = _zero_like(*_DOT.u4)
+zero_dot_i8 = _zero_like("i32", LANES)
+dot_u4 = _elementwise(3, Vec(*_DOT.u4), _DOT.u4_dot)
+"""`dot_u4(acc, codes, x)`: add the dot products of codes 0..15 with int8 activations."""
+dot_i8 = _elementwise(3, _i32(), _DOT.i8_dot)
+"""`dot_i8(acc, codes, x)`: add the dot products of codes -127..127 with int8 activations."""
+scale_u4 = _elementwise(2, _i32(), _DOT.u4_scaled)
+"""`scale_u4(acc, scales)`: exact integer product of finished dots and block scales, i32."""
+
+
+def _scale_loader(make: Callable[[int], Vec], load_one: Callable[[Any, Any], Any]) -> Any:
+    def load(typing, address, stride, like):
+        vec = make(like.rows)
+
+        def generate(context, builder, sig, args):
+            places = [builder.add(args[0], builder.mul(args[1], I64(i))) for i in range(vec.rows)]
+            return _join(builder, vec, [load_one(builder, place) for place in places])
+
+        return vec(types.int64, types.int64, like), generate
+
+    return intrinsic(load)
+
+
+load_scales_u4 = _scale_loader(lambda rows: Vec(*_DOT.scales, rows), _DOT.load_scales)
+"""Block scales of each row tile, in the form that `scale_u4` takes."""
+load_scales_i32 = _scale_loader(_i32, _Dot().load_scales)
+"""Block scales of each row tile, i32."""
+
+
+# --- scalars, threads, memory -----------------------------------------------------------------------------------------
+
+
+def _scalar_loader(kind: Any, result: Any) -> Any:
+    def load(typing, address):
+        def generate(context, builder, sig, args):
+            return _load(builder, kind, args[0])
+
+        return result(types.int64), generate
+
+    return intrinsic(load)
+
+
+def _scalar_storer(kind: Any, number: Any) -> Any:
+    def put(typing, address, value):
+        def generate(context, builder, sig, args):
+            _store(builder, context.cast(builder, args[1], sig.args[1], number), args[0])
+            return context.get_dummy_value()
+
+        return types.void(types.int64, value), generate
+
+    return intrinsic(put)
+
+
+get_i32 = _scalar_loader(I32, types.int32)
+get_i64 = _scalar_loader(I64, types.int64)
+get_f32 = _scalar_loader(F32, types.float32)
+put_i32 = _scalar_storer(I32, types.int32)
+put_i64 = _scalar_storer(I64, types.int64)
+put_f32 = _scalar_storer(F32, types.float32)
+
+
+@intrinsic
+def atomic_add(typing, address, value):
+    """Add to an i64 at once for all threads; returns what was there before."""
+
+    def generate(context, builder, sig, args):
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], I64.as_pointer()), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def atomic_load(typing, address):
+    """Read an i64 that other threads write; what they wrote before it is visible afterwards."""
+
+    def generate(context, builder, sig, args):
+        return builder.load_atomic(builder.inttoptr(args[0], I64.as_pointer()), "seq_cst", 8)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def atomic_store(typing, address, value):
+    """Write an i64 that other threads read; what was written before it becomes visible with it."""
+
+    def generate(context, builder, sig, args):
+        builder.store_atomic(args[1], builder.inttoptr(args[0], I64.as_pointer()), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def cpu_relax(typing):
+    """Tell the core that this is a waiting loop."""
+
+    def generate(context, builder, sig, args):
+        if "x86" in builder.module.triple or builder.module.triple.startswith("i"):
+            _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+        elif builder.module.triple.startswith(("aarch64", "arm64")):
+            _call(builder, "llvm.aarch64.hint", ir.VoidType(), I32(1))
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def yield_thread(typing):
+    """Let the operating system run another thread (`sched_yield`)."""
+
+    def generate(context, builder, sig, args):
+        _call(builder, "sched_yield", I32)
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def prefetch(typing, address):
+    """Ask for the cache line at `address`, to be read soon; never faults."""
+
+    def generate(context, builder, sig, args):
+        pointer = builder.inttoptr(args[0], I8.as_pointer())
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(3), I32(1))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
+def nanoseconds(typing):
+    """Monotonic time in nanoseconds (`clock_gettime`)."""
+
+    def generate(context, builder, sig, args):
+        pair = builder.alloca(ir.ArrayType(I64, 2))
+        _call(builder, "clock_gettime", I32, I32(1), pair)
+        seconds, rest = (builder.load(builder.gep(pair, [I32(0), I32(i)])) for i in range(2))
+        return builder.add(builder.mul(seconds, I64(1_000_000_000)), rest)
+
+    return types.int64(), generate
