@@ -1,8 +1,8 @@
 """Tiny random checkpoints: whole Hugging Face folders of a few hundred KB, written with numpy and `tokenizers` alone.
 
-They look like downloaded ones (config, safetensors, tokenizer, chat template), so every part of quantkit can be tested on
-them. Weights depend only on the seed and the tensor's name, bit for bit on every platform and numpy version; their scale
-keeps logits of order one. The tensor names and shapes are those of transformers, not those of quantkit's recordings.
+They look like downloaded ones (config, safetensors, tokenizer, chat template), so every part of quantkit can be tested
+on them. Weights depend only on the seed and the tensor's name, bit for bit on every platform and numpy version; their
+scale keeps logits of order one. Tensor names and shapes are those of transformers, not those of quantkit's recordings.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ _CHAT_TEMPLATE = """\
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 
-_WORDS = "the and that was for with not you this but his from they have had are her which she will would there all one".split()
+_WORDS = "the and that was for with not you this but his from they have had are her which she will would there all one"
 
 
 def checkpoint(
@@ -219,10 +219,10 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, NDArray[Any]]
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write a byte-level BPE tokenizer that puts a BOS before every text, its config, and a ChatML template with BOS."""
+    """Write a byte-level BPE tokenizer that puts a BOS before every text, its config, and a ChatML template with one."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges: list[tuple[str, str]] = []
-    for word in _WORDS:
+    for word in _WORDS.split():
         text = f"Ġ{word}"
         merges += [(text[:i], text[i]) for i in range(1, len(text)) if (text[:i], text[i]) not in merges]
     merges = merges[: VOCAB_SIZE - len(SPECIALS) - len(alphabet)]

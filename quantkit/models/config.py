@@ -1,0 +1,169 @@
+"""What `config.json` says of a decoder, read with every field checked.
+
+A family's `Config` inherits `DecoderConfig` and adds its own fields: the name, type and default of a field are those of
+transformers. Values come from a downloaded file and are believed only within bounds, so that no later step meets a
+text where a number should be, or a model of a billion layers. Nothing here knows a family; `rope.py` reads rotary
+parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from quantkit.errors import CheckpointError, UnsupportedError
+
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+"""transformers' name -> the recorder's."""
+
+_EXPECTED = {
+    int: "a whole number from {minimum} to {maximum}",
+    float: "a positive number",
+    bool: "true or false",
+    str: "a text",
+    Mapping: "an object",
+    list: "a list",
+}
+
+
+def bounded(default: Any = dataclasses.MISSING, *, minimum: int = 1, maximum: int = 2**31 - 1) -> Any:
+    """Return a dataclass field for a whole number within bounds."""
+    return field(default=default, metadata={"minimum": minimum, "maximum": maximum})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The fields that all families share; `None` stands for `null` and for missing."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int = bounded(maximum=10_000)
+    num_attention_heads: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10_000.0
+    rope_scaling: Mapping[str, Any] | None = None
+    rope_parameters: Mapping[str, Any] | None = None
+    tie_word_embeddings: bool = False
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Self:
+        """Pick the known fields out of `config.json`.
+
+        Raises
+        ------
+        CheckpointError
+            A field is missing, ill-typed, out of bounds, or does not fit another one; the message names it.
+        """
+        hints = typing.get_type_hints(cls)
+        values = {known.name: _read(config, known, hints[known.name]) for known in dataclasses.fields(cls)}
+        decoder = cls(**values)
+        decoder._check_heads()
+        return decoder
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one head: `head_dim`, or the hidden size's share."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def query_columns(self) -> int:
+        """Columns of the queries, all heads together."""
+        return self.num_attention_heads * self.head_size
+
+    @property
+    def kv_columns(self) -> int:
+        """Columns of the keys, and of the values, all heads together."""
+        return (self.num_key_value_heads or self.num_attention_heads) * self.head_size
+
+    @property
+    def head(self) -> str:
+        """The module of the output projection: the embedding when the two are tied."""
+        return "model.embed_tokens" if self.tie_word_embeddings else "lm_head"
+
+    def _check_heads(self) -> None:
+        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
+        if self.head_dim is None and self.hidden_size % heads:
+            raise CheckpointError(
+                f"config.json: hidden_size {self.hidden_size} does not divide into num_attention_heads {heads}"
+            )
+        if kv_heads is not None and heads % kv_heads:
+            raise CheckpointError(
+                f"config.json: num_attention_heads {heads} is no multiple of num_key_value_heads {kv_heads}"
+            )
+        if self.head_size % 2 or self.head_size > 65_536:
+            raise CheckpointError(f"config.json: head_dim {self.head_size} is not an even number up to 65536")
+
+
+def activation(field_name: str, value: str) -> str:
+    """Return the recorder's name of an activation function; raises `UnsupportedError` for an unknown one."""
+    if value not in _ACTIVATIONS:
+        known = ", ".join(_ACTIVATIONS)
+        raise UnsupportedError(f"config.json: {field_name} {value!r} is not supported; supported are {known}")
+    return _ACTIVATIONS[value]
+
+
+def attention_windows(layer_types: list[Any] | None, default: list[str], sliding_window: int | None) -> tuple[int, ...]:
+    """Return each layer's attention window, 0 where a token sees all tokens before it.
+
+    Parameters
+    ----------
+    layer_types : list of str, optional
+        The config's own: `"sliding_attention"` or `"full_attention"` for each layer.
+    default : list of str
+        Used when the config has none; as long as there are layers.
+    sliding_window : int, optional
+        Tokens that a sliding layer sees, the current one included.
+    """
+    kinds = default if layer_types is None else layer_types
+    if len(kinds) != len(default):
+        raise CheckpointError(f"config.json: layer_types has {len(kinds)} entries for {len(default)} layers")
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise UnsupportedError(
+                f"config.json: layer_types has {kind!r}; supported are full_attention and sliding_attention"
+            )
+    if sliding_window is None and "sliding_attention" in kinds:
+        raise CheckpointError("config.json: layer_types has sliding_attention, but there is no sliding_window")
+    return tuple(sliding_window or 0 if kind == "sliding_attention" else 0 for kind in kinds)
+
+
+def _read(config: Mapping[str, Any], known: dataclasses.Field[Any], hint: Any) -> Any:
+    optional = isinstance(hint, types.UnionType)
+    kind = next(choice for choice in typing.get_args(hint) if choice is not type(None)) if optional else hint
+    kind = typing.get_origin(kind) or kind
+    if known.name not in config:
+        if known.default is dataclasses.MISSING:
+            raise CheckpointError(f"config.json: {known.name} is missing")
+        return known.default
+    value = config[known.name]
+    if value is None and optional:
+        return None
+    bounds = {"minimum": 1, "maximum": 2**31 - 1} | dict(known.metadata)
+    if not _is(kind, value, **bounds):
+        expected = _EXPECTED[kind].format(**bounds)
+        raise CheckpointError(f"config.json: {known.name} is {value!r:.60}, not {expected}")
+    return float(value) if kind is float else value
+
+
+def _is(kind: Any, value: Any, *, minimum: int, maximum: int) -> bool:
+    if kind is int:
+        return type(value) is int and minimum <= value <= maximum
+    if kind is float:
+        return type(value) in (int, float) and 0 < value < math.inf
+    return isinstance(value, kind)
