@@ -1,0 +1,192 @@
+"""From logits to a token: samplers, and the penalties that come before them.
+
+A sampler is any callable `logits -> token`, a logits processor any callable `(tokens, logits) -> logits`; the ones made
+here follow llama.cpp's definitions and order: penalties, top-k, top-p, min-p, temperature. Nothing here knows a model
+or a tokenizer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import GenerationError, OptionError
+
+Logits = NDArray[np.float32]
+"""Unnormalized log-probabilities of the next token: float32 `[vocab_size]`."""
+
+Sampler = Callable[[Logits], int]
+"""Chooses a token by its logits."""
+
+LogitsProcessor = Callable[[Sequence[int], Logits], Logits]
+"""Returns new logits, given all tokens so far, the prompt's included; leaves its arguments as they are."""
+
+_NUCLEUS_FLOORS = (-5.0, -10.0, -math.inf)
+"""How far below the greatest logit top-p looks for its nucleus before it looks at all tokens."""
+
+
+def make_sampler(
+    temp: float = 0.0, top_p: float = 1.0, min_p: float = 0.0, top_k: int = 0, seed: int | None = None
+) -> Sampler:
+    """Make a sampler.
+
+    Parameters
+    ----------
+    temp : float
+        Temperature. 0 always takes the likeliest token (the lowest id among equals) and ignores all the other options.
+    top_p : float
+        Keep the likeliest tokens that together reach this probability (Holtzman et al., 2019), `0 < top_p <= 1`.
+    min_p : float
+        Drop tokens less likely than this share of the likeliest one's probability (Nguyen et al., 2024), 0 to 1.
+    top_k : int
+        Keep this many tokens; 0 keeps all.
+    seed : int or None
+        Of the random numbers. The same seed and logits give the same tokens; None takes a fresh seed. A sampler carries
+        its generator along: make a new one to repeat a text.
+
+    Returns
+    -------
+    callable
+        `logits float32 [vocab_size] -> int`. The filters see probabilities at temperature 1, one after another in the
+        order top-k, top-p, min-p; the temperature applies to what is left (as in llama.cpp). It raises
+        `GenerationError` when the logits are not finite.
+
+    Raises
+    ------
+    OptionError
+        When a value is outside of its range.
+    """
+    _require(_is_number(temp) and temp >= 0, "temp", temp, "a number from 0 (greedy) up")
+    _require(_is_number(top_p) and 0 < top_p <= 1, "top_p", top_p, "above 0 and at most 1 (1 keeps all tokens)")
+    _require(_is_number(min_p) and 0 <= min_p <= 1, "min_p", min_p, "from 0 (keeps all tokens) to 1")
+    _require(_is_whole(top_k) and top_k >= 0, "top_k", top_k, "a whole number from 0 (keeps all tokens) up")
+    _require(seed is None or (_is_whole(seed) and seed >= 0), "seed", seed, "a whole number from 0 up, or None")
+    if temp == 0:
+        return _greedy
+    random = np.random.default_rng(seed)
+
+    def sample(logits: Logits) -> int:
+        tokens, scores = _candidates(logits, top_k, top_p, min_p)
+        cumulative = np.cumsum(np.exp(scores / np.float32(temp)).astype(np.float64))
+        chosen = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
+        return int(tokens[min(int(chosen), len(tokens) - 1)])
+
+    return sample
+
+
+def make_logits_processors(
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    last_n: int = 64,
+) -> list[LogitsProcessor]:
+    """Make the penalties for tokens that were there before.
+
+    Parameters
+    ----------
+    repetition_penalty : float
+        Divides positive logits of such tokens and multiplies negative ones (Keskar et al., 2019); 1 is off.
+    presence_penalty : float
+        Is subtracted once from such a token's logit (OpenAI's definition); 0 is off.
+    frequency_penalty : float
+        Is subtracted for each time that the token was there; 0 is off.
+    last_n : int
+        How many tokens back to look, the prompt's included (llama.cpp's `--repeat-last-n`); -1 looks at all.
+
+    Returns
+    -------
+    list of callable
+        `(tokens, logits) -> logits`; empty when everything is off.
+
+    Raises
+    ------
+    OptionError
+        When a value is outside of its range.
+    """
+    positive = _is_number(repetition_penalty) and repetition_penalty > 0
+    _require(positive, "repetition_penalty", repetition_penalty, "a number above 0 (1 is off)")
+    _require(_is_number(presence_penalty), "presence_penalty", presence_penalty, "a finite number (0 is off)")
+    _require(_is_number(frequency_penalty), "frequency_penalty", frequency_penalty, "a finite number (0 is off)")
+    _require(_is_whole(last_n) and last_n >= -1, "last_n", last_n, "a whole number from 0 up, or -1 for all tokens")
+    if last_n == 0 or (repetition_penalty, presence_penalty, frequency_penalty) == (1, 0, 0):
+        return []
+
+    def penalize(tokens: Sequence[int], logits: Logits) -> Logits:
+        seen, counts = np.unique(np.asarray(tokens[-last_n:] if last_n > 0 else tokens, np.int64), return_counts=True)
+        scores = logits[seen]
+        scores = np.where(scores > 0, scores / repetition_penalty, scores * repetition_penalty)
+        penalized = logits.copy()
+        penalized[seen] = scores - presence_penalty - frequency_penalty * counts
+        return penalized
+
+    return [penalize]
+
+
+def log_softmax(logits: Logits) -> NDArray[np.float32]:
+    """Return the natural logarithms of the probabilities, float32, same shape; the sum is taken in float64."""
+    shifted = logits - logits.max()
+    normalizer = np.float32(math.log(np.exp(shifted).sum(dtype=np.float64)))
+    return np.asarray(shifted - normalizer, np.float32)
+
+
+def _greedy(logits: Logits) -> int:
+    token = int(logits.argmax())
+    _require_finite(float(logits[token]))
+    return token
+
+
+def _candidates(logits: Logits, top_k: int, top_p: float, min_p: float) -> tuple[NDArray[np.int64], Logits]:
+    """Return the tokens that the filters leave, and `logit - greatest logit` of each.
+
+    Sorted by falling logit, then rising id, where a filter needs an order; otherwise by id.
+    """
+    greatest = float(logits.max())
+    _require_finite(greatest)
+    tokens = None
+    scores = logits
+    if 0 < top_k < logits.size:
+        least = np.partition(logits, logits.size - top_k)[logits.size - top_k]
+        tokens = np.flatnonzero(logits >= least)
+        tokens = tokens[np.argsort(-logits[tokens], kind="stable")[:top_k]]
+        scores = logits[tokens]
+    scores = scores - np.float32(greatest)
+    if top_p < 1 or min_p > 0:
+        kept = _likeliest(scores, top_p, math.log(min_p) if min_p > 0 else -math.inf)
+        tokens, scores = kept if tokens is None else tokens[kept], scores[kept]
+    return np.arange(logits.size) if tokens is None else tokens, scores
+
+
+def _likeliest(scores: Logits, top_p: float, least: float) -> NDArray[np.int64]:
+    """Return the indices of the scores above `least`, cut to the likeliest that hold `top_p` of all probability."""
+    if top_p == 1:
+        return np.flatnonzero(scores >= least)
+    weights = np.exp(scores)
+    wanted = top_p * weights.sum(dtype=np.float64)
+    for floor in _NUCLEUS_FLOORS:  # sorting a few thousand tokens is cheap, sorting a vocabulary is not
+        kept = np.flatnonzero(scores >= max(floor, least))
+        if floor <= least or weights[kept].sum(dtype=np.float64) >= wanted:
+            break
+    kept = kept[np.argsort(-scores[kept], kind="stable")]
+    return kept[: int(np.searchsorted(np.cumsum(weights[kept].astype(np.float64)), wanted)) + 1]
+
+
+def _require_finite(greatest: float) -> None:
+    # NaN anywhere makes numpy's max and argmax find it, so looking at the greatest logit is enough.
+    if not math.isfinite(greatest):
+        raise GenerationError(f"the greatest logit is {greatest}: the model's weights or a logits processor are broken")
+
+
+def _require(accepted: bool, option: str, value: object, expected: str) -> None:
+    if not accepted:
+        raise OptionError(f"{option} is {value!r}; expected {expected}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
