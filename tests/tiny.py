@@ -219,7 +219,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, NDArray[Any]]
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write a byte-level BPE tokenizer that puts a BOS before every text, its config, and a ChatML template with one."""
+    """Write a byte-level BPE tokenizer that puts a BOS before every text, its config, and a chat template."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges: list[tuple[str, str]] = []
     for word in _WORDS.split():

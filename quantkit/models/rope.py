@@ -23,7 +23,8 @@ def inverse_frequencies(
 ) -> tuple[float, ...]:
     """Return the angle, in radians per token, by which each pair of channels turns.
 
-    Computed in float32 as transformers does, because at position 100,000 a last bit more or less is seen.
+    Rounded to float32 wherever transformers rounds, because at position 100,000 a last bit is seen. The power is rounded
+    correctly, so it is the same on every machine; torch's may be one unit off.
 
     Parameters
     ----------
@@ -57,7 +58,8 @@ def inverse_frequencies(
     if layer_types := [name for name, value in parameters.items() if isinstance(value, Mapping)]:
         raise UnsupportedError(f"config.json: rope parameters of their own for {', '.join(layer_types)}")
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = np.float32(1) / np.float32(_number(parameters, "rope_theta")) ** exponents
+    powers = _number(parameters, "rope_theta") ** exponents.astype(np.float64)
+    frequencies = np.float32(1) / powers.astype(np.float32)
     return tuple(_SCALINGS[kind](frequencies, parameters).tolist())
 
 
