@@ -23,8 +23,8 @@ def inverse_frequencies(
 ) -> tuple[float, ...]:
     """Return the angle, in radians per token, by which each pair of channels turns.
 
-    Rounded to float32 wherever transformers rounds, because at position 100,000 a last bit is seen. The power is rounded
-    correctly, so it is the same on every machine; torch's may be one unit off.
+    Rounded to float32 wherever transformers rounds, because at position 100,000 a last bit is seen. The power is
+    rounded correctly, so it is the same on every machine; torch's may be one unit off.
 
     Parameters
     ----------

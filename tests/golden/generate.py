@@ -1,0 +1,137 @@
+"""Golden logits: what transformers answers, in float32, on the tiny checkpoints of every case below.
+
+    python tests/golden/generate.py [CASE ...]
+
+writes `CASE.npz` beside this file, with some rows of the logits of one prompt that is longer than every attention
+window. It needs torch and transformers; tests need neither, they read the files. A new architecture adds a row to
+`CASES`.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+HERE = Path(__file__).parent
+
+ROWS = (0, 1, 8, 15, 16, 17, 31, 39)
+"""Tokens whose logits are kept; the windows of the tiny checkpoints are 16 tokens."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tiny checkpoint: its `model_type`, and what its config.json says beyond the family's."""
+
+    model_type: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+# Wavelengths of a tiny head reach from 6 to thousands of tokens: these make all three of llama3's ranges count.
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+CASES = {
+    "llama": Case("llama"),
+    "llama_awkward_sizes": Case(
+        "llama",
+        {
+            "hidden_size": 60,
+            "intermediate_size": 101,
+            "num_attention_heads": 3,
+            "num_key_value_heads": None,
+            "rms_norm_eps": 1e-2,
+            "vocab_size": 331,
+        },
+    ),
+    "llama_biases": Case("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "llama_gelu": Case("llama", {"hidden_act": "gelu", "num_key_value_heads": 1}),
+    "llama_linear_rope": Case("llama", {"rope_scaling": {"type": "linear", "factor": 4.0}}),
+    "llama_llama3_rope": Case("llama", {"rope_scaling": _LLAMA3}),
+    "llama_rope_parameters": Case(
+        "llama", {"rope_theta": ..., "rope_scaling": ..., "rope_parameters": _LLAMA3 | {"rope_theta": 500.0}}
+    ),
+    "mistral": Case("mistral"),
+    "mistral_no_window": Case("mistral", {"sliding_window": None, "head_dim": 24}),
+    "qwen2": Case("qwen2"),
+    "qwen2_window": Case("qwen2", {"use_sliding_window": True}),
+    "qwen3": Case("qwen3"),
+    "qwen3_biases_window": Case(
+        "qwen3",
+        {
+            "attention_bias": True,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 16,
+            "tie_word_embeddings": False,
+            "use_sliding_window": True,
+        },
+    ),
+    "gemma3_text": Case("gemma3_text"),
+    "gemma3_text_linear_rope": Case("gemma3_text", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+    "gemma3_text_rope_parameters": Case(
+        "gemma3_text",
+        {
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "rope_local_base_freq": ...,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 50000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 500.0},
+            },
+            "rope_theta": ...,
+            "sliding_window_pattern": ...,
+        },
+    ),
+}
+
+
+def token_ids(vocab_size: int, length: int = ROWS[-1] + 1) -> list[int]:
+    """Return the prompt of every case."""
+    return [(17 * i * i + 5 * i + 3) % vocab_size for i in range(length)]
+
+
+def checkpoint(folder: Path, case: Case) -> Path:
+    """Write a case's checkpoint, in float32."""
+    import tiny
+
+    return tiny.checkpoint(folder, case.model_type, dtype="F32", **case.overrides)
+
+
+def transformers_logits(folder: Path, prompt: Sequence[int], *, step: int | None = None) -> NDArray[np.float32]:
+    """Return transformers' float32 logits `[T, vocab_size]`, the prompt given whole or `step` tokens at a time."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    cache, parts = None, []
+    with torch.no_grad():
+        for piece in torch.tensor([list(prompt)]).split(step or len(prompt), dim=1):
+            answer = model(piece, past_key_values=cache, use_cache=True)
+            cache = answer.past_key_values
+            parts.append(answer.logits[0].numpy())
+    return np.concatenate(parts)
+
+
+def main(names: Sequence[str]) -> None:
+    """Write the golden files of the named cases, or of all."""
+    sys.path.insert(0, str(HERE.parent))
+    for name in names or CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint(Path(folder), CASES[name])
+            vocab_size = CASES[name].overrides.get("vocab_size", 320)
+            answer = transformers_logits(Path(folder), token_ids(vocab_size))
+        np.savez_compressed(HERE / f"{name}.npz", logits=answer[list(ROWS)])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
