@@ -1,8 +1,8 @@
 """One safetensors file: its header, checked, and its tensors as views into a read-only memory map.
 
 The format is 8 bytes of little-endian header length, a JSON header, and the tensors' bytes without holes
-(https://github.com/huggingface/safetensors#format). Everything the header claims is checked before anything is mapped to
-an array, so a damaged or hostile file ends in an exception that names it. The official numpy bindings are not used
+(https://github.com/huggingface/safetensors#format). Everything the header claims is checked before anything is mapped
+to an array, so a damaged or hostile file ends in an exception that names it. The official numpy bindings are not used
 because they raise on BF16; here BF16 comes out as uint16 bit patterns.
 
 This module knows neither models nor folders: `folder.py` reads checkpoints with it and `packed.py` packed models.
@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.checkpoint.mapped import MappedFile
 from quantkit.errors import CheckpointError, QuantkitError
 
 MAX_HEADER_BYTES = 100_000_000  # the official library's limit
@@ -60,15 +58,9 @@ class SafetensorsFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], error: type[QuantkitError] = CheckpointError) -> None:
-        self.path = Path(path)
-        self._error = error
-        try:
-            with self.path.open("rb") as file:
-                self.size = os.fstat(file.fileno()).st_size
-                raw = self._read_header(file.read(8), file.read)
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as fault:
-            raise self._fault(f"cannot be read: {fault.strerror or fault}") from fault
+        self._file = MappedFile(path, error)
+        self.path, self.size = self._file.path, self._file.size
+        raw = self._read_header()
         content = self._parse(raw)
         self.metadata: Mapping[str, str] = self._check_metadata(content.pop("__metadata__", {}))
         entries = {name: self._check_entry(name, value, 8 + len(raw)) for name, value in content.items()}
@@ -85,56 +77,50 @@ class SafetensorsFile:
         """
         entry = self.header.get(name)
         if entry is None:
-            raise self._fault(f"has no tensor {name!r}")
+            raise self._file.fault(f"has no tensor {name!r}")
         if entry.dtype not in NUMPY:
-            raise self._fault(f"tensor {name!r} has dtype {entry.dtype}, which is not one of {', '.join(NUMPY)}")
-        view: NDArray[Any] = np.ndarray(entry.shape, NUMPY[entry.dtype], buffer=self._map, offset=entry.begin)
-        if not view.flags.aligned:  # the format promises no alignment; what computes on the numbers may need it
-            view = view.copy()
-            view.flags.writeable = False
-        return view
+            raise self._file.fault(f"tensor {name!r} has dtype {entry.dtype}, which is not one of {', '.join(NUMPY)}")
+        return self._file.view(NUMPY[entry.dtype], entry.shape, entry.begin)
 
     def release(self, name: str) -> None:
-        """Give the tensor's mapped pages back to the system; a later access reads them again.
+        """Give the tensor's mapped pages back to the system; a later access reads them again."""
+        self._file.release(self.header[name].begin, self.header[name].end)
 
-        For streaming readers: touched pages count as the process's memory until they are released.
-        """
-        entry = self.header[name]
-        if entry.end > entry.begin:
-            start = entry.begin // mmap.PAGESIZE * mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_DONTNEED, start, entry.end - start)
+    def sample(self, name: str) -> bytes:
+        """Return dtype, shape and 64 bytes from the middle of a tensor, to tell files apart cheaply."""
+        dtype, shape, begin, end = self.header[name]
+        middle = (begin + end) // 2
+        return f"{dtype} {shape}\n".encode() + self._file.bytes[middle : min(middle + 64, end)]
 
-    def _fault(self, message: str) -> QuantkitError:
-        return self._error(f"{self.path}: {message}")
-
-    def _read_header(self, prefix: bytes, read: Any) -> bytes:
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or 8 + length > self.size:
-            raise self._fault(f"is not a safetensors file or truncated: its header does not fit into {self.size} bytes")
+    def _read_header(self) -> bytes:
+        length = int.from_bytes(self._file.bytes[:8], "little")
+        if self.size < 8 or 8 + length > self.size:
+            raise self._file.fault(
+                f"is not a safetensors file or truncated: its header does not fit into {self.size} bytes"
+            )
         if length > MAX_HEADER_BYTES:
-            raise self._fault(f"claims a header of {length} bytes; at most {MAX_HEADER_BYTES} are allowed")
-        header: bytes = read(length)
-        return header
+            raise self._file.fault(f"claims a header of {length} bytes; at most {MAX_HEADER_BYTES} are allowed")
+        return self._file.bytes[8 : 8 + length]
 
     def _parse(self, raw: bytes) -> dict[str, Any]:
         def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             result = dict(pairs)
             if len(result) < len(pairs):
                 (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-                raise self._fault(f"its header names {twice!r} twice")
+                raise self._file.fault(f"its header names {twice!r} twice")
             return result
 
         try:
             content = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
         except (ValueError, RecursionError) as fault:
-            raise self._fault("its header is not JSON; download the file again") from fault
+            raise self._file.fault("its header is not JSON; download the file again") from fault
         if not isinstance(content, dict):
-            raise self._fault("its header is not a JSON object")
+            raise self._file.fault("its header is not a JSON object")
         return content
 
     def _check_metadata(self, value: Any) -> dict[str, str]:
         if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-            raise self._fault("its __metadata__ is not a map of strings to strings")
+            raise self._file.fault("its __metadata__ is not a map of strings to strings")
         return value
 
     def _check_entry(self, name: str, value: Any, data_start: int) -> Entry:
@@ -144,13 +130,13 @@ class SafetensorsFile:
             ):
                 pass
             case _:
-                raise self._fault(f"its header entry for tensor {name!r} is malformed")
+                raise self._file.fault(f"its header entry for tensor {name!r} is malformed")
         if dtype not in BITS:
-            raise self._fault(f"tensor {name!r} has unknown dtype {dtype!r}")
+            raise self._file.fault(f"tensor {name!r} has unknown dtype {dtype!r}")
         if len(shape) > MAX_DIMENSIONS or math.prod(filter(None, shape)) * 8 >= 2**63:
-            raise self._fault(f"tensor {name!r} has the impossible shape {shape[:MAX_DIMENSIONS]}")
+            raise self._file.fault(f"tensor {name!r} has the impossible shape {shape[:MAX_DIMENSIONS]}")
         if (end - begin) * 8 != math.prod(shape) * BITS[dtype]:
-            raise self._fault(
+            raise self._file.fault(
                 f"tensor {name!r} should take {math.prod(shape) * BITS[dtype] // 8} bytes as {dtype} of shape {shape}, "
                 f"its offsets span {end - begin}"
             )
@@ -161,11 +147,11 @@ class SafetensorsFile:
         for name, entry in self.header.items():
             if entry.begin != position:
                 what = "overlaps its neighbour" if entry.begin < position else "leaves a hole before it"
-                raise self._fault(f"tensor {name!r} {what} (offset {entry.begin - data_start})")
+                raise self._file.fault(f"tensor {name!r} {what} (offset {entry.begin - data_start})")
             position = entry.end
         if position > self.size:
-            raise self._fault(
+            raise self._file.fault(
                 f"is truncated: its tensors end at byte {position}, it has {self.size}; download the file again"
             )
         if position < self.size:
-            raise self._fault(f"has {self.size - position} bytes after its last tensor; download the file again")
+            raise self._file.fault(f"has {self.size - position} bytes after its last tensor; download the file again")
