@@ -1,8 +1,8 @@
 """The program: the flat list of operations that a forward pass recorded.
 
 An architecture file calls the methods of `Recorder` as if it computed; each call appends one `Operation`. The result, a
-`Program`, knows every operation in order and every tensor it needs with its shape and role, so the same recording checks
-a checkpoint, plans memory and runs.
+`Program`, knows every operation in order and every tensor it needs with its shape and role, so the same recording
+checks a checkpoint, plans memory and runs.
 
 Nothing is computed here and no file is read. `models/` writes programs; `plan.py` lowers one to the table that the
 compiled interpreter walks; `convert.py` reads only the tensor list.
@@ -85,7 +85,7 @@ class Recorder:
 
     def program(self) -> Program:
         """Return what has been recorded so far; the last operation's output is the logits."""
-        return Program(tuple(self._operations), MappingProxyType(self._tensors))
+        return Program(tuple(self._operations), MappingProxyType(dict(self._tensors)))
 
     def embed(self, module: str, vocab_size: int, hidden_size: int) -> Value:
         """Rows of the embedding table, one per token -> `[T, hidden_size]`."""
@@ -163,6 +163,8 @@ class Recorder:
 
     def gated(self, gate: Value, up: Value, activation: str) -> Value:
         """`activation(gate) * up`, with one of `ACTIVATIONS`."""
+        if gate.columns != up.columns:
+            raise ValueError(f"cannot gate {gate.columns} and {up.columns} columns")
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
         return self._record("gated", (gate, up), gate.columns, activation=activation)
@@ -188,6 +190,8 @@ class Recorder:
         selected: bool = False,
         **parameters: Any,
     ) -> Value:
+        if len({value.selected for value in inputs}) > 1:
+            raise ValueError(f"{name}: only some of the inputs are selected")
         selected = selected or any(value.selected for value in inputs)
         output = Value(len(self._operations), columns, selected)
         self._operations.append(Operation(name, inputs, output, tensors, MappingProxyType(parameters)))

@@ -1,0 +1,150 @@
+"""What `config.json` may say: defaults, both spellings, and hostile values, each refused by its name."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import tiny
+
+from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.models import ARCHITECTURES, context_length, record
+from quantkit.program import Program
+
+FAMILIES = list(tiny.FAMILIES)
+
+
+def windows(program: Program) -> list[int]:
+    return [step.parameters["window"] for step in program.operations if step.name == "attention"]
+
+
+def test_every_architecture_has_a_tiny_checkpoint() -> None:
+    assert set(ARCHITECTURES) == set(tiny.FAMILIES)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_context_length(model_type: str) -> None:
+    assert context_length(tiny.config_of(model_type, max_position_embeddings=77)) == 77
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("field", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"])
+def test_impossible_sizes_are_refused(model_type: str, field: str) -> None:
+    for value in (0, -1, None, "64", 64.0, True, [64], 2**31, math.nan):
+        with pytest.raises(CheckpointError, match=rf"config\.json: {field} is .*, not a whole number from 1 to"):
+            record(tiny.config_of(model_type, **{field: value}))
+
+
+@pytest.mark.parametrize("field", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"])
+def test_missing_sizes_are_named(field: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"config\.json: {field} is missing"):
+        record(tiny.config_of("llama", **{field: ...}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("rms_norm_eps", 0, "a positive number"),
+        ("rms_norm_eps", math.inf, "a positive number"),
+        ("rms_norm_eps", "1e-5", "a positive number"),
+        ("rope_theta", math.nan, "a positive number"),
+        ("rope_theta", None, "a positive number"),
+        ("rope_scaling", ["linear"], "an object"),
+        ("rope_parameters", 3, "an object"),
+        ("hidden_act", None, "a text"),
+        ("tie_word_embeddings", 1, "true or false"),
+        ("attention_bias", "no", "true or false"),
+        ("num_key_value_heads", 0, "a whole number"),
+        ("head_dim", -8, "a whole number"),
+        ("max_position_embeddings", 1.5, "a whole number"),
+        ("num_hidden_layers", 10_001, "a whole number from 1 to 10000"),
+    ],
+)
+def test_ill_typed_fields_are_refused(field: str, value: Any, expected: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"config\.json: {field} is .*, not {expected}"):
+        record(tiny.config_of("llama", **{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"num_attention_heads": 5}, "hidden_size 64 does not divide into num_attention_heads 5"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
+        ({"num_key_value_heads": 8}, "num_attention_heads 4 is no multiple of num_key_value_heads 8"),
+        ({"head_dim": 15}, "head_dim 15 is not an even number up to 65536"),
+        ({"head_dim": 2**30}, "head_dim 1073741824 is not an even number up to 65536"),
+        ({"hidden_size": 2**30, "num_attention_heads": 1, "num_key_value_heads": 1}, "head_dim 1073741824 is not"),
+    ],
+)
+def test_fields_that_contradict_are_refused(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        record(tiny.config_of("llama", **overrides))
+
+
+def test_an_unknown_model_type_lists_what_is_supported() -> None:
+    supported = "gemma3_text, llama, mistral, qwen2, qwen3"
+    with pytest.raises(UnsupportedError, match=rf"model_type 'mamba' is not supported; supported are {supported}"):
+        record(tiny.config_of("llama") | {"model_type": "mamba"})
+    for config in ({}, {"model_type": None}, {"model_type": 3}):
+        with pytest.raises(CheckpointError, match="model_type is missing"):
+            context_length(config)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_an_unknown_activation_lists_what_is_supported(model_type: str) -> None:
+    field = "hidden_activation" if model_type == "gemma3_text" else "hidden_act"
+    with pytest.raises(UnsupportedError, match=rf"{field} 'relu2' is not supported; supported are silu, .*gelu"):
+        record(tiny.config_of(model_type, **{field: "relu2"}))
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_missing_head_dim_may_also_be_null(model_type: str) -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": None}
+    queries = record(tiny.config_of(model_type, head_dim=None, **sizes)).tensors[
+        "model.layers.0.self_attn.k_proj.weight"
+    ]
+    assert queries.shape == (64, 64)
+
+
+def test_mistral_without_a_window() -> None:
+    assert windows(record(tiny.config_of("mistral"))) == [16, 16]
+    assert windows(record(tiny.config_of("mistral", sliding_window=None))) == [0, 0]
+    assert windows(record(tiny.config_of("mistral", sliding_window=...))) == [4096, 4096]
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+def test_qwen_windows(model_type: str) -> None:
+    def layers(**overrides: Any) -> list[int]:
+        return windows(record(tiny.config_of(model_type, sliding_window=16, num_hidden_layers=3, **overrides)))
+
+    assert layers() == [0, 0, 0]
+    assert layers(use_sliding_window=True) == ([0, 16, 16] if model_type == "qwen2" else [0, 0, 0])
+    assert layers(use_sliding_window=True, max_window_layers=0) == [16, 16, 16]
+    mixed = ["sliding_attention", "full_attention", "sliding_attention"]
+    assert layers(use_sliding_window=True, layer_types=mixed) == [16, 0, 16]
+    with pytest.raises(CheckpointError, match="sliding_attention, but there is no sliding_window"):
+        layers(layer_types=mixed)
+    with pytest.raises(CheckpointError, match="layer_types has 2 entries for 3 layers"):
+        layers(layer_types=mixed[:2])
+    with pytest.raises(UnsupportedError, match="layer_types has 'linear_attention'"):
+        layers(layer_types=["full_attention", "full_attention", "linear_attention"])
+
+
+def test_gemma3_windows() -> None:
+    def layers(**overrides: Any) -> list[int]:
+        return windows(record(tiny.config_of("gemma3_text", num_hidden_layers=7, **overrides)))
+
+    assert layers() == [16, 16, 0, 16, 16, 0, 16]
+    assert layers(sliding_window_pattern=...) == [16, 16, 16, 16, 16, 0, 16]
+    assert layers(layer_types=["full_attention"] * 6 + ["sliding_attention"]) == [0] * 6 + [16]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("final_logit_softcapping", 30.0), ("attn_logit_softcapping", 50), ("use_bidirectional_attention", True)],
+)
+def test_gemma3_fields_that_only_work_when_null(field: str, value: Any) -> None:
+    with pytest.raises(UnsupportedError, match=rf"{field} is not supported"):
+        record(tiny.config_of("gemma3_text", **{field: value}))
+    assert record(tiny.config_of("gemma3_text", **{field: None})).vocab_size == tiny.VOCAB_SIZE
