@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import logging
-import os
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -20,9 +17,8 @@ from typing import Any
 import numba
 from numba.core import config
 
+from .cache import cache_root
 from .simd import ISA
-
-logger = logging.getLogger(__name__)
 
 FLAGS = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 """nogil: worker threads run at once. numpy: division has no zero test. No fastmath: results must not depend on its mood."""
@@ -57,23 +53,10 @@ def is_compiled(function: Any) -> bool:
 
 @functools.cache
 def cache_folder() -> Path:
-    """Folder of compiled kernels: `$QUANTKIT_CACHE_DIR/kernels/<hash>`, or a temporary one where that is unwritable."""
-    root = os.environ.get("QUANTKIT_CACHE_DIR") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "quantkit"
-    )
-    folder = Path(root) / "kernels" / _fingerprint()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        # One folder per user, not per process: the next start finds the kernels again.
-        fallback = Path(tempfile.gettempdir()) / f"quantkit-{os.getuid()}" / _fingerprint()
-        fallback.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if fallback.stat().st_uid != os.getuid():
-            fallback = Path(tempfile.mkdtemp(prefix="quantkit-"))
-        logger.warning("cannot keep compiled kernels in %s (%s); using %s", folder, error.strerror, fallback)
-        return fallback
+    """Folder of compiled kernels: `kernels/<hash>` in the user's cache."""
+    folder = cache_root() / "kernels" / _fingerprint()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _fingerprint() -> str:
