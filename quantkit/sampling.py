@@ -24,6 +24,9 @@ Sampler = Callable[[Logits], int]
 LogitsProcessor = Callable[[Sequence[int], Logits], Logits]
 """Returns new logits, given all tokens so far, the prompt's included; leaves its arguments as they are."""
 
+_LEAST_TEMPERATURE = 1e-5
+"""Below this a division by the temperature could overflow, and the likeliest token has all probability anyway."""
+
 _NUCLEUS_FLOORS = (-5.0, -10.0, -math.inf)
 """How far below the greatest logit top-p looks for its nucleus before it looks at all tokens."""
 
@@ -36,7 +39,8 @@ def make_sampler(
     Parameters
     ----------
     temp : float
-        Temperature. 0 always takes the likeliest token (the lowest id among equals) and ignores all the other options.
+        Temperature. 0 (or less than 1e-5) always takes the likeliest token, the lowest id among equals, and ignores all
+        the other options.
     top_p : float
         Keep the likeliest tokens that together reach this probability (Holtzman et al., 2019), `0 < top_p <= 1`.
     min_p : float
@@ -64,15 +68,14 @@ def make_sampler(
     _require(_is_number(min_p) and 0 <= min_p <= 1, "min_p", min_p, "from 0 (keeps all tokens) to 1")
     _require(_is_whole(top_k) and top_k >= 0, "top_k", top_k, "a whole number from 0 (keeps all tokens) up")
     _require(seed is None or (_is_whole(seed) and seed >= 0), "seed", seed, "a whole number from 0 up, or None")
-    if temp == 0:
+    if temp < _LEAST_TEMPERATURE:
         return _greedy
     random = np.random.default_rng(seed)
 
     def sample(logits: Logits) -> int:
         tokens, scores = _candidates(logits, top_k, top_p, min_p)
-        cumulative = np.cumsum(np.exp(scores / np.float32(temp)).astype(np.float64))
-        chosen = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
-        return int(tokens[min(int(chosen), len(tokens) - 1)])
+        chosen = _draw(np.exp(scores / np.float32(temp)), random.random())
+        return chosen if tokens is None else int(tokens[chosen])
 
     return sample
 
@@ -138,8 +141,8 @@ def _greedy(logits: Logits) -> int:
     return token
 
 
-def _candidates(logits: Logits, top_k: int, top_p: float, min_p: float) -> tuple[NDArray[np.int64], Logits]:
-    """Return the tokens that the filters leave, and `logit - greatest logit` of each.
+def _candidates(logits: Logits, top_k: int, top_p: float, min_p: float) -> tuple[NDArray[np.int64] | None, Logits]:
+    """Return the tokens that the filters leave (None: all), and `logit - greatest logit` of each.
 
     Sorted by falling logit, then rising id, where a filter needs an order; otherwise by id.
     """
@@ -156,7 +159,7 @@ def _candidates(logits: Logits, top_k: int, top_p: float, min_p: float) -> tuple
     if top_p < 1 or min_p > 0:
         kept = _likeliest(scores, top_p, math.log(min_p) if min_p > 0 else -math.inf)
         tokens, scores = kept if tokens is None else tokens[kept], scores[kept]
-    return np.arange(logits.size) if tokens is None else tokens, scores
+    return tokens, scores
 
 
 def _likeliest(scores: Logits, top_p: float, least: float) -> NDArray[np.int64]:
@@ -171,6 +174,26 @@ def _likeliest(scores: Logits, top_p: float, least: float) -> NDArray[np.int64]:
             break
     kept = kept[np.argsort(-scores[kept], kind="stable")]
     return kept[: int(np.searchsorted(np.cumsum(weights[kept].astype(np.float64)), wanted)) + 1]
+
+
+def _draw(weights: NDArray[np.float32], uniform: float) -> int:
+    """Return an index with probability proportional to its weight, by inverting the cumulative sum at `uniform`.
+
+    First among runs of weights, then inside of one: a cumulative sum of a whole vocabulary would cost more than the
+    exponentials.
+    """
+    starts = np.arange(0, weights.size, 256)
+    run, within = _invert(np.add.reduceat(weights, starts), uniform)
+    return int(starts[run]) + _invert(weights[starts[run] : starts[run] + 256], within)[0]
+
+
+def _invert(weights: NDArray[np.float32], uniform: float) -> tuple[int, float]:
+    """Return the index that `uniform` (0 to 1) falls on, and where inside of its share (0 to 1)."""
+    cumulative = np.cumsum(weights.astype(np.float64))
+    target = uniform * cumulative[-1]
+    index = min(int(np.searchsorted(cumulative, target, side="right")), int(np.flatnonzero(weights)[-1]))
+    below = cumulative[index - 1] if index else 0.0
+    return index, float((target - below) / weights[index])
 
 
 def _require_finite(greatest: float) -> None:

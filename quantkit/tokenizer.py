@@ -13,6 +13,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,12 @@ TOKENIZER_FILES = (
 )
 """What `Tokenizer` reads; all but the first may be missing."""
 
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")
+"""Special tokens that end a text wherever a vocabulary has them; chat checkpoints often declare only their turns' end."""
+
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|end_of_turn|>", "<|endofturn|>")
-"""Tokens that end a turn. One counts as end of text where the vocabulary has it as an added token *and* the chat
-template writes it: checkpoints often forget to declare it."""
+"""Special tokens that end a turn. They end a text where the chat template writes them; base checkpoints that were
+fine-tuned often forget to declare them."""
 
 _DEFAULTS = {"temperature": 1.0, "top_k": 50}  # of transformers, when a generation_config samples without naming them
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -57,7 +61,7 @@ class Tokenizer:
         Beginning-of-text token that the checkpoint declares.
     eos_token_ids : frozenset of int
         Ids that end a text: all that `generation_config.json`, `config.json` and `tokenizer_config.json` declare, and
-        the `END_OF_TURN` tokens that the chat template writes.
+        the special tokens of `END_OF_TEXT` and, where the chat template writes them, of `END_OF_TURN`.
     generation_defaults : Mapping
         Sampling that `generation_config.json` recommends (`temperature`, `top_k`, `top_p`, `min_p`,
         `repetition_penalty`); empty unless it says `do_sample`.
@@ -68,7 +72,7 @@ class Tokenizer:
         When `tokenizer.json` is missing, or a file is damaged.
     """
 
-    def __init__(self, files: Mapping[str, bytes | Path], origin: str | Path) -> None:
+    def __init__(self, files: Mapping[str, bytes | Path], origin: str | PathLike[str]) -> None:
         source = _Files(files, Path(origin))
         self.file = source.path("tokenizer.json")
         self._tokenizer = _backend(source)
@@ -90,7 +94,7 @@ class Tokenizer:
                 *_ids(generation, "eos_token_id", source.path("generation_config.json")),
                 *_ids(model, "eos_token_id", source.path("config.json")),
                 *self._known([special_tokens.get("eos_token", "")]),
-                *self._end_of_turn({entry.content: token for token, entry in added.items()}),
+                *self._undeclared_ends({entry.content: token for token, entry in added.items() if entry.special}),
             ]
         )
         if not self.eos_token_ids:
@@ -101,7 +105,7 @@ class Tokenizer:
         self.generation_defaults: Mapping[str, float] = _sampling(generation)
 
     @classmethod
-    def from_folder(cls, path: str | Path) -> Tokenizer:
+    def from_folder(cls, path: str | PathLike[str]) -> Tokenizer:
         """Open the tokenizer of a checkpoint or packed folder; raises as the class does."""
         folder = Path(path)
         return cls({name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}, folder)
@@ -177,9 +181,10 @@ class Tokenizer:
         ids = (self._tokenizer.token_to_id(text) for text in texts)
         return [token for token in ids if token is not None]
 
-    def _end_of_turn(self, added: Mapping[str, int]) -> list[int]:
-        written = self._chat_template.source if self._chat_template else ""
-        return [added[text] for text in END_OF_TURN if text in added and text in written]
+    def _undeclared_ends(self, special: Mapping[str, int]) -> list[int]:
+        template = self._chat_template.source if self._chat_template else ""
+        ends = [*END_OF_TEXT, *(text for text in END_OF_TURN if text in template)]
+        return [special[text] for text in ends if text in special]
 
 
 class Detokenizer:
