@@ -180,14 +180,22 @@ def splat_i32(typing, x):
     return vec(x), generate
 
 
-def _column_loader(make: Callable[[int], Vec], kind: Any, convert: Callable[[Any, Any, Any], Any]) -> Any:
-    """A loader of one register for each row of `like`: row i from `address + i * stride`."""
+def _rows(vec: Vec) -> Callable[[Vec], Vec]:
+    return lambda like: vec.with_grid(like.rows, 1)
+
+
+def _tokens(vec: Vec) -> Callable[[Vec], Vec]:
+    return lambda like: vec.with_grid(1, like.tokens)
+
+
+def _strided_loader(make: Callable[[Vec], Vec], kind: Any, convert: Callable[[Any, Any, Any], Any]) -> Any:
+    """A loader of one register for each row, or each token, of `like`: number i from `address + i * stride`."""
 
     def load(typing, address, stride, like):
-        vec = make(like.rows)
+        vec = make(like)
 
         def generate(context, builder, sig, args):
-            places = [builder.mul(args[1], I64(i)) for i in range(vec.rows)]
+            places = [builder.mul(args[1], I64(i)) for i in range(vec.count)]
             loaded = [_load(builder, kind, args[0], place) for place in places]
             return _join(builder, vec, [convert(builder, x, vec.register) for x in loaded])
 
@@ -213,11 +221,12 @@ def _widen_i8(builder: Any, x: Any, register: Any) -> Any:
     return builder.sitofp(builder.sext(x, ir.VectorType(I32, LANES)), register)
 
 
-load_rows_f32 = _column_loader(_f32, ir.VectorType(F32, LANES), _same)
-load_rows_f16 = _column_loader(_f32, ir.VectorType(F16, LANES), _widen_f16)
-load_rows_bf16 = _column_loader(_f32, ir.VectorType(I16, LANES), _widen_bf16)
-load_rows_i8 = _column_loader(_f32, ir.VectorType(I8, LANES), _widen_i8)
-load_rows_bytes = _column_loader(_bytes, ir.VectorType(I8, 4 * LANES), _same)
+load_rows_f32 = _strided_loader(_rows(_f32()), ir.VectorType(F32, LANES), _same)
+load_rows_f16 = _strided_loader(_rows(_f32()), ir.VectorType(F16, LANES), _widen_f16)
+load_rows_bf16 = _strided_loader(_rows(_f32()), ir.VectorType(I16, LANES), _widen_bf16)
+load_rows_i8 = _strided_loader(_rows(_f32()), ir.VectorType(I8, LANES), _widen_i8)
+load_rows_bytes = _strided_loader(_rows(_bytes()), ir.VectorType(I8, 4 * LANES), _same)
+load_tokens_f32 = _strided_loader(_tokens(_f32()), ir.VectorType(F32, LANES), _same)
 
 
 def _loader(vec: Vec, kind: Any, convert: Callable[[Any, Any, Any], Any]) -> Any:
@@ -234,39 +243,58 @@ load_f32 = _loader(_f32(), ir.VectorType(F32, LANES), _same)
 load_f16 = _loader(_f32(), ir.VectorType(F16, LANES), _widen_f16)
 load_bf16 = _loader(_f32(), ir.VectorType(I16, LANES), _widen_bf16)
 load_i8 = _loader(_f32(), ir.VectorType(I8, LANES), _widen_i8)
+load_i32 = _loader(_i32(), ir.VectorType(I32, LANES), _same)
 load_bytes = _loader(_bytes(), ir.VectorType(I8, 4 * LANES), _same)
 
 
-def _partial_loader(element: Any, convert: Callable[[Any, Any, Any], Any]) -> Any:
-    """A loader of the first `count >= 1` lanes; the others are zero and their memory is not touched."""
+def _load_first(builder: Any, element: Any, address: Any, count: Any) -> Any:
+    """The first `count >= 1` of 8 elements; the other lanes are zero and their memory is not touched."""
+    size = element.width // 8 if isinstance(element, ir.IntType) else {F16: 2, F32: 4}[element]
+    value = ir.Constant(ir.VectorType(element, LANES), None)
+    for lane in range(LANES):
+        inside = builder.icmp_signed("<", I64(lane), count)
+        x = _load(builder, element, address, builder.select(inside, I64(lane * size), I64(0)))
+        value = builder.insert_element(value, builder.select(inside, x, element(0)), I32(lane))
+    return value
 
-    def load(typing, address, count):
-        vec, source = _f32(), ir.VectorType(element, LANES)
+
+def _partial_loader(make: Callable[[Vec], Vec], element: Any, convert: Callable[[Any, Any, Any], Any]) -> Any:
+    """As `_strided_loader`, but only the first `count >= 1` lanes; the others are zero."""
+
+    def load(typing, address, stride, count, like):
+        vec = make(like)
 
         def generate(context, builder, sig, args):
-            size = element.width // 8 if isinstance(element, ir.IntType) else {F16: 2, F32: 4}[element]
-            value = ir.Constant(source, None)
-            for lane in range(LANES):
-                inside = builder.icmp_signed("<", I64(lane), args[1])
-                x = _load(builder, element, args[0], builder.select(inside, I64(lane * size), I64(0)))
-                value = builder.insert_element(value, builder.select(inside, x, element(0)), I32(lane))
-            return convert(builder, value, vec.register)
+            places = [builder.add(args[0], builder.mul(args[1], I64(i))) for i in range(vec.count)]
+            loaded = [_load_first(builder, element, place, args[2]) for place in places]
+            return _join(builder, vec, [convert(builder, x, vec.register) for x in loaded])
 
-        return vec(types.int64, types.int64), generate
+        return vec(types.int64, types.int64, types.int64, like), generate
 
     return intrinsic(load)
 
 
-load_partial_f32 = _partial_loader(F32, _same)
-load_partial_f16 = _partial_loader(F16, _widen_f16)
-load_partial_bf16 = _partial_loader(I16, _widen_bf16)
+load_rows_partial_f32 = _partial_loader(_rows(_f32()), F32, _same)
+load_rows_partial_f16 = _partial_loader(_rows(_f32()), F16, _widen_f16)
+load_rows_partial_bf16 = _partial_loader(_rows(_f32()), I16, _widen_bf16)
+load_tokens_partial_f32 = _partial_loader(_tokens(_f32()), F32, _same)
 
 
-def _token_loader(make: Callable[[int], Vec], kind: Any) -> Any:
+@intrinsic
+def load_partial_f32(typing, address, count):
+    """The first `count >= 1` lanes of one f32 register; the others are zero and their memory is not touched."""
+
+    def generate(context, builder, sig, args):
+        return _load_first(builder, F32, args[0], args[1])
+
+    return _f32()(types.int64, types.int64), generate
+
+
+def _scalar_broadcaster(make: Callable[[Vec], Vec], kind: Any) -> Any:
     """A loader of one scalar for each token of `like`, token j from `address + j * stride`, repeated in all lanes."""
 
     def load(typing, address, stride, like):
-        vec = make(like.tokens)
+        vec = make(like)
 
         def generate(context, builder, sig, args):
             register = ir.VectorType(kind, LANES)
@@ -279,9 +307,8 @@ def _token_loader(make: Callable[[int], Vec], kind: Any) -> Any:
     return intrinsic(load)
 
 
-broadcast_f32 = _token_loader(lambda tokens: _f32(1, tokens), F32)
-broadcast_i32 = _token_loader(lambda tokens: _i32(1, tokens), I32)
-broadcast_dwords = _token_loader(lambda tokens: _bytes(1, tokens), I32)
+broadcast_f32 = _scalar_broadcaster(_tokens(_f32()), F32)
+broadcast_dwords = _scalar_broadcaster(_tokens(_bytes()), I32)
 
 
 @intrinsic
@@ -343,14 +370,28 @@ def store_f16(typing, address, value):
 
 
 @intrinsic
-def store_i8(typing, address, value):
-    """Store the low bytes of one i32 register: 8 bytes."""
+def store_bytes(typing, address, stride, value):
+    """Store the low bytes of one i32 register: lanes 0..3 at `address`, lanes 4..7 at `address + stride`."""
 
     def generate(context, builder, sig, args):
-        _store(builder, builder.trunc(args[1], ir.VectorType(I8, LANES)), args[0])
+        packed = builder.bitcast(builder.trunc(args[2], ir.VectorType(I8, LANES)), ir.VectorType(I32, 2))
+        for half, place in enumerate((I64(0), args[1])):
+            _store(builder, builder.extract_element(packed, I32(half)), args[0], place)
         return context.get_dummy_value()
 
-    return types.void(types.int64, value), generate
+    return types.void(types.int64, types.int64, value), generate
+
+
+@intrinsic
+def tokens_of(typing, like):
+    """Number of tokens of a grid, a constant."""
+    return types.int64(like), lambda context, builder, sig, args: I64(like.tokens)
+
+
+@intrinsic
+def rows_of(typing, like):
+    """Number of row registers of a grid, a constant."""
+    return types.int64(like), lambda context, builder, sig, args: I64(like.rows)
 
 
 # --- arithmetic ---------------------------------------------------------------------------------------------------
@@ -609,12 +650,12 @@ scale_u4 = _elementwise(2, _i32(), _DOT.u4_scaled)
 """`scale_u4(acc, scales)`: exact integer product of finished dots and block scales, i32."""
 
 
-def _scale_loader(make: Callable[[int], Vec], load_one: Callable[[Any, Any], Any]) -> Any:
+def _scale_loader(make: Callable[[Vec], Vec], load_one: Callable[[Any, Any], Any]) -> Any:
     def load(typing, address, stride, like):
-        vec = make(like.rows)
+        vec = make(like)
 
         def generate(context, builder, sig, args):
-            places = [builder.add(args[0], builder.mul(args[1], I64(i))) for i in range(vec.rows)]
+            places = [builder.add(args[0], builder.mul(args[1], I64(i))) for i in range(vec.count)]
             return _join(builder, vec, [load_one(builder, place) for place in places])
 
         return vec(types.int64, types.int64, like), generate
@@ -622,9 +663,9 @@ def _scale_loader(make: Callable[[int], Vec], load_one: Callable[[Any, Any], Any
     return intrinsic(load)
 
 
-load_scales_u4 = _scale_loader(lambda rows: Vec(*_DOT.scales, rows), _DOT.load_scales)
+load_scales_u4 = _scale_loader(_rows(Vec(*_DOT.scales)), _DOT.load_scales)
 """Block scales of each row tile, in the form that `scale_u4` takes."""
-load_scales_i32 = _scale_loader(_i32, _Dot().load_scales)
+load_scales_i32 = _scale_loader(_rows(_i32()), _Dot().load_scales)
 """Block scales of each row tile, i32."""
 
 
@@ -714,6 +755,22 @@ def yield_thread(typing):
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+def _semaphore(name: str) -> Any:
+    def operate(typing, address):
+        def generate(context, builder, sig, args):
+            return _call(builder, name, I32, builder.inttoptr(args[0], I8.as_pointer()))
+
+        return types.int32(types.int64), generate
+
+    return intrinsic(operate)
+
+
+semaphore_post = _semaphore("sem_post")
+"""POSIX `sem_post` on an initialized `sem_t`."""
+semaphore_wait = _semaphore("sem_wait")
+"""POSIX `sem_wait`; may return early on a signal."""
 
 
 @intrinsic
