@@ -1,0 +1,173 @@
+"""Matrix products `y = W x (+ bias)`, straight from packed blocks or from float weights.
+
+Every function computes some row tiles (8 rows each) for all tokens of a batch. Each (row, token) is accumulated in one fixed
+order, group after group, whatever the blocking, so results are the same to the last bit for any split of rows or tokens.
+Codes are multiplied as integers, exactly; `blocks.py` specifies them, `activations.py` the packed activations, and
+`simd.py` how a grid of registers is spelt. Which rows a thread computes is `interpreter.py`'s affair.
+"""
+
+from __future__ import annotations
+
+from .activations import RECORD, block_size
+from .jit import jit
+from .simd import (
+    broadcast_dwords,
+    broadcast_f32,
+    dot_i8,
+    dot_u4,
+    fma,
+    get_f32,
+    high_nibbles,
+    load_rows_bf16,
+    load_rows_bytes,
+    load_rows_f16,
+    load_rows_f32,
+    load_rows_i8,
+    load_rows_partial_bf16,
+    load_rows_partial_f16,
+    load_rows_partial_f32,
+    load_scales_i32,
+    load_scales_u4,
+    load_tokens_f32,
+    load_tokens_partial_f32,
+    low_nibbles,
+    put_f32,
+    rows_of,
+    scale_u4,
+    store_grid,
+    store_sums,
+    to_f32,
+    tokens_of,
+    zero_dot_i8,
+    zero_dot_u4,
+    zeros,
+)
+
+INT4_BLOCK, INT8_BLOCK = 144, 264
+"""Bytes of a block, as `blocks.py` specifies them (a test compares)."""
+
+
+@jit
+def _int4_tile(like, weight, row_scales, bias, x, groups, y, y_stride):
+    """One tile of 8 rows times the tokens of `like`, whose registers are zero."""
+    n = tokens_of(like)
+    total, offset = like, like
+    for _ in range(groups):
+        dot = zero_dot_u4(like)
+        for chunk in range(4):
+            codes = load_rows_bytes(weight + 32 * chunk, 0, like)
+            dot = dot_u4(dot, low_nibbles(codes), broadcast_dwords(x + 8 * chunk * n, 4, like))
+            dot = dot_u4(dot, high_nibbles(codes), broadcast_dwords(x + (8 * chunk + 4) * n, 4, like))
+        scaled = to_f32(scale_u4(dot, load_scales_u4(weight + 128, 0, like)))
+        total = fma(scaled, broadcast_f32(x + 32 * n, 4, like), total)
+        offset = fma(load_rows_i8(weight + 136, 0, like), broadcast_f32(x + 36 * n, 4, like), offset)
+        weight += INT4_BLOCK
+        x += RECORD * n
+    total = fma(total, load_rows_f32(row_scales, 0, like), offset * load_rows_f32(row_scales + 32, 0, like))
+    if bias:
+        total = total + load_rows_f32(bias, 0, like)
+    store_grid(y, 0, y_stride, total)
+
+
+@jit
+def _int8_tile(like, weight, row_scales, bias, x, groups, y, y_stride):
+    """As `_int4_tile`."""
+    n = tokens_of(like)
+    total = like
+    for _ in range(groups):
+        dot = zero_dot_i8(like)
+        for chunk in range(8):
+            codes = load_rows_bytes(weight + 32 * chunk, 0, like)
+            dot = dot_i8(dot, codes, broadcast_dwords(x + 4 * chunk * n, 4, like))
+        scaled = to_f32(dot * load_scales_i32(weight + 256, 0, like))
+        total = fma(scaled, broadcast_f32(x + 32 * n, 4, like), total)
+        weight += INT8_BLOCK
+        x += RECORD * n
+    total = total * load_rows_f32(row_scales, 0, like)
+    if bias:
+        total = total + load_rows_f32(bias, 0, like)
+    store_grid(y, 0, y_stride, total)
+
+
+def _packed_linear(tile_kernel, block_bytes, scale_bytes):
+    @jit
+    def linear(first, last, weight, row_scales, bias, columns, x, tokens, y, y_stride):
+        """Row tiles `first` to `last` for all tokens; `x` as `activations.quantize` packed them, `y` f32 rows."""
+        groups = (columns + 31) >> 5
+        for tile in range(first, last):
+            w = weight + tile * groups * block_bytes
+            scales = row_scales + tile * scale_bytes
+            tile_bias = bias + 32 * tile if bias else 0
+            token = 0
+            while token < tokens:
+                n = block_size(token, tokens)
+                block = x + token * groups * RECORD
+                out = y + token * y_stride + 32 * tile
+                if n == 8:
+                    tile_kernel(zeros(1, 8), w, scales, tile_bias, block, groups, out, y_stride)
+                elif n == 4:
+                    tile_kernel(zeros(1, 4), w, scales, tile_bias, block, groups, out, y_stride)
+                else:
+                    tile_kernel(zeros(1, 1), w, scales, tile_bias, block, groups, out, y_stride)
+                token += n
+
+    return linear
+
+
+linear_int4 = _packed_linear(_int4_tile, INT4_BLOCK, 64)
+linear_int8 = _packed_linear(_int8_tile, INT8_BLOCK, 32)
+
+
+def _float_linear(load, load_partial, size):
+    """Weights kept as floats: f32 arithmetic, 8 lanes along the columns, lanes summed at the end."""
+
+    @jit
+    def tile(like, weight, columns, bias, x, x_stride, y, y_stride):
+        row_bytes = columns * size
+        acc = like
+        left = columns
+        while left >= 8:
+            acc = fma(load(weight, row_bytes, like), load_tokens_f32(x, x_stride, like), acc)
+            weight += 8 * size
+            x += 32
+            left -= 8
+        if left:
+            acc = fma(
+                load_partial(weight, row_bytes, left, like), load_tokens_partial_f32(x, x_stride, left, like), acc
+            )
+        store_sums(y, 4, y_stride, acc)
+        if bias:
+            for row in range(rows_of(like)):
+                for token in range(tokens_of(like)):
+                    place = y + 4 * row + token * y_stride
+                    put_f32(place, get_f32(place) + get_f32(bias + 4 * row))
+
+    @jit
+    def linear(first, last, weight, bias, rows, columns, x, x_stride, tokens, y, y_stride):
+        """Row tiles `first` to `last` for all tokens; `x` and `y` f32 rows."""
+        row = 8 * first
+        end = min(8 * last, rows)
+        while row < end:
+            many = end - row >= 4
+            w = weight + row * columns * size
+            row_bias = bias + 4 * row if bias else 0
+            token = 0
+            while token < tokens:
+                source, out = x + token * x_stride, y + token * y_stride + 4 * row
+                if many and tokens - token >= 2:
+                    tile(zeros(4, 2), w, columns, row_bias, source, x_stride, out, y_stride)
+                    token += 2
+                elif many:
+                    tile(zeros(4, 1), w, columns, row_bias, source, x_stride, out, y_stride)
+                    token += 1
+                else:
+                    tile(zeros(1, 1), w, columns, row_bias, source, x_stride, out, y_stride)
+                    token += 1
+            row += 4 if many else 1
+
+    return linear
+
+
+linear_f32 = _float_linear(load_rows_f32, load_rows_partial_f32, 4)
+linear_f16 = _float_linear(load_rows_f16, load_rows_partial_f16, 2)
+linear_bf16 = _float_linear(load_rows_bf16, load_rows_partial_bf16, 2)
