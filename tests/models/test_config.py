@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+from golden.generate import CASES
 
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models import ARCHITECTURES, context_length, record
@@ -148,3 +151,28 @@ def test_gemma3_fields_that_only_work_when_null(field: str, value: Any) -> None:
     with pytest.raises(UnsupportedError, match=rf"{field} is not supported"):
         record(tiny.config_of("gemma3_text", **{field: value}))
     assert record(tiny.config_of("gemma3_text", **{field: None})).vocab_size == tiny.VOCAB_SIZE
+
+
+def as_transformers_saves_it(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    (folder / "config.json").write_text(json.dumps(config))
+    AutoConfig.from_pretrained(folder).save_pretrained(folder)
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("name", CASES)
+def test_transformers_own_spelling_means_the_same(name: str, tmp_path: Path) -> None:
+    config = tiny.config_of(CASES[name].model_type, **CASES[name].overrides)
+    assert record(as_transformers_saves_it(config, tmp_path)) == record(config)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_missing_fields_have_transformers_defaults(model_type: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 128, "intermediate_size": 160, "num_attention_heads": 32, "num_hidden_layers": 40}
+    config = {"model_type": model_type, "vocab_size": 320} | sizes
+    saved = as_transformers_saves_it(config, tmp_path)
+    assert record(saved) == record(config)
+    assert context_length(saved) == context_length(config)
