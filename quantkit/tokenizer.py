@@ -33,7 +33,7 @@ TOKENIZER_FILES = (
 """What `Tokenizer` reads; all but the first may be missing."""
 
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>")
-"""Special tokens that end a text wherever a vocabulary has them; chat checkpoints often declare only their turns' end."""
+"""Special tokens that end a text wherever a vocabulary has them; often only a turn's end is declared."""
 
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|end_of_turn|>", "<|endofturn|>")
 """Special tokens that end a turn. They end a text where the chat template writes them; base checkpoints that were
