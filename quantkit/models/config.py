@@ -9,12 +9,11 @@ parameters.
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 from quantkit.errors import CheckpointError, UnsupportedError
 
@@ -29,7 +28,7 @@ _ACTIVATIONS = {
 
 _EXPECTED = {
     int: "a whole number from {minimum} to {maximum}",
-    float: "a positive number",
+    float: "a positive number that float32 holds",
     bool: "true or false",
     str: "a text",
     Mapping: "an object",
@@ -110,6 +109,11 @@ class DecoderConfig:
             raise CheckpointError(f"config.json: head_dim {self.head_size} is not an even number up to 65536")
 
 
+def is_positive(value: Any) -> TypeGuard[float]:
+    """Whether a value of a config is a number, and a positive normal one of float32, which it is computed with."""
+    return type(value) in (int, float) and 2.0**-126 <= value <= 2.0**127
+
+
 def activation(field_name: str, value: str) -> str:
     """Return the recorder's name of an activation function; raises `UnsupportedError` for an unknown one."""
     if value not in _ACTIVATIONS:
@@ -165,5 +169,5 @@ def _is(kind: Any, value: Any, *, minimum: int, maximum: int) -> bool:
     if kind is int:
         return type(value) is int and minimum <= value <= maximum
     if kind is float:
-        return type(value) in (int, float) and 0 < value < math.inf
+        return is_positive(value)
     return isinstance(value, kind)

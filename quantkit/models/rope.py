@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.models.config import is_positive
 
 _Frequencies = NDArray[np.float32]
 
@@ -58,9 +59,12 @@ def inverse_frequencies(
     if layer_types := [name for name, value in parameters.items() if isinstance(value, Mapping)]:
         raise UnsupportedError(f"config.json: rope parameters of their own for {', '.join(layer_types)}")
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    powers = _number(parameters, "rope_theta") ** exponents.astype(np.float64)
-    frequencies = np.float32(1) / powers.astype(np.float32)
-    return tuple(_SCALINGS[kind](frequencies, parameters).tolist())
+    with np.errstate(all="ignore"):
+        powers = _number(parameters, "rope_theta") ** exponents.astype(np.float64)
+        frequencies = _SCALINGS[kind](np.float32(1) / powers.astype(np.float32), parameters)
+    if not np.isfinite(frequencies).all():
+        raise CheckpointError(f"config.json: the rope parameters {dict(parameters)!r:.200} are out of float32's range")
+    return tuple(frequencies.tolist())
 
 
 def _default(frequencies: _Frequencies, parameters: Mapping[str, Any]) -> _Frequencies:
@@ -95,6 +99,6 @@ _SCALINGS: dict[str, Callable[[_Frequencies, Mapping[str, Any]], _Frequencies]] 
 
 def _number(parameters: Mapping[str, Any], name: str) -> float:
     value = parameters.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if not is_positive(value):
         raise CheckpointError(f"config.json: the rope parameter {name} is {value!r:.60}, not a positive number")
     return float(value)

@@ -51,6 +51,8 @@ def test_missing_sizes_are_named(field: str) -> None:
         ("rms_norm_eps", 0, "a positive number"),
         ("rms_norm_eps", math.inf, "a positive number"),
         ("rms_norm_eps", "1e-5", "a positive number"),
+        ("rms_norm_eps", 10**400, "a positive number"),
+        ("rms_norm_eps", 1e-60, "a positive number"),
         ("rope_theta", math.nan, "a positive number"),
         ("rope_theta", None, "a positive number"),
         ("rope_scaling", ["linear"], "an object"),

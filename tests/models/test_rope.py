@@ -70,10 +70,15 @@ def test_other_types_are_refused_with_a_list(kind: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"])
-@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "8", True, None])
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, 10**400, "8", True, None])
 def test_hostile_parameters_are_refused(name: str, value: Any) -> None:
     with pytest.raises(CheckpointError, match=f"the rope parameter {name} is"):
         inverse_frequencies(64, 1e4, LLAMA3 | {name: value}, 8192)
+
+
+def test_frequencies_beyond_float32_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="out of float32's range"):
+        inverse_frequencies(64, 1e-30, {"type": "linear", "factor": 1e-30}, 8192)
 
 
 def test_missing_parameters_are_named() -> None:
