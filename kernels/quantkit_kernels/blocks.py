@@ -1,0 +1,176 @@
+"""Block kinds: what a packed weight's bytes mean. This file is the specification; it needs numpy alone.
+
+Everything is little-endian. A packed matrix is a grid of blocks of 8 rows x 32 columns: the 8 lanes of a 256-bit register
+each own a row, so a dot product needs no horizontal sums and one broadcast activation serves eight rows. The bytes on disk
+are the kernels' layout. Rows and columns that do not fill a block are padded with zeros; the true shape stands elsewhere.
+
+`int4`, 144 bytes, 4.5 bits a weight::
+
+    w[r, k] = row_scale[r] * scale[r, g] * code[r, k] + row_min[r] * min[r, g]        g = k // 32
+
+    byte 32*c + 4*r + j   c 0..3, r 0..7, j 0..3      bits 0..3  code[r, 8*c + j]         codes 0..15
+                                                      bits 4..7  code[r, 8*c + 4 + j]
+    byte 128 + r          scale[r, g]    u8  0..255
+    byte 136 + r          min[r, g]      i8  -127..127
+    row scales            f32 [2, 8]     row_scale of the 8 rows, then row_min
+
+`int8`, 264 bytes, 8.25 bits a weight::
+
+    w[r, k] = row_scale[r] * scale[r, g] * code[r, k]
+
+    byte 32*c + 4*r + j   c 0..7, r 0..7, j 0..3      code[r, 4*c + j]    i8  -127..127, never -128
+    byte 256 + r          scale[r, g]    u8  0..255
+    row scales            f32 [1, 8]
+
+`f16`, `bf16` and `f32` are plain row-major numbers; numpy has no bf16, so its bit patterns are carried as uint16.
+
+`matmul.py` computes with these bytes, `search.py` finds codes and scales; both are tested against the functions below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROWS, COLUMNS = 8, 32
+"""Rows and columns of a block."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the numbers of a tensor are stored.
+
+    Attributes
+    ----------
+    code : int
+        Names the kind in the interpreter's table.
+    storage : str
+        dtype of its data in a safetensors file.
+    bits : float
+        Bits of a weight, without row scales.
+    block_bytes : int
+        Bytes of a block; 0 for plain numbers.
+    scales : int
+        f32 numbers for each row.
+    """
+
+    name: str
+    code: int
+    storage: str
+    bits: float
+    block_bytes: int = 0
+    scales: int = 0
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        kind.name: kind
+        for kind in (
+            Kind("f32", 0, "F32", 32),
+            Kind("f16", 1, "F16", 16),
+            Kind("bf16", 2, "BF16", 16),
+            Kind("int8", 3, "U8", 8.25, block_bytes=264, scales=1),
+            Kind("int4", 4, "U8", 4.5, block_bytes=144, scales=2),
+        )
+    }
+)
+assert all(8 * kind.block_bytes == kind.bits * ROWS * COLUMNS for kind in KINDS.values() if kind.block_bytes)
+
+
+def grid(rows: int, columns: int) -> tuple[int, int]:
+    """Blocks down and across that hold `rows` x `columns` weights."""
+    return -(-rows // ROWS), -(-columns // COLUMNS)
+
+
+def expected_shapes(kind: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Shapes of a tensor's data and row scales (None for plain numbers), by its true shape.
+
+    Raises `ValueError` for a block kind whose shape is not `(rows, columns)`.
+    """
+    spec = KINDS[kind]
+    if not spec.block_bytes:
+        return shape, None
+    if len(shape) != 2:
+        raise ValueError(f"{kind} holds matrices, not shape {shape}")
+    tiles, groups = grid(*shape)
+    return (tiles, groups, spec.block_bytes), (tiles, spec.scales, ROWS)
+
+
+def pack_int4(codes: NDArray[np.uint8], scales: NDArray[np.uint8], mins: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Pack codes `[R, C]` (0..15), scales and mins `[R, ceil(C/32)]` -> uint8 `[ceil(R/8), ceil(C/32), 144]`."""
+    codes = _blocked(codes).reshape(*_tiles(codes), ROWS, 4, 2, 4)  # tile, group, row, chunk, half, byte
+    packed = codes[..., 0, :] | codes[..., 1, :] << 4
+    packed = packed.transpose(0, 1, 3, 2, 4).reshape(*packed.shape[:2], 128)
+    return np.concatenate([packed, _lanes(scales), _lanes(mins.view(np.uint8))], axis=-1)
+
+
+def unpack_int4(blocks: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int8]]:
+    """Return codes `[8*tiles, 32*groups]`, scales and mins `[8*tiles, groups]` of blocks, padding included."""
+    tiles, groups, _ = blocks.shape
+    packed = blocks[..., :128].reshape(tiles, groups, 4, ROWS, 4)  # tile, group, chunk, row, byte
+    codes = np.stack([packed & 15, packed >> 4], axis=-2)  # ..., row, half, byte
+    codes = codes.transpose(0, 3, 1, 2, 4, 5).reshape(ROWS * tiles, COLUMNS * groups)
+    return codes, _rows(blocks[..., 128:136]), _rows(blocks[..., 136:144]).view(np.int8)
+
+
+def pack_int8(codes: NDArray[np.int8], scales: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pack codes `[R, C]` (-127..127) and scales `[R, ceil(C/32)]` -> uint8 `[ceil(R/8), ceil(C/32), 264]`."""
+    bytes_ = _blocked(codes.view(np.uint8)).reshape(*_tiles(codes), ROWS, 8, 4)  # tile, group, row, chunk, byte
+    packed = bytes_.transpose(0, 1, 3, 2, 4).reshape(*bytes_.shape[:2], 256)
+    return np.concatenate([packed, _lanes(scales)], axis=-1)
+
+
+def unpack_int8(blocks: NDArray[np.uint8]) -> tuple[NDArray[np.int8], NDArray[np.uint8]]:
+    """Return codes `[8*tiles, 32*groups]` and scales `[8*tiles, groups]` of blocks, padding included."""
+    tiles, groups, _ = blocks.shape
+    packed = blocks[..., :256].reshape(tiles, groups, 8, ROWS, 4)  # tile, group, chunk, row, byte
+    codes = packed.transpose(0, 3, 1, 2, 4).reshape(ROWS * tiles, COLUMNS * groups)
+    return codes.view(np.int8), _rows(blocks[..., 256:264])
+
+
+def dequantize(
+    kind: str, data: NDArray[Any], row_scales: NDArray[np.float32] | None, shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Return the weights that a tensor stands for, f32 of `shape`: what every kernel is measured against."""
+    if kind == "bf16":
+        return (data.astype(np.uint32) << 16).view(np.float32).reshape(shape)
+    if row_scales is None:
+        return data.astype(np.float32).reshape(shape)
+    scales_of_rows = row_scales.transpose(1, 0, 2).reshape(row_scales.shape[1], -1, 1)
+    if kind == "int4":
+        codes, scales, mins = unpack_int4(data)
+        offset = np.repeat(scales_of_rows[1] * mins, COLUMNS, axis=1)
+    else:
+        codes, scales = unpack_int8(data)
+        offset = np.float32(0)
+    weights = np.repeat(scales_of_rows[0] * scales, COLUMNS, axis=1) * codes + offset
+    return np.ascontiguousarray(weights[: shape[0], : shape[1]], np.float32)
+
+
+def _tiles(codes: NDArray[Any]) -> tuple[int, int]:
+    return grid(*codes.shape)
+
+
+def _blocked(codes: NDArray[Any]) -> NDArray[Any]:
+    """`[R, C]` -> `[tiles, groups, 8, 32]`, padded with zeros."""
+    rows, columns = codes.shape
+    tiles, groups = grid(rows, columns)
+    padded = np.pad(codes, ((0, ROWS * tiles - rows), (0, COLUMNS * groups - columns)))
+    return np.ascontiguousarray(padded.reshape(tiles, ROWS, groups, COLUMNS).transpose(0, 2, 1, 3))
+
+
+def _lanes(values: NDArray[Any]) -> NDArray[Any]:
+    """`[R, G]` -> `[tiles, G, 8]`, padded with zeros."""
+    rows, groups = values.shape
+    tiles = grid(rows, 1)[0]
+    return np.pad(values, ((0, ROWS * tiles - rows), (0, 0))).reshape(tiles, ROWS, groups).transpose(0, 2, 1)
+
+
+def _rows(lanes: NDArray[Any]) -> NDArray[Any]:
+    """The opposite of `_lanes`, padding kept."""
+    return np.ascontiguousarray(lanes.transpose(0, 2, 1)).reshape(-1, lanes.shape[1])
