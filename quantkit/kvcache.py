@@ -1,0 +1,109 @@
+"""The KV cache: pages of positions, and the sequences that own them.
+
+A page holds `PAGE` consecutive positions of one sequence for all layers; how its bytes are laid out is the business of
+`quantkit_kernels.attention`, which is told addresses. `engine.py` makes room before a pass; nothing is copied when a
+sequence grows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import GenerationError
+from quantkit_kernels.attention import PAGE, page_bytes
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """What a position needs: layers, KV heads, channels of a head, and the kind (`f16`, `f32`) of its numbers."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    kind: str
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page of `PAGE` positions."""
+        return page_bytes(self.kind, self.layers, self.kv_heads, self.head_dim)
+
+
+class PagePool:
+    """Hands out zeroed or used pages, and keeps those that sequences give back."""
+
+    def __init__(self, shape: CacheShape) -> None:
+        self.shape = shape
+        self._free: list[NDArray[np.uint8]] = []
+
+    def take(self) -> NDArray[np.uint8]:
+        """Return a page; what earlier sequences left in it is never read."""
+        if self._free:
+            return self._free.pop()
+        memory = np.zeros(self.shape.page_bytes + ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % ALIGNMENT
+        return memory[start : start + self.shape.page_bytes]
+
+    def give_back(self, pages: list[NDArray[np.uint8]]) -> None:
+        """Keep pages for the next sequence."""
+        self._free += pages
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One text in the making: the keys and values of its tokens so far.
+
+    Close it, or use it as a context manager, to hand its memory to the next sequence.
+
+    Attributes
+    ----------
+    length : int
+        Tokens in the cache.
+    """
+
+    pool: PagePool
+    limit: int
+    length: int = 0
+    table: NDArray[np.int64] = field(init=False)
+    """Addresses of the pages, as the kernels read them."""
+    _pages: list[NDArray[np.uint8]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.table = np.zeros(-(-self.limit // PAGE), np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of cache that the sequence holds."""
+        return len(self._pages) * self.pool.shape.page_bytes
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` more; raises `GenerationError` when the context does not hold them."""
+        needed = self.length + tokens
+        if needed > self.limit:
+            raise GenerationError(
+                f"{needed} tokens do not fit the context of {self.limit} ({self.length} are in it); "
+                "shorten the prompt or ask for fewer tokens"
+            )
+        while len(self._pages) * PAGE < needed:
+            page = self.pool.take()
+            self.table[len(self._pages)] = page.ctypes.data
+            self._pages.append(page)
+
+    def close(self) -> None:
+        """Forget the tokens and give the pages back."""
+        self.pool.give_back(self._pages)
+        self._pages = []
+        self.length = 0
+
+    def __enter__(self) -> Sequence:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,67 @@
+"""From a folder to a model and its tokenizer.
+
+Packed folders run from their packed bytes; a downloaded checkpoint runs too, in f32 arithmetic straight from its 16-bit weights:
+slower, and what quality is measured against.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from quantkit import models
+from quantkit.checkpoint import open_checkpoint
+from quantkit.engine import Model
+from quantkit.errors import OptionError
+from quantkit.machine import usable_cores
+from quantkit.packed import is_packed, open_packed
+from quantkit.tensors import WeightSource
+from quantkit.tokenizer import Tokenizer
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    kv_dtype: str = "f16",
+) -> Model:
+    """Open a model folder (or GGUF file) without its tokenizer.
+
+    Parameters
+    ----------
+    path : path
+        A packed folder, a Hugging Face checkpoint folder or a GGUF file.
+    threads : int, optional
+        Default: the physical cores that this process may use.
+    context : int, optional
+        Tokens that a sequence may hold; default: what the model was made for.
+    kv_dtype : {"f16", "f32"}
+        Precision of the KV cache.
+
+    Raises
+    ------
+    QuantkitError
+        The folder is damaged, incomplete or of a kind that quantkit does not run; the message names file and cause.
+    """
+    source: WeightSource
+    if is_packed(path):
+        source = packed = open_packed(path)
+        program = models.record(packed.config)
+        packed.check(program)
+    else:
+        source = checkpoint = open_checkpoint(path)
+        program = models.record(checkpoint.config)
+        checkpoint.check(program)
+    longest = models.context_length(source.config)
+    if context is not None and not 1 <= context <= longest:
+        raise OptionError(f"context: {context} is not in 1..{longest}, which {Path(path).name} was made for")
+    return Model(
+        program, source, context_length=context or longest, threads=threads or usable_cores(), kv_kind=kv_dtype
+    )
+
+
+def load(path: str | os.PathLike[str], **options: object) -> tuple[Model, Tokenizer]:
+    """Open a model folder with its tokenizer; options as `load_model`."""
+    tokenizer = Tokenizer.from_folder(path)
+    return load_model(path, **options), tokenizer  # type: ignore[arg-type]

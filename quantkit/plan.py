@@ -1,0 +1,299 @@
+"""From a recorded program to the table that the compiled interpreter walks.
+
+Lowering makes four decisions, each once for a model: activations are quantized once for all packed matrices that read them; keys
+and values are stored before they are attended to; values whose lives do not overlap share memory; and threads meet only
+where one reads what another wrote. `program.py` says what is computed, `quantkit_kernels.table` what a row means, and
+`engine.py` runs the result. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.program import ACTIVATIONS, Operation, Program, Value
+from quantkit_kernels.blocks import KINDS, grid
+from quantkit_kernels.table import FIELDS, FLOATS, SHARED, Field, Opcode
+
+LINE_FLOATS = 16
+"""Rows of values are padded to whole cache lines of f32."""
+CHUNK_BYTES = 64 * 1024
+"""Weights that a thread takes at once: long enough to stream, short enough that threads finish together."""
+ACTIVATION_RECORD = 40
+"""Bytes of a quantized group of 32 activations (`quantkit_kernels.activations.RECORD`)."""
+
+
+@dataclass(eq=False)
+class Buffer:
+    """Memory of one value: `token_bytes` for each token of a batch; none for what lives elsewhere (logits, KV cache)."""
+
+    token_bytes: int = 0
+    slot: int = -1
+    """Which piece of the arena holds it."""
+
+
+@dataclass
+class Step:
+    """One row of the table, before addresses are known."""
+
+    opcode: Opcode
+    output: Buffer
+    inputs: tuple[Buffer, ...]
+    wanted: bool = False
+    weight: str | None = None
+    bias: str | None = None
+    numbers: dict[Field, int | float] = field(default_factory=dict)
+    barrier: bool = False
+    name: str = ""
+    """Module or operation, for people."""
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Where a tensor lies: addresses of checked memory that somebody keeps alive."""
+
+    kind: str
+    data: int
+    row_scales: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in order, and the size in bytes per token of each slot of the arena."""
+
+    steps: tuple[Step, ...]
+    slots: tuple[int, ...]
+
+    @property
+    def barriers(self) -> int:
+        """Barriers inside one pass; one more ends it."""
+        return sum(step.barrier for step in self.steps)
+
+    def arena_bytes(self, capacity: int) -> int:
+        """Bytes of memory for batches of up to `capacity` tokens."""
+        return sum(self.slots) * capacity
+
+    def table(self, weights: Mapping[str, Weight], arena: int, capacity: int, threads: int) -> NDArray[np.int64]:
+        """Fill in addresses -> int64 `[steps, FIELDS]`."""
+        starts = arena + capacity * np.concatenate([[0], np.cumsum(self.slots)])
+        table = np.zeros((len(self.steps), FIELDS), np.int64)
+        for row, step in zip(table, self.steps, strict=True):
+            row[Field.OPCODE], row[Field.BARRIER], row[Field.WANTED] = step.opcode, step.barrier, step.wanted
+            places = ((Field.OUT, step.output), *zip((Field.A, Field.B), step.inputs, strict=False))
+            for place, buffer in places:
+                if buffer.slot >= 0:
+                    row[place], row[place + 1] = starts[buffer.slot], buffer.token_bytes
+            if step.weight is not None:
+                weight = weights[step.weight]
+                row[Field.WEIGHT], row[Field.ROW_SCALES] = weight.data, weight.row_scales
+                row[Field.KIND] = KINDS[weight.kind].code
+            if step.bias is not None:
+                row[Field.BIAS] = weights[step.bias].data
+            for place, number in step.numbers.items():
+                row[place] = np.float32(number).view(np.int32) if place in FLOATS else number
+            if step.opcode is Opcode.LINEAR:
+                row[Field.CHUNK] = _chunk(step, KINDS[weights[step.weight or ""].kind].bits, threads)
+        return table
+
+
+def _chunk(step: Step, bits: float, threads: int) -> int:
+    tiles = grid(int(step.numbers[Field.ROWS]), 1)[0]
+    tile_bytes = step.numbers[Field.COLUMNS] * bits
+    return max(1, min(int(CHUNK_BYTES // tile_bytes), tiles // (4 * threads)))
+
+
+def plan(program: Program, kinds: Mapping[str, str]) -> Plan:
+    """Lower a program.
+
+    Parameters
+    ----------
+    program : Program
+        The recorded forward pass.
+    kinds : mapping of str to str
+        The kind of each of its tensors: packed kinds take quantized activations.
+    """
+    steps = _Lowering(program, kinds).steps
+    slots = _assign_slots(steps)
+    _place_barriers(steps)
+    return Plan(tuple(steps), tuple(slots))
+
+
+class _Lowering:
+    """Turns operations into steps, one method for each operation that is more than a row."""
+
+    def __init__(self, program: Program, kinds: Mapping[str, str]) -> None:
+        self.steps: list[Step] = []
+        self._kinds = kinds
+        self._logits = program.logits
+        self._buffers: dict[int, Buffer] = {}
+        self._quantized: dict[int, Buffer] = {}
+        self._caches: dict[int, Buffer] = {}
+        for operation in program.operations:
+            getattr(self, f"_{operation.name}", self._simple)(operation)
+
+    def _buffer(self, value: Value) -> Buffer:
+        if value.index == self._logits.index:
+            return self._buffers.setdefault(value.index, Buffer())
+        columns = -(-value.columns // LINE_FLOATS) * LINE_FLOATS
+        return self._buffers.setdefault(value.index, Buffer(4 * columns))
+
+    def _append(
+        self,
+        opcode: Opcode,
+        operation: Operation,
+        inputs: Sequence[Value],
+        numbers: dict[Field, int | float],
+        weight: str | None = None,
+    ) -> None:
+        output = self._buffer(operation.output)
+        buffers = tuple(self._buffer(value) for value in inputs)
+        name = operation.tensors[0] if operation.tensors else operation.name
+        self.steps.append(
+            Step(opcode, output, buffers, operation.output.selected, weight, numbers=numbers, name=name)
+        )
+
+    def _simple(self, operation: Operation) -> None:
+        opcode, names = _SIMPLE[operation.name]
+        numbers: dict[Field, int | float] = {Field.COLUMNS: operation.output.columns}
+        numbers |= {place: operation.parameters[name] for name, place in names.items()}
+        weight = operation.tensors[0] if operation.tensors else None
+        self._append(opcode, operation, operation.inputs, numbers, weight)
+
+    def _gated(self, operation: Operation) -> None:
+        activation = ACTIVATIONS.index(operation.parameters["activation"])
+        numbers: dict[Field, int | float] = {Field.COLUMNS: operation.output.columns, Field.GROUP: activation}
+        self._append(Opcode.GATED, operation, operation.inputs, numbers)
+
+    def _rope(self, operation: Operation) -> None:
+        x, rotation = operation.inputs
+        numbers: dict[Field, int | float] = {Field.COLUMNS: x.columns, Field.SIZE: rotation.columns}
+        self._append(Opcode.ROPE, operation, operation.inputs, numbers)
+
+    def _rotation(self, operation: Operation) -> None:
+        frequencies = operation.parameters["inverse_frequencies"]
+        numbers: dict[Field, int | float] = {
+            Field.SIZE: len(frequencies),
+            Field.FACTOR: operation.parameters["factor"],
+        }
+        self._append(Opcode.ROTATION, operation, (), numbers, rotation_name(operation))
+
+    def _linear(self, operation: Operation) -> None:
+        (x,) = operation.inputs
+        weight = operation.tensors[0]
+        if KINDS[self._kinds[weight]].block_bytes:
+            source = self._quantize(x)
+        else:
+            source = self._buffer(x)
+        self.steps.append(
+            Step(
+                Opcode.LINEAR,
+                self._buffer(operation.output),
+                (source,),
+                operation.output.selected,
+                weight,
+                operation.tensors[1] if len(operation.tensors) > 1 else None,
+                {Field.ROWS: operation.output.columns, Field.COLUMNS: x.columns},
+                name=weight,
+            )
+        )
+
+    def _quantize(self, x: Value) -> Buffer:
+        if x.index not in self._quantized:
+            packed = Buffer(grid(1, x.columns)[1] * ACTIVATION_RECORD)
+            self._quantized[x.index] = packed
+            numbers: dict[Field, int | float] = {Field.COLUMNS: x.columns}
+            inputs = (self._buffer(x),)
+            self.steps.append(Step(Opcode.QUANTIZE, packed, inputs, x.selected, numbers=numbers, name="quantize"))
+        return self._quantized[x.index]
+
+    def _attention(self, operation: Operation) -> None:
+        q, k, v = operation.inputs
+        parameters = operation.parameters
+        head_dim, layer = parameters["head_dim"], parameters["layer"]
+        kv_heads = k.columns // head_dim
+        cache = self._caches.setdefault(layer, Buffer())
+        numbers: dict[Field, int | float] = {Field.SIZE: head_dim, Field.LAYER: layer, Field.KV_HEADS: kv_heads}
+        store = Step(Opcode.STORE_KV, cache, (self._buffer(k), self._buffer(v)), numbers=numbers, name="store_kv")
+        attend = {
+            Field.GROUP: q.columns // k.columns,
+            Field.WINDOW: parameters["window"],
+            Field.FACTOR: parameters["scale"],
+        }
+        inputs = (self._buffer(q), cache)
+        output = self._buffer(operation.output)
+        self.steps += [
+            store,
+            Step(Opcode.ATTENTION, output, inputs, numbers=numbers | attend, name="attention"),
+        ]
+
+
+_SIMPLE: Mapping[str, tuple[Opcode, Mapping[str, Field]]] = {
+    "embed": (Opcode.EMBED, {}),
+    "scale": (Opcode.SCALE, {"factor": Field.FACTOR}),
+    "add": (Opcode.ADD, {}),
+    "rms_norm": (Opcode.RMS_NORM, {"size": Field.SIZE, "eps": Field.EPS, "offset": Field.OFFSET}),
+    "select": (Opcode.SELECT, {}),
+}
+"""Operations that are one row: their opcode, and where their parameters go."""
+
+
+def rotation_name(operation: Operation) -> str:
+    """Name under which the inverse frequencies of a rotation stand among the weights."""
+    return f"rotation.{operation.output.index}"
+
+
+def _assign_slots(steps: Sequence[Step]) -> list[int]:
+    """Give each buffer a slot that nobody else needs while it lives; returns the slots' bytes per token."""
+    last_use: dict[int, int] = {}
+    for index, step in enumerate(steps):
+        for buffer in (step.output, *step.inputs):
+            last_use[id(buffer)] = index
+    slots: list[int] = []
+    free: list[int] = []
+    for index, step in enumerate(steps):
+        output = step.output
+        if output.token_bytes and output.slot < 0:
+            output.slot = _take_slot(slots, free, output.token_bytes)
+        for buffer in {id(b): b for b in (output, *step.inputs)}.values():
+            if buffer.slot >= 0 and last_use[id(buffer)] == index:
+                free.append(buffer.slot)
+    return slots
+
+
+def _take_slot(slots: list[int], free: list[int], size: int) -> int:
+    """The smallest free slot that is large enough, else the largest one, grown, else a new one."""
+    if not free:
+        slots.append(size)
+        return len(slots) - 1
+    fitting = [slot for slot in free if slots[slot] >= size]
+    slot = min(fitting, key=slots.__getitem__) if fitting else max(free, key=slots.__getitem__)
+    slots[slot] = max(slots[slot], size)
+    free.remove(slot)
+    return slot
+
+
+def _place_barriers(steps: Sequence[Step]) -> None:
+    """Put a barrier before each step that could meet another thread's work since the last one."""
+    since: list[Step] = []
+    for step in steps:
+        step.barrier = any(_conflict(step, earlier) for earlier in since)
+        if step.barrier:
+            since.clear()
+        since.append(step)
+
+
+def _conflict(later: Step, earlier: Step) -> bool:
+    # Token steps of one batch give a thread the same tokens each time: it meets only its own work.
+    same_tokens = later.wanted == earlier.wanted and not {later.opcode, earlier.opcode} & SHARED
+    if same_tokens:
+        return False
+    return (
+        _same_memory((earlier.output,), (later.output, *later.inputs)) or _same_memory(earlier.inputs, (later.output,))
+    )
+
+
+def _same_memory(some: Sequence[Buffer], others: Sequence[Buffer]) -> bool:
+    return any(a is b or (a.slot >= 0 and a.slot == b.slot) for a in some for b in others)
