@@ -1,8 +1,8 @@
 """How fast a model reads prompts and generates, measured as llama.cpp's `llama-bench` does, beside the roofline.
 
-Generating a token reads every weight once, so each decode speed comes with the bytes of weights read per second and their
-share of what plain reads reach with as many threads. Token ids are random and logits are not looked at: no tokenizer, no
-sampling. Printing is the command line's.
+Generating a token reads every weight once, so each decode speed comes with the bytes of weights read per second, to be
+put beside what plain reads reach with as many threads. Token ids are random and logits are not looked at: no tokenizer,
+no sampling. Printing is the command line's.
 """
 
 from __future__ import annotations

@@ -1,0 +1,75 @@
+"""`quantkit eval`: perplexity of a text, and the distance from a reference model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from quantkit.cli.options import Command, model_argument, threads_option
+
+
+@click.command("eval", cls=Command)
+@model_argument
+@click.option(
+    "-f",
+    "--file",
+    required=True,
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="UTF-8 text to read; - is stdin.",
+)
+@click.option(
+    "-c", "--ctx-size", default=512, show_default=True, type=click.IntRange(min=8), help="Tokens of a window."
+)
+@click.option("--chunks", type=int, default=-1, show_default=True, help="Windows to read; -1 reads all.")
+@click.option(
+    "--reference", type=click.Path(path_type=Path), metavar="DIR", help="Model to compare with, read in the same pass."
+)
+@threads_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    model: Path, file: Path, ctx_size: int, chunks: int, reference: Path | None, threads: int | None, as_json: bool
+) -> None:
+    """Measure how well MODEL predicts a text, as llama-perplexity does: the second half of each window is scored.
+
+    With --reference, usually the checkpoint that MODEL was packed from, also the Kullback-Leibler divergence from its
+    predictions. A checkpoint that is not packed is run in f32 arithmetic.
+    """
+    from quantkit.cli.notices import Counter, compiling, read_text
+    from quantkit.evaluate import perplexity
+    from quantkit.load import load, load_model
+
+    text = read_text(file)
+    compiling()
+    loaded, tokenizer = load(model, threads=threads)
+    with Counter("evaluating") as counter:
+        found = perplexity(
+            loaded,
+            tokenizer.encode(text),
+            ctx_size,
+            chunks,
+            bos_token_id=tokenizer.bos_token_id if tokenizer.adds_bos else None,
+            reference=load_model(reference, threads=threads) if reference else None,
+            progress=lambda done, total, value: counter.update(done, total, f"PPL {value:.4f}"),
+        )
+    if as_json:
+        import dataclasses
+        import json
+
+        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        return
+    lines = [
+        ("perplexity", found.perplexity),
+        ("tokens scored", f"{found.tokens} in {found.windows} windows of {found.context}"),
+    ]
+    if other := found.divergence:
+        lines += [
+            ("reference perplexity", other.reference_perplexity),
+            ("perplexity ratio", other.perplexity_ratio),
+            ("mean KL divergence", f"{other.mean_kl.value:.5f} ± {other.mean_kl.error:.5f}"),
+            *((f"KL quantile {share:.1%}", f"{value:.5f}") for share, value in other.kl_quantiles.items()),
+            ("KL maximum", f"{other.kl_max:.5f}"),
+            ("same top token", f"{other.same_top.value:.2%} ± {other.same_top.error:.2%}"),
+        ]
+    for name, value in lines:
+        click.echo(f"{name:22}{value}")

@@ -1,0 +1,125 @@
+"""`quantkit inspect`: the tensors of a model, their kinds, sizes and errors."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from quantkit.cli.options import Command, model_argument
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor: `nbytes` as stored, `relative_error` squared and relative to the source; None where nothing was lost."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    nbytes: int
+    relative_error: float | None = None
+
+    @property
+    def weights(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@click.command("inspect", cls=Command)
+@model_argument
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(model: Path, as_json: bool) -> None:
+    """List the tensors of MODEL with kind, shape, size and packing error, and what each kind adds up to.
+
+    MODEL is a packed folder, a checkpoint folder or a GGUF file. Nothing is computed.
+    """
+    config, rows = _read(model)
+    (_print_json if as_json else _print_tables)(model, config, rows)
+
+
+def _read(model: Path) -> tuple[Any, list[Row]]:
+    from quantkit.checkpoint import open_checkpoint
+    from quantkit.packed import is_packed, open_packed
+    from quantkit_kernels.blocks import KINDS
+
+    if is_packed(model):
+        packed = open_packed(model)
+        errors = packed.manifest["tensors"]
+        return packed.config, [
+            Row(name, tensor.kind, tensor.shape, tensor.nbytes, errors[name].get("relative_error"))
+            for name in packed.names
+            for tensor in [packed.tensor(name)]
+        ]
+    checkpoint = open_checkpoint(model)
+    return checkpoint.config, [
+        Row(name, kind, shape, math.prod(shape) * int(KINDS[kind].bits) // 8)
+        for name in checkpoint.names
+        for kind, shape in [checkpoint.header(name)]
+    ]
+
+
+def _by_kind(rows: list[Row]) -> dict[str, list[Row]]:
+    kinds = defaultdict(list)
+    for row in rows:
+        kinds[row.kind].append(row)
+    return dict(sorted(kinds.items(), key=lambda item: -sum(row.nbytes for row in item[1])))
+
+
+def _bits(rows: list[Row]) -> float:
+    return 8 * sum(row.nbytes for row in rows) / max(1, sum(row.weights for row in rows))
+
+
+def _print_tables(model: Path, config: Any, rows: list[Row]) -> None:
+    from quantkit.cli.text import size, table
+
+    cells = [
+        (
+            row.name,
+            row.kind,
+            "x".join(map(str, row.shape)),
+            size(row.nbytes),
+            "" if row.relative_error is None else f"{row.relative_error:.2e}",
+        )
+        for row in rows
+    ]
+    click.echo(table(("tensor", "kind", "shape", "size", "error"), cells, left=2))
+    groups = _by_kind(rows) | {"all": rows}
+    totals = [
+        (
+            kind,
+            len(group),
+            sum(row.weights for row in group),
+            size(sum(row.nbytes for row in group)),
+            f"{_bits(group):.2f}",
+        )
+        for kind, group in groups.items()
+    ]
+    click.echo(f"\n{model}: {config['model_type']}")
+    click.echo(table(("kind", "tensors", "weights", "size", "bits/weight"), totals))
+
+
+def _print_json(model: Path, config: Any, rows: list[Row]) -> None:
+    import json
+    from dataclasses import asdict
+
+    kinds = {
+        kind: {
+            "tensors": len(group),
+            "weights": sum(row.weights for row in group),
+            "nbytes": sum(row.nbytes for row in group),
+        }
+        for kind, group in _by_kind(rows).items()
+    }
+    found = {
+        "model": str(model),
+        "model_type": config["model_type"],
+        "bits_per_weight": _bits(rows),
+        "nbytes": sum(row.nbytes for row in rows),
+        "kinds": kinds,
+        "tensors": [asdict(row) for row in rows],
+    }
+    click.echo(json.dumps(found, indent=2))

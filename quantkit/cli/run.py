@@ -1,0 +1,177 @@
+"""`quantkit run`: answer a prompt, on stdout, as it is generated."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from quantkit.cli.options import Command, model_argument, threads_option
+from quantkit.errors import OptionError, PackedModelError
+
+if TYPE_CHECKING:
+    from quantkit.engine import Model
+    from quantkit.generate import GenerationResponse, Prompt
+    from quantkit.tokenizer import Tokenizer
+
+
+@click.command("run", cls=Command)
+@model_argument
+@click.option("-p", "--prompt", metavar="TEXT", help="The prompt; - reads it from stdin.")
+@click.option("-f", "--file", type=click.Path(path_type=Path), help="Read the prompt from a file.")
+@click.option("-sys", "--system-prompt", metavar="TEXT", help="System message of the conversation.")
+@click.option(
+    "-n",
+    "--max-tokens",
+    "--predict",
+    default=256,
+    show_default=True,
+    help="Tokens to generate at most; -1 fills the context.",
+)
+@click.option(
+    "--temp", "--temperature", type=float, help="Temperature; 0 is greedy  [default: the model's own, else 0]"
+)
+@click.option("--top-k", type=int, help="Sample among the likeliest K; 0 is off  [default: the model's own, else 0]")
+@click.option(
+    "--top-p", type=float, help="Sample among those that hold this probability  [default: the model's own, else 1]"
+)
+@click.option(
+    "--min-p", type=float, help="Drop tokens below this share of the likeliest  [default: the model's own, else 0]"
+)
+@click.option(
+    "--repeat-penalty",
+    "--repetition-penalty",
+    type=float,
+    help="Divide logits of earlier tokens  [default: the model's own, else 1]",
+)
+@click.option("--presence-penalty", default=0.0, show_default=True, help="Lower logits of earlier tokens, once.")
+@click.option("--frequency-penalty", default=0.0, show_default=True, help="Lower logits of earlier tokens, each time.")
+@click.option("-s", "--seed", type=int, help="Seed of the sampling  [default: another one each time]")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
+@click.option("-c", "--ctx-size", type=int, help="Tokens of the context  [default: what the model was made for]")
+@threads_option
+@click.option("--ignore-chat-template", is_flag=True, help="Continue the prompt as it is.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after the end of the text.")
+@click.option("--display-prompt/--no-display-prompt", help="Print the prompt before the answer.", show_default=True)
+def command(model: Path, prompt: str | None, file: Path | None, **options: Any) -> None:
+    """Answer a prompt with MODEL.
+
+    A model that has a chat template gets the prompt as a user's message. A checkpoint that is not packed is converted
+    to int4 first, once; the packed model is kept in the user's cache.
+    """
+    text = _prompt(prompt, file)
+
+    from quantkit.cli.notices import compiling
+    from quantkit.generate import stream_generate
+    from quantkit.load import load
+
+    folder = _packed(model, options["threads"])
+    compiling()
+    loaded, tokenizer = load(folder, threads=options["threads"], context=options["ctx_size"])
+    if options["display_prompt"]:
+        click.echo(text, nl=False)
+    last = None
+    try:
+        for last in stream_generate(
+            loaded,
+            tokenizer,
+            _messages(tokenizer, text, options),
+            max_tokens=options["max_tokens"],
+            stop=options["stop"],
+            ignore_eos=options["ignore_eos"],
+            **_sampling(tokenizer, options),
+        ):
+            click.echo(last.text, nl=False)
+            sys.stdout.flush()
+    finally:
+        if last:
+            click.echo()
+            click.echo(_footer(loaded, last), err=True)
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    from quantkit.cli.notices import read_text
+
+    if prompt is not None and file is not None:
+        raise click.UsageError("give either --prompt or --file")
+    if file is None and (prompt == "-" or (prompt is None and not sys.stdin.isatty())):
+        file = Path("-")
+    if file is not None:
+        return read_text(file).removesuffix("\n")
+    if prompt is None:
+        raise click.UsageError("give a prompt: --prompt TEXT, --file FILE, or text on stdin")
+    return prompt
+
+
+def _packed(model: Path, threads: int | None) -> Path:
+    """Return the packed folder of a model, converting a checkpoint into the user's cache at its first use."""
+    from quantkit.packed import FORMAT_VERSION, is_packed
+
+    if is_packed(model):
+        return model
+    from quantkit.checkpoint import open_checkpoint
+    from quantkit_kernels.cache import cache_root
+
+    folder = cache_root() / "models" / f"{open_checkpoint(model).fingerprint()[:32]}-v{FORMAT_VERSION}"
+    if not is_packed(folder):
+        from quantkit.cli.convert import convert_with_progress
+
+        click.echo(f"packing {model} to int4, once, into {folder} ...", err=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            convert_with_progress(model, folder, threads=threads)
+        except PackedModelError:
+            if not is_packed(folder):  # else another process was faster
+                raise
+    return folder
+
+
+def _messages(tokenizer: Tokenizer, text: str, options: dict[str, Any]) -> Prompt:
+    system = options["system_prompt"]
+    if options["ignore_chat_template"] or not tokenizer.has_chat_template:
+        if system is not None:
+            raise OptionError("--system-prompt needs a chat template, and none is used here")
+        return text
+    messages = [{"role": "user", "content": text}] if text else []
+    return [{"role": "system", "content": system}, *messages] if messages and system is not None else messages
+
+
+def _sampling(tokenizer: Tokenizer, options: dict[str, Any]) -> dict[str, Any]:
+    """Sampler and penalties: what was asked for, else what the checkpoint recommends, else greedy."""
+    from quantkit.sampling import make_logits_processors, make_sampler
+
+    recommended = {
+        "temp": tokenizer.generation_defaults.get("temperature", 0.0),
+        "top_k": tokenizer.generation_defaults.get("top_k", 0),
+        "top_p": tokenizer.generation_defaults.get("top_p", 1.0),
+        "min_p": tokenizer.generation_defaults.get("min_p", 0.0),
+        "repeat_penalty": tokenizer.generation_defaults.get("repetition_penalty", 1.0),
+    }
+    chosen: dict[str, Any] = {
+        name: default if options[name] is None else options[name] for name, default in recommended.items()
+    }
+    penalty = chosen.pop("repeat_penalty")
+    return {
+        "sampler": make_sampler(**chosen, seed=options["seed"]),
+        "logits_processors": make_logits_processors(penalty, options["presence_penalty"], options["frequency_penalty"]),
+    }
+
+
+def _footer(model: Model, last: GenerationResponse) -> str:
+    from quantkit.benchmark import known_bandwidth
+    from quantkit.cli.text import size
+    from quantkit.machine import peak_memory
+
+    rate = last.generation_tps * model.bytes_per_token
+    known = known_bandwidth(model.threads)
+    share = f" ({rate / known:.0%} of the {known / 1e9:.1f} GB/s that `bench` measured)" if known else ""
+    return "\n".join(
+        [
+            f"prompt:      {last.prompt_tokens} tokens, {last.prompt_tps:.1f} tokens/s",
+            f"generation:  {last.generation_tokens} tokens, {last.generation_tps:.1f} tokens/s",
+            f"weights:     {rate / 1e9:.1f} GB/s{share}",
+            f"peak memory: {size(peak_memory())}",
+        ]
+    )

@@ -1,0 +1,19 @@
+"""`quantkit verify`: is every byte of a packed folder what was written?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from quantkit.cli.options import Command, model_argument
+
+
+@click.command("verify", cls=Command)
+@model_argument
+def command(model: Path) -> None:
+    """Check every tensor of the packed folder MODEL against its checksum."""
+    from quantkit.packed import verify
+
+    checked = verify(model)
+    click.echo(f"{model}: {len(checked)} tensors are what was written")
