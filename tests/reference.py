@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from quantkit_kernels import blocks
 
 from quantkit.program import Operation, Program
 from quantkit.tensors import WeightSource
+from quantkit_kernels import blocks
 
 Matrix = NDArray[np.float64]
 

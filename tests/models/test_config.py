@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 import tiny
 from golden.generate import CASES
-
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models import ARCHITECTURES, context_length, record
 from quantkit.program import Program

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models import record
 from quantkit.models.rope import inverse_frequencies
