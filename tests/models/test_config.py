@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tiny
 from golden.generate import CASES
-from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
 from quantkit.models import ARCHITECTURES, context_length, record
 from quantkit.program import Program
 
@@ -153,6 +156,28 @@ def test_gemma3_fields_that_only_work_when_null(field: str, value: Any) -> None:
     with pytest.raises(UnsupportedError, match=rf"{field} is not supported"):
         record(tiny.config_of("gemma3_text", **{field: value}))
     assert record(tiny.config_of("gemma3_text", **{field: None})).vocab_size == tiny.VOCAB_SIZE
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "llama3", "sliding_attention"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["rope_type", "factor", "rope_theta", "full_attention"]), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data(), model_type=st.sampled_from(FAMILIES))
+def test_any_value_of_any_field_is_understood_or_refused(data: st.DataObject, model_type: str) -> None:
+    fields = [known.name for known in dataclasses.fields(ARCHITECTURES[model_type].config)]
+    changes = data.draw(st.dictionaries(st.sampled_from(fields), JSON, min_size=1, max_size=2))
+    try:
+        outcome = record(tiny.config_of(model_type, **changes)).operations[-1].name
+    except QuantkitError as error:
+        outcome = str(error)
+    assert outcome == "linear" or outcome.startswith("config.json: ")
 
 
 def as_transformers_saves_it(config: dict[str, Any], folder: Path) -> dict[str, Any]:
