@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from golden import chat as golden
 
+from golden import chat as golden
 from quantkit.chat import ChatTemplate, choose_template
 from quantkit.errors import CheckpointError, GenerationError, UnsupportedError
 

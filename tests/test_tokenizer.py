@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 
+import tiny
 from quantkit.errors import CheckpointError, GenerationError, UnsupportedError
 from quantkit.tokenizer import Tokenizer
 
