@@ -1,0 +1,51 @@
+"""`import quantkit`: the public names, each where it is said to be, and nothing heavy before it is used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import quantkit
+
+
+def run(code: str) -> str:
+    """Run code in a fresh interpreter and return what it prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_import_loads_nothing_heavy() -> None:
+    heavy = "{'numba', 'llvmlite', 'numpy', 'tokenizers', 'jinja2', 'click', 'rich', 'quantkit_kernels'}"
+    assert run(f"import sys, quantkit; print(sorted({heavy} & set(sys.modules)))") == "[]"
+
+
+def test_import_is_fast() -> None:
+    code = "import time; begin = time.perf_counter(); import quantkit; print(time.perf_counter() - begin)"
+    assert min(float(run(code)) for _ in range(3)) < 0.2
+
+
+def test_text_side_needs_no_numba() -> None:
+    names = "Tokenizer, generate, make_sampler, make_logits_processors, perplexity, GenerationError"
+    assert run(f"import sys; from quantkit import {names}; print('numba' in sys.modules)") == "False"
+
+
+@pytest.mark.parametrize("name", quantkit.__all__)
+def test_public_names_exist(name: str) -> None:
+    assert getattr(quantkit, name) is not None
+    assert name in dir(quantkit)
+
+
+@pytest.mark.parametrize("name", ["convert", "generate", "load", "dequantize"])
+def test_functions_are_not_hidden_by_modules_of_their_name(name: str) -> None:
+    assert run(f"import quantkit, quantkit.{name}; print(callable(quantkit.{name}))") == "True"
+    assert run(f"from quantkit.{name} import {name}; import quantkit; print(quantkit.{name} is {name})") == "True"
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'generat'"):
+        quantkit.generat  # noqa: B018
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert quantkit.__version__.count(".") == 2
