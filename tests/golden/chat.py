@@ -1,6 +1,6 @@
 """Writes chat.json: what transformers makes of chat templates that use every feature such templates are known to use.
 
-python tests/golden/chat.py        (needs transformers; its version is written into the file)
+Run it as `python tests/golden/chat.py`, where transformers is installed; its version is written into the file.
 """
 
 from __future__ import annotations
