@@ -66,12 +66,11 @@ class ChatTemplate:
         if not messages:
             raise GenerationError("the conversation is empty: give at least one message")
         given = {"tools": None, "documents": None, **self.special_tokens, **variables}
+        template = self._template
         try:
-            return self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **given)
+            return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **given)
         except SecurityError as error:
             raise UnsupportedError(f"{self.file}: the chat template leaves the sandbox: {error}") from error
-        except UnsupportedError:
-            raise
         except Exception as error:  # whatever foreign code may raise
             raise GenerationError(f"{self.file}: the chat template refuses these messages: {error}") from error
 
@@ -100,12 +99,12 @@ def choose_template(candidates: Mapping[Path, Any], special_tokens: Mapping[str,
         When a file holds something else.
     """
     for file, held in candidates.items():
-        if isinstance(held, list):
-            held = _default_template(held, file)
-        if isinstance(held, str):
-            return ChatTemplate(held, file, special_tokens)
-        if held is not None:
+        if held is None or held == "":
+            continue
+        source = _default_template(held, file) if isinstance(held, list) else held
+        if not isinstance(source, str):
             raise CheckpointError(f"{file}: chat_template is neither a text nor a list of named templates")
+        return ChatTemplate(source, file, special_tokens)
     return None
 
 

@@ -8,7 +8,7 @@ token is taken is the sampler's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -91,7 +91,7 @@ def stream_generate(
     stop: str | Sequence[str] = (),
     ignore_eos: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Iterator[GenerationResponse]:
+) -> Generator[GenerationResponse, None, None]:
     """Generate text token by token.
 
     Parameters
@@ -115,7 +115,7 @@ def stream_generate(
 
     Returns
     -------
-    iterator of GenerationResponse
+    generator of GenerationResponse
         One for each generated token; the last one's `finish_reason` is set, and the joined `text`s are the result.
         Closing the iterator early frees the sequence's memory.
 
@@ -182,7 +182,7 @@ def _responses(
     stops: _StopStrings,
     eos_token_ids: frozenset[int],
     progress: Callable[[int, int], None],
-) -> Iterator[GenerationResponse]:
+) -> Generator[GenerationResponse, None, None]:
     prompt_tokens = len(tokens)
     begin = time.perf_counter()
     with closing(model.new_sequence()) as sequence:

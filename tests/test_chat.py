@@ -97,9 +97,9 @@ def test_empty_conversation_is_refused() -> None:
 
 
 def test_first_file_with_a_template_counts() -> None:
-    chosen = choose_template({Path("a"): None, Path("b"): "B", Path("c"): "C"}, {})
+    chosen = choose_template({Path("a"): None, Path("b"): "", Path("c"): "C", Path("d"): "D"}, {})
     assert chosen is not None
-    assert (chosen.source, chosen.file) == ("B", Path("b"))
+    assert (chosen.source, chosen.file) == ("C", Path("c"))
     assert choose_template({Path("a"): None}, {}) is None
 
 

@@ -230,7 +230,7 @@ def test_sequence_is_closed_when_the_reader_leaves(tokenizer: Tokenizer) -> None
     stream = stream_generate(model, tokenizer, "a")  # type: ignore[arg-type]
     next(stream)
     assert not model.sequences[0].closed
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
     assert model.sequences[0].closed
 
 
