@@ -1,0 +1,35 @@
+"""A tiny checkpoint, packed once, and the command line called in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import tiny
+from quantkit.cli import main
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def invoke() -> Invoke:
+    """Call `quantkit` with some arguments; `input` is its stdin."""
+    return lambda *args, input=None: CliRunner().invoke(main, [str(arg) for arg in args], input=input)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder as downloaded; not to be written to."""
+    return tiny.checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def packed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, packed to int4; not to be written to."""
+    folder = tmp_path_factory.mktemp("packed") / "tiny-int4"
+    result = CliRunner().invoke(main, ["convert", str(checkpoint), "-o", str(folder)])
+    assert result.exit_code == 0, result.stderr
+    return folder

@@ -1,0 +1,41 @@
+"""`quantkit inspect`: tensors, kinds, sizes and errors of packed and unpacked models."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import tiny
+
+SHAPES = tiny.shapes(tiny.config_of("llama"))
+
+
+def test_json_of_a_packed_model(invoke, packed: Path) -> None:
+    result = invoke("inspect", packed, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    rows = {row["name"]: row for row in found["tensors"]}
+    assert {name: tuple(row["shape"]) for name, row in rows.items()} == SHAPES
+    kinds = {name: row["kind"] for name, row in rows.items()}
+    assert kinds["model.embed_tokens.weight"] == kinds["lm_head.weight"] == "int8"
+    assert kinds["model.layers.0.mlp.up_proj.weight"] == "int4"
+    assert kinds["model.norm.weight"] == "f32"
+    assert 0 < rows["model.layers.0.mlp.up_proj.weight"]["relative_error"] < 0.05
+    assert found["kinds"]["int4"]["tensors"] == 14
+    assert found["nbytes"] == sum(row["nbytes"] for row in rows.values())
+    assert found["nbytes"] <= sum(file.stat().st_size for file in packed.glob("*.safetensors"))
+
+
+def test_tables_of_a_packed_model(invoke, packed: Path) -> None:
+    lines = invoke("inspect", packed).stdout.splitlines()
+    assert lines[0].split() == ["tensor", "kind", "shape", "size", "error"]
+    assert any(line.split()[:3] == ["model.layers.0.mlp.up_proj.weight", "int4", "160x64"] for line in lines)
+    assert lines[-1].split()[:2] == ["all", str(len(SHAPES))]
+
+
+def test_a_checkpoint_is_inspected_as_it_is(invoke, checkpoint: Path) -> None:
+    found = json.loads(invoke("inspect", checkpoint, "--json").stdout)
+    assert found["bits_per_weight"] == 16
+    assert found["nbytes"] == 2 * sum(math.prod(shape) for shape in SHAPES.values())
+    assert found["kinds"].keys() == {"bf16"}
