@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from quantkit.engine import Model
 
 Prompt = str | Sequence[int] | Sequence[Message]
-"""A text (encoded with the special tokens that the tokenizer adds), token ids (used as they are), or a conversation
-(written by the chat template, whose output is encoded without adding special tokens)."""
+"""A text (encoded with the special tokens that the tokenizer adds, but never with a second BOS where it spells one out),
+token ids (used as they are), or a conversation (written by the chat template, whose output is encoded without adding
+special tokens)."""
 
 FinishReason = Literal["stop", "length"]
 
@@ -150,7 +151,9 @@ def stream_generate(
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     """Return the token ids of a prompt; see `Prompt` for which special tokens are added."""
     if isinstance(prompt, str):
-        return tokenizer.encode(prompt) if prompt else []
+        tokens = tokenizer.encode(prompt) if prompt else []
+        bos = tokenizer.bos_token_id
+        return tokens[1:] if tokens[:2] == [bos, bos] else tokens
     if _is_conversation(prompt):
         text = tokenizer.apply_chat_template(cast("Sequence[Message]", prompt))
         return tokenizer.encode(text, add_special_tokens=False)

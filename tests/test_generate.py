@@ -87,6 +87,7 @@ def test_prompts(tokenizer: Tokenizer) -> None:
     model = saying(tokenizer, "abc")
     expected = {
         "text": ("xa", tokenizer.encode("xa")),
+        "text with a BOS": ("<|begin_of_text|>xa", tokenizer.encode("xa")),
         "ids": ([7, 8], [7, 8]),
         "array": (np.array([7, 8]), [7, 8]),
         "messages": (
