@@ -1,7 +1,7 @@
 """The tokenizer of a GGUF file, rebuilt as the files that a Hugging Face folder would hold.
 
-Byte-level BPE only (`tokenizer.ggml.model` = `gpt2`). A GGUF file names its pre-tokenizer (`tokenizer.ggml.pre`) but does
-not spell it out: `PRE_TOKENIZERS` says what llama.cpp does for each name, in the spelling of the models' published
+Byte-level BPE only (`tokenizer.ggml.model` = `gpt2`). A GGUF file names its pre-tokenizer (`tokenizer.ggml.pre`) but
+does not spell it out: `PRE_TOKENIZERS` says what llama.cpp does for each name, in the spelling of the models' published
 tokenizer.json. Names that are not in the table are refused, because a wrong split is a wrong answer without an error.
 """
 
@@ -11,6 +11,7 @@ import json
 import logging
 from typing import NamedTuple
 
+import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from quantkit.checkpoint.gguf_file import GGUFFile
@@ -121,8 +122,10 @@ class _Tokens:
     def __init__(self, file: GGUFFile) -> None:
         self._file = file
         self._texts: list[str] = self._list("tokens")
-        types = file.metadata.get("tokenizer.ggml.token_type")
-        self._types = [1] * len(self._texts) if types is None else list(types)
+        types = file.metadata.get("tokenizer.ggml.token_type", np.ones(len(self._texts)))
+        if not isinstance(types, np.ndarray):
+            raise file.mapped.fault("its metadata tokenizer.ggml.token_type is not an array of numbers")
+        self._types: list[float] = types.tolist()
         self._vocabulary = {text: number for number, text in enumerate(self._texts)}
         if len(self._types) != len(self._texts):
             raise file.mapped.fault(f"has {len(self._texts)} tokens but {len(self._types)} token types")
