@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from quantkit.engine import Model
 
 Prompt = str | Sequence[int] | Sequence[Message]
-"""A text (encoded with the special tokens that the tokenizer adds, but never with a second BOS where it spells one out),
-token ids (used as they are), or a conversation (written by the chat template, whose output is encoded without adding
-special tokens)."""
+"""A text (encoded with the special tokens that the tokenizer adds, though never with a second BOS where it spells one
+out), token ids (used as they are), or a conversation (written by the chat template, whose output is encoded without
+adding special tokens)."""
 
 FinishReason = Literal["stop", "length"]
 
