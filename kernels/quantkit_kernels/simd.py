@@ -397,7 +397,7 @@ def rows_of(typing, like):
 # --- arithmetic ---------------------------------------------------------------------------------------------------
 
 _FLOAT = {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul", operator.truediv: "fdiv"}
-_INTEGER = {operator.add: "add", operator.sub: "sub", operator.mul: "mul"}
+_INTEGER = {operator.add: "add", operator.sub: "sub", operator.mul: "mul", operator.and_: "and_"}
 
 
 def _register_operator(op: Any) -> None:
@@ -416,7 +416,7 @@ def _register_operator(op: Any) -> None:
         return _map(builder, sig.return_type, sig.args, args, lambda b, x, y: getattr(b, name)(x, y))
 
 
-for _op in _FLOAT:
+for _op in _FLOAT | _INTEGER:
     _register_operator(_op)
 
 
@@ -429,6 +429,7 @@ fma = _elementwise(3, _f32(), _named("llvm.fma.v8f32"))
 minimum = _elementwise(2, _f32(), _named("llvm.minnum.v8f32"))
 maximum = _elementwise(2, _f32(), _named("llvm.maxnum.v8f32"))
 absolute = _elementwise(1, _f32(), _named("llvm.fabs.v8f32"))
+round_up = _elementwise(1, _f32(), _named("llvm.ceil.v8f32"))
 round_even = _elementwise(1, _f32(), _named("llvm.rint.v8f32"))
 square_root = _elementwise(1, _f32(), _named("llvm.sqrt.v8f32"))
 copysign = _elementwise(2, _f32(), _named("llvm.copysign.v8f32"))
@@ -499,6 +500,16 @@ def store_sums(typing, address, row_stride, token_stride, value):
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, value), generate
+
+
+@intrinsic
+def where_less(typing, a, b, yes, no):
+    """`yes` where `a < b`, else `no`, lane by lane; all are single f32 registers. NaN is not less."""
+
+    def generate(context, builder, sig, args):
+        return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
+
+    return yes(a, b, yes, no), generate
 
 
 @intrinsic

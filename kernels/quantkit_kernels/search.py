@@ -1,0 +1,297 @@
+"""The kernels of packing: the search for scales, mins and codes.
+
+A lane is a row: eight rows of a tile are searched at once, group by group. `blocks.py` specifies what is written;
+`quantkit.quantize` chooses kinds, widens weights to f32 and shares row tiles between threads.
+
+int4 is found in three steps. (1) Each group of 32 weights by itself: 21 ranges are tried, from wider than the group's to
+clipping one tail or both; each gives codes, weighted least squares the scale and min that suit them best, and these better
+codes. Large weights count more: weight sqrt(mean square of the group) + |w|, as in llama.cpp's k-quants. (2) A row's largest scale and min set
+the steps of its u8 and i8. (3) Codes are rounded again to the scales as stored, and the min is fitted to them once more.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .jit import jit
+from .simd import (
+    absolute,
+    fma,
+    get_f32,
+    load_f32,
+    maximum,
+    minimum,
+    put_f32,
+    round_even,
+    round_up,
+    splat,
+    splat_i32,
+    square_root,
+    store,
+    store_bytes,
+    to_i32,
+    where_less,
+    zeros,
+)
+
+WIDTHS = (1.03, 0.985, 0.93, 0.875, 0.82, 0.765, 0.71)
+"""Widths of the ranges tried for a group of int4, in units of the group's own range."""
+SHIFTS = (-0.04, 0.0, 0.04)
+"""How far their middles lie from its middle, in the same units. Measured on SmolLM2's linear layers: relative squared error
+4.28e-3; without shifts 4.53e-3; with neither shifts nor refits 4.97e-3."""
+REFITS = 3
+"""Times that the codes of a candidate are rounded again to its own fit."""
+LANE_BYTES = 32
+"""One column of a tile: 8 rows of f32."""
+
+
+def quantize_int4(
+    weights: NDArray[np.float32], data: NDArray[np.uint8], row_scales: NDArray[np.float32], first: int, last: int
+) -> float:
+    """Find the int4 blocks of row tiles `first` to `last`.
+
+    Parameters
+    ----------
+    weights : ndarray
+        f32 `[rows, columns]`, C-contiguous, finite.
+    data, row_scales : ndarray
+        uint8 `[tiles, groups, 144]` and f32 `[tiles, 2, 8]`, written for these tiles alone, so that threads may share them.
+
+    Returns
+    -------
+    float
+        Sum of squared errors of these rows.
+    """
+    return _run(_int4_tiles, weights, data, row_scales, first, last)
+
+
+def quantize_int8(
+    weights: NDArray[np.float32], data: NDArray[np.uint8], row_scales: NDArray[np.float32], first: int, last: int
+) -> float:
+    """As `quantize_int4`, for int8: data `[tiles, groups, 264]`, row scales `[tiles, 1, 8]`."""
+    return _run(_int8_tiles, weights, data, row_scales, first, last)
+
+
+def _run(kernel, weights, data, row_scales, first, last):
+    rows, columns = weights.shape
+    groups = data.shape[1]
+    scratch = np.empty(8 * columns + 16 * groups, np.float32)
+    return kernel(
+        weights.ctypes.data, rows, columns, first, last, data.ctypes.data, row_scales.ctypes.data, scratch.ctypes.data
+    )
+
+
+@jit(entry=True)
+def _int4_tiles(weights, rows, columns, first, last, data, row_scales, scratch):
+    groups = (columns + 31) >> 5
+    found = scratch + LANE_BYTES * columns
+    error = 0.0
+    for tile in range(first, last):
+        _transpose(weights + 32 * tile * columns, min(rows - 8 * tile, 8), columns, scratch)
+        error += _int4_tile(scratch, columns, found, data + 144 * groups * tile, row_scales + 64 * tile)
+    return error
+
+
+@jit(entry=True)
+def _int8_tiles(weights, rows, columns, first, last, data, row_scales, scratch):
+    groups = (columns + 31) >> 5
+    found = scratch + LANE_BYTES * columns
+    error = 0.0
+    for tile in range(first, last):
+        _transpose(weights + 32 * tile * columns, min(rows - 8 * tile, 8), columns, scratch)
+        error += _int8_tile(scratch, columns, data + 264 * groups * tile, row_scales + 32 * tile, found)
+    return error
+
+
+@jit
+def _transpose(source, rows, columns, target):
+    """f32 `[rows <= 8, columns]` -> `[columns, 8]`; missing rows are zero."""
+    for column in range(columns):
+        for row in range(8):
+            place = source + 4 * (row * columns + column)
+            put_f32(target + LANE_BYTES * column + 4 * row, get_f32(place) if row < rows else 0.0)
+
+
+@jit
+def _normalize(x, columns):
+    """Divide each row of a tile by its largest magnitude, so that no square overflows; returns the magnitudes."""
+    peak = zeros(1, 1)
+    for column in range(columns):
+        peak = maximum(peak, absolute(load_f32(x + LANE_BYTES * column)))
+    for column in range(columns):
+        place = x + LANE_BYTES * column
+        store(place, _ratio(load_f32(place), peak))
+    return peak
+
+
+@jit
+def _total_error(errors, peak, scratch):
+    """Sum over the rows of a tile of their squared errors, which are in units of `peak` squared, in f64."""
+    store(scratch, errors)
+    store(scratch + 32, peak)
+    total = 0.0
+    for row in range(8):
+        unit = np.float64(get_f32(scratch + 32 + 4 * row))
+        total += get_f32(scratch + 4 * row) * unit * unit
+    return total
+
+
+@jit
+def _int4_tile(x, columns, found, data, row_scales):
+    """One tile: `x` f32 `[columns, 8]`, `found` f32 `[groups, 2, 8]` scratch; returns its sum of squared errors."""
+    groups = (columns + 31) >> 5
+    peak = _normalize(x, columns)
+    largest_scale, largest_min = zeros(1, 1), zeros(1, 1)
+    for group in range(groups):
+        scale, low = _search(x + 32 * LANE_BYTES * group, min(columns - 32 * group, 32))
+        store(found + 64 * group, scale)
+        store(found + 64 * group + 32, low)
+        largest_scale = maximum(largest_scale, scale)
+        largest_min = maximum(largest_min, absolute(low))
+    scale_step, min_step = largest_scale / splat(255.0), largest_min / splat(127.0)
+    store(row_scales, scale_step * peak)
+    store(row_scales + 32, min_step * peak)
+    errors = zeros(1, 1)
+    for group in range(groups):
+        count = min(columns - 32 * group, 32)
+        place, start = found + 64 * group, x + 32 * LANE_BYTES * group
+        found_scale, found_min = load_f32(place), load_f32(place + 32)
+        errors = errors + _write_int4(start, count, found_scale, found_min, scale_step, min_step, data)
+        data += 144
+    return _total_error(errors, peak, found)
+
+
+@jit
+def _search(x, count):
+    """Best unrounded scale and min of one group of 8 rows: `w` is about `scale * code + min`."""
+    zero = zeros(1, 1)
+    squares, sum_x = zero, zero
+    low = high = load_f32(x)
+    for k in range(count):
+        w = load_f32(x + LANE_BYTES * k)
+        low, high, squares = minimum(low, w), maximum(high, w), fma(w, w, squares)
+    base = square_root(squares / splat(count))
+    sum_w = zero
+    for k in range(count):
+        w = load_f32(x + LANE_BYTES * k)
+        weight = base + absolute(w)
+        sum_w, sum_x = sum_w + weight, fma(weight, w, sum_x)
+    best_gain, best_scale, best_min = splat(-1.0), zero, _ratio(sum_x, sum_w)
+    middle, extent = (low + high) * splat(0.5), high - low
+    for candidate in range(len(WIDTHS) * len(SHIFTS)):
+        width, shift = WIDTHS[candidate // len(SHIFTS)], SHIFTS[candidate % len(SHIFTS)]
+        start = middle + extent * splat(shift - 0.5 * width)
+        inverse = _ratio(splat(15.0), extent * splat(width))
+        scale, least, gain = _fit(x, count, base, start, inverse, sum_w, sum_x)
+        for _ in range(REFITS):
+            scale, least, gain = _fit(x, count, base, least, _ratio(splat(1.0), scale), sum_w, sum_x)
+        best_scale = where_less(best_gain, gain, scale, best_scale)
+        best_min = where_less(best_gain, gain, least, best_min)
+        best_gain = maximum(best_gain, gain)
+    return best_scale, best_min
+
+
+@jit
+def _fit(x, count, base, start, inverse, sum_w, sum_x):
+    """Codes by `(w - start) * inverse`, then weighted least squares.
+
+    Returns scale, min, and the gain: how much the fit lowers the weighted squared error below that of the best constant.
+    """
+    zero, top = zeros(1, 1), splat(15.0)
+    sum_c, sum_cc, sum_cx = zero, zero, zero
+    for k in range(count):
+        w = load_f32(x + LANE_BYTES * k)
+        weight = base + absolute(w)
+        code = minimum(maximum(round_even((w - start) * inverse), zero), top)
+        weighted = weight * code
+        sum_c, sum_cc, sum_cx = sum_c + weighted, fma(weighted, code, sum_cc), fma(weighted, w, sum_cx)
+    # Centred sums: numerator and denominator of the slope.
+    mean = _ratio(sum_c, sum_w)
+    covariance = sum_cx - mean * sum_x
+    variance = sum_cc - mean * sum_c
+    scale = maximum(_ratio(covariance, variance), zero)
+    least = _ratio(sum_x - scale * sum_c, sum_w)
+    return scale, least, scale * covariance
+
+
+@jit
+def _ratio(a, b):
+    """`a / b`, and 0 where `b` is not above 0."""
+    zero = zeros(1, 1)
+    return where_less(zero, b, a / b, zero)
+
+
+@jit
+def _write_int4(x, count, scale, low, scale_step, min_step, data):
+    """Round scale and min of a group to their steps, the codes to those, and pack; returns the squared errors."""
+    zero, top = zeros(1, 1), splat(15.0)
+    scale_code = minimum(round_even(_ratio(scale, scale_step)), splat(255.0))
+    stored = scale_code * scale_step
+    inverse = _ratio(splat(1.0), stored)
+    # The min that suits the stored scale: a mean of w - scale * code, with the codes of the unrounded min.
+    total, weights, squares = zero, zero, zero
+    for k in range(count):
+        w = load_f32(x + LANE_BYTES * k)
+        squares = fma(w, w, squares)
+    base = square_root(squares / splat(count))
+    for k in range(count):
+        w = load_f32(x + LANE_BYTES * k)
+        weight = base + absolute(w)
+        code = minimum(maximum(round_even((w - low) * inverse), zero), top)
+        total, weights = fma(weight, w - stored * code, total), weights + weight
+    low = _ratio(total, weights)
+    min_code = minimum(maximum(round_even(_ratio(low, min_step)), splat(-127.0)), splat(127.0))
+    offset = min_code * min_step
+    errors = zero
+    for chunk in range(4):
+        packed = to_i32(zero)
+        for byte in range(4):
+            nibbles = to_i32(zero)
+            for half in range(2):
+                k = 8 * chunk + 4 * half + byte
+                if k < count:
+                    w = load_f32(x + LANE_BYTES * k)
+                    code = minimum(maximum(round_even((w - offset) * inverse), zero), top)
+                    error = fma(stored, code, offset) - w
+                    errors = fma(error, error, errors)
+                    nibbles = nibbles + to_i32(code) * splat_i32(1 << 4 * half)
+            packed = packed + nibbles * splat_i32(1 << 8 * byte)
+        store(data + 32 * chunk, packed)
+    store_bytes(data + 128, 4, to_i32(scale_code))
+    store_bytes(data + 136, 4, to_i32(min_code))
+    return errors
+
+
+@jit
+def _int8_tile(x, columns, data, row_scales, scratch):
+    """One tile: `x` f32 `[columns, 8]`; returns its sum of squared errors."""
+    zero, top = zeros(1, 1), splat(127.0)
+    peak = _normalize(x, columns)
+    # One part in a million more than 1 / 127: rounding must not make the largest weight clip.
+    step = splat((1.0 + 1e-6) / (127.0 * 255.0))
+    store(row_scales, step * peak)
+    errors = zero
+    for group in range((columns + 31) >> 5):
+        start = x + 32 * LANE_BYTES * group
+        count = min(columns - 32 * group, 32)
+        largest = zero
+        for k in range(count):
+            largest = maximum(largest, absolute(load_f32(start + LANE_BYTES * k)))
+        scale_code = minimum(round_up(largest / (step * top)), splat(255.0))
+        stored = scale_code * step
+        inverse = _ratio(splat(1.0), stored)
+        for chunk in range(8):
+            packed = to_i32(zero)
+            for byte in range(4):
+                k = 4 * chunk + byte
+                if k < count:
+                    w = load_f32(start + LANE_BYTES * k)
+                    code = minimum(maximum(round_even(w * inverse), splat(-127.0)), top)
+                    error = stored * code - w
+                    errors = fma(error, error, errors)
+                    packed = packed + (to_i32(code) & splat_i32(255)) * splat_i32(1 << 8 * byte)
+            store(data + 32 * chunk, packed)
+        store_bytes(data + 256, 4, to_i32(scale_code))
+        data += 264
+    return _total_error(errors, peak, scratch)

@@ -1,0 +1,107 @@
+"""The search for codes and scales: as good as promised, right at the edges of f32, the same for any split."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quantkit_kernels import blocks, search
+
+SEARCHES = {"int4": search.quantize_int4, "int8": search.quantize_int8}
+GAUSSIAN_ERROR = {"int4": 5.1e-3, "int8": 4.5e-5}
+"""Relative squared errors that normally distributed weights must stay below (measured: 4.9e-3 and 3.9e-5)."""
+
+
+def packed(kind, weights, pieces=None):
+    tiles, groups = blocks.grid(*weights.shape)
+    data_shape, scales_shape = blocks.expected_shapes(kind, weights.shape)
+    data, row_scales = np.full(data_shape, 0xAA, np.uint8), np.full(scales_shape, np.nan, np.float32)
+    pieces = pieces or [(0, tiles)]
+    error = sum(SEARCHES[kind](weights, data, row_scales, first, last) for first, last in pieces)
+    return data, row_scales, error
+
+
+def errors(kind, weights):
+    """Relative squared error of each row."""
+    data, row_scales, _ = packed(kind, weights)
+    found = blocks.dequantize(kind, data, row_scales, weights.shape).astype(np.float64)
+    wanted = weights.astype(np.float64)
+    size = (wanted**2).sum(1)
+    return np.divide(((found - wanted) ** 2).sum(1), size, out=np.zeros_like(size), where=size > 0)
+
+
+def gaussian(rows, columns, seed=0):
+    return np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_error_of_normal_weights(kind):
+    assert errors(kind, gaussian(64, 1024)).mean() < GAUSSIAN_ERROR[kind]
+
+
+def test_search_beats_the_plain_range_of_each_group():
+    weights = gaussian(64, 1024)
+    groups = weights.reshape(64, 32, 32)
+    low, high = groups.min(-1, keepdims=True), groups.max(-1, keepdims=True)
+    step = (high - low) / 15
+    plain = np.round((groups - low) / step) * step + low
+    assert errors("int4", weights).mean() < 0.83 * ((plain - groups) ** 2).sum() / (groups**2).sum()
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 20),
+    columns=st.integers(1, 100),
+    exponents=st.lists(st.integers(-30, 37), min_size=20, max_size=20),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_magnitude_and_shape(kind, rows, columns, exponents, seed):
+    weights = np.clip(gaussian(rows, columns, seed), -3, 3) * np.float32(10) ** np.array(exponents[:rows])[:, None]
+    weights = weights.astype(np.float32)
+    data, row_scales, error = packed(kind, weights)
+    assert np.isfinite(row_scales).all()
+    assert errors(kind, weights).max() < {"int4": 0.03, "int8": 2e-4}[kind]
+    found = blocks.dequantize(kind, data, row_scales, weights.shape).astype(np.float64)
+    wanted = weights.astype(np.float64)
+    assert error == pytest.approx(((found - wanted) ** 2).sum(), rel=1e-3, abs=1e-12 * (wanted**2).sum())
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_padding_is_zero_and_codes_stay_in_range(kind):
+    weights = gaussian(11, 45) - 2
+    data, row_scales, _ = packed(kind, weights)
+    codes = blocks.unpack_int4(data)[0] if kind == "int4" else blocks.unpack_int8(data)[0]
+    assert not codes[11:].any() and not codes[:, 45:].any()
+    assert codes.min() >= (0 if kind == "int4" else -127)
+    whole = np.ones((16, 64), np.float32)
+    whole[:11, :45] = weights
+    full = blocks.dequantize(kind, data, row_scales, (16, 64))
+    assert not full[11:].any()
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
+@pytest.mark.parametrize("value", [0.0, 1.5, -3e-5])
+def test_constant_rows_are_exact(kind, value):
+    weights = np.full((9, 70), value, np.float32)
+    data, row_scales, _ = packed(kind, weights)
+    assert blocks.dequantize(kind, data, row_scales, weights.shape) == pytest.approx(weights, rel=3e-6)
+
+
+def test_int8_never_clips_the_largest():
+    weights = gaussian(40, 320, seed=5)
+    data, row_scales, _ = packed("int8", weights)
+    found = blocks.dequantize("int8", data, row_scales, weights.shape)
+    step = np.repeat(row_scales.reshape(-1, 1) * blocks.unpack_int8(data)[1], 32, axis=1)[:40]
+    assert np.all(np.abs(found - weights) <= 0.5001 * step)
+
+
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_any_split_of_the_tiles_gives_the_same_bytes(kind):
+    weights = gaussian(45, 70)
+    whole = packed(kind, weights)
+    parts = packed(kind, weights, [(4, 6), (0, 1), (1, 4)])
+    assert whole[0].tobytes() == parts[0].tobytes() and whole[1].tobytes() == parts[1].tobytes()
+    assert whole[2] == pytest.approx(parts[2])
