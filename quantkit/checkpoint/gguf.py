@@ -42,6 +42,7 @@ NAMES = {
 }
 """GGUF module -> Hugging Face module; the lower ones stand inside `blk.N.` and `model.layers.N.`."""
 
+ROTATED = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
 ROPE_FACTORS = "rope_freqs.weight"
 PLAIN = {"F32": ("f32", "<f4"), "F16": ("f16", "<f2"), "BF16": ("bf16", "<u2")}
 TOKEN_IDS = ("bos_token_id", "eos_token_id")
@@ -157,13 +158,10 @@ class GGUFCheckpoint(Checkpoint):
 
         A head's rows are the pairs (0, 1), (2, 3), ... here and (0, d/2), (1, d/2 + 1), ... there.
         """
-        heads = {
-            "q_proj": self._config["num_attention_heads"],
-            "k_proj": self._config["num_key_value_heads"],
-        }.get(name.split(".")[-2] if "." in name else name)
+        heads = next((self._config[field] for module, field in ROTATED.items() if f".{module}." in name), None)
         if heads is None:
             return None
-        (rows, *_) = (*self._entries[name].shape, 0)
+        rows = math.prod(self._entries[name].shape[:1])
         if rows % (2 * heads):
             raise CheckpointError(f"{self.path}: tensor {name!r} has {rows} rows for {heads} heads")
         return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
@@ -216,7 +214,7 @@ class GGUFCheckpoint(Checkpoint):
             "rope_theta": value("llama.rope.freq_base", float, 10000.0),
             "tie_word_embeddings": "lm_head.weight" not in tensors,
             "torch_dtype": "float16",
-            "vocab_size": (*self._entry("model.embed_tokens.weight").shape, 0)[0],
+            "vocab_size": math.prod(self._entry("model.embed_tokens.weight").shape[:1]),
         }
 
     def _rope_scaling(self, head_dim: int) -> dict[str, Any] | None:

@@ -20,10 +20,13 @@ from quantkit.errors import UnsupportedError
 logger = logging.getLogger(__name__)
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-_PUNCTUATION = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SPACE = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_LLAMA3 = rf"{_WORD}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACE}"
+_QWEN2 = rf"{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACE}"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_OTHER = r"[^\r\n\p{L}\p{N}]?"
+_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?(?:{_UPPER}*{_LOWER}+|{_UPPER}+{_LOWER}*)"
+_TEKKEN = rf"{_CASED}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_SPACE}"
 
 
 class PreTokenizer(NamedTuple):
@@ -39,9 +42,7 @@ class PreTokenizer(NamedTuple):
 
 
 _DIGIT_WISE = PreTokenizer((r"\p{N}", _GPT2))
-_LLAMA3 = _CONTRACTIONS + r"\p{N}{1,3}|" + _PUNCTUATION
 _LLAMA3_BEGINS = PreTokenizer((_LLAMA3,), whole_words=True, begins=True)
-_QWEN2 = PreTokenizer((_CONTRACTIONS + r"\p{N}|" + _PUNCTUATION,))
 
 PRE_TOKENIZERS = {
     "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
@@ -58,17 +59,10 @@ PRE_TOKENIZERS = {
     "llama-v3": _LLAMA3_BEGINS,
     "falcon3": _LLAMA3_BEGINS,
     "smaug-bpe": PreTokenizer((_LLAMA3,)),
-    "qwen2": _QWEN2,
-    "deepseek-r1-qwen": _QWEN2,
+    "qwen2": PreTokenizer((_QWEN2,)),
+    "deepseek-r1-qwen": PreTokenizer((_QWEN2,)),
     "deepseek-coder": PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+", r"\p{N}")),
-    "tekken": PreTokenizer(
-        (
-            f"{_OTHER}{_UPPER}*{_LOWER}+|{_OTHER}{_UPPER}+{_LOWER}*|\\p{{N}}|"
-            + _PUNCTUATION.replace(r"[\r\n]*", r"[\r\n/]*", 1),
-        ),
-        whole_words=True,
-        begins=True,
-    ),
+    "tekken": PreTokenizer((_TEKKEN,), whole_words=True, begins=True),
 }
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4

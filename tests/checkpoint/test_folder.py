@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 import tiny
 from quantkit.checkpoint import open_checkpoint
 from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.models import record
 from quantkit.program import Program, Recorder
 from quantkit.tensors import Tensor
 
@@ -260,3 +262,13 @@ def test_any_json(config: Any, index: Any, tmp_path: Path) -> None:
     with pytest.raises((CheckpointError, UnsupportedError)) as caught:
         open_checkpoint(tmp_path)
     str(caught.value).encode()  # printable, whatever the file holds
+
+
+@pytest.mark.real
+def test_the_real_checkpoint() -> None:
+    start = time.perf_counter()
+    checkpoint = open_checkpoint(os.environ["QUANTKIT_TEST_MODEL"])
+    assert checkpoint.check(record(checkpoint.config)) == []
+    assert time.perf_counter() - start < 1
+    assert {checkpoint.header(name).kind for name in checkpoint.names} == {"f16"}
+    assert {"tokenizer.json", "chat_template.jinja"} <= set(checkpoint.files)

@@ -309,3 +309,16 @@ values = (
 def test_any_metadata(data: st.DataObject, tmp_path: Path) -> None:
     keys = st.sampled_from([*metadata(), "llama.attention.key_length", "llama.rope.scale_linear"])
     use_everything(write(tmp_path / "x.gguf", data.draw(st.dictionaries(keys, values, min_size=1, max_size=2))))
+
+
+@pytest.mark.live
+def test_transformers_reads_the_same(file: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = open_checkpoint(write(file, kind=GGMLQuantizationType.Q4_0))
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
+    theirs = {name: values.float().numpy() for name, values in model.state_dict().items()}
+    for name in checkpoint.names:
+        np.testing.assert_allclose(
+            checkpoint.tensor(name).data.astype(np.float32), theirs[name], rtol=2**-11, atol=1e-7
+        )
