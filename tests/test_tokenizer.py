@@ -21,7 +21,8 @@ from quantkit.tokenizer import Tokenizer
 
 BOS, END_OF_TEXT, TURN, END_OF_TURN = range(4)  # of tiny.SPECIALS
 
-texts = st.text(st.characters(codec="utf-8"), max_size=30)
+# Special tokens are silent and sentencepiece's mark reads as a space: neither comes back as written.
+texts = st.text(st.characters(codec="utf-8", exclude_characters="<▁"), max_size=30)
 
 
 def byte_level() -> dict[str, bytes]:
