@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,6 +72,10 @@ class Checkpoint(ABC):
         """Return the file that holds a tensor, for messages."""
 
     @abstractmethod
+    def _texts(self) -> Iterator[bytes]:
+        """Yield the contents of everything that is not a tensor and small enough to be read whole."""
+
+    @abstractmethod
     def _sample(self, name: str) -> bytes:
         """Return a few bytes from the middle of a tensor as stored."""
 
@@ -105,11 +109,13 @@ class Checkpoint(ABC):
         return [name for name in self.names if name not in program.tensors]
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over the configuration, every tensor's name, kind and shape, and 64 bytes of its data.
+        """Return a SHA-256 over configuration, sidecar files, and every tensor's name, kind, shape and 64 of its bytes.
 
         It tells apart checkpoints of the same shape without reading them whole; it is no checksum of the contents.
         """
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True, default=str).encode())
+        for text in self._texts():
+            digest.update(text)
         for name in sorted(self.names):
             digest.update(f"\n{name}\n".encode("utf-8", "surrogatepass"))
             digest.update(self._sample(name))

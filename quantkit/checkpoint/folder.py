@@ -8,7 +8,7 @@ question, since only a recorded program knows what it needs.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -34,7 +34,7 @@ SIDECARS = (
 )
 KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 PICKLES = ("*.bin", "*.pt", "*.pth")
-MAX_JSON_BYTES = 100_000_000
+MAX_TEXT_BYTES = 100_000_000
 
 
 class FolderCheckpoint(Checkpoint):
@@ -90,6 +90,10 @@ class FolderCheckpoint(Checkpoint):
 
     def file_of(self, name: str) -> Path:
         return self._shard(name).path
+
+    def _texts(self) -> Iterator[bytes]:
+        for file in self.files.values():
+            yield _read(cast(Path, file))
 
     def _sample(self, name: str) -> bytes:
         return self._shards[name].sample(name)
@@ -158,16 +162,22 @@ class FolderCheckpoint(Checkpoint):
         return CheckpointError(f"{self.path}: has neither {SINGLE} nor {INDEX}")
 
 
-def _read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object from a small file; raises `CheckpointError` naming it."""
+def _read(file: Path) -> bytes:
+    """Read a small file; raises `CheckpointError` naming it."""
     try:
-        if file.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"{file}: is larger than {MAX_JSON_BYTES} bytes")
-        content = json.loads(file.read_bytes())
+        if file.stat().st_size > MAX_TEXT_BYTES:
+            raise CheckpointError(f"{file}: is larger than {MAX_TEXT_BYTES} bytes")
+        return file.read_bytes()
     except FileNotFoundError as cause:
         raise CheckpointError(f"{file}: is missing; is this the folder of a checkpoint?") from cause
     except OSError as cause:
         raise CheckpointError(f"{file}: cannot be read: {cause.strerror or cause}") from cause
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object from a small file; raises `CheckpointError` naming it."""
+    try:
+        content = json.loads(_read(file))
     except (ValueError, RecursionError) as cause:
         raise CheckpointError(f"{file}: is not JSON; download it again") from cause
     if not isinstance(content, dict):

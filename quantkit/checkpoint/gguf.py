@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,9 @@ class GGUFCheckpoint(Checkpoint):
 
     def file_of(self, name: str) -> Path:
         return self.path
+
+    def _texts(self) -> Iterator[bytes]:
+        yield self._file.mapped.bytes[: min((entry.begin for entry in self._entries.values()), default=0)]
 
     def _sample(self, name: str) -> bytes:
         kind, shape, begin, end = self._entries[name]

@@ -135,6 +135,8 @@ def test_fingerprint_tells_checkpoints_apart(tmp_path: Path) -> None:
         name: open_checkpoint(tiny.checkpoint(tmp_path / name, **v)).fingerprint() for name, v in variants.items()
     }
     assert len(set(prints.values())) == len(variants)
+    (tiny.checkpoint(tmp_path / "other template") / "chat_template.jinja").write_text("{{ messages }}")
+    assert open_checkpoint(tmp_path / "other template").fingerprint() not in prints.values()
     # The same model in shards is the same model.
     assert open_checkpoint(tiny.checkpoint(tmp_path / "shards", shards=3)).fingerprint() == prints["a"]
 

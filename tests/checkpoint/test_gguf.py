@@ -141,6 +141,8 @@ def test_fingerprint(file: Path, tmp_path: Path) -> None:
     values = weights()
     values["model.layers.1.mlp.up_proj.weight"] += 1
     assert open_checkpoint(write(tmp_path / "other.gguf", tensors=values)).fingerprint() != first
+    template = {"tokenizer.chat_template": ("other", TEXT)}
+    assert open_checkpoint(write(tmp_path / "template.gguf", template)).fingerprint() != first
     assert open_checkpoint(write(tmp_path / "same.gguf")).fingerprint() == first
 
 
