@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
@@ -151,6 +151,7 @@ def test_empty_stop_string_is_refused(tokenizer: Tokenizer) -> None:
         stream_generate(saying(tokenizer, "ab"), tokenizer, "a", stop=["x", ""])  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
 @given(
     pieces=st.lists(st.text("abc", max_size=4), max_size=12),
     stops=st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -43,11 +43,13 @@ def drawn(sampler: Callable[[NDArray[np.float32]], int], logits: NDArray[np.floa
     return Counter(sampler(logits) for _ in range(times))
 
 
+@settings(deadline=None)
 @given(values=logit_lists)
 def test_greedy_takes_the_first_of_the_greatest(values: list[float]) -> None:
     assert make_sampler()(array(*values)) == values.index(max(values))
 
 
+@settings(deadline=None)
 @given(
     values=logit_lists,
     top_k=st.integers(0, 50),
@@ -185,6 +187,7 @@ def test_penalties_that_are_off_cost_nothing() -> None:
     assert make_logits_processors(repetition_penalty=1.3, last_n=0) == []
 
 
+@settings(deadline=None)
 @given(values=logit_lists)
 def test_log_softmax(values: list[float]) -> None:
     logits = array(*values)

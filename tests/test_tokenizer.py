@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
@@ -56,6 +56,7 @@ def streamed(tokenizer: Tokenizer, ids: list[int], *, continuation: bool = False
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)
 @given(text=texts)
 def test_streaming_returns_the_text(kind: str, text: str) -> None:
     tokenizer = KINDS[kind]
@@ -65,6 +66,7 @@ def test_streaming_returns_the_text(kind: str, text: str) -> None:
     assert all("\ufffd" not in piece for piece in pieces) or "\ufffd" in text
 
 
+@settings(deadline=None)
 @given(ids=st.lists(st.integers(0, tiny.VOCAB_SIZE + 10), max_size=30))
 def test_streaming_any_bytes_equals_decoding_at_once(ids: list[int]) -> None:
     tokenizer = KINDS["byte level"]
