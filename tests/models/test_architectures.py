@@ -1,0 +1,126 @@
+"""One runner for all architectures: transformers' answers against the float64 reference and against the engine.
+
+The cases are in `golden/generate.py`; a new architecture is a row there. Rows of the golden logits reach past every
+window.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import reference
+import tiny
+from golden.generate import CASES, HERE, ROWS, checkpoint, token_ids, transformers_logits
+from quantkit.checkpoint import open_checkpoint
+from quantkit.models import record
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit from transformers' float32; logits of the tiny checkpoints are of order one."""
+
+REAL_TOLERANCE = 2e-3
+"""The same for a real model, whose logits reach 30."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A case, ready to be run."""
+
+    name: str
+    folder: Path
+    prompt: list[int]
+
+    @property
+    def golden(self) -> NDArray[np.float32]:
+        with np.load(HERE / f"{self.name}.npz") as file:
+            return file["logits"]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    folder = checkpoint(tmp_path_factory.mktemp(request.param), CASES[request.param])
+    return Subject(request.param, folder, token_ids(open_checkpoint(folder).config["vocab_size"]))
+
+
+@pytest.fixture(scope="module")
+def model(subject: Subject) -> Iterator[object]:
+    from quantkit.load import load_model
+
+    model = load_model(subject.folder, kv_dtype="f32", threads=2)
+    yield model
+    model.close()
+
+
+def difference(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
+    assert a.shape == b.shape
+    return float(np.abs(a - b).max())
+
+
+def by_token(model, prompt: list[int]) -> NDArray[np.float32]:
+    with model.new_sequence() as sequence:
+        return np.concatenate([model.forward([(sequence, [token])]) for token in prompt])
+
+
+def test_every_case_makes_a_difference() -> None:
+    answers: dict[str, list[NDArray[np.float32]]] = {}
+    for name, case in CASES.items():
+        with np.load(HERE / f"{name}.npz") as file:
+            answers.setdefault(case.model_type, []).append(file["logits"])
+    for family in answers.values():
+        for a, b in itertools.combinations(family, 2):
+            assert a.shape != b.shape or difference(a, b) > 100 * TOLERANCE
+
+
+def test_tensors_are_those_of_transformers(subject: Subject) -> None:
+    source = open_checkpoint(subject.folder)
+    program = record(source.config)
+    assert {name: spec.shape for name, spec in program.tensors.items()} == tiny.shapes(source.config)
+    assert source.check(program) == []
+
+
+def test_reference_equals_transformers(subject: Subject) -> None:
+    source = open_checkpoint(subject.folder)
+    answer = reference.logits(record(source.config), source, subject.prompt)
+    assert difference(answer[list(ROWS)], subject.golden) <= TOLERANCE
+
+
+def test_engine_equals_transformers(subject: Subject, model) -> None:
+    assert difference(model(subject.prompt)[list(ROWS)], subject.golden) <= TOLERANCE
+
+
+def test_engine_token_by_token_equals_transformers(subject: Subject, model) -> None:
+    assert difference(by_token(model, subject.prompt)[list(ROWS)], subject.golden) <= TOLERANCE
+
+
+@pytest.mark.live
+def test_golden_files_are_what_transformers_answers(subject: Subject) -> None:
+    assert difference(transformers_logits(subject.folder, subject.prompt)[list(ROWS)], subject.golden) <= 1e-5
+
+
+@pytest.mark.live
+def test_engine_equals_live_transformers_token_by_token(subject: Subject, model) -> None:
+    expected = transformers_logits(subject.folder, subject.prompt, step=1)
+    assert difference(by_token(model, subject.prompt), expected) <= TOLERANCE
+
+
+@pytest.mark.live
+@pytest.mark.real
+def test_engine_equals_transformers_on_a_real_model() -> None:
+    from quantkit.load import load
+
+    folder = Path(os.environ["QUANTKIT_TEST_MODEL"])
+    model, tokenizer = load(folder, kv_dtype="f32")
+    prose = Path(__file__).with_name("prose.txt").read_text().split("\n\n")
+    prompts = [tokenizer.encode(text) for text in prose]
+    assert len(prompts) == 3
+    for prompt in prompts:
+        assert len(prompt) >= 200
+        assert difference(model(prompt), transformers_logits(folder, prompt)) <= REAL_TOLERANCE
+    model.close()
