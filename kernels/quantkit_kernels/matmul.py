@@ -11,6 +11,7 @@ from __future__ import annotations
 from .activations import RECORD, block_size
 from .jit import jit
 from .simd import (
+    TILES,
     broadcast_dwords,
     broadcast_f32,
     dot_i8,
@@ -41,6 +42,7 @@ from .simd import (
     zero_dot_i8,
     zero_dot_u4,
     zeros,
+    zeros_tiles,
 )
 
 INT4_BLOCK, INT8_BLOCK = 144, 264
@@ -49,67 +51,80 @@ INT4_BLOCK, INT8_BLOCK = 144, 264
 
 @jit
 def _int4_tile(like, weight, row_scales, bias, x, groups, y, y_stride):
-    """One tile of 8 rows times the tokens of `like`, whose registers are zero."""
-    n = tokens_of(like)
+    """The row tiles of a register of `like`, which is zero, times its tokens."""
+    n, stride = tokens_of(like), INT4_BLOCK * groups
     total, offset = like, like
     for _ in range(groups):
         dot = zero_dot_u4(like)
         for chunk in range(4):
-            codes = load_rows_bytes(weight + 32 * chunk, 0, like)
+            codes = load_rows_bytes(weight + 32 * chunk, stride, like)
             dot = dot_u4(dot, low_nibbles(codes), broadcast_dwords(x + 8 * chunk * n, 4, like))
             dot = dot_u4(dot, high_nibbles(codes), broadcast_dwords(x + (8 * chunk + 4) * n, 4, like))
-        scaled = to_f32(scale_u4(dot, load_scales_u4(weight + 128, 0, like)))
+        scaled = to_f32(scale_u4(dot, load_scales_u4(weight + 128, stride, like)))
         total = fma(scaled, broadcast_f32(x + 32 * n, 4, like), total)
-        offset = fma(load_rows_i8(weight + 136, 0, like), broadcast_f32(x + 36 * n, 4, like), offset)
+        offset = fma(load_rows_i8(weight + 136, stride, like), broadcast_f32(x + 36 * n, 4, like), offset)
         weight += INT4_BLOCK
         x += RECORD * n
-    total = fma(total, load_rows_f32(row_scales, 0, like), offset * load_rows_f32(row_scales + 32, 0, like))
+    total = fma(total, load_rows_f32(row_scales, 64, like), offset * load_rows_f32(row_scales + 32, 64, like))
     if bias:
-        total = total + load_rows_f32(bias, 0, like)
+        total = total + load_rows_f32(bias, 32, like)
     store_grid(y, 0, y_stride, total)
 
 
 @jit
 def _int8_tile(like, weight, row_scales, bias, x, groups, y, y_stride):
     """As `_int4_tile`."""
-    n = tokens_of(like)
+    n, stride = tokens_of(like), INT8_BLOCK * groups
     total = like
     for _ in range(groups):
         dot = zero_dot_i8(like)
         for chunk in range(8):
-            codes = load_rows_bytes(weight + 32 * chunk, 0, like)
+            codes = load_rows_bytes(weight + 32 * chunk, stride, like)
             dot = dot_i8(dot, codes, broadcast_dwords(x + 4 * chunk * n, 4, like))
-        scaled = to_f32(dot * load_scales_i32(weight + 256, 0, like))
+        scaled = to_f32(dot * load_scales_i32(weight + 256, stride, like))
         total = fma(scaled, broadcast_f32(x + 32 * n, 4, like), total)
         weight += INT8_BLOCK
         x += RECORD * n
-    total = total * load_rows_f32(row_scales, 0, like)
+    total = total * load_rows_f32(row_scales, 32, like)
     if bias:
-        total = total + load_rows_f32(bias, 0, like)
+        total = total + load_rows_f32(bias, 32, like)
     store_grid(y, 0, y_stride, total)
 
 
 def _packed_linear(tile_kernel, block_bytes, scale_bytes):
     @jit
+    def tokens_of_tile(like8, like4, like1, weight, row_scales, bias, x, groups, tokens, y, y_stride):
+        token = 0
+        while token < tokens:
+            n = block_size(token, tokens)
+            block = x + token * groups * RECORD
+            out = y + token * y_stride
+            if n == 8:
+                tile_kernel(like8, weight, row_scales, bias, block, groups, out, y_stride)
+            elif n == 4:
+                tile_kernel(like4, weight, row_scales, bias, block, groups, out, y_stride)
+            else:
+                tile_kernel(like1, weight, row_scales, bias, block, groups, out, y_stride)
+            token += n
+
+    @jit
     def linear(first, last, weight, row_scales, bias, columns, x, tokens, y, y_stride):
         """Row tiles `first` to `last` for all tokens; `x` as `activations.quantize` packed them, `y` f32 rows."""
         groups = (columns + 31) >> 5
-        for tile in range(first, last):
-            w = weight + tile * groups * block_bytes
-            scales = row_scales + tile * scale_bytes
+        tile = first
+        while tile < last:
+            w, scales, out = weight + tile * groups * block_bytes, row_scales + tile * scale_bytes, y + 32 * tile
             tile_bias = bias + 32 * tile if bias else 0
-            token = 0
-            while token < tokens:
-                n = block_size(token, tokens)
-                block = x + token * groups * RECORD
-                out = y + token * y_stride + 32 * tile
-                if n == 8:
-                    tile_kernel(zeros(1, 8), w, scales, tile_bias, block, groups, out, y_stride)
-                elif n == 4:
-                    tile_kernel(zeros(1, 4), w, scales, tile_bias, block, groups, out, y_stride)
-                else:
-                    tile_kernel(zeros(1, 1), w, scales, tile_bias, block, groups, out, y_stride)
-                token += n
+            if last - tile >= TILES:
+                tokens_of_tile(
+                    zeros_tiles(8), zeros_tiles(4), zeros_tiles(1), w, scales, tile_bias, x, groups, tokens, out, y_stride
+                )  # fmt: skip
+                tile += TILES
+            else:
+                tokens_of_tile(
+                    zeros(1, 8), zeros(1, 4), zeros(1, 1), w, scales, tile_bias, x, groups, tokens, out, y_stride
+                )  # fmt: skip
+                tile += 1
 
     return linear
 

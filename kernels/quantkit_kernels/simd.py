@@ -26,16 +26,18 @@ from numba.extending import intrinsic, models, register_model
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
 ELEMENTS = {"i8": I8, "i16": I16, "i32": I32, "f32": F32}
+PER_LANE = {"i8": 4, "i16": 2, "i32": 1, "f32": 1}
+"""Elements in the 32 bits of a lane."""
 LANES = 8
-"""f32 lanes of a register, one for each row of a block."""
+"""32-bit lanes of a register, one for each row of a block; 2 * LANES where a register holds two row tiles side by side."""
 
 
 class Vec(types.Type):
-    """`rows x tokens` registers of `lanes` elements."""
+    """`rows x tokens` registers of `lanes` lanes of 32 bits, which hold one or more elements each."""
 
-    def __init__(self, element: str, lanes: int, rows: int = 1, tokens: int = 1) -> None:
-        self.element, self.lanes, self.rows, self.tokens = element, lanes, rows, tokens
-        self.register = ir.VectorType(ELEMENTS[element], lanes)
+    def __init__(self, element: str, rows: int = 1, tokens: int = 1, lanes: int = LANES) -> None:
+        self.element, self.rows, self.tokens, self.lanes = element, rows, tokens, lanes
+        self.register = ir.VectorType(ELEMENTS[element], lanes * PER_LANE[element])
         super().__init__(name=f"{element}x{lanes}[{rows},{tokens}]")
 
     @property
@@ -43,9 +45,9 @@ class Vec(types.Type):
         """Number of registers."""
         return self.rows * self.tokens
 
-    def with_grid(self, rows: int, tokens: int) -> Vec:
-        """The same registers in another grid."""
-        return Vec(self.element, self.lanes, rows, tokens)
+    def of(self, element: str, rows: int | None = None, tokens: int | None = None) -> Vec:
+        """Registers of the same lanes with other elements or another grid."""
+        return Vec(element, self.rows if rows is None else rows, self.tokens if tokens is None else tokens, self.lanes)
 
 
 @register_model(Vec)
@@ -54,16 +56,8 @@ class _VecModel(models.PrimitiveModel):
         super().__init__(manager, vec, vec.register if vec.count == 1 else ir.ArrayType(vec.register, vec.count))
 
 
-def _f32(rows: int = 1, tokens: int = 1) -> Vec:
-    return Vec("f32", LANES, rows, tokens)
-
-
-def _i32(rows: int = 1, tokens: int = 1) -> Vec:
-    return Vec("i32", LANES, rows, tokens)
-
-
-def _bytes(rows: int = 1, tokens: int = 1) -> Vec:
-    return Vec("i8", 4 * LANES, rows, tokens)
+ONE_F32, ONE_I32, ONE_BYTES = Vec("f32"), Vec("i32"), Vec("i8")
+"""Types of single registers."""
 
 
 # --- code generation ----------------------------------------------------------------------------------------------
@@ -93,12 +87,12 @@ def _map(builder: Any, result: Vec, vecs: tuple[Vec, ...], values: tuple[Any, ..
     return _join(builder, result, registers)
 
 
-def _broadcast(element: Vec, vecs: tuple[Vec, ...]) -> Vec:
-    return element.with_grid(max(v.rows for v in vecs), max(v.tokens for v in vecs))
+def _broadcast(element: str, vecs: tuple[Vec, ...]) -> Vec:
+    return vecs[0].of(element, max(v.rows for v in vecs), max(v.tokens for v in vecs))
 
 
-def _elementwise(arity: int, result: Vec, build: Callable[..., Any]) -> Any:
-    """Make an intrinsic of `arity` vectors whose registers are `build(builder, *registers)`, of `result`'s register type."""
+def _elementwise(arity: int, result: str, build: Callable[..., Any]) -> Any:
+    """Make an intrinsic of `arity` vectors whose registers are `build(builder, *registers)`, of elements `result`."""
 
     def typed(*vecs: Vec) -> tuple[Any, Any]:
         vec = _broadcast(result, vecs)
@@ -150,7 +144,7 @@ def zeros(typing, rows, tokens):
     """`zeros(2, 4)`: f32 zeros in a grid of 2 x 4 registers; both numbers are literals."""
     if not (isinstance(rows, types.IntegerLiteral) and isinstance(tokens, types.IntegerLiteral)):
         return None
-    vec = _f32(rows.literal_value, tokens.literal_value)
+    vec = Vec("f32", rows.literal_value, tokens.literal_value)
 
     def generate(context, builder, sig, args):
         return _join(builder, vec, [_constant(vec.register, 0.0)] * vec.count)
@@ -161,7 +155,7 @@ def zeros(typing, rows, tokens):
 @intrinsic
 def splat(typing, x):
     """A number in every lane of one f32 register."""
-    vec = _f32()
+    vec = ONE_F32
 
     def generate(context, builder, sig, args):
         return _splat(builder, vec.register, context.cast(builder, args[0], sig.args[0], types.float32))
@@ -172,7 +166,7 @@ def splat(typing, x):
 @intrinsic
 def splat_i32(typing, x):
     """A whole number in every lane of one i32 register."""
-    vec = _i32()
+    vec = ONE_I32
 
     def generate(context, builder, sig, args):
         return _splat(builder, vec.register, context.cast(builder, args[0], sig.args[0], types.int32))
@@ -180,71 +174,88 @@ def splat_i32(typing, x):
     return vec(x), generate
 
 
-def _rows(vec: Vec) -> Callable[[Vec], Vec]:
-    return lambda like: vec.with_grid(like.rows, 1)
+def _concatenated(builder: Any, registers: list[Any]) -> Any:
+    """One register, or two side by side in a register of twice the length."""
+    if len(registers) == 1:
+        return registers[0]
+    length = registers[0].type.count
+    return builder.shuffle_vector(*registers, ir.Constant(ir.VectorType(I32, 2 * length), list(range(2 * length))))
 
 
-def _tokens(vec: Vec) -> Callable[[Vec], Vec]:
-    return lambda like: vec.with_grid(1, like.tokens)
+def _column(element: str) -> Callable[[Vec], Vec]:
+    return lambda like: like.of(element, tokens=1)
+
+
+def _row(element: str) -> Callable[[Vec], Vec]:
+    return lambda like: like.of(element, rows=1)
 
 
 def _strided_loader(make: Callable[[Vec], Vec], kind: Any, convert: Callable[[Any, Any, Any], Any]) -> Any:
-    """A loader of one register for each row, or each token, of `like`: number i from `address + i * stride`."""
+    """A loader of 8 lanes for each row, or each token, of `like`: number i from `address + i * stride`.
 
+    A register of two row tiles takes two of them.
+    """
+    return _tiled_loader(make, lambda builder, place: convert(builder, _load(builder, kind, place)))
+
+
+def _tiled_loader(make: Callable[[Vec], Vec], load_one: Callable[[Any, Any], Any]) -> Any:
     def load(typing, address, stride, like):
         vec = make(like)
+        tiles = vec.lanes // LANES
 
         def generate(context, builder, sig, args):
-            places = [builder.mul(args[1], I64(i)) for i in range(vec.count)]
-            loaded = [_load(builder, kind, args[0], place) for place in places]
-            return _join(builder, vec, [convert(builder, x, vec.register) for x in loaded])
+            places = [builder.add(args[0], builder.mul(args[1], I64(i))) for i in range(vec.count * tiles)]
+            parts = [load_one(builder, place) for place in places]
+            return _join(
+                builder, vec, [_concatenated(builder, parts[i : i + tiles]) for i in range(0, len(parts), tiles)]
+            )
 
         return vec(types.int64, types.int64, like), generate
 
     return intrinsic(load)
 
 
-def _same(builder: Any, x: Any, register: Any) -> Any:
+def _same(builder: Any, x: Any) -> Any:
     return x
 
 
-def _widen_f16(builder: Any, x: Any, register: Any) -> Any:
-    return builder.fpext(x, register)
+def _widen_f16(builder: Any, x: Any) -> Any:
+    return builder.fpext(x, ir.VectorType(F32, x.type.count))
 
 
-def _widen_bf16(builder: Any, x: Any, register: Any) -> Any:
-    wide = builder.zext(x, ir.VectorType(I32, LANES))
-    return builder.bitcast(builder.shl(wide, _constant(wide.type, 16)), register)
+def _widen_bf16(builder: Any, x: Any) -> Any:
+    wide = builder.zext(x, ir.VectorType(I32, x.type.count))
+    return builder.bitcast(builder.shl(wide, _constant(wide.type, 16)), ir.VectorType(F32, x.type.count))
 
 
-def _widen_i8(builder: Any, x: Any, register: Any) -> Any:
-    return builder.sitofp(builder.sext(x, ir.VectorType(I32, LANES)), register)
+def _widen_i8(builder: Any, x: Any) -> Any:
+    return builder.sitofp(builder.sext(x, ir.VectorType(I32, x.type.count)), ir.VectorType(F32, x.type.count))
 
 
-load_rows_f32 = _strided_loader(_rows(_f32()), ir.VectorType(F32, LANES), _same)
-load_rows_f16 = _strided_loader(_rows(_f32()), ir.VectorType(F16, LANES), _widen_f16)
-load_rows_bf16 = _strided_loader(_rows(_f32()), ir.VectorType(I16, LANES), _widen_bf16)
-load_rows_i8 = _strided_loader(_rows(_f32()), ir.VectorType(I8, LANES), _widen_i8)
-load_rows_bytes = _strided_loader(_rows(_bytes()), ir.VectorType(I8, 4 * LANES), _same)
-load_tokens_f32 = _strided_loader(_tokens(_f32()), ir.VectorType(F32, LANES), _same)
+load_rows_f32 = _strided_loader(_column("f32"), ir.VectorType(F32, LANES), _same)
+load_rows_f16 = _strided_loader(_column("f32"), ir.VectorType(F16, LANES), _widen_f16)
+load_rows_bf16 = _strided_loader(_column("f32"), ir.VectorType(I16, LANES), _widen_bf16)
+load_rows_i8 = _strided_loader(_column("f32"), ir.VectorType(I8, LANES), _widen_i8)
+load_rows_bytes = _strided_loader(_column("i8"), ir.VectorType(I8, 4 * LANES), _same)
+load_tokens_f32 = _strided_loader(_row("f32"), ir.VectorType(F32, LANES), _same)
 
 
 def _loader(vec: Vec, kind: Any, convert: Callable[[Any, Any, Any], Any]) -> Any:
     def load(typing, address):
         def generate(context, builder, sig, args):
-            return convert(builder, _load(builder, kind, args[0]), vec.register)
+            return convert(builder, _load(builder, kind, args[0]))
 
         return vec(types.int64), generate
 
     return intrinsic(load)
 
 
-load_f32 = _loader(_f32(), ir.VectorType(F32, LANES), _same)
-load_f16 = _loader(_f32(), ir.VectorType(F16, LANES), _widen_f16)
-load_bf16 = _loader(_f32(), ir.VectorType(I16, LANES), _widen_bf16)
-load_i8 = _loader(_f32(), ir.VectorType(I8, LANES), _widen_i8)
-load_i32 = _loader(_i32(), ir.VectorType(I32, LANES), _same)
-load_bytes = _loader(_bytes(), ir.VectorType(I8, 4 * LANES), _same)
+load_f32 = _loader(ONE_F32, ir.VectorType(F32, LANES), _same)
+load_f16 = _loader(ONE_F32, ir.VectorType(F16, LANES), _widen_f16)
+load_bf16 = _loader(ONE_F32, ir.VectorType(I16, LANES), _widen_bf16)
+load_i8 = _loader(ONE_F32, ir.VectorType(I8, LANES), _widen_i8)
+load_i32 = _loader(ONE_I32, ir.VectorType(I32, LANES), _same)
+load_bytes = _loader(ONE_BYTES, ir.VectorType(I8, 4 * LANES), _same)
 
 
 def _load_first(builder: Any, element: Any, address: Any, count: Any) -> Any:
@@ -267,17 +278,17 @@ def _partial_loader(make: Callable[[Vec], Vec], element: Any, convert: Callable[
         def generate(context, builder, sig, args):
             places = [builder.add(args[0], builder.mul(args[1], I64(i))) for i in range(vec.count)]
             loaded = [_load_first(builder, element, place, args[2]) for place in places]
-            return _join(builder, vec, [convert(builder, x, vec.register) for x in loaded])
+            return _join(builder, vec, [convert(builder, x) for x in loaded])
 
         return vec(types.int64, types.int64, types.int64, like), generate
 
     return intrinsic(load)
 
 
-load_rows_partial_f32 = _partial_loader(_rows(_f32()), F32, _same)
-load_rows_partial_f16 = _partial_loader(_rows(_f32()), F16, _widen_f16)
-load_rows_partial_bf16 = _partial_loader(_rows(_f32()), I16, _widen_bf16)
-load_tokens_partial_f32 = _partial_loader(_tokens(_f32()), F32, _same)
+load_rows_partial_f32 = _partial_loader(_column("f32"), F32, _same)
+load_rows_partial_f16 = _partial_loader(_column("f32"), F16, _widen_f16)
+load_rows_partial_bf16 = _partial_loader(_column("f32"), I16, _widen_bf16)
+load_tokens_partial_f32 = _partial_loader(_row("f32"), F32, _same)
 
 
 @intrinsic
@@ -287,7 +298,7 @@ def load_partial_f32(typing, address, count):
     def generate(context, builder, sig, args):
         return _load_first(builder, F32, args[0], args[1])
 
-    return _f32()(types.int64, types.int64), generate
+    return ONE_F32(types.int64, types.int64), generate
 
 
 def _scalar_broadcaster(make: Callable[[Vec], Vec], kind: Any) -> Any:
@@ -297,7 +308,7 @@ def _scalar_broadcaster(make: Callable[[Vec], Vec], kind: Any) -> Any:
         vec = make(like)
 
         def generate(context, builder, sig, args):
-            register = ir.VectorType(kind, LANES)
+            register = ir.VectorType(kind, vec.lanes)
             places = [builder.mul(args[1], I64(j)) for j in range(vec.tokens)]
             loaded = [_splat(builder, register, _load(builder, kind, args[0], place)) for place in places]
             return _join(builder, vec, [builder.bitcast(x, vec.register) for x in loaded])
@@ -307,8 +318,8 @@ def _scalar_broadcaster(make: Callable[[Vec], Vec], kind: Any) -> Any:
     return intrinsic(load)
 
 
-broadcast_f32 = _scalar_broadcaster(_tokens(_f32()), F32)
-broadcast_dwords = _scalar_broadcaster(_tokens(_bytes()), I32)
+broadcast_f32 = _scalar_broadcaster(_row("f32"), F32)
+broadcast_dwords = _scalar_broadcaster(_row("i8"), I32)
 
 
 @intrinsic
@@ -407,7 +418,7 @@ def _register_operator(op: Any) -> None:
     class Template(AbstractTemplate):
         def generic(self, args, keywords):
             if len(args) == 2 and all(isinstance(arg, Vec) for arg in args) and args[0].element == args[1].element:
-                return signature(_broadcast(args[0], args), *args)
+                return signature(_broadcast(args[0].element, args), *args)
             return None
 
     @lower_builtin(op, Vec, Vec)
@@ -421,24 +432,29 @@ for _op in _FLOAT | _INTEGER:
 
 
 def _named(name: str) -> Callable[..., Any]:
-    return lambda builder, *registers: _call(builder, name, registers[0].type, *registers)
+    """An LLVM intrinsic on f32 registers of any length."""
+    return lambda builder, *registers: _call(
+        builder, f"{name}.v{registers[0].type.count}f32", registers[0].type, *registers
+    )
 
 
-fma = _elementwise(3, _f32(), _named("llvm.fma.v8f32"))
+fma = _elementwise(3, "f32", _named("llvm.fma"))
 """`a * b + c`, rounded once."""
-minimum = _elementwise(2, _f32(), _named("llvm.minnum.v8f32"))
-maximum = _elementwise(2, _f32(), _named("llvm.maxnum.v8f32"))
-absolute = _elementwise(1, _f32(), _named("llvm.fabs.v8f32"))
-round_up = _elementwise(1, _f32(), _named("llvm.ceil.v8f32"))
-round_even = _elementwise(1, _f32(), _named("llvm.rint.v8f32"))
-square_root = _elementwise(1, _f32(), _named("llvm.sqrt.v8f32"))
-copysign = _elementwise(2, _f32(), _named("llvm.copysign.v8f32"))
-to_f32 = _elementwise(1, _f32(), lambda b, x: b.sitofp(x, _f32().register))
-to_i32 = _elementwise(1, _i32(), lambda b, x: b.fptosi(x, _i32().register))
+minimum = _elementwise(2, "f32", _named("llvm.minnum"))
+maximum = _elementwise(2, "f32", _named("llvm.maxnum"))
+absolute = _elementwise(1, "f32", _named("llvm.fabs"))
+round_up = _elementwise(1, "f32", _named("llvm.ceil"))
+round_even = _elementwise(1, "f32", _named("llvm.rint"))
+square_root = _elementwise(1, "f32", _named("llvm.sqrt"))
+copysign = _elementwise(2, "f32", _named("llvm.copysign"))
+to_f32 = _elementwise(1, "f32", lambda b, x: b.sitofp(x, ir.VectorType(F32, x.type.count)))
+to_i32 = _elementwise(1, "i32", lambda b, x: b.fptosi(x, ir.VectorType(I32, x.type.count)))
 power_of_two = _elementwise(
     1,
-    _f32(),
-    lambda b, n: b.bitcast(b.shl(b.add(n, _constant(n.type, 127)), _constant(n.type, 23)), _f32().register),
+    "f32",
+    lambda b, n: b.bitcast(
+        b.shl(b.add(n, _constant(n.type, 127)), _constant(n.type, 23)), ir.VectorType(F32, n.type.count)
+    ),
 )
 """2**n for i32 n in -126..127, by its bits."""
 
@@ -522,7 +538,7 @@ def blend_first(typing, count, a, b):
         mask = builder.icmp_signed("<", ir.Constant(lanes, list(range(LANES))), below)
         return _map(builder, sig.return_type, (a, b), args[1:], lambda bld, x, y: bld.select(mask, x, y))
 
-    return _broadcast(a, (a, b))(types.int64, a, b), generate
+    return _broadcast(a.element, (a, b))(types.int64, a, b), generate
 
 
 # --- packed codes: the seam between instruction sets ----------------------------------------------------------------
@@ -535,13 +551,13 @@ class _Dot:
     32-bit lane into its accumulator. A subclass replaces what its instruction set does better.
     """
 
-    u4 = ("i32", 8)
-    """Register type of the accumulator of `u4`."""
-    scales = ("i32", 8)
-    """Register type of the block scales that `u4_scaled` takes."""
+    tiles = 1
+    """Row tiles that a register of matrix products holds side by side."""
+    u4 = "i32"
+    """Elements of the accumulator of `u4`, and of the scales that it meets."""
 
     def load_scales(self, builder: Any, address: Any) -> Any:
-        """8 u8 scales as `scales`."""
+        """The 8 u8 scales of a block, for `u4_scaled`."""
         return builder.zext(_load(builder, ir.VectorType(I8, LANES), address), ir.VectorType(I32, LANES))
 
     def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
@@ -554,10 +570,9 @@ class _Dot:
 
     def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
         """`acc` + dot of one chunk, i32."""
-        lanes = ir.VectorType(I32, LANES)
-        codes, x = builder.bitcast(codes, lanes), builder.bitcast(x, lanes)
+        codes, x = builder.bitcast(codes, acc.type), builder.bitcast(x, acc.type)
         for byte in range(4):
-            up, down = _constant(lanes, 24 - 8 * byte), _constant(lanes, 24)
+            up, down = _constant(acc.type, 24 - 8 * byte), _constant(acc.type, 24)
             parts = [builder.ashr(builder.shl(v, up), down) for v in (codes, x)]
             acc = builder.add(acc, builder.mul(*parts))
         return acc
@@ -566,8 +581,7 @@ class _Dot:
 class _DotAvx2(_Dot):
     """maddubs: u8 x i8 pairs into int16. Sums of 8 products of nibbles stay below 2**15 (8 * 2 * 15 * 127 = 30480)."""
 
-    u4 = ("i16", 16)
-    scales = ("i16", 16)
+    u4 = "i16"
     WORDS = ir.VectorType(I16, 16)
     DWORDS = ir.VectorType(I32, 8)
 
@@ -593,15 +607,18 @@ class _DotAvx2(_Dot):
 
 
 class _DotVnni(_Dot):
-    """vpdpbusd on 256-bit registers (AVX-512 VNNI with VL): u8 x i8 quadruples straight into int32."""
+    """AVX-512 VNNI: vpdpbusd, u8 x i8 quadruples straight into int32, on two row tiles at once where both are there."""
+
+    tiles = 2
 
     def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
-        return _call(builder, "llvm.x86.avx512.vpdpbusd.256", acc.type, acc, codes, x)
+        return _call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * acc.type.count}", acc.type, acc, codes, x)
 
     def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
-        magnitude = _call(builder, "llvm.abs.v32i8", codes.type, codes, I1(0))
-        signed = _call(builder, "llvm.x86.avx2.psign.b", codes.type, x, codes)
-        return self.u4_dot(builder, acc, magnitude, signed)
+        zero = _constant(codes.type, 0)
+        negative = builder.icmp_signed("<", codes, zero)
+        magnitude = builder.select(negative, builder.sub(zero, codes), codes)
+        return self.u4_dot(builder, acc, magnitude, builder.select(negative, builder.sub(zero, x), x))
 
 
 _DOTS: dict[str, tuple[_Dot, tuple[str, ...]]] = {
@@ -624,24 +641,38 @@ def _choose() -> str:
 ISA = _choose()
 """The instruction set in use: the best that this machine has, or the one that `QUANTKIT_ISA` names."""
 _DOT = _DOTS[ISA][0]
+TILES = _DOT.tiles
+"""Row tiles that a register of `zeros_tiles` holds."""
 
-low_nibbles = _elementwise(1, _bytes(), lambda b, q: b.and_(q, _constant(q.type, 15)))
+
+@intrinsic(prefer_literal=True)
+def zeros_tiles(typing, tokens):
+    """f32 zeros for `TILES` row tiles and a literal number of tokens: a grid of 1 x tokens registers."""
+    vec = Vec("f32", 1, tokens.literal_value, TILES * LANES)
+
+    def generate(context, builder, sig, args):
+        return _join(builder, vec, [_constant(vec.register, 0.0)] * vec.count)
+
+    return vec(tokens), generate
+
+
+low_nibbles = _elementwise(1, "i8", lambda b, q: b.and_(q, _constant(q.type, 15)))
 """Codes in the low halves of packed bytes."""
 
 
 def _high(builder: Any, codes: Any) -> Any:
-    words = ir.VectorType(I16, 16)
+    words = ir.VectorType(I16, codes.type.count // 2)
     shifted = builder.lshr(builder.bitcast(codes, words), _constant(words, 4))
     return builder.and_(builder.bitcast(shifted, codes.type), _constant(codes.type, 15))
 
 
-high_nibbles = _elementwise(1, _bytes(), _high)
+high_nibbles = _elementwise(1, "i8", _high)
 """Codes in the high halves of packed bytes."""
 
 
-def _zero_like(element: str, lanes: int) -> Any:
+def _zero_like(element: str) -> Any:
     def make(typing, like):
-        vec = Vec(element, lanes, like.rows, like.tokens)
+        vec = like.of(element)
 
         def generate(context, builder, sig, args):
             return _join(builder, vec, [_constant(vec.register, 0)] * vec.count)
@@ -651,32 +682,19 @@ def _zero_like(element: str, lanes: int) -> Any:
     return intrinsic(make)
 
 
-zero_dot_u4 = _zero_like(*_DOT.u4)
-zero_dot_i8 = _zero_like("i32", LANES)
-dot_u4 = _elementwise(3, Vec(*_DOT.u4), _DOT.u4_dot)
+zero_dot_u4 = _zero_like(_DOT.u4)
+zero_dot_i8 = _zero_like("i32")
+dot_u4 = _elementwise(3, _DOT.u4, _DOT.u4_dot)
 """`dot_u4(acc, codes, x)`: add the dot products of codes 0..15 with int8 activations."""
-dot_i8 = _elementwise(3, _i32(), _DOT.i8_dot)
+dot_i8 = _elementwise(3, "i32", _DOT.i8_dot)
 """`dot_i8(acc, codes, x)`: add the dot products of codes -127..127 with int8 activations."""
-scale_u4 = _elementwise(2, _i32(), _DOT.u4_scaled)
+scale_u4 = _elementwise(2, "i32", _DOT.u4_scaled)
 """`scale_u4(acc, scales)`: exact integer product of finished dots and block scales, i32."""
 
 
-def _scale_loader(make: Callable[[Vec], Vec], load_one: Callable[[Any, Any], Any]) -> Any:
-    def load(typing, address, stride, like):
-        vec = make(like)
-
-        def generate(context, builder, sig, args):
-            places = [builder.add(args[0], builder.mul(args[1], I64(i))) for i in range(vec.count)]
-            return _join(builder, vec, [load_one(builder, place) for place in places])
-
-        return vec(types.int64, types.int64, like), generate
-
-    return intrinsic(load)
-
-
-load_scales_u4 = _scale_loader(_rows(Vec(*_DOT.scales)), _DOT.load_scales)
+load_scales_u4 = _tiled_loader(_column(_DOT.u4), _DOT.load_scales)
 """Block scales of each row tile, in the form that `scale_u4` takes."""
-load_scales_i32 = _scale_loader(_rows(_i32()), _Dot().load_scales)
+load_scales_i32 = _tiled_loader(_column("i32"), _Dot().load_scales)
 """Block scales of each row tile, i32."""
 
 
