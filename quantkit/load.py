@@ -6,6 +6,7 @@ slower, and what quality is measured against.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from quantkit.engine import Model
 from quantkit.errors import OptionError
 from quantkit.machine import usable_cores
 from quantkit.packed import is_packed, open_packed
-from quantkit.tensors import WeightSource
 from quantkit.tokenizer import Tokenizer
 
 
@@ -44,15 +44,9 @@ def load_model(
     QuantkitError
         The folder is damaged, incomplete or of a kind that quantkit does not run; the message names file and cause.
     """
-    source: WeightSource
-    if is_packed(path):
-        source = packed = open_packed(path)
-        program = models.record(packed.config)
-        packed.check(program)
-    else:
-        source = checkpoint = open_checkpoint(path)
-        program = models.record(checkpoint.config)
-        checkpoint.check(program)
+    source = open_packed(path) if is_packed(path) else open_checkpoint(path)
+    program = models.record(source.config)
+    source.check(program)
     longest = models.context_length(source.config)
     if context is not None and not 1 <= context <= longest:
         raise OptionError(f"context: {context} is not in 1..{longest}, which {Path(path).name} was made for")
@@ -61,7 +55,18 @@ def load_model(
     )
 
 
-def load(path: str | os.PathLike[str], **options: object) -> tuple[Model, Tokenizer]:
-    """Open a model folder with its tokenizer; options as `load_model`."""
-    tokenizer = Tokenizer.from_folder(path)
-    return load_model(path, **options), tokenizer  # type: ignore[arg-type]
+def load(
+    path: str | os.PathLike[str], *, threads: int | None = None, context: int | None = None, kv_dtype: str = "f16"
+) -> tuple[Model, Tokenizer]:
+    """Open a model folder (or GGUF file) with its tokenizer; options and errors as `load_model`."""
+    tokenizer = load_tokenizer(path)
+    return load_model(path, threads=threads, context=context, kv_dtype=kv_dtype), tokenizer
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """Open the tokenizer of a model folder or GGUF file alone."""
+    if Path(path).is_dir():
+        return Tokenizer.from_folder(path)
+    checkpoint = open_checkpoint(path)
+    config = json.dumps(dict(checkpoint.config)).encode()
+    return Tokenizer({**checkpoint.files, "config.json": config}, Path(path))
