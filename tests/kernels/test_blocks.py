@@ -1,0 +1,116 @@
+"""The packed format, byte by byte: blocks typed by hand, and packing undone by unpacking."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quantkit_kernels import blocks
+
+INT4_BLOCK = bytes.fromhex(
+    "40 51 62 73  f0 f1 f2 f3  00 00 00 00  00 00 00 00  00 00 00 00  00 00 00 00  00 00 00 00  1f 2e 3d 4c"
+    "c8 d9 ea fb  f4 f5 f6 f7  00 00 00 00  00 00 00 00  00 00 00 00  00 00 00 00  00 00 00 00  5b 6a 79 88"
+    "40 51 62 73  f8 f9 fa fb  00 00 00 00  00 00 00 00  00 00 00 00  00 00 00 00  00 00 00 00  97 a6 b5 c4"
+    "c8 d9 ea fb  fc fd fe ff  00 00 00 00  00 00 00 00  00 00 00 00  00 00 00 00  00 00 00 00  d3 e2 f1 00"
+    "02 01 00 00 00 00 00 ff"  # scales
+    "81 03 00 00 00 00 00 7f"  # mins: -127, 3, 0 ..., 127
+)
+INT4_CODES = {
+    0: [*range(16), *range(16)],
+    1: [0, 1, 2, 3, *[15] * 4, 4, 5, 6, 7, *[15] * 4, 8, 9, 10, 11, *[15] * 4, 12, 13, 14, 15, *[15] * 4],
+    7: [15, 14, 13, 12, 1, 2, 3, 4, 11, 10, 9, 8, 5, 6, 7, 8, 7, 6, 5, 4, 9, 10, 11, 12, 3, 2, 1, 0, 13, 14, 15, 0],
+}
+"""Row -> its 32 codes; the other rows are zero."""
+
+INT8_BLOCK = b"".join(
+    bytes([4 * c, 4 * c + 1, 4 * c + 2, 4 * c + 3]) + bytes(4 * 6) + bytes([0x81, 0x7F, 0xFF, c]) for c in range(8)
+) + bytes([1, 0, 0, 0, 0, 0, 0, 255])
+
+
+def test_int4_bytes() -> None:
+    codes = np.zeros((8, 32), np.uint8)
+    for row, numbers in INT4_CODES.items():
+        codes[row] = numbers
+    scales = np.array([[2], [1], [0], [0], [0], [0], [0], [255]], np.uint8)
+    mins = np.array([[-127], [3], [0], [0], [0], [0], [0], [127]], np.int8)
+    block = blocks.pack_int4(codes, scales, mins)
+    assert block.shape == (1, 1, 144)
+    assert block.tobytes() == INT4_BLOCK
+    for found, expected in zip(blocks.unpack_int4(block), (codes, scales, mins), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_int4_values() -> None:
+    data = np.frombuffer(INT4_BLOCK, np.uint8).reshape(1, 1, 144)
+    row_scales = np.array([[[0.5, 2, 1, 1, 1, 1, 1, 0.25], [0.125, 10, 1, 1, 1, 1, 1, -1]]], np.float32)
+    weights = blocks.dequantize("int4", data, row_scales, (8, 32))
+    assert weights[0, :4].tolist() == [0.5 * 2 * code + 0.125 * -127 for code in (0, 1, 2, 3)]
+    assert weights[1].tolist() == [2 * code + 30 for code in INT4_CODES[1]]
+    assert not weights[2:7].any()
+    assert weights[7].tolist() == [0.25 * 255 * code - 127 for code in INT4_CODES[7]]
+
+
+def test_int8_bytes_and_values() -> None:
+    codes = np.zeros((8, 32), np.int8)
+    codes[0] = range(32)
+    codes[7] = np.array([[-127, 127, -1, c] for c in range(8)]).ravel()
+    scales = np.array([[1], [0], [0], [0], [0], [0], [0], [255]], np.uint8)
+    block = blocks.pack_int8(codes, scales)
+    assert block.shape == (1, 1, 264)
+    assert block.tobytes() == INT8_BLOCK
+    for found, expected in zip(blocks.unpack_int8(block), (codes, scales), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    weights = blocks.dequantize("int8", block, np.array([[[2, 1, 1, 1, 1, 1, 1, 0.5]]], np.float32), (8, 32))
+    assert weights[0].tolist() == [2.0 * k for k in range(32)]
+    assert weights[7, :5].tolist() == [-127 * 127.5, 127 * 127.5, -127.5, 0, -127 * 127.5]
+
+
+def test_blocks_lie_row_tile_by_row_tile() -> None:
+    codes = np.zeros((9, 33), np.uint8)
+    codes[0, 0], codes[0, 32], codes[8, 0], codes[8, 32] = 1, 2, 3, 4
+    zeros = np.zeros((9, 2), np.uint8)
+    assert blocks.pack_int4(codes, zeros, zeros.view(np.int8))[..., 0].tolist() == [[1, 2], [3, 4]]
+    assert blocks.pack_int8(codes.view(np.int8), zeros)[..., 0].tolist() == [[1, 2], [3, 4]]
+
+
+def test_plain_kinds() -> None:
+    bf16 = np.array([[0x3F80, 0xC000, 0x7F7F]], np.uint16)
+    assert blocks.dequantize("bf16", bf16, None, (1, 3)).tolist() == [[1.0, -2.0, float(np.float32(3.3895314e38))]]
+    for kind, dtype in (("f16", np.float16), ("f32", np.float32)):
+        found = blocks.dequantize(kind, np.array([0.5, -3], dtype), None, (2,))
+        assert (found.dtype, found.tolist()) == (np.float32, [0.5, -3])
+
+
+@settings(deadline=None)
+@given(rows=st.integers(1, 20), columns=st.integers(1, 100), seed=st.integers(0, 2**32 - 1))
+def test_unpacking_undoes_packing(rows: int, columns: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    tiles, groups = blocks.grid(rows, columns)
+    scales = random.integers(0, 256, (rows, groups)).astype(np.uint8)
+    mins = random.integers(-127, 128, (rows, groups)).astype(np.int8)
+    nibbles = random.integers(0, 16, (rows, columns)).astype(np.uint8)
+    bytes_ = random.integers(-127, 128, (rows, columns)).astype(np.int8)
+    cases = [
+        (blocks.pack_int4(nibbles, scales, mins), blocks.unpack_int4, (nibbles, scales, mins), "int4"),
+        (blocks.pack_int8(bytes_, scales), blocks.unpack_int8, (bytes_, scales), "int8"),
+    ]
+    for data, unpack, parts, kind in cases:
+        assert data.flags.c_contiguous
+        assert data.shape == blocks.expected_shapes(kind, (rows, columns))[0]
+        for found, expected in zip(unpack(data), parts, strict=True):
+            assert found.shape == (8 * tiles, expected.shape[1] if expected is not parts[0] else 32 * groups)
+            np.testing.assert_array_equal(found[:rows, : expected.shape[1]], expected)
+            assert not found[rows:].any()
+            assert not found[:, expected.shape[1] :].any()
+
+
+def test_sizes() -> None:
+    assert (blocks.KINDS["int4"].block_bytes, blocks.KINDS["int8"].block_bytes) == (144, 264)
+    assert (blocks.KINDS["int4"].bits, blocks.KINDS["int8"].bits) == (4.5, 8.25)
+    assert blocks.expected_shapes("int4", (9, 33)) == ((2, 2, 144), (2, 2, 8))
+    assert blocks.expected_shapes("int8", (8, 32)) == ((1, 1, 264), (1, 1, 8))
+    assert blocks.expected_shapes("bf16", (9, 33)) == ((9, 33), None)
+    with pytest.raises(ValueError, match="matrices"):
+        blocks.expected_shapes("int4", (9,))
