@@ -1,27 +1,31 @@
 """The one decorator of the kernels: every compile flag, and the folder where compiled code is kept.
 
-It is not a compiler: numba is. Kernels write `@jit`; the few functions that Python calls write `@jit(entry=True)`, and only
-those are kept on disk, with everything they call inside them. numba notices edits of a cached function's own file alone,
-so the folder's name carries a hash of all kernel sources, of the versions of numba and llvmlite, and of the instruction set.
+It is not a compiler: numba is. Kernels write `@jit`; the few functions that Python calls write `@jit(entry=True)`, and
+only those are kept on disk, with everything they call inside them. numba notices edits of a cached function's own file
+alone, so the folder's name carries a hash of all kernel sources, of the versions of numba and llvmlite, and of the
+instruction set.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import config
+from numba.core import config, event
 
 from .cache import cache_root
 from .simd import ISA
 
+logger = logging.getLogger(__name__)
+
 FLAGS = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-"""nogil: worker threads run at once. numpy: division has no zero test. No fastmath: results must not depend on its mood."""
+"""nogil: worker threads run at once. numpy: division has no zero test. No fastmath: results may not depend on it."""
 
 
 def jit(function: Callable[..., Any] | None = None, *, entry: bool = False) -> Any:
@@ -45,12 +49,6 @@ def jit(function: Callable[..., Any] | None = None, *, entry: bool = False) -> A
         config.CACHE_DIR = previous
 
 
-def is_compiled(function: Any) -> bool:
-    """Whether an entry has machine code in memory or in the cache, so that calling it compiles nothing."""
-    stem = f"{Path(function.py_func.__code__.co_filename).stem}.{function.py_func.__name__}-"
-    return bool(function.signatures) or any(path.name.startswith(stem) for path in cache_folder().rglob("*.nbc"))
-
-
 @functools.cache
 def cache_folder() -> Path:
     """Folder of compiled kernels: `kernels/<hash>` in the user's cache."""
@@ -65,3 +63,21 @@ def _fingerprint() -> str:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+class _Notice(event.Listener):
+    """Says at level INFO, once in a process, why the start is slow; silent when everything comes from the cache."""
+
+    def on_start(self, event: Any) -> None:
+        if event.data["dispatcher"].py_func.__module__.startswith(__package__):
+            self._say()
+
+    def on_end(self, event: Any) -> None:
+        """Nothing to say."""
+
+    @functools.cache  # noqa: B019  there is one listener
+    def _say(self) -> None:
+        logger.info("compiling kernels; this happens once and takes up to a minute")
+
+
+event.register("numba:compile", _Notice())

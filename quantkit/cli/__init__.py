@@ -42,7 +42,9 @@ class CommandLine(click.Group):
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         settings = Settings()
         logging.basicConfig(format="%(levelname)s: %(message)s")
-        logging.addLevelName(logging.WARNING, "warning")
+        for level, name in {logging.INFO: "note", logging.WARNING: "warning"}.items():
+            logging.addLevelName(level, name)
+        logging.getLogger("quantkit_kernels").setLevel(logging.INFO)
         try:
             status = super().main(args, prog_name or "quantkit", **extra | {"standalone_mode": False, "obj": settings})
             sys.stdout.flush()

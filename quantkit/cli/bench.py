@@ -61,10 +61,8 @@ def command(
     share is that of the read bandwidth measured with as many threads.
     """
     from quantkit.benchmark import cases, measure, measure_bandwidth
-    from quantkit.cli.notices import compiling
     from quantkit.load import load_model
 
-    compiling()
     tests = cases(n_prompt, n_gen, n_depth)
     rows = []
     for count in threads or (None,):

@@ -35,14 +35,13 @@ def command(
     With --reference, usually the checkpoint that MODEL was packed from, also the Kullback-Leibler divergence from its
     predictions. A checkpoint that is not packed is run in f32 arithmetic.
     """
-    from quantkit.cli.notices import Counter, compiling, read_text
+    from quantkit.cli.notices import Bar, read_text
     from quantkit.evaluate import perplexity
     from quantkit.load import load, load_model
 
     text = read_text(file)
-    compiling()
     loaded, tokenizer = load(model, threads=threads)
-    with Counter("evaluating") as counter:
+    with Bar("evaluating") as bar:
         found = perplexity(
             loaded,
             tokenizer.encode(text),
@@ -50,7 +49,7 @@ def command(
             chunks,
             bos_token_id=tokenizer.bos_token_id if tokenizer.adds_bos else None,
             reference=load_model(reference, threads=threads) if reference else None,
-            progress=lambda done, total, value: counter.update(done, total, f"PPL {value:.4f}"),
+            progress=lambda done, total, value: bar.update(done, total, f"PPL {value:.4f}"),
         )
     if as_json:
         import dataclasses

@@ -15,7 +15,7 @@ from quantkit.cli.options import Command, model_argument
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor: `nbytes` as stored, `relative_error` squared and relative to the source; None where nothing was lost."""
+    """One tensor; `relative_error` is squared, relative to the source, and None where nothing was lost."""
 
     name: str
     kind: str

@@ -1,49 +1,48 @@
-"""What commands say on stderr while they work, and how they read a text that a user names.
-
-A bar or counter appears on a terminal only; in a pipe commands are quiet.
-"""
+"""What commands show on stderr while they work, and how they read a text that a user names."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import TracebackType
-
-import click
+from typing import TYPE_CHECKING, Self
 
 from quantkit.errors import OptionError
 
-COMPILE_SECONDS = 40
-"""About what compiling all kernels takes on one core."""
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
-def compiling() -> None:
-    """Say why the start is slow, when kernels have to be compiled first; compiled ones are kept on disk."""
-    from quantkit_kernels.interpreter import participate
-    from quantkit_kernels.jit import is_compiled
-
-    if not is_compiled(participate):
-        click.echo(f"compiling kernels (once, about {COMPILE_SECONDS} s) ...", err=True)
-
-
-class Counter:
-    """A line on a terminal's stderr that counts: `evaluating 3/24  PPL 12.3456`; erased at the end."""
+class Bar:
+    """A progress bar that appears with the first unfinished step, on a terminal only, and vanishes at the end."""
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._shown = sys.stderr.isatty()
+        self._progress: Progress | None = None
 
-    def __enter__(self) -> Counter:
+    def __enter__(self) -> Self:
         return self
 
     def update(self, done: int, total: int, note: str = "") -> None:
-        """Show that `done` of `total` steps are done."""
-        if self._shown:
-            click.echo(f"\r\x1b[K{self._what} {done}/{total}  {note}", err=True, nl=False)
+        """Show that `done` of `total` steps are done; `note` says what is at hand."""
+        if self._progress is None and done < total and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        if self._shown:
-            click.echo("\r\x1b[K", err=True, nl=False)
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+            note_column = TextColumn("{task.fields[note]}", markup=False)
+            self._progress = Progress(*columns, note_column, console=Console(stderr=True), transient=True)
+            self._task = self._progress.add_task(self._what, note=note)
+            self._progress.start()
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done, total=total, note=note)
+
+    def close(self) -> None:
+        """Take the bar off the screen."""
+        if self._progress is not None:
+            self._progress.stop()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def read_text(file: Path) -> str:

@@ -63,29 +63,32 @@ def command(model: Path, prompt: str | None, file: Path | None, **options: Any) 
     """
     text = _prompt(prompt, file)
 
-    from quantkit.cli.notices import compiling
+    from quantkit.cli.notices import Bar
     from quantkit.generate import stream_generate
     from quantkit.load import load
 
     folder = _packed(model, options["threads"])
-    compiling()
     loaded, tokenizer = load(folder, threads=options["threads"], context=options["ctx_size"])
+    bar, last = Bar("reading the prompt"), None
+    responses = stream_generate(
+        loaded,
+        tokenizer,
+        _messages(tokenizer, text, options),
+        max_tokens=options["max_tokens"],
+        stop=options["stop"],
+        ignore_eos=options["ignore_eos"],
+        progress=bar.update,
+        **_sampling(tokenizer, options),
+    )
     if options["display_prompt"]:
         click.echo(text, nl=False)
-    last = None
     try:
-        for last in stream_generate(
-            loaded,
-            tokenizer,
-            _messages(tokenizer, text, options),
-            max_tokens=options["max_tokens"],
-            stop=options["stop"],
-            ignore_eos=options["ignore_eos"],
-            **_sampling(tokenizer, options),
-        ):
+        for last in responses:
+            bar.close()
             click.echo(last.text, nl=False)
             sys.stdout.flush()
     finally:
+        bar.close()
         if last:
             click.echo()
             click.echo(_footer(loaded, last), err=True)

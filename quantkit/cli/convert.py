@@ -1,0 +1,93 @@
+"""`quantkit convert`: pack a downloaded checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from quantkit.cli.notices import Bar
+from quantkit.cli.options import Command, force_option, output_option, threads_option
+
+if TYPE_CHECKING:
+    from quantkit.convert import Report
+
+BITS = {"4": "int4", "8": "int8"}
+
+
+def _overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, str]]:
+    pairs = [value.rpartition("=") for value in values]
+    for value, (pattern, _, _) in zip(values, pairs, strict=True):
+        if not pattern:
+            raise click.BadParameter(f"{value!r} is not of the form REGEX=KIND", ctx, param)
+    return [(pattern, kind) for pattern, _, kind in pairs]
+
+
+@click.command("convert", cls=Command)
+@click.argument("source", type=click.Path(path_type=Path))
+@output_option
+@click.option(
+    "-q", "--quantize", type=click.Choice(list(BITS.values())), help="Kind of the linear layers  [default: int4]"
+)
+@click.option("--bits", "--q-bits", type=click.Choice(list(BITS)), help="The same by its bits.")
+@click.option(
+    "--override",
+    "--tensor-type",
+    "overrides",
+    multiple=True,
+    metavar="REGEX=KIND",
+    callback=_overrides,
+    help="Kind of the tensors whose name the expression finds: int4, int8, f16, bf16, f32; repeatable.",
+)
+@click.option("--dry-run", is_flag=True, help="Check the checkpoint and say what would be written; write nothing.")
+@force_option
+@threads_option
+def command(
+    source: Path,
+    output: Path,
+    quantize: str | None,
+    bits: str | None,
+    overrides: list[tuple[str, str]],
+    dry_run: bool,
+    force: bool,
+    threads: int | None,
+) -> None:
+    """Pack SOURCE, a checkpoint folder or a GGUF file, into the folder DIR.
+
+    Linear layers become int4 (or what -q says), the embedding and the head int8; norms and biases stay f32.
+    """
+    if bits and quantize and BITS[bits] != quantize:
+        raise click.UsageError(f"--quantize {quantize} contradicts --bits {bits}")
+    report = convert_with_progress(
+        source,
+        output,
+        quantize=quantize or BITS[bits or "4"],
+        overrides=overrides,
+        dry_run=dry_run,
+        force=force,
+        threads=threads,
+    )
+    for name in report.unused:
+        click.echo(f"warning: {source}: the model does not use tensor {name!r}; it was left out", err=True)
+    click.echo(_summary(report))
+
+
+def convert_with_progress(source: Path, output: Path, **options: Any) -> Report:
+    """Call `quantkit.convert.convert`, with a bar on a terminal's stderr."""
+    from quantkit.convert import convert
+
+    with Bar("packing") as bar:
+        return convert(source, output, progress=lambda now: bar.update(now.done, now.total, now.tensor), **options)
+
+
+def _summary(report: Report) -> str:
+    from quantkit.cli.text import size, table
+
+    rows = [(row.kind, row.tensors, row.weights, size(row.nbytes)) for row in report.kinds]
+    before, after = size(report.source_bytes), size(report.packed_bytes)
+    return (
+        table(("kind", "tensors", "weights", "size"), rows)
+        + f"\n{report.bits_per_weight:.2f} bits per weight, {before} before, {after} after, "
+        f"{report.seconds:.1f} s, peak memory {size(report.peak_rss)}"
+    )
