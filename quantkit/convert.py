@@ -88,7 +88,7 @@ class Report:
 
 def convert(
     source: str | os.PathLike[str],
-    output: str | os.PathLike[str] | None,
+    output: str | os.PathLike[str],
     quantize: str = "int4",
     *,
     overrides: Sequence[tuple[str, str]] = (),
@@ -103,8 +103,8 @@ def convert(
     ----------
     source : path
         A Hugging Face folder or a GGUF file with F16, BF16 or F32 weights.
-    output : path or None
-        Folder to write. It appears when it is complete. None is for dry runs.
+    output : path
+        Folder to write. It appears when it is complete.
     quantize : {"int4", "int8"}
         Kind of the linear layers; embedding and head become int8, norms and biases f32.
     overrides : sequence of (regular expression, kind)
@@ -134,16 +134,11 @@ def convert(
     kinds = choose(program, quantize, overrides)
     if threads is not None and threads < 1:
         raise OptionError(f"threads: {threads} is less than 1")
-    if output is not None:
-        check_output(output, force=force, source=checkpoint.path)
-    elif not dry_run:
-        raise OptionError("output: no folder is named")
+    check_output(output, force=force, source=checkpoint.path)
     layouts = {
         name: Layout(kinds[name], program.tensors[name].shape) for name in checkpoint.names if name in program.tensors
     }
-    errors = (
-        {} if dry_run or output is None else _pack(checkpoint, output, layouts, quantize, overrides, threads, progress)
-    )
+    errors = {} if dry_run else _pack(checkpoint, output, layouts, quantize, overrides, threads, progress)
     return Report(
         kinds=_by_kind(layouts),
         source_bytes=checkpoint.nbytes,
