@@ -39,6 +39,16 @@ class CommandLine(click.Group):
         command: click.Command = importlib.import_module(f".{name}", __name__).command
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            # Whoever read our output has left; the interpreter must not try to flush the rest on its way out.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(CLOSED_PIPE)
+
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]
         settings = Settings()
         logging.basicConfig(format="%(levelname)s: %(message)s")
@@ -47,12 +57,7 @@ class CommandLine(click.Group):
         logging.getLogger("quantkit_kernels").setLevel(logging.INFO)
         try:
             status = super().main(args, prog_name or "quantkit", **extra | {"standalone_mode": False, "obj": settings})
-            sys.stdout.flush()
             sys.exit(status or 0)
-        except BrokenPipeError:
-            # Whoever read our output has left; the interpreter must not try to flush the rest on its way out.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(CLOSED_PIPE)
         except (KeyboardInterrupt, click.Abort):
             sys.exit(INTERRUPTED)
         except click.ClickException as error:

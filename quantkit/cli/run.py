@@ -62,12 +62,12 @@ def command(model: Path, prompt: str | None, file: Path | None, **options: Any) 
     to int4 first, once; the packed model is kept in the user's cache.
     """
     text = _prompt(prompt, file)
+    folder = _packed(model, options["threads"])
 
     from quantkit.cli.notices import Bar
     from quantkit.generate import stream_generate
     from quantkit.load import load
 
-    folder = _packed(model, options["threads"])
     loaded, tokenizer = load(folder, threads=options["threads"], context=options["ctx_size"])
     bar, last = Bar("reading the prompt"), None
     responses = stream_generate(
