@@ -47,7 +47,7 @@ def dequantize(model: str | os.PathLike[str], output: str | os.PathLike[str], *,
         for name, file in packed.files.items():
             (folder / name).write_bytes(file.read_bytes())
         shapes = {name: ("F16", packed.layouts[name].shape) for name in packed.names}
-        with SafetensorsWriter(folder / WEIGHTS, shapes, {"format": "pt"}) as weights:
+        with SafetensorsWriter(folder / WEIGHTS, shapes, {"format": "pt"}, alignment=1) as weights:
             for name in packed.names:
                 weights.write(name, _halves(packed, name))
                 packed.release(name)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from quantkit.errors import PackedModelError
 
 ALIGNMENT = 64
-"""Every tensor of a file begins on a multiple of this."""
+"""Tensor data begins on a multiple of this: a cache line."""
 PADDING = "padding."
 """Names of tensors that only fill: the format knows no holes."""
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
@@ -37,9 +37,8 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 def check_output(path: str | os.PathLike[str], *, force: bool, source: Path) -> None:
     """Raise `PackedModelError` when a folder cannot be written at `path`; nothing is written.
 
-    An existing folder is replaced with `force` alone, and only if it is a model folder (files, config.json among them)
-    that is not, and does not hold, the source: a slip of the pen cannot delete anything else. An empty folder needs no
-    force.
+    An existing folder is replaced with `force` alone, and not if folders are in it, or if it is or holds the source: a
+    model folder holds files, and a slip of the pen must not delete a home. An empty folder needs no force.
     """
     path, source = Path(os.path.realpath(path)), Path(os.path.realpath(source))
     if path == source or path in source.parents:
@@ -48,7 +47,7 @@ def check_output(path: str | os.PathLike[str], *, force: bool, source: Path) -> 
     if not above.is_dir():
         raise PackedModelError(f"{path}: cannot be written: {above} is not a folder")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise PackedModelError(f"{path}: cannot be written: no permission to write in {above}")
+        raise PackedModelError(f"{path}: cannot be written: Permission denied in {above}")
     if not path.exists():
         return
     if not path.is_dir():
@@ -59,8 +58,8 @@ def check_output(path: str | os.PathLike[str], *, force: bool, source: Path) -> 
         raise PackedModelError(f"{path}: cannot be read: {cause.strerror}") from cause
     if entries and not force:
         raise PackedModelError(f"{path}: exists already; name another output, or use --force to replace it")
-    if entries and not ((path / "config.json").is_file() and all(entry.is_file() for entry in entries)):
-        raise PackedModelError(f"{path}: is not a model folder, so --force does not replace it; name another output")
+    if any(entry.is_dir() for entry in entries):
+        raise PackedModelError(f"{path}: holds folders, so it is no model and not replaced; name another output")
 
 
 @contextmanager
@@ -142,9 +141,8 @@ def _remove_abandoned(target: Path) -> None:
 class SafetensorsWriter:
     """Streams tensors, in any order, into a safetensors file whose layout is known beforehand.
 
-    Every tensor begins on a multiple of 64 bytes. The format (https://github.com/huggingface/safetensors#format) allows
-    no holes, so the header is padded with spaces, and where a tensor's size is no multiple of 64, a tensor `padding.N`
-    of zeros follows it.
+    The format (https://github.com/huggingface/safetensors#format) is a header and data without holes. The header is
+    padded with spaces, so that the data begins on a multiple of 64 bytes.
 
     Parameters
     ----------
@@ -154,6 +152,8 @@ class SafetensorsWriter:
         dtype, as safetensors spells it, and shape of each tensor, in the order of the file.
     metadata : mapping of str to str
         The header's `__metadata__`.
+    alignment : int
+        Less than 64 where other tools read the file, which may refuse tensors that they don't know.
 
     Raises
     ------
@@ -164,7 +164,12 @@ class SafetensorsWriter:
     """
 
     def __init__(
-        self, path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
+        self,
+        path: Path,
+        tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+        metadata: Mapping[str, str],
+        *,
+        alignment: int = ALIGNMENT,
     ) -> None:
         header: dict[str, Any] = {"__metadata__": metadata}
         places, end = {}, 0
@@ -173,7 +178,7 @@ class SafetensorsWriter:
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
             places[name] = (end, size)
             end += size
-            if filling := -end % ALIGNMENT:
+            if filling := -end % alignment:
                 entry = {"dtype": "U8", "shape": [filling], "data_offsets": [end, end + filling]}
                 header[f"{PADDING}{len(places)}"] = entry
                 end += filling
