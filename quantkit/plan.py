@@ -31,6 +31,8 @@ class Buffer:
     """Memory of one value: `token_bytes` for each token of a batch; none for what lives elsewhere (logits, KV cache)."""
 
     token_bytes: int = 0
+    interleaved: bool = False
+    """Tokens are packed in blocks, so that one token's bytes are not a row."""
     slot: int = -1
     """Which piece of the arena holds it."""
 
@@ -151,9 +153,7 @@ class _Lowering:
         output = self._buffer(operation.output)
         buffers = tuple(self._buffer(value) for value in inputs)
         name = operation.tensors[0] if operation.tensors else operation.name
-        self.steps.append(
-            Step(opcode, output, buffers, operation.output.selected, weight, numbers=numbers, name=name)
-        )
+        self.steps.append(Step(opcode, output, buffers, operation.output.selected, weight, numbers=numbers, name=name))
 
     def _simple(self, operation: Operation) -> None:
         opcode, names = _SIMPLE[operation.name]
@@ -202,7 +202,7 @@ class _Lowering:
 
     def _quantize(self, x: Value) -> Buffer:
         if x.index not in self._quantized:
-            packed = Buffer(grid(1, x.columns)[1] * ACTIVATION_RECORD)
+            packed = Buffer(grid(1, x.columns)[1] * ACTIVATION_RECORD, interleaved=True)
             self._quantized[x.index] = packed
             numbers: dict[Field, int | float] = {Field.COLUMNS: x.columns}
             inputs = (self._buffer(x),)
@@ -286,14 +286,18 @@ def _place_barriers(steps: Sequence[Step]) -> None:
 
 
 def _conflict(later: Step, earlier: Step) -> bool:
-    # Token steps of one batch give a thread the same tokens each time: it meets only its own work.
-    same_tokens = later.wanted == earlier.wanted and not {later.opcode, earlier.opcode} & SHARED
-    if same_tokens:
-        return False
-    return (
-        _same_memory((earlier.output,), (later.output, *later.inputs)) or _same_memory(earlier.inputs, (later.output,))
-    )
+    # Token steps of one batch give a thread the same tokens each time: in one value it meets only its own rows. Not so SELECT,
+    # which fetches rows from anywhere.
+    anywhere = SHARED | {Opcode.SELECT}
+    same_tokens = later.wanted == earlier.wanted and not {later.opcode, earlier.opcode} & anywhere
+    pairs = [(earlier.output, buffer) for buffer in (later.output, *later.inputs)]
+    pairs += [(buffer, later.output) for buffer in earlier.inputs]
+    return any(_overlap(a, b) and not (same_tokens and _same_rows(a, b)) for a, b in pairs)
 
 
-def _same_memory(some: Sequence[Buffer], others: Sequence[Buffer]) -> bool:
-    return any(a is b or (a.slot >= 0 and a.slot == b.slot) for a in some for b in others)
+def _overlap(a: Buffer, b: Buffer) -> bool:
+    return a is b or (a.slot >= 0 and a.slot == b.slot)
+
+
+def _same_rows(a: Buffer, b: Buffer) -> bool:
+    return a is b or (a.token_bytes == b.token_bytes and not (a.interleaved or b.interleaved))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
 import tiny
 
 from quantkit import models
@@ -30,23 +32,42 @@ def test_no_barrier_between_matrices_of_one_input():
     assert not any(step.barrier for step in inside)
 
 
-def test_every_meeting_of_threads_has_a_barrier():
-    """Checked the slow way: whatever a step touches was last touched by the same thread, or before a barrier."""
-    for kind in ("int4", "f16"):
-        steps = llama_plan(kind).steps
-        epoch, owner = 0, {}
-        for step in steps:
-            epoch += step.barrier
-            mine = (epoch, None if step.opcode in SHARED else step.wanted)
-            for role, buffers in (("read", step.inputs), ("write", (step.output,))):
-                for buffer in buffers:
-                    place = buffer.slot if buffer.slot >= 0 else id(buffer)
-                    for then, (before, how) in list(owner.get(place, {}).items()):
-                        if then == "read" and role == "read":
-                            continue
-                        same_thread = how == mine[1] and how is not None
-                        assert before < epoch or same_thread, (step.name, place)
-                    owner.setdefault(place, {})[role] = mine
+@pytest.mark.parametrize("kind", ["int4", "f16"])
+@pytest.mark.parametrize("sizes", [{}, {"hidden_size": 72}, {"intermediate_size": 100}, {"head_dim": 18}])
+def test_every_meeting_of_threads_has_a_barrier(kind, sizes):
+    """Checked the slow way, byte by byte: what a thread touches, no other has touched since the last barrier."""
+    tokens, threads = 5, 2
+    lowered = llama_plan(kind, **sizes)
+    starts = [tokens * sum(lowered.slots[:slot]) for slot in range(len(lowered.slots))]
+    size = lowered.arena_bytes(tokens)
+    readers, writers = np.zeros((2, threads, size), bool)
+
+    def touched(step, buffer, thread):
+        # An interleaved token's bytes are somewhere in its block: here, as if blocks were rows, which only one step reads.
+        touch = np.zeros(size, bool)
+        if buffer.slot >= 0:
+            gathers = step.opcode is Opcode.SELECT and buffer is not step.output
+            whole = step.opcode in SHARED or gathers
+            mine = range(tokens) if whole else range(tokens * thread // threads, tokens * (thread + 1) // threads)
+            for token in mine:
+                begin = starts[buffer.slot] + token * buffer.token_bytes
+                touch[begin : begin + buffer.token_bytes] = True
+        return touch
+
+    for step in lowered.steps:
+        if step.barrier:
+            readers[:], writers[:] = False, False
+        shared = step.opcode in SHARED
+        for thread in range(threads):
+            others = [other for other in range(threads) if other != thread]
+            write = touched(step, step.output, thread)
+            read = np.logical_or.reduce([touched(step, buffer, thread) for buffer in step.inputs] or [write & False])
+            assert not (write & (readers[others] | writers[others]).any(0)).any() or shared, step.name
+            assert not (read & writers[others].any(0)).any(), step.name
+            readers[thread] |= read
+            writers[thread] |= write & (not shared)
+        if shared:  # afterwards any thread may have written any of it
+            writers |= touched(step, step.output, 0)
 
 
 def test_memory_does_not_grow_with_depth():
