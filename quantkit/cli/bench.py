@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from quantkit.engine import Model
 
 
-@click.command("bench", cls=Command)
+@click.command("bench", cls=Command, short_help="Measure the speed of prompts and generation.")
 @model_argument
 @click.option(
     "-p", "--n-prompt", default="512", show_default=True, metavar="N,...", callback=integers(0), help="Prompt lengths."

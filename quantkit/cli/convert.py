@@ -24,7 +24,7 @@ def _overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     return [(pattern, kind) for pattern, _, kind in pairs]
 
 
-@click.command("convert", cls=Command)
+@click.command("convert", cls=Command, short_help="Pack a downloaded checkpoint.")
 @click.argument("source", type=click.Path(path_type=Path))
 @output_option
 @click.option(

@@ -9,7 +9,7 @@ import click
 from quantkit.cli.options import Command, force_option, model_argument, output_option
 
 
-@click.command("dequantize", cls=Command)
+@click.command("dequantize", cls=Command, short_help="Unpack a packed model to a fp16 checkpoint.")
 @model_argument
 @output_option
 @force_option

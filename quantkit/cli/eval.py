@@ -9,7 +9,7 @@ import click
 from quantkit.cli.options import Command, model_argument, threads_option
 
 
-@click.command("eval", cls=Command)
+@click.command("eval", cls=Command, short_help="Measure perplexity, and divergence from a reference.")
 @model_argument
 @click.option(
     "-f",

@@ -29,7 +29,7 @@ class Row:
         return math.prod(self.shape)
 
 
-@click.command("inspect", cls=Command)
+@click.command("inspect", cls=Command, short_help="List tensors with kinds, sizes and errors.")
 @model_argument
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: Path, as_json: bool) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from quantkit.tokenizer import Tokenizer
 
 
-@click.command("run", cls=Command)
+@click.command("run", cls=Command, short_help="Answer a prompt.")
 @model_argument
 @click.option("-p", "--prompt", metavar="TEXT", help="The prompt; - reads it from stdin.")
 @click.option("-f", "--file", type=click.Path(path_type=Path), help="Read the prompt from a file.")

@@ -9,7 +9,7 @@ import click
 from quantkit.cli.options import Command, model_argument
 
 
-@click.command("verify", cls=Command)
+@click.command("verify", cls=Command, short_help="Check a packed model against its checksums.")
 @model_argument
 def command(model: Path) -> None:
     """Check every tensor of the packed folder MODEL against its checksum."""

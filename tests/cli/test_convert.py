@@ -1,0 +1,74 @@
+"""`quantkit convert` and `quantkit dequantize`: options, aliases, report, and the way back."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+
+def kinds(invoke, folder: Path) -> dict[str, str]:
+    rows = json.loads(invoke("inspect", folder, "--json").stdout)["tensors"]
+    return {row["name"].removeprefix("model.layers.0."): row["kind"] for row in rows}
+
+
+def test_the_report_is_on_stdout_and_nothing_else_is_said(invoke, checkpoint: Path, tmp_path: Path) -> None:
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out")
+    assert (result.exit_code, result.stderr) == (0, "")
+    header, *rows, summary = result.stdout.splitlines()
+    assert header.split() == ["kind", "tensors", "weights", "size"]
+    assert [row.split()[0] for row in rows] == ["int4", "int8", "f32"]
+    assert summary.startswith("6.52 bits per weight, 255 KB before, 104 KB after, ")
+
+
+@pytest.mark.parametrize(
+    ("args", "kind"),
+    [((), "int4"), (("-q", "int8"), "int8"), (("--bits", "8"), "int8"), (("--q-bits", "4", "-q", "int4"), "int4")],
+)
+def test_the_kind_is_named_or_given_by_its_bits(invoke, checkpoint: Path, tmp_path: Path, args, kind: str) -> None:
+    assert invoke("convert", checkpoint, "-o", tmp_path / "out", *args).exit_code == 0
+    assert kinds(invoke, tmp_path / "out")["mlp.up_proj.weight"] == kind
+
+
+def test_contradicting_kinds_are_refused(invoke, checkpoint: Path, tmp_path: Path) -> None:
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--bits", "4", "-q", "int8")
+    assert result.exit_code == 2
+    assert "contradicts" in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--override", "--tensor-type"])
+def test_overrides(invoke, checkpoint: Path, tmp_path: Path, option: str) -> None:
+    args = (option, "mlp=int8", option, r"layers\.0\.mlp\.up=f16", option, "embed=bf16")
+    assert invoke("convert", checkpoint, "-o", tmp_path / "out", *args).exit_code == 0
+    found = kinds(invoke, tmp_path / "out")
+    assert found["mlp.down_proj.weight"] == "int8"
+    assert found["mlp.up_proj.weight"] == "f16"
+    assert found["model.embed_tokens.weight"] == "bf16"
+    assert found["self_attn.q_proj.weight"] == "int4"
+
+
+@pytest.mark.parametrize("override", ["mlp=int3", "(=int4", "no such tensor=int4"])
+def test_overrides_that_mean_nothing_are_refused(invoke, checkpoint: Path, tmp_path: Path, override: str) -> None:
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--override", override)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert override.split("=")[0] in result.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_dry_run_reports_and_writes_nothing(invoke, checkpoint: Path, tmp_path: Path) -> None:
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--dry-run")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[-1].startswith("6.52 bits per weight, 255 KB before, 104 KB after")
+    assert os.listdir(tmp_path) == []
+
+
+def test_dequantize_makes_a_checkpoint_that_packs_again(invoke, packed: Path, tmp_path: Path) -> None:
+    result = invoke("dequantize", packed, "-o", tmp_path / "fp16")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert set(kinds(invoke, tmp_path / "fp16").values()) == {"f16"}
+    assert (tmp_path / "fp16/tokenizer.json").read_bytes() == (packed / "tokenizer.json").read_bytes()
+    assert invoke("convert", tmp_path / "fp16", "-o", tmp_path / "again").exit_code == 0
+    assert invoke("dequantize", packed, "-o", tmp_path / "fp16").exit_code == 1
+    assert invoke("dequantize", packed, "-o", tmp_path / "fp16", "--force").exit_code == 0
