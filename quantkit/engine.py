@@ -1,8 +1,8 @@
 """The engine: a model ready to run, and batches of tokens run through its program.
 
-It owns the arena of values, the weights' addresses, the KV pages and the worker threads, cuts batches into passes, and hands each
-to the compiled interpreter. What is computed is in the program (`models/`, `plan.py`); how, in `quantkit_kernels`; sampling
-and text are in `generate.py`.
+It owns the arena of values, the weights' addresses, the KV pages and the worker threads, cuts batches into passes, and
+hands each to the compiled interpreter. What is computed is in the program (`models/`, `plan.py`); how, in
+`quantkit_kernels`; sampling and text are in `generate.py`.
 """
 
 from __future__ import annotations
@@ -121,23 +121,24 @@ class Model:
     ) -> NDArray[np.float32]:
         """Append tokens to sequences and return logits.
 
-        The logits of a token depend on its own sequence alone: not on the batch, the chunks or the threads, to the last bit.
+        The logits of a token depend on its own sequence alone: not on the batch, the chunks or the threads, to the last
+        bit.
 
         Parameters
         ----------
         batch : sequence of (Sequence, token ids)
             New tokens, in order, for each of some different sequences of this model.
         every : bool
-            Logits of every new token -> f32 `[all tokens, vocab_size]`, batch entries one after the other; else of each entry's
-            last token -> f32 `[len(batch), vocab_size]`.
+            Logits of every new token -> f32 `[all tokens, vocab_size]`, batch entries one after the other; else of each
+            entry's last token -> f32 `[len(batch), vocab_size]`.
         chunk : int
             Most tokens of one pass, at most `PASS_TOKENS`.
 
         Raises
         ------
         GenerationError
-            An entry has no tokens, a token is outside the vocabulary, a sequence stands in the batch twice or would outgrow
-            the context; nothing has been computed then.
+            An entry has no tokens, a token is outside the vocabulary, a sequence stands in the batch twice or would
+            outgrow the context; nothing has been computed then.
         """
         if not 1 <= chunk <= PASS_TOKENS:
             raise OptionError(f"chunk: {chunk} is not in 1..{PASS_TOKENS}")
@@ -241,7 +242,8 @@ def _matrix(tensor: Tensor) -> Weight:
 
 def _cache_shape(steps: Plan, kind: str) -> CacheShape:
     attention = [step.numbers for step in steps.steps if step.opcode is Opcode.ATTENTION]
-    layers, kv_heads, head_dim = (int(max(n[place] for n in attention)) for place in (Field.LAYER, Field.KV_HEADS, Field.SIZE))
+    places = (Field.LAYER, Field.KV_HEADS, Field.SIZE)
+    layers, kv_heads, head_dim = (int(max(numbers[place] for numbers in attention)) for place in places)
     return CacheShape(layers + 1, kv_heads, head_dim, kind)
 
 

@@ -23,7 +23,8 @@ class PackedModelError(QuantkitError):
 
 
 class GenerationError(QuantkitError):
-    """A request that cannot be served: empty prompt, more tokens than the context holds, token id outside the vocabulary."""
+    """A request that cannot be served: empty prompt, more tokens than the context holds, token id outside the
+    vocabulary."""
 
 
 class OptionError(QuantkitError):

@@ -1,7 +1,7 @@
 """From a folder to a model and its tokenizer.
 
-Packed folders run from their packed bytes; a downloaded checkpoint runs too, in f32 arithmetic straight from its 16-bit weights:
-slower, and what quality is measured against.
+Packed folders run from their packed bytes; a downloaded checkpoint runs too, in f32 arithmetic straight from its 16-bit
+weights: slower, and what quality is measured against.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """From a recorded program to the table that the compiled interpreter walks.
 
-Lowering makes four decisions, each once for a model: activations are quantized once for all packed matrices that read them; keys
-and values are stored before they are attended to; values whose lives do not overlap share memory; and threads meet only
-where one reads what another wrote. `program.py` says what is computed, `quantkit_kernels.table` what a row means, and
-`engine.py` runs the result. Nothing is computed here.
+Lowering makes four decisions, each once for a model: activations are quantized once for all packed matrices that read
+them; keys and values are stored before they are attended to; values whose lives do not overlap share memory; and
+threads meet only where one reads what another wrote. `program.py` says what is computed, `quantkit_kernels.table` what
+a row means, and `engine.py` runs the result. Nothing is computed here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ ACTIVATION_RECORD = 40
 
 @dataclass(eq=False)
 class Buffer:
-    """Memory of one value: `token_bytes` for each token of a batch; none for what lives elsewhere (logits, KV cache)."""
+    """Memory of one value: `token_bytes` for each token of a batch; none for what lives elsewhere (logits, KV
+    cache)."""
 
     token_bytes: int = 0
     interleaved: bool = False
@@ -183,10 +184,7 @@ class _Lowering:
     def _linear(self, operation: Operation) -> None:
         (x,) = operation.inputs
         weight = operation.tensors[0]
-        if KINDS[self._kinds[weight]].block_bytes:
-            source = self._quantize(x)
-        else:
-            source = self._buffer(x)
+        source = self._quantize(x) if KINDS[self._kinds[weight]].block_bytes else self._buffer(x)
         self.steps.append(
             Step(
                 Opcode.LINEAR,
@@ -286,8 +284,8 @@ def _place_barriers(steps: Sequence[Step]) -> None:
 
 
 def _conflict(later: Step, earlier: Step) -> bool:
-    # Token steps of one batch give a thread the same tokens each time: in one value it meets only its own rows. Not so SELECT,
-    # which fetches rows from anywhere.
+    # Token steps of one batch give a thread the same tokens each time: in one value it meets only its own rows. Not so
+    # SELECT, which fetches rows from anywhere.
     anywhere = SHARED | {Opcode.SELECT}
     same_tokens = later.wanted == earlier.wanted and not {later.opcode, earlier.opcode} & anywhere
     pairs = [(earlier.output, buffer) for buffer in (later.output, *later.inputs)]

@@ -1,7 +1,7 @@
 """The threads that run passes: parked between passes, woken by the compiled code itself.
 
-A pool is `threads - 1` Python threads that live inside `quantkit_kernels.interpreter.participate`, without the GIL, plus whoever
-calls `run`. What a pass computes is described by the words that `engine.py` fills in.
+A pool is `threads - 1` Python threads that live inside `quantkit_kernels.interpreter.participate`, without the GIL,
+plus whoever calls `run`. What a pass computes is described by the words that `engine.py` fills in.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _serve(worker: int, shared: NDArray[np.uint8], words: NDArray[np.int64]) -> 
 
 
 def _stop(shared: NDArray[np.uint8], workers: list[threading.Thread]) -> None:
-    numbers = shared[: WORKERS].view(np.int64)
+    numbers = shared[:WORKERS].view(np.int64)
     numbers[STOP // 8] = 1
     numbers[GENERATION // 8] += 1
     for worker, thread in enumerate(workers, 1):

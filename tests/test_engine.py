@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+
 import reference
 import tiny
-
 from quantkit import models
 from quantkit.checkpoint import open_checkpoint
 from quantkit.engine import Model

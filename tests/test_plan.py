@@ -1,11 +1,14 @@
-"""Lowering: shared quantization, barriers where threads would meet, memory shared by values that never live together."""
+"""Lowering: shared quantization, barriers where threads would meet, memory shared by values that never live
+together."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 from quantkit import models
 from quantkit.plan import plan
 from quantkit.program import Recorder
@@ -27,7 +30,7 @@ def test_one_quantization_feeds_all_matrices_that_share_an_input():
 
 def test_no_barrier_between_matrices_of_one_input():
     steps = llama_plan().steps
-    inside = [b for a, b in zip(steps, steps[1:], strict=False) if a.opcode is b.opcode is Opcode.LINEAR]
+    inside = [b for a, b in pairwise(steps) if a.opcode is b.opcode is Opcode.LINEAR]
     assert len(inside) == 2 * (2 + 1)  # k and v after q, up after gate
     assert not any(step.barrier for step in inside)
 
@@ -43,7 +46,8 @@ def test_every_meeting_of_threads_has_a_barrier(kind, sizes):
     readers, writers = np.zeros((2, threads, size), bool)
 
     def touched(step, buffer, thread):
-        # An interleaved token's bytes are somewhere in its block: here, as if blocks were rows, which only one step reads.
+        # An interleaved token's bytes are somewhere in its block: here, as if blocks were rows, which only one step
+        # reads.
         touch = np.zeros(size, bool)
         if buffer.slot >= 0:
             gathers = step.opcode is Opcode.SELECT and buffer is not step.output

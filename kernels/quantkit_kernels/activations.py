@@ -1,7 +1,7 @@
 """Activations quantized on the fly: f32 rows -> int8 groups of 32, in the order in which `matmul.py` reads them.
 
-Tokens are packed in blocks of 8 while they last, then of 4, then singly. A block of `n` tokens is one record of `40 * n` bytes for each group of 32
-columns, so that the matrix product walks memory once, in order:
+Tokens are packed in blocks of 8 while they last, then of 4, then singly. A block of n tokens is one record of
+40 n bytes for each group of 32 columns, so that the matrix product walks memory once, in order:
 
     8 x [n] x 4 bytes   codes q, -127..127: for each run of 4 columns the 4 bytes of every token
     [n] f32             d = absmax / 127 of the group: x is about d * q

@@ -1,7 +1,7 @@
 """How fast this machine reads memory: the ceiling of decoding, measured, not looked up.
 
-All threads read their part of a buffer far larger than the caches, in order, with plain vector loads. Not a benchmark of quantkit:
-`quantkit.benchmark` puts its figures beside this one.
+All threads read their part of a buffer far larger than the caches, in order, with plain vector loads. Not a benchmark
+of quantkit: `quantkit.benchmark` puts its figures beside this one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Block kinds: what a packed weight's bytes mean. This file is the specification; it needs numpy alone.
 
-Everything is little-endian. A packed matrix is a grid of blocks of 8 rows x 32 columns: the 8 lanes of a 256-bit register
-each own a row, so a dot product needs no horizontal sums and one broadcast activation serves eight rows. The bytes on disk
-are the kernels' layout. Rows and columns that do not fill a block are padded with zeros; the true shape stands elsewhere.
+Everything is little-endian. A packed matrix is a grid of blocks of 8 rows x 32 columns: the 8 lanes of a 256-bit
+register each own a row, so a dot product needs no horizontal sums and one broadcast activation serves eight rows. The
+bytes on disk are the kernels' layout. Rows and columns that do not fill a block are padded with zeros; the true shape
+stands elsewhere.
 
 `int4`, 144 bytes, 4.5 bits a weight::
 

@@ -1,8 +1,8 @@
 """One compiled function that runs a whole program, for every architecture.
 
-All threads of a pool run it together over the same table (`table.py`): token steps are split by token, the others handed out
-in pieces by an atomic counter, and a barrier stands only where the table says so. It calls the kernels and computes nothing
-itself; it neither allocates nor calls Python. `participate` is the only entry.
+All threads of a pool run it together over the same table (`table.py`): token steps are split by token, the others
+handed out in pieces by an atomic counter, and a barrier stands only where the table says so. It calls the kernels and
+computes nothing itself; it neither allocates nor calls Python. `participate` is the only entry.
 """
 
 from __future__ import annotations
@@ -21,24 +21,23 @@ STEP_BYTES = 8 * FIELDS
 F32, F16, BF16, INT8, INT4 = range(5)
 """`blocks.Kind.code` (a test compares)."""
 
-(OPCODE, BARRIER, IS_WANTED, OUT, OUT_STRIDE, A, A_STRIDE, B, B_STRIDE, WEIGHT, ROW_SCALES, BIAS, KIND, ROWS, COLUMNS) = (
-    8 * int(field) for field in list(Field)[:15]
-)
-(CHUNK, SIZE, LAYER, KV_HEADS, GROUP, WINDOW, FACTOR, EPS, OFFSET) = (8 * int(field) for field in list(Field)[15:])
-(TABLE, STEPS, TOKENS, IDS, POSITIONS, PAGES, WANTED, WANTED_TOKENS, RUNS, RUN_TABLE) = (
-    8 * int(word) for word in list(Word)[:10]
-)
-(LOGITS, LOGITS_STRIDE, COUNTERS, SCRATCH, SCRATCH_BYTES, KV_KIND, THREADS, ARRIVED) = (
-    8 * int(word) for word in list(Word)[10:]
-)
+(
+    OPCODE, BARRIER, IS_WANTED, OUT, OUT_STRIDE, A, A_STRIDE, B, B_STRIDE, WEIGHT, ROW_SCALES, BIAS, KIND, ROWS,
+    COLUMNS, CHUNK, SIZE, LAYER, KV_HEADS, GROUP, WINDOW, FACTOR, EPS, OFFSET,
+) = (8 * int(field) for field in Field)  # fmt: skip
+(
+    TABLE, STEPS, TOKENS, IDS, POSITIONS, PAGES, WANTED, WANTED_TOKENS, RUNS, RUN_TABLE, LOGITS, LOGITS_STRIDE,
+    COUNTERS, SCRATCH, SCRATCH_BYTES, KV_KIND, THREADS, ARRIVED,
+) = (8 * int(word) for word in Word)  # fmt: skip
+"""Where each word stands, in bytes."""
 
 
 @jit(entry=True)
 def participate(thread, shared, state):
     """Take part in passes as one thread of a pool.
 
-    Thread 0 wakes the others, runs one pass, and returns when all have finished it. Every other thread serves pass after pass
-    until the pool stops.
+    Thread 0 wakes the others, runs one pass, and returns when all have finished it. Every other thread serves pass
+    after pass until the pool stops.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
 """Matrix products `y = W x (+ bias)`, straight from packed blocks or from float weights.
 
-Every function computes some row tiles (8 rows each) for all tokens of a batch. Each (row, token) is accumulated in one fixed
-order, group after group, whatever the blocking, so results are the same to the last bit for any split of rows or tokens.
-Codes are multiplied as integers, exactly; `blocks.py` specifies them, `activations.py` the packed activations, and
-`simd.py` how a grid of registers is spelt. Which rows a thread computes is `interpreter.py`'s affair.
+Every function computes some row tiles (8 rows each) for all tokens of a batch. Each (row, token) is accumulated in one
+fixed order, group after group, whatever the blocking, so results are the same to the last bit for any split of rows or
+tokens. Codes are multiplied as integers, exactly; `blocks.py` specifies them, `activations.py` the packed activations,
+and `simd.py` how a grid of registers is spelt. Which rows a thread computes is `interpreter.py`'s affair.
 """
 
 from __future__ import annotations
@@ -117,12 +117,14 @@ def _packed_linear(tile_kernel, block_bytes, scale_bytes):
             tile_bias = bias + 32 * tile if bias else 0
             if last - tile >= TILES:
                 tokens_of_tile(
-                    zeros_tiles(8), zeros_tiles(4), zeros_tiles(1), w, scales, tile_bias, x, groups, tokens, out, y_stride
+                    zeros_tiles(8), zeros_tiles(4), zeros_tiles(1),
+                    w, scales, tile_bias, x, groups, tokens, out, y_stride,
                 )  # fmt: skip
                 tile += TILES
             else:
                 tokens_of_tile(
-                    zeros(1, 8), zeros(1, 4), zeros(1, 1), w, scales, tile_bias, x, groups, tokens, out, y_stride
+                    zeros(1, 8), zeros(1, 4), zeros(1, 1),
+                    w, scales, tile_bias, x, groups, tokens, out, y_stride,
                 )  # fmt: skip
                 tile += 1
 

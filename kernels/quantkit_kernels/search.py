@@ -3,10 +3,11 @@
 A lane is a row: eight rows of a tile are searched at once, group by group. `blocks.py` specifies what is written;
 `quantkit.quantize` chooses kinds, widens weights to f32 and shares row tiles between threads.
 
-int4 is found in three steps. (1) Each group of 32 weights by itself: 21 ranges are tried, from wider than the group's to
-clipping one tail or both; each gives codes, weighted least squares the scale and min that suit them best, and these better
-codes. Large weights count more: weight sqrt(mean square of the group) + |w|, as in llama.cpp's k-quants. (2) A row's largest scale and min set
-the steps of its u8 and i8. (3) Codes are rounded again to the scales as stored, and the min is fitted to them once more.
+int4 is found in three steps. (1) Each group of 32 weights by itself: 21 ranges are tried, from wider than the group's
+to clipping one tail or both; each gives codes, weighted least squares the scale and min that suit them best, and these
+better codes. Large weights count more: weight sqrt(mean square of the group) + |w|, as in llama.cpp's k-quants. (2) A
+row's largest scale and min set the steps of its u8 and i8. (3) Codes are rounded again to the scales as stored, and the
+min is fitted to them once more.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ from .simd import (
 WIDTHS = (1.03, 0.985, 0.93, 0.875, 0.82, 0.765, 0.71)
 """Widths of the ranges tried for a group of int4, in units of the group's own range."""
 SHIFTS = (-0.04, 0.0, 0.04)
-"""How far their middles lie from its middle, in the same units. Measured on SmolLM2's linear layers: relative squared error
-4.28e-3; without shifts 4.53e-3; with neither shifts nor refits 4.97e-3."""
+"""How far their middles lie from its middle, in the same units. Measured on SmolLM2's linear layers: relative squared
+error 4.28e-3; without shifts 4.53e-3; with neither shifts nor refits 4.97e-3."""
 REFITS = 3
 """Times that the codes of a candidate are rounded again to its own fit."""
 LANE_BYTES = 32
@@ -56,7 +57,8 @@ def quantize_int4(
     weights : ndarray
         f32 `[rows, columns]`, C-contiguous, finite.
     data, row_scales : ndarray
-        uint8 `[tiles, groups, 144]` and f32 `[tiles, 2, 8]`, written for these tiles alone, so that threads may share them.
+        uint8 `[tiles, groups, 144]` and f32 `[tiles, 2, 8]`, written for these tiles alone, so that threads may share
+        them.
 
     Returns
     -------
@@ -196,7 +198,8 @@ def _search(x, count):
 def _fit(x, count, base, start, inverse, sum_w, sum_x):
     """Codes by `(w - start) * inverse`, then weighted least squares.
 
-    Returns scale, min, and the gain: how much the fit lowers the weighted squared error below that of the best constant.
+    Returns scale, min, and the gain: how much the fit lowers the weighted squared error below that of the best
+    constant.
     """
     zero, top = zeros(1, 1), splat(15.0)
     sum_c, sum_cc, sum_cx = zero, zero, zero

@@ -1,12 +1,13 @@
 """SIMD vector types for numba: the only file that knows LLVM and the instruction set.
 
-A `Vec` is a small grid of registers, `rows x tokens`, that lives in CPU registers as a numba value. Operations broadcast
-over the grid as numpy does over arrays: `fma(w, x, acc)` with `w` of 2 x 1, `x` of 1 x 4 and `acc` of 2 x 4 registers is
-eight instructions. So a micro-kernel is written once, and the type of its accumulator says how it is blocked.
+A `Vec` is a small grid of registers, `rows x tokens`, that lives in CPU registers as a numba value. Operations
+broadcast over the grid as numpy does over arrays: `fma(w, x, acc)` with `w` of 2 x 1, `x` of 1 x 4 and `acc` of 2 x 4
+registers is eight instructions. So a micro-kernel is written once, and the type of its accumulator says how it is
+blocked.
 
-The functions below take `like`, a vector whose grid the result follows; addresses are int64. Dot products of packed codes are
-the seam between instruction sets (`_Dot`): every set computes the same integers, hence the same bits. Kernels are in
-`matmul.py`, `attention.py`, ...; the decorator that compiles them is in `jit.py`.
+The functions below take `like`, a vector whose grid the result follows; addresses are int64. Dot products of packed
+codes are the seam between instruction sets (`_Dot`): every set computes the same integers, hence the same bits. Kernels
+are in `matmul.py`, `attention.py`, ...; the decorator that compiles them is in `jit.py`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ ELEMENTS = {"i8": I8, "i16": I16, "i32": I32, "f32": F32}
 PER_LANE = {"i8": 4, "i16": 2, "i32": 1, "f32": 1}
 """Elements in the 32 bits of a lane."""
 LANES = 8
-"""32-bit lanes of a register, one for each row of a block; 2 * LANES where a register holds two row tiles side by side."""
+"""32-bit lanes of a register, one for each row of a block; 2 * LANES where a register holds two row tiles side by
+side."""
 
 
 class Vec(types.Type):
@@ -547,8 +549,8 @@ def blend_first(typing, count, a, b):
 class _Dot:
     """Dot products of packed codes in plain LLVM vectors: right on every machine, and what the others must equal.
 
-    `u4` multiplies codes 0..15, `i8` codes -127..127, both by int8 activations in -127..127; each sums the 4 bytes of every
-    32-bit lane into its accumulator. A subclass replaces what its instruction set does better.
+    `u4` multiplies codes 0..15, `i8` codes -127..127, both by int8 activations in -127..127; each sums the 4 bytes of
+    every 32-bit lane into its accumulator. A subclass replaces what its instruction set does better.
     """
 
     tiles = 1

@@ -1,8 +1,8 @@
 """The table that `interpreter.py` walks: what its rows, and the words of a pass, mean. Numbers only, no numba.
 
-A program becomes an int64 array `[steps, FIELDS]`, one row per step; `quantkit.plan` writes it. What changes from one pass to
-the next (how many tokens, where they stand) is in `PASS_WORDS` words beside it; `quantkit.engine` writes those. Both hold
-addresses, so only checked memory may stand in them.
+A program becomes an int64 array `[steps, FIELDS]`, one row per step; `quantkit.plan` writes it. What changes from one
+pass to the next (how many tokens, where they stand) is in `PASS_WORDS` words beside it; `quantkit.engine` writes those.
+Both hold addresses, so only checked memory may stand in them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How threads meet and share work, inside compiled code: a barrier, a work counter, and sleep between passes.
 
-Waiting spins first, since what is awaited is mostly microseconds away, and then yields or sleeps, so that more threads than
-cores slow down but do not collapse. Nothing here knows what the work is; `interpreter.py` does.
+Waiting spins first, since what is awaited is mostly microseconds away, and then yields or sleeps, so that more threads
+than cores slow down but do not collapse. Nothing here knows what the work is; `interpreter.py` does.
 """
 
 from __future__ import annotations

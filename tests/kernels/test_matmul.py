@@ -119,7 +119,7 @@ def test_product_is_the_specified_one(kind, rows, columns, tokens, with_bias, ex
     expected = taken @ value.T + (0 if bias is None else bias[:rows])
     magnitude = np.abs(taken) @ np.abs(value).T + (0 if bias is None else np.abs(bias[:rows])) + 1e-30
     if kind == "int4":  # codes and mins nearly cancel: errors are relative to what cancels
-        codes, scales, mins = blocks.unpack_int4(data)
+        _, scales, mins = blocks.unpack_int4(data)
         terms = scales[:rows].astype(float) * 15 * row_scales[:, 0].reshape(-1)[:rows, None]
         terms += np.abs(mins[:rows].astype(float)) * row_scales[:, 1].reshape(-1)[:rows, None]
         magnitude = np.abs(taken) @ np.repeat(terms, 32, axis=1)[:, :columns].T + magnitude
@@ -146,7 +146,8 @@ def test_same_bits_for_any_split_of_rows_and_tokens(kind):
 
 def test_activations_of_a_zero_row_are_zero():
     packed, value = quantized(np.zeros((3, 40), np.float32))
-    assert not packed.any() and not value.any()
+    assert not packed.any()
+    assert not value.any()
 
 
 def test_sizes_are_those_of_the_specification():

@@ -15,7 +15,7 @@ GAUSSIAN_ERROR = {"int4": 5.1e-3, "int8": 4.5e-5}
 
 
 def packed(kind, weights, pieces=None):
-    tiles, groups = blocks.grid(*weights.shape)
+    tiles, _ = blocks.grid(*weights.shape)
     data_shape, scales_shape = blocks.expected_shapes(kind, weights.shape)
     data, row_scales = np.full(data_shape, 0xAA, np.uint8), np.full(scales_shape, np.nan, np.float32)
     pieces = pieces or [(0, tiles)]
@@ -74,7 +74,8 @@ def test_padding_is_zero_and_codes_stay_in_range(kind):
     weights = gaussian(11, 45) - 2
     data, row_scales, _ = packed(kind, weights)
     codes = blocks.unpack_int4(data)[0] if kind == "int4" else blocks.unpack_int8(data)[0]
-    assert not codes[11:].any() and not codes[:, 45:].any()
+    assert not codes[11:].any()
+    assert not codes[:, 45:].any()
     assert codes.min() >= (0 if kind == "int4" else -127)
     whole = np.ones((16, 64), np.float32)
     whole[:11, :45] = weights
@@ -103,5 +104,6 @@ def test_any_split_of_the_tiles_gives_the_same_bytes(kind):
     weights = gaussian(45, 70)
     whole = packed(kind, weights)
     parts = packed(kind, weights, [(4, 6), (0, 1), (1, 4)])
-    assert whole[0].tobytes() == parts[0].tobytes() and whole[1].tobytes() == parts[1].tobytes()
+    assert whole[0].tobytes() == parts[0].tobytes()
+    assert whole[1].tobytes() == parts[1].tobytes()
     assert whole[2] == pytest.approx(parts[2])
