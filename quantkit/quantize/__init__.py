@@ -89,7 +89,7 @@ def _tiles(rows: slice) -> slice:
     return slice(rows.start // ROWS, rows.stop // ROWS)
 
 
-_Encoder = Callable[[NDArray[np.float32], NDArray[Any], NDArray[np.float32] | None], float]
+_Encoder = Callable[[NDArray[np.float32], NDArray[Any], Any], float]
 """Writes f32 rows into data (and row scales) of a kind; returns the sum of squared errors."""
 
 
@@ -120,7 +120,7 @@ def _encode_blocks(kind: str) -> _Encoder:
 
     kernel = {"int4": search.quantize_int4, "int8": search.quantize_int8}[kind]
 
-    def encode(weights: NDArray[np.float32], data: NDArray[Any], row_scales: NDArray[np.float32] | None) -> float:
+    def encode(weights: NDArray[np.float32], data: NDArray[Any], row_scales: NDArray[np.float32]) -> float:
         return float(kernel(weights, data, row_scales, 0, len(data)))
 
     return encode
