@@ -6,6 +6,7 @@ a byte written. Memory then holds one tensor: its mapped pages are given back be
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -19,6 +20,8 @@ from quantkit.machine import peak_memory, usable_cores
 from quantkit.output import check_output
 from quantkit.packed import Layout, write_packed
 from quantkit.quantize.recipe import choose
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ def convert(
     checkpoint = open_checkpoint(source)
     program = models.record(checkpoint.config)
     unused = checkpoint.check(program)
+    if "tokenizer.json" not in checkpoint.files:
+        logger.warning("%s: has no tokenizer.json; the packed model will not take text", checkpoint.path)
     kinds = choose(program, quantize, overrides)
     if threads is not None and threads < 1:
         raise OptionError(f"threads: {threads} is less than 1")

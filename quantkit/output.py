@@ -48,6 +48,8 @@ def check_output(path: str | os.PathLike[str], *, force: bool, source: Path) -> 
         raise PackedModelError(f"{path}: cannot be written: {above} is not a folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise PackedModelError(f"{path}: cannot be written: Permission denied in {above}")
+    if os.path.ismount(path):
+        raise PackedModelError(f"{path}: is a mount point, which cannot be renamed; name a folder in it")
     if not path.exists():
         return
     if not path.is_dir():
@@ -84,7 +86,8 @@ def output_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             stack.callback(shutil.rmtree, partial, ignore_errors=True)  # once published, it has another name
             lock = os.open(partial, os.O_RDONLY)
             stack.callback(os.close, lock)
-            fcntl.flock(lock, fcntl.LOCK_EX)  # until this process ends: the folder is not abandoned
+            with suppress(OSError):  # network file systems may know no locks; nothing is taken for abandoned there
+                fcntl.flock(lock, fcntl.LOCK_EX)  # until this process ends
             yield partial
             if target.exists() and not replace:
                 raise PackedModelError(f"{path}: was written by another process meanwhile; it is left as it is")

@@ -114,6 +114,14 @@ def test_what_the_model_does_not_use_is_reported_and_left_out(tmp_path: Path) ->
     assert "lm_head.weight" not in open_packed(tmp_path / "out").names
 
 
+def test_a_missing_tokenizer_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = tiny.checkpoint(tmp_path / "source")
+    (source / "tokenizer.json").unlink()
+    convert(source, tmp_path / "out")
+    assert f"{source}: has no tokenizer.json" in caplog.text
+    assert not (tmp_path / "out/tokenizer.json").exists()
+
+
 def test_force_replaces_a_model_and_nothing_else(checkpoint: Path, tmp_path: Path) -> None:
     convert(checkpoint, tmp_path / "out", "int8")
     with pytest.raises(PackedModelError, match=r"out: exists .*--force"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import signal
@@ -121,6 +122,11 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
         check_output(tmp_path, force=True, source=NOWHERE)
 
 
+def test_a_mount_point_cannot_be_renamed() -> None:
+    with pytest.raises(PackedModelError, match="/proc: is a mount point"):
+        check_output(Path("/proc"), force=True, source=NOWHERE)
+
+
 def test_the_source_is_never_replaced(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
@@ -221,6 +227,19 @@ def test_whoever_is_first_wins(tmp_path: Path) -> None:
         write_twice()
     assert (target / "a").read_text() == "fast"
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    others = tmp_path / ".out.01234567.partial"
+    others.mkdir()
+    with output_folder(tmp_path / "out"):
+        pass
+    assert others.exists()
+    assert (tmp_path / "out").exists()
 
 
 WRITE_AND_WAIT = """
