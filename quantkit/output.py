@@ -37,8 +37,8 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 def check_output(path: str | os.PathLike[str], *, force: bool, source: Path) -> None:
     """Raise `PackedModelError` when a folder cannot be written at `path`; nothing is written.
 
-    An existing folder is replaced with `force` alone, and not if folders are in it, or if it is or holds the source: a
-    model folder holds files, and a slip of the pen must not delete a home. An empty folder needs no force.
+    An existing folder is replaced with `force` alone, and only if it is a model's (files, config.json among them) that
+    neither is nor holds the source: a slip of the pen must not delete anything else. An empty folder needs no force.
     """
     path, source = Path(os.path.realpath(path)), Path(os.path.realpath(source))
     if path == source or path in source.parents:
@@ -47,7 +47,7 @@ def check_output(path: str | os.PathLike[str], *, force: bool, source: Path) -> 
     if not above.is_dir():
         raise PackedModelError(f"{path}: cannot be written: {above} is not a folder")
     if not os.access(above, os.W_OK | os.X_OK):
-        raise PackedModelError(f"{path}: cannot be written: Permission denied in {above}")
+        raise PackedModelError(f"{path}: cannot be written: no permission to write in {above}")
     if os.path.ismount(path):
         raise PackedModelError(f"{path}: is a mount point, which cannot be renamed; name a folder in it")
     if not path.exists():
@@ -60,8 +60,8 @@ def check_output(path: str | os.PathLike[str], *, force: bool, source: Path) -> 
         raise PackedModelError(f"{path}: cannot be read: {cause.strerror}") from cause
     if entries and not force:
         raise PackedModelError(f"{path}: exists already; name another output, or use --force to replace it")
-    if any(entry.is_dir() for entry in entries):
-        raise PackedModelError(f"{path}: holds folders, so it is no model and not replaced; name another output")
+    if entries and not ((path / "config.json").is_file() and all(entry.is_file() for entry in entries)):
+        raise PackedModelError(f"{path}: is not a model folder, so --force does not replace it; name another output")
 
 
 @contextmanager

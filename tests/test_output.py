@@ -113,12 +113,13 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     with pytest.raises(PackedModelError, match=r"exists already.*--force"):
         check_output(tmp_path, force=False, source=NOWHERE)
-    check_output(tmp_path, force=True, source=NOWHERE)
-    for path, message in [("file", "is a file"), ("file/out", "is not a folder")]:
+    for path, message in [("", "not a model folder"), ("file", "is a file"), ("file/out", "is not a folder")]:
         with pytest.raises(PackedModelError, match=message):
             check_output(tmp_path / path, force=True, source=NOWHERE)
+    (tmp_path / "config.json").write_text("{}")
+    check_output(tmp_path, force=True, source=NOWHERE)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(PackedModelError, match="holds folders"):
+    with pytest.raises(PackedModelError, match="not a model folder"):
         check_output(tmp_path, force=True, source=NOWHERE)
 
 
