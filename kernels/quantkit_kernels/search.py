@@ -4,13 +4,17 @@ A lane is a row: eight rows of a tile are searched at once, group by group. `blo
 `quantkit.quantize` chooses kinds, widens weights to f32 and shares row tiles between threads.
 
 int4 is found in three steps. (1) Each group of 32 weights by itself: 21 ranges are tried, from wider than the group's
-to clipping one tail or both; each gives codes, weighted least squares the scale and min that suit them best, and these
-better codes. Large weights count more: weight sqrt(mean square of the group) + |w|, as in llama.cpp's k-quants. (2) A
-row's largest scale and min set the steps of its u8 and i8. (3) Codes are rounded again to the scales as stored, and the
-min is fitted to them once more.
+to clipping one tail or both; each gives codes, least squares the scale and min that suit them best, and these better
+codes. (2) A row's largest scale and min set the steps of its u8 and i8. (3) The scale and min of a group in these
+steps, and their neighbours one step up and down, are tried with codes rounded to them; what errs least is written.
+
+All weights count alike. Measured on SmolLM2 (mean KL divergence from fp16, linear layers packed): 0.091; with the
+weights sqrt(mean square of the group) + |w| of llama.cpp's k-quants 0.105, and without trying the neighbours 0.095.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +32,6 @@ from .simd import (
     round_up,
     splat,
     splat_i32,
-    square_root,
     store,
     store_bytes,
     to_i32,
@@ -39,8 +42,7 @@ from .simd import (
 WIDTHS = (1.03, 0.985, 0.93, 0.875, 0.82, 0.765, 0.71)
 """Widths of the ranges tried for a group of int4, in units of the group's own range."""
 SHIFTS = (-0.04, 0.0, 0.04)
-"""How far their middles lie from its middle, in the same units. Measured on SmolLM2's linear layers: relative squared
-error 4.28e-3; without shifts 4.53e-3; with neither shifts nor refits 4.97e-3."""
+"""How far their middles lie from its middle, in the same units."""
 REFITS = 3
 """Times that the codes of a candidate are rounded again to its own fit."""
 LANE_BYTES = 32
@@ -168,26 +170,21 @@ def _int4_tile(x, columns, found, data, row_scales):
 def _search(x, count):
     """Best unrounded scale and min of one group of 8 rows: `w` is about `scale * code + min`."""
     zero = zeros(1, 1)
-    squares, sum_x = zero, zero
     low = high = load_f32(x)
+    total = zero
     for k in range(count):
         w = load_f32(x + LANE_BYTES * k)
-        low, high, squares = minimum(low, w), maximum(high, w), fma(w, w, squares)
-    base = square_root(squares / splat(count))
-    sum_w = zero
-    for k in range(count):
-        w = load_f32(x + LANE_BYTES * k)
-        weight = base + absolute(w)
-        sum_w, sum_x = sum_w + weight, fma(weight, w, sum_x)
-    best_gain, best_scale, best_min = splat(-1.0), zero, _ratio(sum_x, sum_w)
+        low, high, total = minimum(low, w), maximum(high, w), total + w
+    mean = total / splat(count)
+    best_gain, best_scale, best_min = splat(-1.0), zero, mean
     middle, extent = (low + high) * splat(0.5), high - low
     for candidate in range(len(WIDTHS) * len(SHIFTS)):
         width, shift = WIDTHS[candidate // len(SHIFTS)], SHIFTS[candidate % len(SHIFTS)]
         start = middle + extent * splat(shift - 0.5 * width)
         inverse = _ratio(splat(15.0), extent * splat(width))
-        scale, least, gain = _fit(x, count, base, start, inverse, sum_w, sum_x)
+        scale, least, gain = _fit(x, count, start, inverse, mean)
         for _ in range(REFITS):
-            scale, least, gain = _fit(x, count, base, least, _ratio(splat(1.0), scale), sum_w, sum_x)
+            scale, least, gain = _fit(x, count, least, _ratio(splat(1.0), scale), mean)
         best_scale = where_less(best_gain, gain, scale, best_scale)
         best_min = where_less(best_gain, gain, least, best_min)
         best_gain = maximum(best_gain, gain)
@@ -195,27 +192,20 @@ def _search(x, count):
 
 
 @jit
-def _fit(x, count, base, start, inverse, sum_w, sum_x):
-    """Codes by `(w - start) * inverse`, then weighted least squares.
+def _fit(x, count, start, inverse, mean):
+    """Codes by `(w - start) * inverse`, then least squares; `mean` is that of the weights.
 
-    Returns scale, min, and the gain: how much the fit lowers the weighted squared error below that of the best
-    constant.
+    Returns scale, min, and the gain: how much the fit lowers the squared error below that of the best constant.
     """
     zero, top = zeros(1, 1), splat(15.0)
-    sum_c, sum_cc, sum_cx = zero, zero, zero
+    codes, squares, products = zero, zero, zero
     for k in range(count):
         w = load_f32(x + LANE_BYTES * k)
-        weight = base + absolute(w)
         code = minimum(maximum(round_even((w - start) * inverse), zero), top)
-        weighted = weight * code
-        sum_c, sum_cc, sum_cx = sum_c + weighted, fma(weighted, code, sum_cc), fma(weighted, w, sum_cx)
-    # Centred sums: numerator and denominator of the slope.
-    mean = _ratio(sum_c, sum_w)
-    covariance = sum_cx - mean * sum_x
-    variance = sum_cc - mean * sum_c
-    scale = maximum(_ratio(covariance, variance), zero)
-    least = _ratio(sum_x - scale * sum_c, sum_w)
-    return scale, least, scale * covariance
+        codes, squares, products = codes + code, fma(code, code, squares), fma(code, w - mean, products)
+    mean_code = codes / splat(count)
+    scale = maximum(_ratio(products, squares - mean_code * codes), zero)
+    return scale, mean - scale * mean_code, scale * products
 
 
 @jit
@@ -226,27 +216,31 @@ def _ratio(a, b):
 
 
 @jit
+def _round_to(w, offset, inverse):
+    """Code of a weight for a stored min and the inverse of a stored scale."""
+    return minimum(maximum(round_even((w - offset) * inverse), zeros(1, 1)), splat(15.0))
+
+
+@jit
 def _write_int4(x, count, scale, low, scale_step, min_step, data):
-    """Round scale and min of a group to their steps, the codes to those, and pack; returns the squared errors."""
-    zero, top = zeros(1, 1), splat(15.0)
-    scale_code = minimum(round_even(_ratio(scale, scale_step)), splat(255.0))
-    stored = scale_code * scale_step
-    inverse = _ratio(splat(1.0), stored)
-    # The min that suits the stored scale: a mean of w - scale * code, with the codes of the unrounded min.
-    total, weights, squares = zero, zero, zero
-    for k in range(count):
-        w = load_f32(x + LANE_BYTES * k)
-        squares = fma(w, w, squares)
-    base = square_root(squares / splat(count))
-    for k in range(count):
-        w = load_f32(x + LANE_BYTES * k)
-        weight = base + absolute(w)
-        code = minimum(maximum(round_even((w - low) * inverse), zero), top)
-        total, weights = fma(weight, w - stored * code, total), weights + weight
-    low = _ratio(total, weights)
-    min_code = minimum(maximum(round_even(_ratio(low, min_step)), splat(-127.0)), splat(127.0))
-    offset = min_code * min_step
-    errors = zero
+    """Choose scale and min of a group in their steps, round codes to them, and pack; returns the squared errors."""
+    zero = zeros(1, 1)
+    near_scale, near_min = round_even(_ratio(scale, scale_step)), round_even(_ratio(low, min_step))
+    best_scale, best_min, least = zero, zero, splat(math.inf)
+    for neighbour in range(9):
+        scale_code = minimum(maximum(near_scale + splat(neighbour // 3 - 1), zero), splat(255.0))
+        min_code = minimum(maximum(near_min + splat(neighbour % 3 - 1), splat(-127.0)), splat(127.0))
+        stored, offset = scale_code * scale_step, min_code * min_step
+        inverse = _ratio(splat(1.0), stored)
+        errors = zero
+        for k in range(count):
+            w = load_f32(x + LANE_BYTES * k)
+            error = fma(stored, _round_to(w, offset, inverse), offset) - w
+            errors = fma(error, error, errors)
+        best_scale = where_less(errors, least, scale_code, best_scale)
+        best_min = where_less(errors, least, min_code, best_min)
+        least = minimum(errors, least)
+    offset, inverse = best_min * min_step, _ratio(splat(1.0), best_scale * scale_step)
     for chunk in range(4):
         packed = to_i32(zero)
         for byte in range(4):
@@ -254,16 +248,13 @@ def _write_int4(x, count, scale, low, scale_step, min_step, data):
             for half in range(2):
                 k = 8 * chunk + 4 * half + byte
                 if k < count:
-                    w = load_f32(x + LANE_BYTES * k)
-                    code = minimum(maximum(round_even((w - offset) * inverse), zero), top)
-                    error = fma(stored, code, offset) - w
-                    errors = fma(error, error, errors)
+                    code = _round_to(load_f32(x + LANE_BYTES * k), offset, inverse)
                     nibbles = nibbles + to_i32(code) * splat_i32(1 << 4 * half)
             packed = packed + nibbles * splat_i32(1 << 8 * byte)
         store(data + 32 * chunk, packed)
-    store_bytes(data + 128, 4, to_i32(scale_code))
-    store_bytes(data + 136, 4, to_i32(min_code))
-    return errors
+    store_bytes(data + 128, 4, to_i32(best_scale))
+    store_bytes(data + 136, 4, to_i32(best_min))
+    return least
 
 
 @jit
