@@ -197,8 +197,7 @@ class Model:
 
     def _set_fixed_words(self, kv_kind: str) -> None:
         words, shape = self._pool.words, self._pages.shape
-        group = max(step.numbers[Field.GROUP] for step in self._plan.steps if step.opcode is Opcode.ATTENTION)
-        scratch = -(-scratch_bytes(int(group), shape.head_dim) // 64) * 64
+        scratch = -(-scratch_bytes(shape.head_dim) // 64) * 64
         words[Word.TABLE], words[Word.STEPS] = self._table.ctypes.data, len(self._table)
         addresses = (row.ctypes.data for row in self._inputs)
         for word, address in zip((Word.IDS, Word.POSITIONS, Word.PAGES, Word.WANTED_TOKENS), addresses, strict=True):

@@ -368,14 +368,16 @@ def store(typing, address, value):
     return types.void(types.int64, value), generate
 
 
+F16_MAX = 65504.0
+
+
 @intrinsic
 def store_f16(typing, address, value):
     """Store one f32 register as f16, rounded to nearest even and saturated at +-65504, so that it stays finite."""
 
     def generate(context, builder, sig, args):
-        limit = 65504.0
-        low = _call(builder, "llvm.minnum.v8f32", value.register, args[1], _constant(value.register, limit))
-        x = _call(builder, "llvm.maxnum.v8f32", value.register, low, _constant(value.register, -limit))
+        limits = [_constant(value.register, limit) for limit in (-F16_MAX, F16_MAX)]
+        x = _clamp(builder, args[1], *limits)
         _store(builder, builder.fptrunc(x, ir.VectorType(F16, LANES)), args[0])
         return context.get_dummy_value()
 
@@ -493,6 +495,15 @@ def _reduction(build: Callable[[Any, Any, Any], Any]) -> Any:
 
 sum_lanes = _reduction(_add)
 max_lanes = _reduction(_max)
+
+
+def _clamp(builder: Any, x: Any, low: Any, high: Any) -> Any:
+    x = builder.select(builder.fcmp_ordered("<", x, low), low, x)
+    return builder.select(builder.fcmp_ordered(">", x, high), high, x)
+
+
+clamp = _elementwise(3, "f32", _clamp)
+"""`clamp(x, low, high)`; NaN stays NaN."""
 
 
 @intrinsic
@@ -700,6 +711,34 @@ load_scales_i32 = _tiled_loader(_column("i32"), _Dot().load_scales)
 """Block scales of each row tile, i32."""
 
 
+FOUR_BYTES = ir.VectorType(I8, 4)
+
+
+@intrinsic
+def load_codes_i8(typing, address, stride):
+    """8 codes of a row of an `int8` block as f32: 4 bytes at `address`, 4 of the next chunk at `address + stride`."""
+
+    def generate(context, builder, sig, args):
+        codes = _concatenated(builder, [_load(builder, FOUR_BYTES, args[0]), _load(builder, FOUR_BYTES, *args)])
+        return _widen_i8(builder, codes)
+
+    return ONE_F32(types.int64, types.int64), generate
+
+
+@intrinsic
+def load_codes_u4(typing, address):
+    """8 codes of a row of an `int4` block, from its 4 bytes of a chunk, as f32."""
+
+    def generate(context, builder, sig, args):
+        packed = _load(builder, FOUR_BYTES, args[0])
+        low = builder.and_(packed, _constant(FOUR_BYTES, 15))
+        high = builder.lshr(packed, _constant(FOUR_BYTES, 4))
+        wide = builder.zext(_concatenated(builder, [low, high]), ir.VectorType(I32, LANES))
+        return builder.sitofp(wide, ONE_F32.register)
+
+    return ONE_F32(types.int64), generate
+
+
 # --- scalars, threads, memory -----------------------------------------------------------------------------------------
 
 
@@ -724,12 +763,26 @@ def _scalar_storer(kind: Any, number: Any) -> Any:
     return intrinsic(put)
 
 
+get_u8 = _scalar_loader(I8, types.uint8)
+get_i8 = _scalar_loader(I8, types.int8)
 get_i32 = _scalar_loader(I32, types.int32)
 get_i64 = _scalar_loader(I64, types.int64)
 get_f32 = _scalar_loader(F32, types.float32)
 put_i32 = _scalar_storer(I32, types.int32)
 put_i64 = _scalar_storer(I64, types.int64)
 put_f32 = _scalar_storer(F32, types.float32)
+
+
+@intrinsic
+def put_f16(typing, address, value):
+    """Store an f32 as f16, rounded to nearest even and saturated at +-65504."""
+
+    def generate(context, builder, sig, args):
+        x = context.cast(builder, args[1], sig.args[1], types.float32)
+        _store(builder, builder.fptrunc(_clamp(builder, x, F32(-F16_MAX), F32(F16_MAX)), F16), args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), generate
 
 
 @intrinsic
