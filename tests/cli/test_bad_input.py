@@ -143,7 +143,7 @@ def test_a_missing_tokenizer_stops_run_and_names_the_file(invoke, packed: Path, 
 
 def test_a_text_with_tokens_that_the_model_does_not_have(invoke, tmp_path: Path) -> None:
     folder = tiny.checkpoint(tmp_path / "source", vocab_size=100)
-    result = invoke("run", folder, "-p", "zzz", "--ignore-chat-template")
+    result = invoke("run", folder, "-p", "é", "--ignore-chat-template")
     assert_refused_at_the_end(result, "vocabulary")
 
 
