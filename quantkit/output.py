@@ -145,7 +145,8 @@ class SafetensorsWriter:
     """Streams tensors, in any order, into a safetensors file whose layout is known beforehand.
 
     The format (https://github.com/huggingface/safetensors#format) is a header and data without holes. The header is
-    padded with spaces, so that the data begins on a multiple of 64 bytes.
+    padded with spaces, so that the data begins on a multiple of 64 bytes; where a tensor ends on no multiple of
+    `alignment`, a tensor `padding.N` of zeros follows it.
 
     Parameters
     ----------
@@ -156,7 +157,7 @@ class SafetensorsWriter:
     metadata : mapping of str to str
         The header's `__metadata__`.
     alignment : int
-        Less than 64 where other tools read the file, which may refuse tensors that they don't know.
+        1 where other tools read the file, which may refuse tensors that they don't know.
 
     Raises
     ------

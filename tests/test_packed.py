@@ -234,6 +234,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest without files": (edit(MANIFEST, lambda it: it.pop("files")), r"quantkit\.json"),
     "file elsewhere": (edit(MANIFEST, lambda it: it["files"].update({"../x": ""})), r"quantkit\.json.*'\.\./x'"),
     "checksum is a number": (edit(MANIFEST, lambda it: it["tensors"]["up.weight"].update(sha256=1)), "'up.weight'"),
+    "error is a word": (
+        edit(MANIFEST, lambda it: it["tensors"]["up.weight"].update(relative_error="x")),
+        "'up.weight'",
+    ),
     "tensor not in the manifest": (edit(MANIFEST, lambda it: it["tensors"].pop("up.weight")), "'up.weight'"),
     "no section": (edit(CONFIG, lambda it: it.pop("quantization")), r"config\.json.*'quantization'"),
     "newer section": (edit_section(lambda it: it.update(format_version=2)), r"config\.json.*format version 2"),
