@@ -10,6 +10,7 @@ from click.testing import CliRunner, Result
 
 import tiny
 from quantkit.cli import main
+from quantkit_kernels import jit
 
 Invoke = Callable[..., Result]
 
@@ -33,3 +34,11 @@ def packed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = CliRunner().invoke(main, ["convert", str(checkpoint), "-o", str(folder)])
     assert result.exit_code == 0, result.stderr
     return folder
+
+
+@pytest.fixture
+def model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let models that are packed on the way go to a folder of the test's; compiled kernels stay where they are."""
+    jit.cache_folder()
+    monkeypatch.setenv("QUANTKIT_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache/models"

@@ -141,7 +141,7 @@ def test_a_missing_tokenizer_stops_run_and_names_the_file(invoke, packed: Path, 
     assert_refused(invoke("run", tmp_path / "packed", "-p", "a"), "tokenizer.json")
 
 
-def test_a_text_with_tokens_that_the_model_does_not_have(invoke, tmp_path: Path) -> None:
+def test_a_text_with_tokens_that_the_model_does_not_have(invoke, model_cache: Path, tmp_path: Path) -> None:
     folder = tiny.checkpoint(tmp_path / "source", vocab_size=100)
     result = invoke("run", folder, "-p", "é", "--ignore-chat-template")
     assert_refused_at_the_end(result, "vocabulary")

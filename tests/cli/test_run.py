@@ -122,12 +122,11 @@ def test_a_prompt_that_is_not_text_is_refused(invoke, packed: Path, tmp_path: Pa
     assert f"{file}: not UTF-8" in result.stderr
 
 
-def test_a_checkpoint_is_packed_once_into_the_cache(invoke, packed: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("QUANTKIT_CACHE_DIR", str(tmp_path / "cache"))
+def test_a_checkpoint_is_packed_once_into_the_cache(invoke, packed: Path, model_cache: Path, tmp_path: Path) -> None:
     checkpoint = tiny.checkpoint(tmp_path / "tiny-llama")
     first = invoke("run", checkpoint, "-p", "hello", *FEW)
     assert first.exit_code == 0, first.stderr
-    (folder,) = (tmp_path / "cache/models").iterdir()
+    (folder,) = model_cache.iterdir()
     assert f"into {folder}" in first.stderr
     again = invoke("run", checkpoint, "-p", "hello", *FEW)
     assert "packing" not in again.stderr
