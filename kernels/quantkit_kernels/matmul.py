@@ -32,6 +32,7 @@ from .simd import (
     load_tokens_f32,
     load_tokens_partial_f32,
     low_nibbles,
+    prefetch,
     put_f32,
     rows_of,
     scale_u4,
@@ -47,6 +48,14 @@ from .simd import (
 
 INT4_BLOCK, INT8_BLOCK = 144, 264
 """Bytes of a block, as `blocks.py` specifies them (a test compares)."""
+AHEAD = 8192
+"""Bytes between the weights in use and those asked for, where a single token reads each weight once."""
+
+
+@jit
+def _prefetch_block(weight, size):
+    for line in range(0, size, 64):
+        prefetch(weight + AHEAD + line)
 
 
 @jit
@@ -63,6 +72,8 @@ def _int4_tile(like, weight, row_scales, bias, x, groups, y, y_stride):
         scaled = to_f32(scale_u4(dot, load_scales_u4(weight + 128, stride, like)))
         total = fma(scaled, broadcast_f32(x + 32 * n, 4, like), total)
         offset = fma(load_rows_i8(weight + 136, stride, like), broadcast_f32(x + 36 * n, 4, like), offset)
+        if n == 1:
+            _prefetch_block(weight, INT4_BLOCK)
         weight += INT4_BLOCK
         x += RECORD * n
     total = fma(total, load_rows_f32(row_scales, 64, like), offset * load_rows_f32(row_scales + 32, 64, like))
@@ -83,6 +94,8 @@ def _int8_tile(like, weight, row_scales, bias, x, groups, y, y_stride):
             dot = dot_i8(dot, codes, broadcast_dwords(x + 4 * chunk * n, 4, like))
         scaled = to_f32(dot * load_scales_i32(weight + 256, stride, like))
         total = fma(scaled, broadcast_f32(x + 32 * n, 4, like), total)
+        if n == 1:
+            _prefetch_block(weight, INT8_BLOCK)
         weight += INT8_BLOCK
         x += RECORD * n
     total = total * load_rows_f32(row_scales, 32, like)
@@ -115,7 +128,8 @@ def _packed_linear(tile_kernel, block_bytes, scale_bytes):
         while tile < last:
             w, scales, out = weight + tile * groups * block_bytes, row_scales + tile * scale_bytes, y + 32 * tile
             tile_bias = bias + 32 * tile if bias else 0
-            if last - tile >= TILES:
+            # A single token is as fast as memory: one stream of weights, in order, suits the prefetcher best.
+            if tokens > 1 and last - tile >= TILES:
                 tokens_of_tile(
                     zeros_tiles(8), zeros_tiles(4), zeros_tiles(1),
                     w, scales, tile_bias, x, groups, tokens, out, y_stride,
