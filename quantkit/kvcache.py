@@ -12,9 +12,9 @@ from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
-from quantkit_kernels.attention import PAGE, page_bytes
 
 from quantkit.errors import GenerationError
+from quantkit_kernels.attention import PAGE, page_bytes
 
 ALIGNMENT = 64
 
