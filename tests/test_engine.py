@@ -176,3 +176,22 @@ def test_threads_end_with_their_model(sources):
     del model
     gc.collect()
     assert threading.active_count() == before
+
+
+def test_step_times_cover_every_step_and_change_no_bit(case):
+    program, source = case
+    model = Model(program, source, context_length=128, threads=2)
+    try:
+        expected = model(TOKENS)
+        with model.time_steps() as times:
+            assert np.array_equal(model(TOKENS), expected)
+            once = times.copy()
+            model(TOKENS)
+        model(TOKENS)
+    finally:
+        model.close()
+    assert times.shape == (2, len(model.plan.steps) + 1, 2)
+    assert (once >= 0).all()
+    assert (once[..., 1].sum(axis=0)[:-1] > 0).all()
+    assert (once[:, -1, 1] == 0).all()
+    assert times.sum() > once.sum()

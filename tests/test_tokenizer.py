@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -114,17 +113,11 @@ def test_special_tokens_are_silent() -> None:
     assert tokenizer.decode(ids, skip_special_tokens=False) == "<|begin_of_text|><|im_start|>Hi<|im_end|>"
 
 
-def test_streaming_time_is_linear() -> None:
+def test_streaming_holds_back_one_character_at_most() -> None:
     tokenizer = KINDS["byte level"]
-    unfinished = tokenizer.encode("👋", add_special_tokens=False)[0]  # a decoder that waits would re-read all of them
-
-    def seconds(count: int) -> float:
-        begin = time.perf_counter()
-        streamed(tokenizer, [unfinished] * count)
-        return time.perf_counter() - begin
-
-    seconds(1000)
-    assert min(seconds(40_000) for _ in range(3)) < 40 * min(seconds(4_000) for _ in range(3))
+    unfinished = tokenizer.encode("👋", add_special_tokens=False)[0]  # no number of these makes a character
+    pieces = streamed(tokenizer, [unfinished] * 100)
+    assert all(len("".join(pieces[: count + 1])) >= count for count in range(100))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 All threads of a pool run it together over the same table (`table.py`): token steps are split by token, the others
 handed out in pieces by an atomic counter, and a barrier stands only where the table says so. It calls the kernels and
 computes nothing itself; it neither allocates nor calls Python. `participate` is the only entry.
+
+Asked for times, each thread notes for each step when it arrived and when it began, the barrier behind it; a last pair
+stands for the end of the pass.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from .attention import attend, store_kv
 from .elementwise import add, copy, embed, gated, rms_norm, rope, rotation, scale
 from .jit import jit
 from .matmul import linear_bf16, linear_f16, linear_f32, linear_int4, linear_int8
-from .simd import get_f32, get_i64, put_i64
+from .simd import get_f32, get_i64, nanoseconds, put_i64
 from .table import FIELDS, Field, Opcode, Word
 from .threads import await_work, barrier, start_workers, take
 
@@ -27,7 +30,7 @@ F32, F16, BF16, INT8, INT4 = range(5)
 ) = (8 * int(field) for field in Field)  # fmt: skip
 (
     TABLE, STEPS, TOKENS, IDS, POSITIONS, PAGES, WANTED, WANTED_TOKENS, RUNS, RUN_TABLE, LOGITS, LOGITS_STRIDE,
-    COUNTERS, SCRATCH, SCRATCH_BYTES, KV_KIND, THREADS, ARRIVED,
+    COUNTERS, SCRATCH, SCRATCH_BYTES, KV_KIND, THREADS, ARRIVED, TIMES,
 ) = (8 * int(word) for word in Word)  # fmt: skip
 """Where each word stands, in bytes."""
 
@@ -76,10 +79,15 @@ def _run(thread, shared, state):
     step = get_i64(state + TABLE)
     counter = get_i64(state + COUNTERS)
     tokens, wanted = get_i64(state + TOKENS), get_i64(state + WANTED)
-    for _ in range(get_i64(state + STEPS)):
+    steps, times = get_i64(state + STEPS), get_i64(state + TIMES)
+    if times:
+        times += 16 * (steps + 1) * thread
+    for _ in range(steps):
+        times = _note(times)
         if get_i64(step + BARRIER):
             target += threads
             barrier(shared, target)
+        times = _note(times)
         count = wanted if get_i64(step + IS_WANTED) else tokens
         opcode = get_i64(step + OPCODE)
         if opcode == LINEAR:
@@ -91,7 +99,18 @@ def _run(thread, shared, state):
                 _token_step(opcode, step, state, token, count)
         step += STEP_BYTES
         counter += 8
+    times = _note(times)
     barrier(shared, target + threads)
+    _note(times)
+
+
+@jit
+def _note(times):
+    """Write the time, if times are asked for; returns where the next one goes."""
+    if not times:
+        return 0
+    put_i64(times, nanoseconds())
+    return times + 8
 
 
 @jit

@@ -106,6 +106,8 @@ class Word(IntEnum):
     THREADS = 16
     ARRIVED = 17
     """Where the barrier stands at the start of the pass."""
+    TIMES = 18
+    """0, or where to write the times of the pass: i64 nanoseconds `[threads, steps + 1, 2]`, see `interpreter.py`."""
 
 
 PASS_WORDS = len(Word)
