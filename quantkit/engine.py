@@ -165,8 +165,8 @@ class Model:
         Yields
         ------
         ndarray
-            int64 `[threads, len(plan.steps) + 1, 2]`, summed over the passes: nanoseconds that each thread waited before
-            each step, and that it worked on it. The last row is the end of a pass: waiting alone.
+            int64 `[threads, len(plan.steps) + 1, 2]`, summed over the passes: nanoseconds that each thread waited
+            before each step, and that it worked on it. The last row is the end of a pass: waiting alone.
         """
         stamps = np.zeros((self.threads, len(self._table) + 1, 2), np.int64)
         self._times = stamps, np.zeros_like(stamps)
