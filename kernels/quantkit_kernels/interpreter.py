@@ -4,8 +4,8 @@ All threads of a pool run it together over the same table (`table.py`): token st
 handed out in pieces by an atomic counter, and a barrier stands only where the table says so. It calls the kernels and
 computes nothing itself; it neither allocates nor calls Python. `participate` is the only entry.
 
-Asked for times, each thread notes for each step when it arrived and when it began, the barrier behind it; a last pair
-stands for the end of the pass.
+Asked for times, each thread notes for each step when it arrived and when it began, the barrier behind it; and last, when
+it arrived at the end of the pass.
 """
 
 from __future__ import annotations
@@ -99,9 +99,8 @@ def _run(thread, shared, state):
                 _token_step(opcode, step, state, token, count)
         step += STEP_BYTES
         counter += 8
-    times = _note(times)
-    barrier(shared, target + threads)
     _note(times)
+    barrier(shared, target + threads)
 
 
 @jit

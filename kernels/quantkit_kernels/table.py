@@ -107,7 +107,8 @@ class Word(IntEnum):
     ARRIVED = 17
     """Where the barrier stands at the start of the pass."""
     TIMES = 18
-    """0, or where to write the times of the pass: i64 nanoseconds `[threads, steps + 1, 2]`, see `interpreter.py`."""
+    """0, or where to write the times of the pass: i64 nanoseconds `[threads, steps + 1, 2]`; of each thread, when it
+    arrived at and when it began each step, and when it arrived at the end."""
 
 
 PASS_WORDS = len(Word)
