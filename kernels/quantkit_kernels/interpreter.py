@@ -4,8 +4,8 @@ All threads of a pool run it together over the same table (`table.py`): token st
 handed out in pieces by an atomic counter, and a barrier stands only where the table says so. It calls the kernels and
 computes nothing itself; it neither allocates nor calls Python. `participate` is the only entry.
 
-Asked for times, each thread notes for each step when it arrived and when it began, the barrier behind it; and last, when
-it arrived at the end of the pass.
+Asked for times, each thread notes for each step when it arrived and when it began, the barrier behind it; and last,
+when it arrived at the end of the pass.
 """
 
 from __future__ import annotations
