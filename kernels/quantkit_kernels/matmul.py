@@ -27,7 +27,7 @@ from .simd import (
     load_rows_partial_bf16,
     load_rows_partial_f16,
     load_rows_partial_f32,
-    load_scales_i32,
+    load_scales_f32,
     load_scales_u4,
     load_tokens_f32,
     load_tokens_partial_f32,
@@ -69,7 +69,7 @@ def _int4_tile(like, weight, row_scales, bias, x, groups, y, y_stride):
             codes = load_rows_bytes(weight + 32 * chunk, stride, like)
             dot = dot_u4(dot, low_nibbles(codes), broadcast_dwords(x + 8 * chunk * n, 4, like))
             dot = dot_u4(dot, high_nibbles(codes), broadcast_dwords(x + (8 * chunk + 4) * n, 4, like))
-        scaled = to_f32(scale_u4(dot, load_scales_u4(weight + 128, stride, like)))
+        scaled = scale_u4(dot, load_scales_u4(weight + 128, stride, like))
         total = fma(scaled, broadcast_f32(x + 32 * n, 4, like), total)
         offset = fma(load_rows_i8(weight + 136, stride, like), broadcast_f32(x + 36 * n, 4, like), offset)
         if n == 1:
@@ -92,7 +92,7 @@ def _int8_tile(like, weight, row_scales, bias, x, groups, y, y_stride):
         for chunk in range(8):
             codes = load_rows_bytes(weight + 32 * chunk, stride, like)
             dot = dot_i8(dot, codes, broadcast_dwords(x + 4 * chunk * n, 4, like))
-        scaled = to_f32(dot * load_scales_i32(weight + 256, stride, like))
+        scaled = to_f32(dot) * load_scales_f32(weight + 256, stride, like)
         total = fma(scaled, broadcast_f32(x + 32 * n, 4, like), total)
         if n == 1:
             _prefetch_block(weight, INT8_BLOCK)

@@ -234,6 +234,10 @@ def _widen_i8(builder: Any, x: Any) -> Any:
     return builder.sitofp(builder.sext(x, ir.VectorType(I32, x.type.count)), ir.VectorType(F32, x.type.count))
 
 
+def _widen_u8(builder: Any, x: Any) -> Any:
+    return builder.sitofp(builder.zext(x, ir.VectorType(I32, x.type.count)), ir.VectorType(F32, x.type.count))
+
+
 load_rows_f32 = _strided_loader(_column("f32"), ir.VectorType(F32, LANES), _same)
 load_rows_f16 = _strided_loader(_column("f32"), ir.VectorType(F16, LANES), _widen_f16)
 load_rows_bf16 = _strided_loader(_column("f32"), ir.VectorType(I16, LANES), _widen_bf16)
@@ -567,19 +571,21 @@ class _Dot:
     tiles = 1
     """Row tiles that a register of matrix products holds side by side."""
     u4 = "i32"
-    """Elements of the accumulator of `u4`, and of the scales that it meets."""
+    """Elements of the accumulator of `u4`."""
+    u4_scales = "f32"
+    """Elements of the scales that it meets."""
 
     def load_scales(self, builder: Any, address: Any) -> Any:
         """The 8 u8 scales of a block, for `u4_scaled`."""
-        return builder.zext(_load(builder, ir.VectorType(I8, LANES), address), ir.VectorType(I32, LANES))
+        return _widen_u8(builder, _load(builder, ir.VectorType(I8, LANES), address))
 
     def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
         """`acc` + dot of one chunk."""
         return self.i8_dot(builder, acc, codes, x)
 
     def u4_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
-        """Integer product of the dot and the block's scales, i32."""
-        return builder.mul(acc, scales)
+        """Product of the dot and the block's scales, f32; exact, since it stays below 2**24 (32 * 15 * 127 * 255)."""
+        return builder.fmul(builder.sitofp(acc, scales.type), scales)
 
     def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
         """`acc` + dot of one chunk, i32."""
@@ -594,12 +600,12 @@ class _Dot:
 class _DotAvx2(_Dot):
     """maddubs: u8 x i8 pairs into int16. Sums of 8 products of nibbles stay below 2**15 (8 * 2 * 15 * 127 = 30480)."""
 
-    u4 = "i16"
+    u4 = u4_scales = "i16"
     WORDS = ir.VectorType(I16, 16)
     DWORDS = ir.VectorType(I32, 8)
 
     def load_scales(self, builder: Any, address: Any) -> Any:
-        wide = super().load_scales(builder, address)
+        wide = builder.zext(_load(builder, ir.VectorType(I8, LANES), address), self.DWORDS)
         return builder.bitcast(builder.or_(wide, builder.shl(wide, _constant(wide.type, 16))), self.WORDS)
 
     def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
@@ -607,7 +613,8 @@ class _DotAvx2(_Dot):
 
     def u4_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
         # The scale stands in both halves of a lane, so the horizontal sum and the product are one instruction.
-        return _call(builder, "llvm.x86.avx2.pmadd.wd", self.DWORDS, acc, scales)
+        product = _call(builder, "llvm.x86.avx2.pmadd.wd", self.DWORDS, acc, scales)
+        return builder.sitofp(product, ir.VectorType(F32, LANES))
 
     def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
         magnitude = _call(builder, "llvm.abs.v32i8", codes.type, codes, I1(0))
@@ -701,14 +708,14 @@ dot_u4 = _elementwise(3, _DOT.u4, _DOT.u4_dot)
 """`dot_u4(acc, codes, x)`: add the dot products of codes 0..15 with int8 activations."""
 dot_i8 = _elementwise(3, "i32", _DOT.i8_dot)
 """`dot_i8(acc, codes, x)`: add the dot products of codes -127..127 with int8 activations."""
-scale_u4 = _elementwise(2, "i32", _DOT.u4_scaled)
-"""`scale_u4(acc, scales)`: exact integer product of finished dots and block scales, i32."""
+scale_u4 = _elementwise(2, "f32", _DOT.u4_scaled)
+"""`scale_u4(acc, scales)`: exact product of finished dots and block scales, f32."""
 
 
-load_scales_u4 = _tiled_loader(_column(_DOT.u4), _DOT.load_scales)
+load_scales_u4 = _tiled_loader(_column(_DOT.u4_scales), _DOT.load_scales)
 """Block scales of each row tile, in the form that `scale_u4` takes."""
-load_scales_i32 = _tiled_loader(_column("i32"), _Dot().load_scales)
-"""Block scales of each row tile, i32."""
+load_scales_f32 = _tiled_loader(_column("f32"), _Dot().load_scales)
+"""Block scales of each row tile, f32."""
 
 
 FOUR_BYTES = ir.VectorType(I8, 4)
