@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.program import ACTIVATIONS, Operation, Program, Value
+from quantkit_kernels.activations import packed_bytes
 from quantkit_kernels.blocks import KINDS, grid
 from quantkit_kernels.table import FIELDS, FLOATS, SHARED, Field, Opcode
 
@@ -22,8 +23,6 @@ LINE_FLOATS = 16
 """Rows of values are padded to whole cache lines of f32."""
 CHUNK_BYTES = 64 * 1024
 """Weights that a thread takes at once: long enough to stream, short enough that threads finish together."""
-ACTIVATION_RECORD = 40
-"""Bytes of a quantized group of 32 activations (`quantkit_kernels.activations.RECORD`)."""
 
 
 @dataclass(eq=False)
@@ -200,7 +199,7 @@ class _Lowering:
 
     def _quantize(self, x: Value) -> Buffer:
         if x.index not in self._quantized:
-            packed = Buffer(grid(1, x.columns)[1] * ACTIVATION_RECORD, interleaved=True)
+            packed = Buffer(packed_bytes(x.columns), interleaved=True)
             self._quantized[x.index] = packed
             numbers: dict[Field, int | float] = {Field.COLUMNS: x.columns}
             inputs = (self._buffer(x),)

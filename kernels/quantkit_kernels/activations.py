@@ -1,11 +1,13 @@
 """Activations quantized on the fly: f32 rows -> int8 groups of 32, in the order in which `matmul.py` reads them.
 
-Tokens are packed in blocks of 8 while they last, then of 4, then singly. A block of n tokens is one record of
-40 n bytes for each group of 32 columns, so that the matrix product walks memory once, in order:
+Tokens are packed in blocks of 8 while they last; up to 7 that are left fill a block of 8, of 4 or of 1, whose other
+lanes are zero. A block of n lanes is one record of 44 n bytes for each group of 32 columns, so that the matrix product
+walks memory once, in order:
 
     8 x [n] x 4 bytes   codes q, -127..127: for each run of 4 columns the 4 bytes of every token
     [n] f32             d = absmax / 127 of the group: x is about d * q
     [n] f32             d * sum(q), which multiplies the mins of `int4`
+    [n] i32             -128 * sum(q), where dot products begin that take the codes of `int8` plus 128
 
 Columns past the last are zero. A group depends on its own token alone, whatever block that token is in.
 """
@@ -20,6 +22,7 @@ from .simd import (
     max_lanes,
     maximum,
     put_f32,
+    put_i32,
     round_even,
     splat,
     store_bytes,
@@ -30,40 +33,32 @@ from .simd import (
 
 GROUP = 32
 """Columns that share a scale, as in a block of weights."""
-RECORD = 40
+RECORD = 44
 """Bytes of one token's group."""
 
 
 def packed_bytes(columns: int) -> int:
-    """Bytes of one quantized token of `columns` columns."""
+    """Bytes of one quantized token of `columns` columns; a batch takes as many as its lanes, full or empty."""
     return (columns + GROUP - 1) // GROUP * RECORD
 
 
 @jit
-def block_size(token, tokens):
-    """Tokens in the block that begins at `token` of `tokens`."""
+def lanes_of(token, tokens):
+    """Lanes of the block that begins at `token` of `tokens`; 8, 4 or 1, some of them perhaps empty."""
     left = tokens - token
-    return 8 if left >= 8 else 4 if left >= 4 else 1
-
-
-@jit
-def block_start(token, tokens):
-    """First token of the block in which `token` lies."""
-    eights = tokens & ~7
-    if token < eights:
-        return token & ~7
-    fours = eights + ((tokens - eights) & ~3)
-    return eights if token < fours else token
+    return 8 if left > 4 else 4 if left > 1 else 1
 
 
 @jit
 def quantize(x, columns, token, tokens, packed):
     """Quantize the f32 row at `x`, token number `token` of `tokens`, into its place in `packed`."""
     groups = (columns + 31) >> 5
-    start = block_start(token, tokens)
-    n = block_size(start, tokens)
+    start = token & ~7
+    n = lanes_of(start, tokens)
     record = packed + start * groups * RECORD
     lane = token - start
+    if token == tokens - 1:
+        _clear(record, lane + 1, n, groups)
     for group in range(groups):
         left = min(columns - 32 * group, 32)
         a = _columns(x, left)
@@ -81,9 +76,19 @@ def quantize(x, columns, token, tokens, packed):
         store_bytes(place + 16 * n, 4 * n, qc)
         store_bytes(place + 24 * n, 4 * n, qd)
         put_f32(place + 32 * n, scale)
-        put_f32(place + 36 * n, scale * sum_lanes_i32(qa + qb + qc + qd))
+        total = sum_lanes_i32(qa + qb + qc + qd)
+        put_f32(place + 36 * n, scale * total)
+        put_i32(place + 40 * n, -128 * total)
         x += 128
         record += RECORD * n
+
+
+@jit
+def _clear(record, lane, n, groups):
+    """Zero the lanes from `lane` on, so that no leftover is computed with."""
+    for place in range(record, record + RECORD * n * groups, 4 * n):
+        for empty in range(lane, n):
+            put_i32(place + 4 * empty, 0)
 
 
 @jit

@@ -8,12 +8,13 @@ and `simd.py` how a grid of registers is spelt. Which rows a thread computes is 
 
 from __future__ import annotations
 
-from .activations import RECORD, block_size
+from .activations import RECORD, lanes_of
 from .jit import jit
 from .simd import (
     TILES,
     broadcast_dwords,
     broadcast_f32,
+    codes_i8,
     dot_i8,
     dot_u4,
     fma,
@@ -36,11 +37,11 @@ from .simd import (
     put_f32,
     rows_of,
     scale_u4,
-    store_grid,
+    start_dot_i8,
     store_sums,
+    store_tokens,
     to_f32,
     tokens_of,
-    zero_dot_i8,
     zero_dot_u4,
     zeros,
     zeros_tiles,
@@ -49,7 +50,7 @@ from .simd import (
 INT4_BLOCK, INT8_BLOCK = 144, 264
 """Bytes of a block, as `blocks.py` specifies them (a test compares)."""
 AHEAD = 8192
-"""Bytes between the weights in use and those asked for, where a single token reads each weight once."""
+"""Bytes between the weights in use and those asked for, where they are read for the first time."""
 
 
 @jit
@@ -59,8 +60,8 @@ def _prefetch_block(weight, size):
 
 
 @jit
-def _int4_tile(like, weight, row_scales, bias, x, groups, y, y_stride):
-    """The row tiles of a register of `like`, which is zero, times its tokens."""
+def _int4_tile(like, weight, row_scales, bias, x, groups, y, y_stride, tokens, fetch):
+    """The row tiles of a register of `like`, which is zero, times a block of tokens; `fetch` the weights ahead."""
     n, stride = tokens_of(like), INT4_BLOCK * groups
     total, offset = like, like
     for _ in range(groups):
@@ -72,53 +73,50 @@ def _int4_tile(like, weight, row_scales, bias, x, groups, y, y_stride):
         scaled = scale_u4(dot, load_scales_u4(weight + 128, stride, like))
         total = fma(scaled, broadcast_f32(x + 32 * n, 4, like), total)
         offset = fma(load_rows_i8(weight + 136, stride, like), broadcast_f32(x + 36 * n, 4, like), offset)
-        if n == 1:
+        if n == 1 or fetch:
             _prefetch_block(weight, INT4_BLOCK)
         weight += INT4_BLOCK
         x += RECORD * n
     total = fma(total, load_rows_f32(row_scales, 64, like), offset * load_rows_f32(row_scales + 32, 64, like))
     if bias:
         total = total + load_rows_f32(bias, 32, like)
-    store_grid(y, 0, y_stride, total)
+    store_tokens(y, y_stride, tokens, total)
 
 
 @jit
-def _int8_tile(like, weight, row_scales, bias, x, groups, y, y_stride):
+def _int8_tile(like, weight, row_scales, bias, x, groups, y, y_stride, tokens, fetch):
     """As `_int4_tile`."""
     n, stride = tokens_of(like), INT8_BLOCK * groups
     total = like
     for _ in range(groups):
-        dot = zero_dot_i8(like)
+        dot = start_dot_i8(x + 40 * n, 4, like)
         for chunk in range(8):
-            codes = load_rows_bytes(weight + 32 * chunk, stride, like)
+            codes = codes_i8(load_rows_bytes(weight + 32 * chunk, stride, like))
             dot = dot_i8(dot, codes, broadcast_dwords(x + 4 * chunk * n, 4, like))
         scaled = to_f32(dot) * load_scales_f32(weight + 256, stride, like)
         total = fma(scaled, broadcast_f32(x + 32 * n, 4, like), total)
-        if n == 1:
+        if n == 1 or fetch:
             _prefetch_block(weight, INT8_BLOCK)
         weight += INT8_BLOCK
         x += RECORD * n
     total = total * load_rows_f32(row_scales, 32, like)
     if bias:
         total = total + load_rows_f32(bias, 32, like)
-    store_grid(y, 0, y_stride, total)
+    store_tokens(y, y_stride, tokens, total)
 
 
 def _packed_linear(tile_kernel, block_bytes, scale_bytes):
     @jit
     def tokens_of_tile(like8, like4, like1, weight, row_scales, bias, x, groups, tokens, y, y_stride):
-        token = 0
-        while token < tokens:
-            n = block_size(token, tokens)
-            block = x + token * groups * RECORD
-            out = y + token * y_stride
-            if n == 8:
-                tile_kernel(like8, weight, row_scales, bias, block, groups, out, y_stride)
-            elif n == 4:
-                tile_kernel(like4, weight, row_scales, bias, block, groups, out, y_stride)
+        for token in range(0, tokens, 8):
+            block, out, fetch = x + token * groups * RECORD, y + token * y_stride, token == 0
+            lanes, count = lanes_of(token, tokens), min(tokens - token, 8)
+            if lanes == 8:
+                tile_kernel(like8, weight, row_scales, bias, block, groups, out, y_stride, count, fetch)
+            elif lanes == 4:
+                tile_kernel(like4, weight, row_scales, bias, block, groups, out, y_stride, count, fetch)
             else:
-                tile_kernel(like1, weight, row_scales, bias, block, groups, out, y_stride)
-            token += n
+                tile_kernel(like1, weight, row_scales, bias, block, groups, out, y_stride, count, fetch)
 
     @jit
     def linear(first, last, weight, row_scales, bias, columns, x, tokens, y, y_stride):

@@ -357,6 +357,19 @@ def store_grid(typing, address, row_stride, token_stride, value):
     return types.void(types.int64, types.int64, types.int64, value), generate
 
 
+@intrinsic
+def store_tokens(typing, address, stride, count, value):
+    """Store the registers of the first `count` tokens of a single row, token j at `address + j * stride`."""
+
+    def generate(context, builder, sig, args):
+        for token, register in enumerate(_split(builder, value, args[3])):
+            with builder.if_then(builder.icmp_signed("<", I64(token), args[2]), likely=True):
+                _store(builder, register, args[0], builder.mul(args[1], I64(token)))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, value), generate
+
+
 def _place(builder: Any, row_stride: Any, token_stride: Any, row: int, token: int) -> Any:
     return builder.add(builder.mul(row_stride, I64(row)), builder.mul(token_stride, I64(token)))
 
@@ -587,6 +600,14 @@ class _Dot:
         """Product of the dot and the block's scales, f32; exact, since it stays below 2**24 (32 * 15 * 127 * 255)."""
         return builder.fmul(builder.sitofp(acc, scales.type), scales)
 
+    def i8_start(self, builder: Any, register: Any, start: Any) -> Any:
+        """Where the accumulator of `i8` begins; `start` is -128 times the sum of the activations."""
+        return _constant(register, 0)
+
+    def i8_codes(self, builder: Any, codes: Any) -> Any:
+        """Codes in the form that `i8_dot` takes."""
+        return codes
+
     def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
         """`acc` + dot of one chunk, i32."""
         codes, x = builder.bitcast(codes, acc.type), builder.bitcast(x, acc.type)
@@ -634,11 +655,15 @@ class _DotVnni(_Dot):
     def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
         return _call(builder, f"llvm.x86.avx512.vpdpbusd.{32 * acc.type.count}", acc.type, acc, codes, x)
 
+    def i8_start(self, builder: Any, register: Any, start: Any) -> Any:
+        return start
+
+    def i8_codes(self, builder: Any, codes: Any) -> Any:
+        # The instruction takes unsigned codes: 128 more than they are, which `i8_start` takes back.
+        return builder.xor(codes, _constant(codes.type, -128))
+
     def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
-        zero = _constant(codes.type, 0)
-        negative = builder.icmp_signed("<", codes, zero)
-        magnitude = builder.select(negative, builder.sub(zero, codes), codes)
-        return self.u4_dot(builder, acc, magnitude, builder.select(negative, builder.sub(zero, x), x))
+        return self.u4_dot(builder, acc, codes, x)
 
 
 _DOTS: dict[str, tuple[_Dot, tuple[str, ...]]] = {
@@ -690,20 +715,33 @@ high_nibbles = _elementwise(1, "i8", _high)
 """Codes in the high halves of packed bytes."""
 
 
-def _zero_like(element: str) -> Any:
-    def make(typing, like):
-        vec = like.of(element)
+@intrinsic
+def zero_dot_u4(typing, like):
+    """Where `dot_u4` begins."""
+    vec = like.of(_DOT.u4)
 
-        def generate(context, builder, sig, args):
-            return _join(builder, vec, [_constant(vec.register, 0)] * vec.count)
+    def generate(context, builder, sig, args):
+        return _join(builder, vec, [_constant(vec.register, 0)] * vec.count)
 
-        return vec(like), generate
-
-    return intrinsic(make)
+    return vec(like), generate
 
 
-zero_dot_u4 = _zero_like(_DOT.u4)
-zero_dot_i8 = _zero_like("i32")
+@intrinsic
+def start_dot_i8(typing, address, stride, like):
+    """Where `dot_i8` begins; for token j an i32 at `address + j * stride`: -128 times the sum of its activations."""
+    vec = like.of("i32")
+
+    def generate(context, builder, sig, args):
+        places = [builder.mul(args[1], I64(j)) for j in range(vec.tokens)]
+        sums = [_splat(builder, vec.register, _load(builder, I32, args[0], place)) for place in places]
+        starts = [_DOT.i8_start(builder, vec.register, x) for x in sums]
+        return _join(builder, vec, [starts[token] for _ in range(vec.rows) for token in range(vec.tokens)])
+
+    return vec(types.int64, types.int64, like), generate
+
+
+codes_i8 = _elementwise(1, "i8", _DOT.i8_codes)
+"""Codes -127..127 in the form that `dot_i8` takes."""
 dot_u4 = _elementwise(3, _DOT.u4, _DOT.u4_dot)
 """`dot_u4(acc, codes, x)`: add the dot products of codes 0..15 with int8 activations."""
 dot_i8 = _elementwise(3, "i32", _DOT.i8_dot)
