@@ -3,7 +3,7 @@
 Every function computes some row tiles (8 rows each) for all tokens of a batch. Each (row, token) is accumulated in one
 fixed order, group after group, whatever the blocking, so results are the same to the last bit for any split of rows or
 tokens. Codes are multiplied as integers, exactly; `blocks.py` specifies them, `activations.py` the packed activations,
-and `simd.py` how a grid of registers is spelt. Which rows a thread computes is `interpreter.py`'s affair.
+and `simd` how a grid of registers is spelt. Which rows a thread computes is `interpreter.py`'s affair.
 """
 
 from __future__ import annotations

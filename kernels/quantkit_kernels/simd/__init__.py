@@ -1,0 +1,94 @@
+"""SIMD vector types for numba: the only package that knows LLVM and the instruction set.
+
+A `Vec` is a small grid of registers, `rows x tokens`, that lives in CPU registers as a numba value. Operations
+broadcast over the grid as numpy does over arrays: `fma(w, x, acc)` with `w` of 2 x 1, `x` of 1 x 4 and `acc` of 2 x 4
+registers is eight instructions. So a micro-kernel is written once, and the type of its accumulator says how it is
+blocked. Functions take `like`, a vector whose grid the result follows; addresses are int64.
+
+`vectors.py` is the ground; `memory.py` loads and stores; `arithmetic.py` computes; `isa.py` has the dot products of
+packed codes and chooses the instruction set; `scalars.py` has single numbers, atomics and what threads need. Kernels
+import from here and are in `matmul.py`, `attention.py`, ...; the decorator that compiles them is in `jit.py`.
+"""
+
+from .arithmetic import (
+    absolute,
+    blend_first,
+    clamp,
+    fma,
+    max_lanes,
+    maximum,
+    minimum,
+    power_of_two,
+    round_even,
+    round_up,
+    store_sums,
+    sum_lanes,
+    sum_lanes_i32,
+    to_f32,
+    to_i32,
+    where_less,
+)
+from .isa import (
+    ISA,
+    TILES,
+    codes_i8,
+    dot_i8,
+    dot_u4,
+    high_nibbles,
+    load_codes_i8,
+    load_codes_u4,
+    load_scales_f32,
+    load_scales_u4,
+    low_nibbles,
+    scale_u4,
+    start_dot_i8,
+    zero_dot_u4,
+    zeros_tiles,
+)
+from .memory import (
+    broadcast_dwords,
+    broadcast_f32,
+    load_bf16,
+    load_f16,
+    load_f32,
+    load_i32,
+    load_partial_f32,
+    load_rows_bf16,
+    load_rows_bytes,
+    load_rows_f16,
+    load_rows_f32,
+    load_rows_i8,
+    load_rows_partial_bf16,
+    load_rows_partial_f16,
+    load_rows_partial_f32,
+    load_tokens_f32,
+    load_tokens_partial_f32,
+    rows_of,
+    splat,
+    splat_i32,
+    store,
+    store_bytes,
+    store_grid,
+    store_tokens,
+    tokens_of,
+    zeros,
+)
+from .scalars import (
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    cpu_relax,
+    get_f32,
+    get_i8,
+    get_i64,
+    get_u8,
+    nanoseconds,
+    prefetch,
+    put_f16,
+    put_f32,
+    put_i32,
+    put_i64,
+    semaphore_post,
+    semaphore_wait,
+    yield_thread,
+)

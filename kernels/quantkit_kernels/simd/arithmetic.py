@@ -1,0 +1,171 @@
+"""Arithmetic of vectors: operators, named operations, reductions over lanes in a fixed order, choices by lane."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic
+
+from .vectors import (
+    F32,
+    I32,
+    LANES,
+    Vec,
+    broadcast,
+    call_llvm,
+    constant,
+    elementwise,
+    grid_place,
+    map_grid,
+    splat_scalar,
+    split,
+    store_at,
+)
+
+_FLOAT = {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul", operator.truediv: "fdiv"}
+_INTEGER = {operator.add: "add", operator.sub: "sub", operator.mul: "mul", operator.and_: "and_"}
+
+
+def _register_operator(op: Any) -> None:
+    """Give numba `op` on two vectors of the same elements."""
+
+    @infer_global(op)
+    class Template(AbstractTemplate):
+        def generic(self, args, keywords):
+            if len(args) == 2 and all(isinstance(arg, Vec) for arg in args) and args[0].element == args[1].element:
+                return signature(broadcast(args[0].element, args), *args)
+            return None
+
+    @lower_builtin(op, Vec, Vec)
+    def lower(context, builder, sig, args):
+        name = (_FLOAT if sig.return_type.element == "f32" else _INTEGER)[op]
+        return map_grid(builder, sig.return_type, sig.args, args, lambda b, x, y: getattr(b, name)(x, y))
+
+
+for _op in _FLOAT | _INTEGER:
+    _register_operator(_op)
+
+
+def _named(name: str) -> Callable[..., Any]:
+    """An LLVM intrinsic on f32 registers of any length."""
+    return lambda builder, *registers: call_llvm(
+        builder, f"{name}.v{registers[0].type.count}f32", registers[0].type, *registers
+    )
+
+
+fma = elementwise(3, "f32", _named("llvm.fma"))
+"""`a * b + c`, rounded once."""
+minimum = elementwise(2, "f32", _named("llvm.minnum"))
+maximum = elementwise(2, "f32", _named("llvm.maxnum"))
+absolute = elementwise(1, "f32", _named("llvm.fabs"))
+round_up = elementwise(1, "f32", _named("llvm.ceil"))
+round_even = elementwise(1, "f32", _named("llvm.rint"))
+square_root = elementwise(1, "f32", _named("llvm.sqrt"))
+copysign = elementwise(2, "f32", _named("llvm.copysign"))
+to_f32 = elementwise(1, "f32", lambda b, x: b.sitofp(x, ir.VectorType(F32, x.type.count)))
+to_i32 = elementwise(1, "i32", lambda b, x: b.fptosi(x, ir.VectorType(I32, x.type.count)))
+power_of_two = elementwise(
+    1,
+    "f32",
+    lambda b, n: b.bitcast(
+        b.shl(b.add(n, constant(n.type, 127)), constant(n.type, 23)), ir.VectorType(F32, n.type.count)
+    ),
+)
+"""2**n for i32 n in -126..127, by its bits."""
+
+
+def _fold(builder: Any, register: Any, build: Callable[[Any, Any, Any], Any]) -> Any:
+    """Fold the lanes of a register: halves, quarters, eighths; always in this order."""
+    width = register.type.count
+    while width > 1:
+        width //= 2
+        low, high = (
+            builder.shuffle_vector(
+                register, register, ir.Constant(ir.VectorType(I32, width), list(range(start, start + width)))
+            )
+            for start in (0, width)
+        )
+        register = build(builder, low, high)
+    return builder.extract_element(register, I32(0))
+
+
+def _add(builder: Any, x: Any, y: Any) -> Any:
+    return builder.fadd(x, y)
+
+
+def _max(builder: Any, x: Any, y: Any) -> Any:
+    return call_llvm(builder, f"llvm.maxnum.v{x.type.count}f32", x.type, x, y)
+
+
+def _reduction(build: Callable[[Any, Any, Any], Any]) -> Any:
+    def reduce(typing, x):
+        return types.float32(x), lambda context, builder, sig, args: _fold(builder, args[0], build)
+
+    return intrinsic(reduce)
+
+
+sum_lanes = _reduction(_add)
+max_lanes = _reduction(_max)
+
+
+def clamp_registers(builder: Any, x: Any, low: Any, high: Any) -> Any:
+    x = builder.select(builder.fcmp_ordered("<", x, low), low, x)
+    return builder.select(builder.fcmp_ordered(">", x, high), high, x)
+
+
+clamp = elementwise(3, "f32", clamp_registers)
+"""`clamp(x, low, high)`; NaN stays NaN."""
+
+
+@intrinsic
+def sum_lanes_i32(typing, x):
+    """Sum of the lanes of one i32 register."""
+
+    def generate(context, builder, sig, args):
+        return call_llvm(builder, "llvm.vector.reduce.add.v8i32", I32, args[0])
+
+    return types.int32(x), generate
+
+
+@intrinsic
+def store_sums(typing, address, row_stride, token_stride, value):
+    """Store the sum of lanes (as `sum_lanes`) of row i and token j, one f32, at `address + i * ... + j * ...`."""
+
+    def generate(context, builder, sig, args):
+        registers = iter(split(builder, value, args[3]))
+        for row in range(value.rows):
+            for token in range(value.tokens):
+                total = _fold(builder, next(registers), _add)
+                store_at(builder, total, args[0], grid_place(builder, args[1], args[2], row, token))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64, value), generate
+
+
+@intrinsic
+def where_less(typing, a, b, yes, no):
+    """`yes` where `a < b`, else `no`, lane by lane; all are single f32 registers. NaN is not less."""
+
+    def generate(context, builder, sig, args):
+        return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
+
+    return yes(a, b, yes, no), generate
+
+
+@intrinsic
+def blend_first(typing, count, a, b):
+    """Lanes below `count` from `a`, the others from `b`."""
+
+    def generate(context, builder, sig, args):
+        lanes = ir.VectorType(I32, LANES)
+        below = splat_scalar(builder, lanes, builder.trunc(args[0], I32))
+        mask = builder.icmp_signed("<", ir.Constant(lanes, list(range(LANES))), below)
+        return map_grid(builder, sig.return_type, (a, b), args[1:], lambda bld, x, y: bld.select(mask, x, y))
+
+    return broadcast(a.element, (a, b))(types.int64, a, b), generate

@@ -1,0 +1,153 @@
+"""Single numbers in memory, atomics, and what a thread asks of processor and system: pause, sleep, prefetch, time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from .arithmetic import clamp_registers
+from .memory import F16_MAX
+from .vectors import F16, F32, I8, I32, I64, call_llvm, load_at, store_at
+
+
+def _scalar_loader(kind: Any, result: Any) -> Any:
+    def load(typing, address):
+        def generate(context, builder, sig, args):
+            return load_at(builder, kind, args[0])
+
+        return result(types.int64), generate
+
+    return intrinsic(load)
+
+
+def _scalar_storer(kind: Any, number: Any) -> Any:
+    def put(typing, address, value):
+        def generate(context, builder, sig, args):
+            store_at(builder, context.cast(builder, args[1], sig.args[1], number), args[0])
+            return context.get_dummy_value()
+
+        return types.void(types.int64, value), generate
+
+    return intrinsic(put)
+
+
+get_u8 = _scalar_loader(I8, types.uint8)
+get_i8 = _scalar_loader(I8, types.int8)
+get_i32 = _scalar_loader(I32, types.int32)
+get_i64 = _scalar_loader(I64, types.int64)
+get_f32 = _scalar_loader(F32, types.float32)
+put_i32 = _scalar_storer(I32, types.int32)
+put_i64 = _scalar_storer(I64, types.int64)
+put_f32 = _scalar_storer(F32, types.float32)
+
+
+@intrinsic
+def put_f16(typing, address, value):
+    """Store an f32 as f16, rounded to nearest even and saturated at +-65504."""
+
+    def generate(context, builder, sig, args):
+        x = context.cast(builder, args[1], sig.args[1], types.float32)
+        store_at(builder, builder.fptrunc(clamp_registers(builder, x, F32(-F16_MAX), F32(F16_MAX)), F16), args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), generate
+
+
+@intrinsic
+def atomic_add(typing, address, value):
+    """Add to an i64 at once for all threads; returns what was there before."""
+
+    def generate(context, builder, sig, args):
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], I64.as_pointer()), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def atomic_load(typing, address):
+    """Read an i64 that other threads write; what they wrote before it is visible afterwards."""
+
+    def generate(context, builder, sig, args):
+        return builder.load_atomic(builder.inttoptr(args[0], I64.as_pointer()), "seq_cst", 8)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def atomic_store(typing, address, value):
+    """Write an i64 that other threads read; what was written before it becomes visible with it."""
+
+    def generate(context, builder, sig, args):
+        builder.store_atomic(args[1], builder.inttoptr(args[0], I64.as_pointer()), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def cpu_relax(typing):
+    """Tell the core that this is a waiting loop."""
+
+    def generate(context, builder, sig, args):
+        if "x86" in builder.module.triple or builder.module.triple.startswith("i"):
+            call_llvm(builder, "llvm.x86.sse2.pause", ir.VoidType())
+        elif builder.module.triple.startswith(("aarch64", "arm64")):
+            call_llvm(builder, "llvm.aarch64.hint", ir.VoidType(), I32(1))
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def yield_thread(typing):
+    """Let the operating system run another thread (`sched_yield`)."""
+
+    def generate(context, builder, sig, args):
+        call_llvm(builder, "sched_yield", I32)
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+def _semaphore(name: str) -> Any:
+    def operate(typing, address):
+        def generate(context, builder, sig, args):
+            return call_llvm(builder, name, I32, builder.inttoptr(args[0], I8.as_pointer()))
+
+        return types.int32(types.int64), generate
+
+    return intrinsic(operate)
+
+
+semaphore_post = _semaphore("sem_post")
+"""POSIX `sem_post` on an initialized `sem_t`."""
+semaphore_wait = _semaphore("sem_wait")
+"""POSIX `sem_wait`; may return early on a signal."""
+
+
+@intrinsic
+def prefetch(typing, address):
+    """Ask for the cache line at `address`, to be read soon; never faults."""
+
+    def generate(context, builder, sig, args):
+        pointer = builder.inttoptr(args[0], I8.as_pointer())
+        call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(3), I32(1))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@intrinsic
+def nanoseconds(typing):
+    """Monotonic time in nanoseconds (`clock_gettime`)."""
+
+    def generate(context, builder, sig, args):
+        pair = builder.alloca(ir.ArrayType(I64, 2))
+        call_llvm(builder, "clock_gettime", I32, I32(1), pair)
+        seconds, rest = (builder.load(builder.gep(pair, [I32(0), I32(i)])) for i in range(2))
+        return builder.add(builder.mul(seconds, I64(1_000_000_000)), rest)
+
+    return types.int64(), generate
