@@ -2,7 +2,8 @@
 
 The loop of every text generator in quantkit: encode, run the model, process logits, sample, decode, and know when to
 stop. It drives a model through `new_sequence` and `forward` alone; how those compute is the engine's business, which
-token is taken is the sampler's.
+token is taken is the sampler's. A pass may check a draft of the next tokens along with the last one (`speculate.py`
+makes drafts); plain decoding is the same loop with empty drafts, and the tokens are the same.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from quantkit.chat import Message
 from quantkit.errors import GenerationError, OptionError
 from quantkit.sampling import Logits, LogitsProcessor, Sampler, log_softmax, make_sampler
+from quantkit.speculate import Speculation
 from quantkit.tokenizer import Detokenizer, Tokenizer
 
 if TYPE_CHECKING:
@@ -59,6 +61,10 @@ class GenerationResponse:
         context is used up.
     logits : ndarray
         float32 `[vocab_size]` that the sampler saw, after the logits processors.
+    from_draft : bool
+        Whether the token had been drafted.
+    draft_n, draft_n_accepted : int
+        Tokens drafted so far, and how many of the generated ones had been.
     """
 
     text: str
@@ -69,6 +75,9 @@ class GenerationResponse:
     generation_tps: float
     finish_reason: FinishReason | None
     logits: Logits = field(repr=False, compare=False)
+    from_draft: bool = False
+    draft_n: int = 0
+    draft_n_accepted: int = 0
 
     @cached_property
     def logprobs(self) -> NDArray[np.float32]:
@@ -91,6 +100,7 @@ def stream_generate(
     logits_processors: Sequence[LogitsProcessor] = (),
     stop: str | Sequence[str] = (),
     ignore_eos: bool = False,
+    speculate: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Generator[GenerationResponse, None, None]:
     """Generate text token by token.
@@ -111,6 +121,9 @@ def stream_generate(
         The text ends before the first of these, wherever token boundaries are.
     ignore_eos : bool
         Go on after tokens that end a text.
+    speculate : int
+        Draft up to so many tokens from what the text said before, and check them in one pass. The tokens stay the same;
+        texts that repeat their prompt or themselves arrive faster. Few are drafted where drafts prove wrong; 0 is off.
     progress : callable, optional
         Called with (tokens done, tokens in all) while the prompt is processed.
 
@@ -126,25 +139,33 @@ def stream_generate(
         At once, when the prompt is empty, longer than the context, or holds an id that the model does not know, or
         when the chat template refuses the conversation; while iterating, when the logits are not finite.
     OptionError
-        At once, when `max_tokens` or `stop` makes no sense.
+        At once, when `max_tokens`, `stop` or `speculate` makes no sense.
     """
     if max_tokens < 1 and max_tokens != -1:
         raise OptionError(f"max_tokens is {max_tokens}; expected a number from 1 up, or -1 to fill the context")
     stops = _StopStrings([stop] if isinstance(stop, str) else stop)
+    speculation = Speculation(speculate)
     tokens = encode_prompt(tokenizer, prompt)
     _check_prompt(tokens, model)
     # The last token is sampled, not run, so one more than the cache holds can be generated.
     room = model.context_length - len(tokens) + 1
+    limit = room if max_tokens == -1 else min(max_tokens, room)
     return _responses(
-        model,
-        tokens,
+        _choices(
+            model,
+            tokens,
+            limit=limit,
+            sampler=sampler or make_sampler(),
+            logits_processors=logits_processors,
+            speculation=speculation,
+            progress=progress or (lambda done, total: None),
+        ),
+        prompt_tokens=len(tokens),
+        limit=limit,
         detokenizer=tokenizer.detokenizer(continuation=not _is_conversation(prompt)),
-        limit=room if max_tokens == -1 else min(max_tokens, room),
-        sampler=sampler or make_sampler(),
-        logits_processors=logits_processors,
         stops=stops,
         eos_token_ids=frozenset() if ignore_eos else tokenizer.eos_token_ids,
-        progress=progress or (lambda done, total: None),
+        speculation=speculation,
     )
 
 
@@ -174,33 +195,65 @@ def _check_prompt(tokens: Sequence[int], model: Model) -> None:
         raise GenerationError(f"token id {wrong} is outside of the model's vocabulary, 0 to {model.vocab_size - 1}")
 
 
-def _responses(
+def _choices(
     model: Model,
     tokens: list[int],
     *,
-    detokenizer: Detokenizer,
     limit: int,
     sampler: Sampler,
     logits_processors: Sequence[LogitsProcessor],
-    stops: _StopStrings,
-    eos_token_ids: frozenset[int],
+    speculation: Speculation,
     progress: Callable[[int, int], None],
-) -> Generator[GenerationResponse, None, None]:
-    prompt_tokens = len(tokens)
-    begin = time.perf_counter()
+) -> Generator[tuple[int, Logits, bool], None, None]:
+    """Choose up to `limit` tokens that follow `tokens`, to which they are added -> token, logits, had it been drafted.
+
+    The sampler is asked once for each token, and the logits are those of decoding token by token to the last bit: what
+    comes out, and what a sampler's random numbers go to, does not depend on the drafts.
+    """
+    prompt_tokens, end = len(tokens), len(tokens) + limit
     with closing(model.new_sequence()) as sequence:
         for start in range(0, prompt_tokens, PROMPT_PIECE):
             piece = tokens[start : start + PROMPT_PIECE]
-            logits = model.forward([(sequence, piece)])[0]
+            rows = model.forward([(sequence, piece)])
             progress(start + len(piece), prompt_tokens)
-        for count in range(1, limit + 1):
-            for process in logits_processors:
-                logits = process(tokens, logits)
-            token = int(sampler(logits))
-            tokens.append(token)
+        draft: list[int] = []
+        while True:
+            for logits, drafted in zip(rows, [*draft, None], strict=True):
+                for process in logits_processors:
+                    logits = process(tokens, logits)
+                token = int(sampler(logits))
+                tokens.append(token)
+                yield token, logits, token == drafted
+                if token != drafted:
+                    break
+            if len(tokens) == end:
+                return
+            sequence.truncate(len(tokens) - 1)
+            draft = speculation.draft(tokens, most=end - len(tokens) - 1)
+            begin = time.perf_counter()
+            rows = model.forward([(sequence, [token, *draft])], every=True)
+            speculation.passed(1 + len(draft), time.perf_counter() - begin)
+
+
+def _responses(
+    choices: Generator[tuple[int, Logits, bool], None, None],
+    *,
+    prompt_tokens: int,
+    limit: int,
+    detokenizer: Detokenizer,
+    stops: _StopStrings,
+    eos_token_ids: frozenset[int],
+    speculation: Speculation,
+) -> Generator[GenerationResponse, None, None]:
+    """Turn chosen tokens into responses, and stop where the text ends."""
+    begin = time.perf_counter()
+    accepted = 0
+    with closing(choices):
+        for count, (token, logits, from_draft) in enumerate(choices, 1):
             now = time.perf_counter()
             if count == 1:
                 first, prompt_tps = now, prompt_tokens / (now - begin)
+            accepted += from_draft
             ended = token in eos_token_ids
             text = "" if ended else stops.add(detokenizer.add(token))
             if ended or count == limit:
@@ -210,11 +263,20 @@ def _responses(
                 finish_reason = "stop"
             generation_tps = (count - 1) / (now - first) if count > 1 else 0.0
             yield GenerationResponse(
-                text, token, prompt_tokens, prompt_tps, count, generation_tps, finish_reason, logits
+                text,
+                token,
+                prompt_tokens,
+                prompt_tps,
+                count,
+                generation_tps,
+                finish_reason,
+                logits,
+                from_draft,
+                speculation.drafted,
+                accepted,
             )
             if finish_reason:
                 return
-            logits = model.forward([(sequence, [token])])[0]
 
 
 class _StopStrings:

@@ -94,6 +94,15 @@ class Sequence:
             self.table[len(self._pages)] = page.ctypes.data
             self._pages.append(page)
 
+    def truncate(self, length: int) -> None:
+        """Forget the tokens after the first `length`; raises `ValueError` when there are not so many.
+
+        Their pages stay for what comes next: what lies beyond the length is never read.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"a sequence of {self.length} tokens cannot be cut to {length}")
+        self.length = length
+
     def close(self) -> None:
         """Forget the tokens and give the pages back."""
         self.pool.give_back(self._pages)

@@ -22,6 +22,10 @@ class BigramSequence:
     def length(self) -> int:
         return len(self.tokens)
 
+    def truncate(self, length: int) -> None:
+        assert length <= self.length
+        del self.tokens[length:]
+
     def close(self) -> None:
         self.closed = True
 

@@ -110,6 +110,28 @@ def test_same_bits_in_company(case):
         assert last[1].tobytes() == model.forward([(sequence, [*TOKENS, TOKENS[0]])])[0].tobytes()
 
 
+@pytest.mark.parametrize("length", [0, 1, 20, 63, 64, 65, 83])
+def test_tokens_that_were_taken_back_leave_no_trace(case, length):
+    model = make(case)
+    expected = model(TOKENS)
+    with model.new_sequence() as sequence:
+        model.forward([(sequence, [*TOKENS[:length], *TOKENS[::-1]])])
+        sequence.truncate(length)
+        assert sequence.length == length
+        if length < len(TOKENS):
+            assert model.forward([(sequence, TOKENS[length:])], every=True).tobytes() == expected[length:].tobytes()
+        last = model.forward([(sequence, TOKENS[:1])])
+    with model.new_sequence() as sequence:
+        assert model.forward([(sequence, [*TOKENS, TOKENS[0]])]).tobytes() == last.tobytes()
+
+
+def test_a_sequence_is_not_cut_beyond_its_ends(sources):
+    with make(sources["llama", "int4"]).new_sequence() as sequence:
+        for length in (-1, 1):
+            with pytest.raises(ValueError, match=f"0 tokens cannot be cut to {length}"):
+                sequence.truncate(length)
+
+
 def test_memory_of_a_closed_sequence_is_used_again_and_leaves_no_trace(sources):
     model = make(sources["llama", "int4"])
     first = model(TOKENS)

@@ -214,9 +214,17 @@ def test_progress_of_a_long_prompt(tokenizer: Tokenizer) -> None:
 
 
 def test_speeds(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 10.5, 10.75, 11.0])  # begin, then at each token
-    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    found = responses(saying(tokenizer, "abcd"), tokenizer, max_tokens=3)
+    now = 10.0
+
+    class Slow(BigramModel):
+        def forward(self, batch: Any, **options: Any) -> Any:
+            nonlocal now
+            now += 0.25 * len(batch[0][1])
+            return super().forward(batch, **options)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    chain = Slow(saying(tokenizer, "abcd").table)
+    found = responses(chain, tokenizer, max_tokens=3)
     assert [response.prompt_tps for response in found] == [2 / 0.5] * 3
     assert [response.generation_tps for response in found] == [0.0, 1 / 0.25, 2 / 0.5]
 
@@ -263,6 +271,7 @@ def test_a_greedy_token_costs_little_beyond_the_model(tokenizer: Tokenizer) -> N
 
     class Instant(BigramModel):
         def forward(self, batch: Any, **options: Any) -> Any:
+            batch[0][0].tokens += batch[0][1]
             return row[None]
 
     model = Instant(row[None], context_length=10_000)

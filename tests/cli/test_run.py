@@ -80,6 +80,18 @@ def test_aliases_of_other_tools_are_understood(invoke, packed: Path) -> None:
     assert theirs.stdout == ours
 
 
+def test_speculation_changes_the_footer_alone(invoke, packed: Path) -> None:
+    prompt = ("-p", "one two three one two three", "--ignore-eos")
+    plain = answer(invoke, packed, *prompt)
+    for spelling in ("--speculate", "--draft-max", "--num-draft-tokens"):
+        result = invoke("run", packed, *prompt, *FEW, spelling, 4)
+        assert result.stdout == plain
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("speculation:")]
+        assert line.endswith("drafted tokens accepted")
+    assert "speculation:" not in invoke("run", packed, *prompt, *FEW).stderr
+    assert invoke("run", packed, *prompt, "--speculate", -1).exit_code == 2
+
+
 def test_the_checkpoints_own_sampling_is_the_default(invoke, packed: Path, tmp_path: Path) -> None:
     sampled = tmp_path / "sampled"
     sampled.mkdir()
