@@ -78,7 +78,7 @@ class Model:
         self._plan = plan(program, {name: tensor.kind for name, tensor in self._tensors.items()})
         self._keep: list[NDArray[Any]] = []
         weights = self._weights()
-        arena = self._memory(self._plan.arena_bytes(PASS_TOKENS))
+        arena = self._memory(self._plan.arena_bytes(PASS_TOKENS, threads))
         self._table = self._plan.table(weights, arena, PASS_TOKENS, threads)
         self._pages = PagePool(_cache_shape(self._plan, kv_kind))
         self._inputs = np.zeros((4, PASS_TOKENS), np.int64)
@@ -230,7 +230,7 @@ class Model:
         for word, address in zip((Word.IDS, Word.POSITIONS, Word.PAGES, Word.WANTED_TOKENS), addresses, strict=True):
             words[word] = address
         words[Word.RUN_TABLE] = self._runs.ctypes.data
-        words[Word.COUNTERS] = self._memory(8 * len(self._table))
+        words[Word.COUNTERS] = self._memory(8 * len(self._table) * self.threads)
         words[Word.SCRATCH], words[Word.SCRATCH_BYTES] = self._memory(scratch * self.threads), scratch
         words[Word.KV_KIND] = KINDS[kv_kind].code
 

@@ -1,8 +1,8 @@
 """From a recorded program to the table that the compiled interpreter walks.
 
 Lowering makes four decisions, each once for a model: activations are quantized once for all packed matrices that read
-them; keys and values are stored before they are attended to; values whose lives do not overlap share memory; and
-threads meet only where one reads what another wrote. `program.py` says what is computed, `quantkit_kernels.table` what
+them; keys and values are stored before they are attended to; threads meet only where one reads what another wrote; and
+values whose lives no barrier mixes share memory. `program.py` says what is computed, `quantkit_kernels.table` what
 a row means, and `engine.py` runs the result. Nothing is computed here.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from quantkit_kernels.activations import packed_bytes
 from quantkit_kernels.blocks import KINDS, grid
 from quantkit_kernels.table import FIELDS, FLOATS, SHARED, Field, Opcode
 
+IN_PLACE = frozenset({Opcode.SCALE, Opcode.ADD, Opcode.RMS_NORM, Opcode.GATED, Opcode.ROPE})
+"""Token steps whose output may be the row that they read."""
 LINE_FLOATS = 16
 """Rows of values are padded to whole cache lines of f32."""
 CHUNK_BYTES = 64 * 1024
@@ -35,6 +38,8 @@ class Buffer:
     """Tokens are packed in blocks, so that one token's bytes are not a row."""
     slot: int = -1
     """Which piece of the arena holds it."""
+    own: int = -1
+    """Where it lies in each thread's own memory, if it lives only inside a run of token steps: one row is enough."""
 
 
 @dataclass
@@ -49,6 +54,8 @@ class Step:
     bias: str | None = None
     numbers: dict[Field, int | float] = field(default_factory=dict)
     barrier: bool = False
+    run: int = 1
+    """Steps from here on that a thread takes a token through, one after the other, before the next token."""
     name: str = ""
     """Module or operation, for people."""
 
@@ -64,30 +71,35 @@ class Weight:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in order, and the size in bytes per token of each slot of the arena."""
+    """Steps in order, the bytes per token of each slot of the arena, and the bytes of each thread's own memory."""
 
     steps: tuple[Step, ...]
     slots: tuple[int, ...]
+    own_bytes: int
 
     @property
     def barriers(self) -> int:
         """Barriers inside one pass; one more ends it."""
         return sum(step.barrier for step in self.steps)
 
-    def arena_bytes(self, capacity: int) -> int:
+    def arena_bytes(self, capacity: int, threads: int) -> int:
         """Bytes of memory for batches of up to `capacity` tokens."""
-        return sum(self.slots) * capacity
+        return sum(self.slots) * capacity + self.own_bytes * threads
 
     def table(self, weights: Mapping[str, Weight], arena: int, capacity: int, threads: int) -> NDArray[np.int64]:
         """Fill in addresses -> int64 `[steps, FIELDS]`."""
         starts = arena + capacity * np.concatenate([[0], np.cumsum(self.slots)])
         table = np.zeros((len(self.steps), FIELDS), np.int64)
-        for row, step in zip(table, self.steps, strict=True):
+        ahead = (0, 0)
+        for row, step in zip(reversed(table), reversed(self.steps), strict=True):
             row[Field.OPCODE], row[Field.BARRIER], row[Field.WANTED] = step.opcode, step.barrier, step.wanted
+            row[Field.RUN] = step.run
             places = ((Field.OUT, step.output), *zip((Field.A, Field.B), step.inputs, strict=False))
             for place, buffer in places:
-                if buffer.slot >= 0:
-                    row[place], row[place + 1] = starts[buffer.slot], buffer.token_bytes
+                if buffer.own >= 0:
+                    row[place : place + 3] = starts[-1] + buffer.own, 0, self.own_bytes
+                elif buffer.slot >= 0:
+                    row[place : place + 3] = starts[buffer.slot], buffer.token_bytes, 0
             if step.weight is not None:
                 weight = weights[step.weight]
                 row[Field.WEIGHT], row[Field.ROW_SCALES] = weight.data, weight.row_scales
@@ -97,7 +109,10 @@ class Plan:
             for place, number in step.numbers.items():
                 row[place] = np.float32(number).view(np.int32) if place in FLOATS else number
             if step.opcode is Opcode.LINEAR:
-                row[Field.CHUNK] = _chunk(step, KINDS[weights[step.weight or ""].kind].bits, threads)
+                bits = KINDS[weights[step.weight or ""].kind].bits
+                row[Field.CHUNK] = _chunk(step, bits, threads)
+                ahead = row[Field.WEIGHT], int(row[Field.ROWS] * row[Field.COLUMNS] * bits) // 8
+            row[Field.AHEAD], row[Field.AHEAD_BYTES] = ahead
         return table
 
 
@@ -118,9 +133,10 @@ def plan(program: Program, kinds: Mapping[str, str]) -> Plan:
         The kind of each of its tensors: packed kinds take quantized activations.
     """
     steps = _Lowering(program, kinds).steps
-    slots = _assign_slots(steps)
     _place_barriers(steps)
-    return Plan(tuple(steps), tuple(slots))
+    _join_runs(steps)
+    slots, own_bytes = _assign_memory(steps)
+    return Plan(tuple(steps), tuple(slots), own_bytes)
 
 
 class _Lowering:
@@ -242,36 +258,6 @@ def rotation_name(operation: Operation) -> str:
     return f"rotation.{operation.output.index}"
 
 
-def _assign_slots(steps: Sequence[Step]) -> list[int]:
-    """Give each buffer a slot that nobody else needs while it lives; returns the slots' bytes per token."""
-    last_use: dict[int, int] = {}
-    for index, step in enumerate(steps):
-        for buffer in (step.output, *step.inputs):
-            last_use[id(buffer)] = index
-    slots: list[int] = []
-    free: list[int] = []
-    for index, step in enumerate(steps):
-        output = step.output
-        if output.token_bytes and output.slot < 0:
-            output.slot = _take_slot(slots, free, output.token_bytes)
-        for buffer in {id(b): b for b in (output, *step.inputs)}.values():
-            if buffer.slot >= 0 and last_use[id(buffer)] == index:
-                free.append(buffer.slot)
-    return slots
-
-
-def _take_slot(slots: list[int], free: list[int], size: int) -> int:
-    """The smallest free slot that is large enough, else the largest one, grown, else a new one."""
-    if not free:
-        slots.append(size)
-        return len(slots) - 1
-    fitting = [slot for slot in free if slots[slot] >= size]
-    slot = min(fitting, key=slots.__getitem__) if fitting else max(free, key=slots.__getitem__)
-    slots[slot] = max(slots[slot], size)
-    free.remove(slot)
-    return slot
-
-
 def _place_barriers(steps: Sequence[Step]) -> None:
     """Put a barrier before each step that could meet another thread's work since the last one."""
     since: list[Step] = []
@@ -283,18 +269,64 @@ def _place_barriers(steps: Sequence[Step]) -> None:
 
 
 def _conflict(later: Step, earlier: Step) -> bool:
-    # Token steps of one batch give a thread the same tokens each time: in one value it meets only its own rows. Not so
-    # SELECT, which fetches rows from anywhere.
+    # Token steps of one batch give a thread the same tokens each time: it meets only its own rows. Not so SELECT, which
+    # fetches rows from anywhere.
     anywhere = SHARED | {Opcode.SELECT}
-    same_tokens = later.wanted == earlier.wanted and not {later.opcode, earlier.opcode} & anywhere
-    pairs = [(earlier.output, buffer) for buffer in (later.output, *later.inputs)]
-    pairs += [(buffer, later.output) for buffer in earlier.inputs]
-    return any(_overlap(a, b) and not (same_tokens and _same_rows(a, b)) for a, b in pairs)
+    if later.wanted == earlier.wanted and not {later.opcode, earlier.opcode} & anywhere:
+        return False
+    return earlier.output in (later.output, *later.inputs) or later.output in earlier.inputs
 
 
-def _overlap(a: Buffer, b: Buffer) -> bool:
-    return a is b or (a.slot >= 0 and a.slot == b.slot)
+def _join_runs(steps: Sequence[Step]) -> None:
+    """Join token steps that no barrier parts: `run` counts them from each step on."""
+    for step, following in reversed(list(pairwise(steps))):
+        apart = following.barrier or step.wanted != following.wanted or {step.opcode, following.opcode} & SHARED
+        step.run = 1 if apart else following.run + 1
+
+
+def _assign_memory(steps: Sequence[Step]) -> tuple[list[int], int]:
+    """Give each buffer its memory; returns the slots' bytes per token and the bytes of a thread's own.
+
+    A value takes the memory of another only behind a barrier, so that sharing memory never asks for one; or in place,
+    row by row.
+    """
+    last_use = {buffer: index for index, step in enumerate(steps) for buffer in (step.output, *step.inputs)}
+    section = list(accumulate(step.barrier for step in steps))
+    slots: list[int] = []
+    free_from: list[int] = []
+    """For each slot the first section in which it may be taken."""
+    own = own_bytes = 0
+    for index, step in enumerate(steps):
+        output = step.output
+        if not output.token_bytes or output.slot >= 0:
+            continue
+        own = own if index and steps[index - 1].run > 1 else 0
+        in_place = [x for x in step.inputs if x.slot >= 0 and last_use[x] == index and _same_rows(x, output)]
+        if last_use[output] < index + step.run and not output.interleaved:
+            output.own = own
+            own += output.token_bytes
+            own_bytes = max(own_bytes, own)
+            continue
+        if in_place and step.opcode in IN_PLACE:
+            output.slot = in_place[0].slot
+        else:
+            free = [slot for slot, first in enumerate(free_from) if first <= section[index]]
+            output.slot = _take_slot(slots, free, output.token_bytes)
+            free_from[len(free_from) :] = [0] * (len(slots) - len(free_from))
+        free_from[output.slot] = section[last_use[output]] + 1
+    return slots, own_bytes
+
+
+def _take_slot(slots: list[int], free: list[int], size: int) -> int:
+    """The smallest free slot that is large enough, else the largest one, grown, else a new one."""
+    if not free:
+        slots.append(size)
+        return len(slots) - 1
+    fitting = [slot for slot in free if slots[slot] >= size]
+    slot = min(fitting, key=slots.__getitem__) if fitting else max(free, key=slots.__getitem__)
+    slots[slot] = max(slots[slot], size)
+    return slot
 
 
 def _same_rows(a: Buffer, b: Buffer) -> bool:
-    return a is b or (a.token_bytes == b.token_bytes and not (a.interleaved or b.interleaved))
+    return a.token_bytes == b.token_bytes and not (a.interleaved or b.interleaved)

@@ -10,9 +10,9 @@ import pytest
 
 import tiny
 from quantkit import models
-from quantkit.plan import plan
+from quantkit.plan import Weight, plan
 from quantkit.program import Recorder
-from quantkit_kernels.table import SHARED, Opcode
+from quantkit_kernels.table import SHARED, Field, Opcode
 
 
 def llama_plan(kind="int4", **overrides):
@@ -42,14 +42,14 @@ def test_every_meeting_of_threads_has_a_barrier(kind, sizes):
     tokens, threads = 5, 2
     lowered = llama_plan(kind, **sizes)
     starts = [tokens * sum(lowered.slots[:slot]) for slot in range(len(lowered.slots))]
-    size = lowered.arena_bytes(tokens)
+    size = lowered.arena_bytes(tokens, 0)
     readers, writers = np.zeros((2, threads, size), bool)
 
     def touched(step, buffer, thread):
         # An interleaved token's bytes are somewhere in its block: here, as if blocks were rows, which only one step
         # reads.
         touch = np.zeros(size, bool)
-        if buffer.slot >= 0:
+        if buffer.slot >= 0:  # a thread's own memory meets nobody
             gathers = step.opcode is Opcode.SELECT and buffer is not step.output
             whole = step.opcode in SHARED or gathers
             mine = range(tokens) if whole else range(tokens * thread // threads, tokens * (thread + 1) // threads)
@@ -84,5 +84,35 @@ def test_a_value_is_not_overwritten_while_it_is_needed():
     x = ops.scale(ops.scale(ops.scale(h, 2.0), 2.0), 2.0)
     ops.linear(ops.select(ops.add(h, x)), "head", 16)
     steps = plan(ops.program(), {"e.weight": "f32", "head.weight": "f32"}).steps
-    kept = steps[0].output.slot
-    assert all(step.output.slot != kept for step in steps[1:4])
+    kept = steps[0].output
+    assert kept.own >= 0  # one row for each thread is enough: all of its life is in one run
+    assert all(step.output.own != kept.own for step in steps[1:4])
+
+
+def test_a_run_is_token_steps_that_no_barrier_parts():
+    steps = llama_plan().steps
+    assert {step.run for step in steps if step.opcode in SHARED} == {1}
+    for step, following in pairwise(steps):
+        joined = not following.barrier and not {step.opcode, following.opcode} & SHARED
+        assert step.run == (following.run + 1 if joined and step.wanted == following.wanted else 1)
+    layer = [Opcode.ROPE, Opcode.ADD, Opcode.ADD]
+    assert [step.opcode for step in steps if step.run == 3 and step.barrier] == [
+        *layer,
+        *layer[:2],
+    ]  # SELECT comes last
+
+
+def test_sums_take_the_place_of_what_they_add_to():
+    sums = [step for step in llama_plan().steps if step.opcode is Opcode.ADD]
+    assert len({step.output.slot for step in sums}) == 1
+
+
+def test_waiting_threads_know_the_weights_that_come_next():
+    lowered = llama_plan()
+    weights = {step.weight or "": Weight("int4", 1 << 20 | index) for index, step in enumerate(lowered.steps)}
+    weights |= {step.weight or "": Weight("f32", 1 << 30) for step in lowered.steps if step.opcode is Opcode.RMS_NORM}
+    table = lowered.table(weights, 0, 8, 2)
+    for index, step in enumerate(lowered.steps):
+        following = next((row for row in table[index:] if row[Field.OPCODE] == Opcode.LINEAR), None)
+        expected = following[Field.WEIGHT] if following is not None else 0
+        assert table[index, Field.AHEAD] == expected, step.name

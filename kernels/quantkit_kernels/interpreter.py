@@ -1,11 +1,13 @@
 """One compiled function that runs a whole program, for every architecture.
 
-All threads of a pool run it together over the same table (`table.py`): token steps are split by token, the others
-handed out in pieces by an atomic counter, and a barrier stands only where the table says so. It calls the kernels and
-computes nothing itself; it neither allocates nor calls Python. `participate` is the only entry.
+All threads of a pool run it together over the same table (`table.py`): token steps are split by token, and those that
+no barrier parts are taken token after token, so that a row stays in the nearest cache; the others are handed out in
+pieces by an atomic counter. A barrier stands only where the table says so, and who waits there asks for the weights
+that come next. It calls the kernels and computes nothing itself; it neither allocates nor calls Python. `participate`
+is the only entry.
 
 Asked for times, each thread notes for each step when it arrived and when it began, the barrier behind it; and last,
-when it arrived at the end of the pass.
+when it arrived at the end of the pass. A run of token steps counts as its first step.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ F32, F16, BF16, INT8, INT4 = range(5)
 """`blocks.Kind.code` (a test compares)."""
 
 (
-    OPCODE, BARRIER, IS_WANTED, OUT, OUT_STRIDE, A, A_STRIDE, B, B_STRIDE, WEIGHT, ROW_SCALES, BIAS, KIND, ROWS,
-    COLUMNS, CHUNK, SIZE, LAYER, KV_HEADS, GROUP, WINDOW, FACTOR, EPS, OFFSET,
+    OPCODE, BARRIER, IS_WANTED, RUN, AHEAD, AHEAD_BYTES, OUT, OUT_STRIDE, OUT_APART, A, A_STRIDE, A_APART, B, B_STRIDE,
+    B_APART, WEIGHT, ROW_SCALES, BIAS, KIND, ROWS, COLUMNS, CHUNK, SIZE, LAYER, KV_HEADS, GROUP, WINDOW, FACTOR, EPS,
+    OFFSET,
 ) = (8 * int(field) for field in Field)  # fmt: skip
 (
     TABLE, STEPS, TOKENS, IDS, POSITIONS, PAGES, WANTED, WANTED_TOKENS, RUNS, RUN_TABLE, LOGITS, LOGITS_STRIDE,
@@ -68,8 +71,8 @@ def participate(thread, shared, state):
 @jit
 def _clear_counters(state):
     counters = get_i64(state + COUNTERS)
-    for step in range(get_i64(state + STEPS)):
-        put_i64(counters + 8 * step, 0)
+    for place in range(counters, counters + 8 * get_i64(state + STEPS) * get_i64(state + THREADS), 8):
+        put_i64(place, 0)
 
 
 @jit
@@ -82,42 +85,57 @@ def _run(thread, shared, state):
     steps, times = get_i64(state + STEPS), get_i64(state + TIMES)
     if times:
         times += 16 * (steps + 1) * thread
-    for _ in range(steps):
-        times = _note(times)
+    end = step + STEP_BYTES * steps
+    times = _note(times, 1)
+    while step < end:
         if get_i64(step + BARRIER):
             target += threads
-            barrier(shared, target)
-        times = _note(times)
+            ahead_bytes = get_i64(step + AHEAD_BYTES)
+            barrier(shared, target, get_i64(step + AHEAD) + ahead_bytes * thread // threads, ahead_bytes // threads)
         count = wanted if get_i64(step + IS_WANTED) else tokens
         opcode = get_i64(step + OPCODE)
+        run = get_i64(step + RUN)
+        times = _note(times, 1)
         if opcode == LINEAR:
-            _linear(step, counter, state, count)
+            _linear(step, counter, state, count, thread)
         elif opcode == ATTENTION:
             _attention(step, counter, state, thread)
         else:
-            for token in range(count * thread // threads, count * (thread + 1) // threads):
-                _token_step(opcode, step, state, token, count)
-        step += STEP_BYTES
-        counter += 8
-    _note(times)
-    barrier(shared, target + threads)
+            for token in range(_share(count, thread, threads), _share(count, thread + 1, threads)):
+                for inside in range(step, step + STEP_BYTES * run, STEP_BYTES):
+                    _token_step(inside, state, thread, token, count)
+        times = _note(times, 2 * run - 1)
+        step += STEP_BYTES * run
+        counter += 8 * run
+    barrier(shared, target + threads, 0, 0)
 
 
 @jit
-def _note(times):
-    """Write the time, if times are asked for; returns where the next one goes."""
+def _share(count, thread, threads):
+    """First token of a thread; whole blocks of 8 where there are enough, so that threads share few cache lines."""
+    if count < 8 * threads:
+        return count * thread // threads
+    return min(count, 8 * (((count + 7) >> 3) * thread // threads))
+
+
+@jit
+def _note(times, count):
+    """Write the time in the next `count` places, if times are asked for; returns where the next one goes."""
     if not times:
         return 0
-    put_i64(times, nanoseconds())
-    return times + 8
+    now = nanoseconds()
+    for place in range(times, times + 8 * count, 8):
+        put_i64(place, now)
+    return times + 8 * count
 
 
 @jit
-def _token_step(opcode, step, state, token, count):
+def _token_step(step, state, thread, token, count):
     """One token of a step that treats every token by itself."""
-    out = get_i64(step + OUT) + token * get_i64(step + OUT_STRIDE)
-    a = get_i64(step + A) + token * get_i64(step + A_STRIDE)
-    b = get_i64(step + B) + token * get_i64(step + B_STRIDE)
+    opcode = get_i64(step + OPCODE)
+    out = get_i64(step + OUT) + token * get_i64(step + OUT_STRIDE) + thread * get_i64(step + OUT_APART)
+    a = get_i64(step + A) + token * get_i64(step + A_STRIDE) + thread * get_i64(step + A_APART)
+    b = get_i64(step + B) + token * get_i64(step + B_STRIDE) + thread * get_i64(step + B_APART)
     columns = get_i64(step + COLUMNS)
     if opcode == QUANTIZE:
         quantize(a, columns, token, count, get_i64(step + OUT))
@@ -149,30 +167,42 @@ def _token_step(opcode, step, state, token, count):
 
 
 @jit
-def _linear(step, counter, state, tokens):
-    """Row tiles of a matrix product, a chunk at a time, until none is left."""
+def _linear(step, counter, state, tokens, thread):
+    """Row tiles of a matrix product: of this thread's part, a chunk at a time, then what others have left of theirs.
+
+    A part is read from end to end, as memory likes it; neighbours who slow a thread down cost it only its last chunks.
+    """
+    rows, chunk = get_i64(step + ROWS), get_i64(step + CHUNK)
+    tiles, threads, apart = (rows + 7) >> 3, get_i64(state + THREADS), 8 * get_i64(state + STEPS)
+    for turn in range(threads):
+        owner = (thread + turn) % threads
+        begin, end = tiles * owner // threads, tiles * (owner + 1) // threads
+        while True:
+            first = begin + take(counter + owner * apart, chunk)
+            if first >= end:
+                break
+            _row_tiles(step, state, first, min(first + chunk, end), rows, tokens)
+
+
+@jit
+def _row_tiles(step, state, first, last, rows, tokens):
+    """Row tiles `first` to `last` of a matrix product, for all tokens."""
     weight, row_scales, bias = get_i64(step + WEIGHT), get_i64(step + ROW_SCALES), get_i64(step + BIAS)
-    rows, columns, kind = get_i64(step + ROWS), get_i64(step + COLUMNS), get_i64(step + KIND)
+    columns, kind = get_i64(step + COLUMNS), get_i64(step + KIND)
     x, x_stride = get_i64(step + A), get_i64(step + A_STRIDE)
     y, y_stride = get_i64(step + OUT), get_i64(step + OUT_STRIDE)
     if y == 0:
         y, y_stride = get_i64(state + LOGITS), get_i64(state + LOGITS_STRIDE)
-    tiles, chunk = (rows + 7) >> 3, get_i64(step + CHUNK)
-    while True:
-        first = take(counter, chunk)
-        if first >= tiles:
-            return
-        last = min(first + chunk, tiles)
-        if kind == INT4:
-            linear_int4(first, last, weight, row_scales, bias, columns, x, tokens, y, y_stride)
-        elif kind == INT8:
-            linear_int8(first, last, weight, row_scales, bias, columns, x, tokens, y, y_stride)
-        elif kind == F16:
-            linear_f16(first, last, weight, bias, rows, columns, x, x_stride, tokens, y, y_stride)
-        elif kind == BF16:
-            linear_bf16(first, last, weight, bias, rows, columns, x, x_stride, tokens, y, y_stride)
-        else:
-            linear_f32(first, last, weight, bias, rows, columns, x, x_stride, tokens, y, y_stride)
+    if kind == INT4:
+        linear_int4(first, last, weight, row_scales, bias, columns, x, tokens, y, y_stride)
+    elif kind == INT8:
+        linear_int8(first, last, weight, row_scales, bias, columns, x, tokens, y, y_stride)
+    elif kind == F16:
+        linear_f16(first, last, weight, bias, rows, columns, x, x_stride, tokens, y, y_stride)
+    elif kind == BF16:
+        linear_bf16(first, last, weight, bias, rows, columns, x, x_stride, tokens, y, y_stride)
+    else:
+        linear_f32(first, last, weight, bias, rows, columns, x, x_stride, tokens, y, y_stride)
 
 
 @jit

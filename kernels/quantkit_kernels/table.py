@@ -32,41 +32,50 @@ SHARED = frozenset({Opcode.LINEAR, Opcode.ATTENTION})
 
 
 class Field(IntEnum):
-    """Words of a step. Rows of tokens are `address + token * stride`; floats are f32 bits in the low half of a word."""
+    """Words of a step. Rows of tokens are `address + token * stride + thread * apart`: a row that lives only inside a
+    run of token steps has stride 0 and is each thread's own. Floats are f32 bits in the low half of a word."""
 
     OPCODE = 0
     BARRIER = 1
     """1: every thread must have finished the steps before."""
     WANTED = 2
     """1: the step's tokens are those whose logits are wanted, not the whole batch."""
-    OUT = 3
+    RUN = 3
+    """Token steps from here on that no barrier parts: a thread takes each of its tokens through all of them."""
+    AHEAD = 4
+    """Weights of the next matrix product, for threads that wait before this step."""
+    AHEAD_BYTES = 5
+    OUT = 6
     """0: the pass's logits."""
-    OUT_STRIDE = 4
-    A = 5
-    A_STRIDE = 6
-    B = 7
-    B_STRIDE = 8
-    WEIGHT = 9
-    ROW_SCALES = 10
-    BIAS = 11
-    KIND = 12
+    OUT_STRIDE = 7
+    OUT_APART = 8
+    A = 9
+    A_STRIDE = 10
+    A_APART = 11
+    B = 12
+    B_STRIDE = 13
+    B_APART = 14
+    WEIGHT = 15
+    ROW_SCALES = 16
+    BIAS = 17
+    KIND = 18
     """`blocks.Kind.code` of the weight."""
-    ROWS = 13
+    ROWS = 19
     """Rows of the weight, or columns of the output."""
-    COLUMNS = 14
+    COLUMNS = 20
     """Columns of the weight, or of the input."""
-    CHUNK = 15
+    CHUNK = 21
     """Row tiles that a thread takes at once."""
-    SIZE = 16
+    SIZE = 22
     """Run of columns of a norm; head_dim of rope and attention; number of frequencies of a rotation."""
-    LAYER = 17
-    KV_HEADS = 18
-    GROUP = 19
+    LAYER = 23
+    KV_HEADS = 24
+    GROUP = 25
     """Query heads for each KV head; or the activation of `GATED`."""
-    WINDOW = 20
-    FACTOR = 21
-    EPS = 22
-    OFFSET = 23
+    WINDOW = 26
+    FACTOR = 27
+    EPS = 28
+    OFFSET = 29
 
 
 FIELDS = len(Field)
@@ -97,7 +106,7 @@ class Word(IntEnum):
     LOGITS = 10
     LOGITS_STRIDE = 11
     COUNTERS = 12
-    """One i64 for each step, 0 at the start of a pass."""
+    """i64 `[threads, steps]`, 0 at the start of a pass: how much of a thread's part of a step is taken."""
     SCRATCH = 13
     SCRATCH_BYTES = 14
     """Of each thread."""

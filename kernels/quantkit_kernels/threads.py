@@ -14,6 +14,7 @@ from .simd import (
     atomic_load,
     atomic_store,
     cpu_relax,
+    prefetch,
     semaphore_post,
     semaphore_wait,
     yield_thread,
@@ -23,6 +24,8 @@ SPINS_BEFORE_YIELD = 2000
 """About 30 to 100 microseconds of `cpu_relax`."""
 SPINS_BEFORE_SLEEP = 20000
 """A few hundred microseconds: longer than Python needs between two tokens."""
+MOST_AHEAD = 256 * 1024
+"""Bytes of weights that a waiting thread asks for: what fits its cache beside what it works on."""
 LINE = 64
 """Bytes of a cache line: what different threads write is kept that far apart."""
 
@@ -46,11 +49,20 @@ def shared_bytes(threads: int) -> int:
 
 
 @jit
-def barrier(shared, target):
-    """Arrive, and wait until `target` arrivals have been counted since the pool began."""
+def barrier(shared, target, ahead, ahead_bytes):
+    """Arrive, and wait until `target` arrivals have been counted since the pool began.
+
+    Who waits asks meanwhile for up to `ahead_bytes` bytes from `ahead` on, so that memory does not stand idle.
+    """
     atomic_add(shared + ARRIVED, 1)
     spins = 0
+    last = ahead + min(ahead_bytes, MOST_AHEAD)
     while atomic_load(shared + ARRIVED) < target:
+        if ahead < last:
+            for line in range(ahead, ahead + 4 * LINE, LINE):
+                prefetch(line)
+            ahead += 4 * LINE
+            continue
         spins += 1
         if spins < SPINS_BEFORE_YIELD:
             cpu_relax()
