@@ -23,13 +23,13 @@ from quantkit.plan import LINE_FLOATS, Plan, Weight, plan, rotation_name
 from quantkit.program import Program
 from quantkit.tensors import Tensor, WeightSource
 from quantkit.workers import WorkerPool
-from quantkit_kernels.attention import RUN, scratch_bytes
+from quantkit_kernels.attention import RUN, parts_bytes, scratch_bytes
 from quantkit_kernels.blocks import KINDS, dequantize
 from quantkit_kernels.table import Field, Opcode, Word
 
 PASS_TOKENS = 256
 """Tokens of one pass at most: enough to reuse each weight, few enough that values stay in cache."""
-KV_KINDS = ("f16", "f32")
+KV_KINDS = ("f16", "int8", "f32")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Model:
         Tokens that a sequence may hold.
     threads : int
         Threads that share the work, the caller's included.
-    kv_kind : {"f16", "f32"}
+    kv_kind : {"f16", "int8", "f32"}
         Precision of the KV cache.
     """
 
@@ -224,7 +224,8 @@ class Model:
 
     def _set_fixed_words(self, kv_kind: str) -> None:
         words, shape = self._pool.words, self._pages.shape
-        scratch = -(-scratch_bytes(shape.head_dim) // 64) * 64
+        groups = [step.numbers[Field.GROUP] for step in self._plan.steps if step.opcode is Opcode.ATTENTION]
+        scratch = scratch_bytes(int(max(groups)), shape.head_dim)
         words[Word.TABLE], words[Word.STEPS] = self._table.ctypes.data, len(self._table)
         addresses = (row.ctypes.data for row in self._inputs)
         for word, address in zip((Word.IDS, Word.POSITIONS, Word.PAGES, Word.WANTED_TOKENS), addresses, strict=True):
@@ -232,6 +233,7 @@ class Model:
         words[Word.RUN_TABLE] = self._runs.ctypes.data
         words[Word.COUNTERS] = self._memory(8 * len(self._table) * self.threads)
         words[Word.SCRATCH], words[Word.SCRATCH_BYTES] = self._memory(scratch * self.threads), scratch
+        words[Word.PARTS] = self._memory(parts_bytes(self.threads))
         words[Word.KV_KIND] = KINDS[kv_kind].code
 
     def _weights(self) -> dict[str, Weight]:
@@ -255,8 +257,8 @@ class Model:
         return int(padded.ctypes.data)
 
     def _memory(self, size: int) -> int:
-        """Address of `size` bytes on a cache line that live as long as the model."""
-        memory = np.empty(size + 64, np.uint8)
+        """Address of `size` zero bytes on a cache line that live as long as the model."""
+        memory = np.zeros(size + 64, np.uint8)
         self._keep.append(memory)
         return int(memory.ctypes.data + -memory.ctypes.data % 64)
 

@@ -1,7 +1,7 @@
 """The KV cache: pages of positions, and the sequences that own them.
 
 A page holds `PAGE` consecutive positions of one sequence for all layers; how its bytes are laid out is the business of
-`quantkit_kernels.attention`, which is told addresses. `engine.py` makes room before a pass; nothing is copied when a
+`quantkit_kernels.kv_pages`, which is told addresses. `engine.py` makes room before a pass; nothing is copied when a
 sequence grows.
 """
 
@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import GenerationError
-from quantkit_kernels.attention import PAGE, page_bytes
+from quantkit_kernels.kv_pages import PAGE, page_bytes
 
 ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What a position needs: layers, KV heads, channels of a head, and the kind (`f16`, `f32`) of its numbers."""
+    """What a position needs: layers, KV heads, channels of a head, and the kind of numbers: `f16`, `int8`, `f32`."""
 
     layers: int
     kv_heads: int

@@ -36,7 +36,7 @@ def load_model(
         Default: the physical cores that this process may use.
     context : int, optional
         Tokens that a sequence may hold; default: what the model was made for.
-    kv_dtype : {"f16", "f32"}
+    kv_dtype : {"f16", "int8", "f32"}
         Precision of the KV cache.
 
     Raises

@@ -1,266 +1,532 @@
 """Attention over a paged KV cache: grouped heads, causal, with or without a sliding window.
 
-A page holds `PAGE` consecutive positions of one sequence, for all layers and KV heads. Of each, at `page + (layer *
-kv_heads + head) * head_bytes`, first the keys, `[PAGE / 8][head_dim][8 positions]`: lanes are positions, so scores need
-no horizontal sums; then the values, `[PAGE][head_dim padded to 16]`: lanes are channels. Numbers are f16, or f32 for
-the reference path.
+The logits of a token must not depend on what else is computed, so every query has one order of accumulation, whatever
+other queries share a register tile, a call or a thread, and however wide registers are: scores channel after channel;
+positions in segments of `SEGMENT`, each with its own maximum, sum (16 lanes, position after position, then folded) and
+weighted values (position after position); segments merged in order.
 
-The logits of a token must not depend on what else is computed, so every query has one order of accumulation: scores
-channel after channel; positions in segments of `SEGMENT`, each with its own maximum, sum and weighted values; segments
-merged in order. What other queries share a register tile, a call or a thread changes none of it. `functions.py` has
-exp; `interpreter.py` calls `store_kv` and `attend`.
+Work is handed out as pairs of a run of query tokens and a KV head. Where pairs are few, and contexts long, segments of
+a pair go to different threads: each leaves its part in memory, and whoever finishes the last of them merges.
+
+A single query token reads each key and value once, straight from the pages, for up to 4 heads at once: as fast as
+memory. A run of tokens widens each segment to f32 first, in memory of the thread's own, and multiplies it as a matrix,
+`BLOCK` queries (tokens times heads) at once. `kv_pages.py` lays out pages; `functions.py` has exp; `interpreter.py`
+calls `attend`, the only function for others here.
 """
 
 from __future__ import annotations
 
-from .functions import exp
+from typing import NamedTuple
+
+from .functions import exp_negative
 from .jit import jit
+from .kv_pages import F16, F32, GROUP, INT8, PAGE, head_bytes, numbers_bytes, padded, widen, widened_bytes
 from .simd import (
+    TILES,
+    atomic_add,
+    atomic_store,
     blend_first,
-    broadcast_f32,
     fma,
+    fma_outer,
     get_f32,
     get_i64,
-    load_f32,
-    load_rows_f16,
-    load_rows_f32,
+    load_wide_f16,
+    load_wide_f32,
+    load_wide_i8,
     max_lanes,
     maximum,
-    put_f16,
+    prefetch,
     put_f32,
-    splat,
+    put_i64,
+    splat_wide,
     store,
     store_grid,
     sum_lanes,
-    tokens_of,
-    zeros,
+    where_less,
+    zeros_wide,
 )
+from .threads import take
 
-PAGE = 64
-"""Positions of a page."""
-SEGMENT = 256
-"""Positions whose maximum and sum are taken together."""
-RUN = 16
-"""Query tokens that `attend` takes at most."""
-F16 = 1
-"""`blocks.Kind.code` of a cache of f16; f32 otherwise."""
+SEGMENT = 128
+"""Positions whose maximum and sum are taken together: two pages."""
+RUN = 32
+"""Query tokens of a run at most."""
+BLOCK, SMALL_BLOCK = 6 * TILES, 4
+"""Queries that are multiplied at once with a segment of f32: as many as registers hold; and at the end of a run."""
+STEP = 16 * TILES
+"""Positions, or channels, that a register tile holds."""
+ROW = 4 * (SEGMENT + 16)
+"""Bytes from one query's scores to the next: not a power of two, which would crowd a few sets of the cache."""
 NEVER, LEAST = -3.0e38, -2.9e38
 """Score of a position that a query does not see; scores that it sees are above the second."""
-SIZES = {"f16": 2, "f32": 4}
+SPLIT_BELOW = 4
+"""Pairs for each thread, from which on they are not split into segments."""
+PIECES = 8
+"""Chunks of work for each thread, where pairs are split."""
+PARTS_BYTES = 8 << 20
+"""Memory for the parts of split pairs; what needs more is not split."""
+
+
+class Heads(NamedTuple):
+    """What is the same for all queries of a step."""
+
+    kind: int
+    """`blocks.Kind.code` of the cache."""
+    layer: int
+    kv_heads: int
+    group: int
+    """Query heads that share a KV head."""
+    head_dim: int
+    scale: float
+    window: int
+    """Positions that a query sees, its own included; 0 for all before it."""
+
+
+class Run(NamedTuple):
+    """Consecutive query tokens of one sequence."""
+
+    first: int
+    """Its number in the batch."""
+    tokens: int
+    position: int
+    """Of the first."""
+    pages: int
+    """Address of the sequence's table of page addresses."""
+
+
+RUN_BYTES = 8 * len(Run._fields)
 
 
 @jit
-def _padded(head_dim):
-    """Channels of a row of values in the cache: whole pairs of registers."""
-    return (head_dim + 15) & ~15
+def _run_at(table, index):
+    run = table + RUN_BYTES * index
+    return Run(get_i64(run), get_i64(run + 8), get_i64(run + 16), get_i64(run + 24))
 
 
-def page_bytes(kind: str, layers: int, kv_heads: int, head_dim: int) -> int:
-    """Bytes of a page."""
-    return layers * kv_heads * PAGE * (head_dim + _padded.py_func(head_dim)) * SIZES[kind]
-
-
-def scratch_bytes(head_dim: int) -> int:
-    """Bytes of memory of its own that a thread needs for `attend`: scores, and running sums of four queries."""
-    return 4 * 4 * (SEGMENT + 3 * _padded.py_func(head_dim) + 4 * 8)
+# --- memory of a thread, and parts ---------------------------------------------------------------------------------
 
 
 @jit
-def store_kv(kind, k, v, pages, position, layer, kv_heads, head_dim):
-    """Write one token's keys and values, f32 rows of `kv_heads * head_dim`, into its sequence's page."""
-    size = 2 if kind == F16 else 4
-    head_bytes = _head_bytes(head_dim, size)
-    place = get_i64(pages + 8 * (position >> 6)) + layer * kv_heads * head_bytes
-    slot = position & 63
-    for _ in range(kv_heads):
-        key = place + ((slot >> 3) * head_dim * 8 + (slot & 7)) * size
-        value = place + (PAGE * head_dim + slot * _padded(head_dim)) * size
-        for channel in range(head_dim):
-            _put(kind, key + 8 * size * channel, get_f32(k + 4 * channel))
-            _put(kind, value + size * channel, get_f32(v + 4 * channel))
-        for channel in range(head_dim, _padded(head_dim)):
-            _put(kind, value + size * channel, 0.0)
-        k, v = k + 4 * head_dim, v + 4 * head_dim
-        place += head_bytes
+def _whole(queries):
+    """Queries, rounded up to whole blocks and whole vectors."""
+    return (queries + BLOCK + 15) & ~15
 
 
 @jit
-def _put(kind, place, number):
-    if kind == F16:
-        put_f16(place, number)
-    else:
-        put_f32(place, number)
+def _part_bytes(queries, head_dim):
+    """Bytes of a part: of each query the maximum, the sum, and the row of weighted values."""
+    return 4 * _whole(queries) * (2 + padded(head_dim))
 
 
 @jit
-def attend(
-    kind, q, q_stride, out, out_stride, tokens, position, pages, layer, kv_heads, kv_head, group, head_dim, scale,
-    window, scratch,
-):  # fmt: skip
-    """Attention of `tokens` consecutive query tokens of one sequence over one KV head.
+def _scratch_places(scratch, heads):
+    """Where in a thread's memory stand, after the scores of a block: packed queries, a part, the sum of parts, factors
+    of both, widened pages."""
+    queries, head_dim = RUN * heads.group, heads.head_dim
+    packed = scratch + BLOCK * ROW
+    part = packed + 4 * _whole(queries) * padded(head_dim)
+    total = part + _part_bytes(queries, head_dim)
+    factors = total + _part_bytes(queries, head_dim)
+    wide = factors + 8 * _whole(queries)
+    return packed, part, total, factors, wide
 
-    Parameters
-    ----------
-    kind : int
-        `blocks.Kind.code` of the cache.
-    q, out : int
-        f32 rows of all heads, one for each token; the heads of this group are read and written.
-    position : int
-        Of the first token.
-    pages : int
-        Address of the sequence's table of page addresses.
-    group : int
-        Query heads that share the KV head.
-    window : int
-        Positions that a query sees, its own included; 0 for all before it.
-    scratch : int
-        `scratch_bytes(head_dim)` of this thread's own.
+
+def scratch_bytes(group: int, head_dim: int) -> int:
+    """Bytes of memory of its own that a thread needs for `attend`."""
+    queries, channels = (RUN * group + BLOCK + 15) & ~15, padded.py_func(head_dim)
+    pages = SEGMENT // PAGE * (2 * PAGE * channels * 4 + 8 * PAGE)
+    return BLOCK * ROW + 4 * queries * (channels + 2 * (2 + channels) + 2) + pages + 64
+
+
+def parts_bytes(threads: int) -> int:
+    """Bytes of memory that threads share for `attend`, zero at first."""
+    return PARTS_BYTES + 64 * SPLIT_BELOW * threads
+
+
+# --- one block of queries and one segment --------------------------------------------------------------------------
+
+
+def _block(load, size, n, single):
+    """The kernel for `n` queries at once and one kind of cache: `load` widens its numbers, which have `size` bytes.
+
+    The queries of a `single` token are rows of memory; others are packed `[head_dim][n]`.
     """
-    first_head = 4 * head_dim * group * kv_head
-    queries = tokens * group
-    begin = 0
-    while begin < queries:
-        count = min(queries - begin, 4)
-        if kind == F16:
-            head = (layer * kv_heads + kv_head) * _head_bytes(head_dim, 2)
-            if count == 1:
-                _attend_f16(
-                    zeros(2, 1), q + first_head, q_stride, out + first_head, out_stride, begin, count, position, pages,
-                    head, group, head_dim, scale, window, scratch,
-                )  # fmt: skip
-            else:
-                _attend_f16(
-                    zeros(2, 4), q + first_head, q_stride, out + first_head, out_stride, begin, count, position, pages,
-                    head, group, head_dim, scale, window, scratch,
-                )  # fmt: skip
-        else:
-            head = (layer * kv_heads + kv_head) * _head_bytes(head_dim, 4)
-            _attend_f32(
-                zeros(2, 4), q + first_head, q_stride, out + first_head, out_stride, begin, count, position, pages,
-                head, group, head_dim, scale, window, scratch,
-            )  # fmt: skip
-        begin += count
-
-
-def _attention(load_rows, size):
-    """The kernel for one kind of cache: `load_rows` widens its numbers, which have `size` bytes."""
 
     @jit
-    def scores(like, q, pages, head, head_dim, low, high, base, table):
-        """Scores of positions `low` (a multiple of 16) to `high`, and some after it, into rows of `SEGMENT`."""
-        q_bytes = 4 * _padded(head_dim)
+    def scores(q, head_dim, keys, table):
+        """Scores of `STEP` positions, into rows of the table."""
+        acc = zeros_wide(TILES, n)
+        ahead = PAGE * padded(head_dim) * size
+        for _ in range(head_dim):
+            k = load(keys, acc)
+            if single:
+                prefetch(keys + ahead)
+                acc = fma_outer(k, q, 4 * head_dim, acc)
+                q += 4
+            else:
+                acc = fma_outer(k, q, 4, acc)
+                q += 4 * n
+            keys += GROUP * size
+        store_grid(table, 64, ROW, acc)
+
+    @jit
+    def values(channel, channels, pages, newest, head, low, high, base, table, out):
+        """`STEP` channels of the values of positions `low` to `high`, weighted by the rows of the table."""
+        acc = zeros_wide(TILES, n)
+        row_bytes = channels * size
         position = low
         while position <= high:
-            keys = get_i64(pages + 8 * (position >> 6)) + head + (position & 63) * head_dim * size
-            acc = like
-            for channel in range(head_dim):
-                k = load_rows(keys + 8 * size * channel, 8 * size * head_dim, like)
-                acc = fma(k, broadcast_f32(q + 4 * channel, q_bytes, like), acc)
-            store_grid(table + 4 * (position - base), 32, 4 * SEGMENT, acc)
-            position += 16
+            end = min(high, position | (PAGE - 1))
+            first = PAGE * row_bytes + (position & (PAGE - 1)) * row_bytes + channel * size
+            v = get_i64(pages + 8 * (position >> 6)) + head + first
+            weight = table + 4 * (position - base)
+            if single:
+                # The keys of the next segment.
+                ahead = get_i64(pages + 8 * min((position >> 6) + SEGMENT // PAGE, newest)) + head + first
+                ahead -= PAGE * row_bytes
+            for _ in range(end + 1 - position):
+                if single:
+                    prefetch(ahead)
+                    ahead += row_bytes
+                acc = fma_outer(load(v, acc), weight, ROW, acc)
+                v += row_bytes
+                weight += 4
+            position = end + 1
+        store_grid(out + 4 * channel, 64, 4 * channels, acc)
 
     @jit
-    def values(like, pages, head, head_dim, low, high, base, table, out):
-        """Values of positions `low` to `high`, weighted by the rows of `table`, into rows of `out`."""
-        padded = _padded(head_dim)
-        for channel in range(0, padded, 16):
-            acc = like
-            for position in range(low, high + 1):
-                row = (position & 63) * padded + channel
-                v = get_i64(pages + 8 * (position >> 6)) + head + (PAGE * head_dim + row) * size
-                weight = broadcast_f32(table + 4 * (position - base), 4 * SEGMENT, like)
-                acc = fma(load_rows(v, 8 * size, like), weight, acc)
-            store_grid(out + 4 * channel, 32, 4 * padded, acc)
-
-    @jit
-    def block(
-        like, q, q_stride, out, out_stride, begin, count, position, pages, head, group, head_dim, scale, window, scratch
-    ):
-        """Queries `begin` to `begin + count` of the run: token after token, its heads together."""
-        n, padded = tokens_of(like), _padded(head_dim)
-        # Scores, queries, weighted values of a segment, their running sum; then maximum and sum of each query.
-        table, block_q = scratch, scratch + 4 * n * SEGMENT
-        part, total = block_q + 4 * n * padded, block_q + 8 * n * padded
-        part_sums, sums = total + 4 * n * padded, total + 4 * n * padded + 64 * n
-        for j in range(n):
-            query = begin + min(j, count - 1)
-            source = q + (query // group) * q_stride + 4 * head_dim * (query % group)
-            for channel in range(head_dim):
-                put_f32(block_q + 4 * (padded * j + channel), get_f32(source + 4 * channel) * scale)
-            store(sums + 64 * j, splat(NEVER))
-            store(sums + 64 * j + 32, zeros(1, 1))
-            for channel in range(0, padded, 8):
-                store(total + 4 * (padded * j + channel), zeros(1, 1))
-        last = position + (begin + count - 1) // group
-        first = _first_seen(position + begin // group, window)
-        for base in range(first & ~(SEGMENT - 1), last + 1, SEGMENT):
-            high = min(last, base + SEGMENT - 1)
-            low = max(first, base) & ~15
-            scores(like, block_q, pages, head, head_dim, low, high, base, table)
-            for j in range(n):
-                at = position + (begin + min(j, count - 1)) // group
-                _weigh(table + 4 * SEGMENT * j, low, high, base, _first_seen(at, window), at, part_sums + 64 * j)
-            values(like, pages, head, head_dim, low, high, base, table, part)
-            for j in range(count):
-                row = 4 * padded * j
-                _merge(part_sums + 64 * j, part + row, sums + 64 * j, total + row, padded)
+    def block(heads, run, q, begin, count, pages, head, low, high, base, scaled, table, part, part_rows):
+        """Queries `begin` to `begin + count` of a run over positions `low` to `high` of the segment at `base`."""
+        head_dim, channels = heads.head_dim, padded(heads.head_dim)
+        for position in range(low & -STEP, high + 1, STEP):
+            keys = position // GROUP % (PAGE // GROUP) * channels * GROUP + position % GROUP
+            place = get_i64(pages + 8 * (position >> 6)) + head + keys * size
+            scores(q, head_dim, place, table + 4 * (position - base))
+        scales = head + numbers_bytes(head_dim, size) if scaled else 0
         for j in range(count):
-            query = begin + j
-            target = out + (query // group) * out_stride + 4 * head_dim * (query % group)
-            row, inverse = total + 4 * padded * j, 1.0 / get_f32(sums + 64 * j + 32)
-            for channel in range(head_dim):
-                put_f32(target + 4 * channel, get_f32(row + 4 * channel) * inverse)
+            at = run.position + (begin + j) // heads.group
+            row, first = table + ROW * j, _first_seen(at, heads.window)
+            peak, total = _weigh(row, heads.scale, low, high, base, first, at, pages, scales)
+            put_f32(part + 4 * (begin + j), peak)
+            put_f32(part + 4 * (part_rows + begin + j), total)
+        rows = part + 8 * part_rows + 4 * channels * begin
+        for channel in range(0, channels, STEP):
+            values(
+                min(channel, channels - STEP), channels, pages, run.position // PAGE, head, low, high, base, table, rows
+            )
 
     return block
 
 
-_attend_f16 = _attention(load_rows_f16, 2)
-_attend_f32 = _attention(load_rows_f32, 4)
-
-
 @jit
-def _weigh(table, low, high, base, first, last, sums):
-    """Turn a query's scores into weights `exp(score - maximum)`, 0 for what it does not see; keep maximum and sum."""
-    never = splat(NEVER)
-    largest = never
-    for position in range(low, high + 1, 8):
-        place = table + 4 * (position - base)
-        seen = blend_first(last + 1 - position, load_f32(place), never)
-        seen = blend_first(first - position, never, seen)
-        store(place, seen)
-        largest = maximum(largest, seen)
-    peak = splat(max_lanes(largest))
-    total = zeros(1, 1)
-    for position in range(low, high + 1, 8):
-        place = table + 4 * (position - base)
-        weight = exp(load_f32(place) - peak)
-        store(place, weight)
+def _weigh(row, scale, low, high, base, first, last, pages, scales):
+    """Turn a query's scores into weights `exp(score - maximum)`, 0 for what it does not see.
+
+    Returns the maximum and the sum. Weights of int8 values are then multiplied by the values' scales, as scores were by
+    those of the keys; `scales` says where in a page they are, or is 0.
+    """
+    factor, largest, begin = splat_wide(scale), splat_wide(NEVER), low & ~15
+    for position in range(begin, high + 1, 16):
+        place = row + 4 * (position - base)
+        score = load_wide_f32(place, factor) * factor
+        if scales:
+            score = score * load_wide_f32(_scales_at(pages, scales, position), factor)
+        if position + 15 > last or position < first:
+            score = blend_first(last + 1 - position, score, splat_wide(NEVER))
+            score = blend_first(first - position, splat_wide(NEVER), score)
+        store(place, score)
+        largest = maximum(largest, score)
+    peak = max_lanes(largest)
+    total, peaks = zeros_wide(1, 1), splat_wide(peak)
+    for position in range(begin, high + 1, 16):
+        place = row + 4 * (position - base)
+        weight = exp_negative(load_wide_f32(place, factor) - peaks)
         total = total + weight
-    store(sums, peak)
-    store(sums + 32, splat(sum_lanes(total)))
+        if scales:
+            weight = weight * load_wide_f32(_scales_at(pages, scales, position) + 4 * PAGE, factor)
+        store(place, weight)
+    return peak, sum_lanes(total)
 
 
 @jit
-def _merge(part_sums, part, sums, total, channels):
-    """Add a segment's weighted values to the running ones, both brought to the larger of their maxima."""
-    part_peak, peak = load_f32(part_sums), load_f32(sums)
-    if get_f32(part_sums) <= LEAST:
+def _scales_at(pages, scales, position):
+    return get_i64(pages + 8 * (position >> 6)) + scales + 4 * (position & (PAGE - 1))
+
+
+# --- one segment ---------------------------------------------------------------------------------------------------
+
+
+@jit
+def _segment(heads, run, kv_head, q, q_stride, segment, scratch, part):
+    """The part of all queries of a run and a KV head for one segment."""
+    head = (heads.layer * heads.kv_heads + kv_head) * head_bytes(heads.kind, heads.head_dim)
+    base = segment * SEGMENT
+    low = max(_first_seen(run.position, heads.window), base)
+    high = min(run.position + run.tokens, base + SEGMENT) - 1
+    if run.tokens == 1 and heads.kind != F32:
+        q += q_stride * run.first + 4 * heads.head_dim * heads.group * kv_head
+        if heads.kind == F16:
+            _single_f16(heads, run, q, head, low, high, base, scratch, part)
+        else:
+            _single_int8(heads, run, q, head, low, high, base, scratch, part)
+    elif heads.kind == F32:
+        _many(heads, run, run.pages, head, high, base, scratch, part)
+    else:
+        _many(heads, run, _widened(heads, run, head, low, high, base, scratch), 0, high, base, scratch, part)
+
+
+def _single(one, two, three, four, scaled):
+    @jit
+    def single(heads, run, q, head, low, high, base, scratch, part):
+        """One token, straight from the pages, up to 4 heads at once."""
+        pages, rows = run.pages, _whole(heads.group)
+        for begin in range(0, heads.group, 4):
+            n = min(heads.group - begin, 4)
+            if n == 1:
+                one(heads, run, q, begin, n, pages, head, low, high, base, scaled, scratch, part, rows)
+            elif n == 2:
+                two(heads, run, q, begin, n, pages, head, low, high, base, scaled, scratch, part, rows)
+            elif n == 3:
+                three(heads, run, q, begin, n, pages, head, low, high, base, scaled, scratch, part, rows)
+            else:
+                four(heads, run, q, begin, n, pages, head, low, high, base, scaled, scratch, part, rows)
+            q += 16 * heads.head_dim
+
+    return single
+
+
+_single_f16 = _single(*(_block(load_wide_f16, 2, n, True) for n in (1, 2, 3, 4)), False)
+_single_int8 = _single(*(_block(load_wide_i8, 1, n, True) for n in (1, 2, 3, 4)), True)
+_block_f32, _small_block_f32 = _block(load_wide_f32, 4, BLOCK, False), _block(load_wide_f32, 4, SMALL_BLOCK, False)
+
+
+@jit
+def _many(heads, run, pages, head, high, base, scratch, part):
+    """All queries of a run, packed, over f32 pages, a block at a time."""
+    queries = run.tokens * heads.group
+    packed, rows, scaled = _scratch_places(scratch, heads)[0], _whole(queries), heads.kind == INT8
+    begin = 0
+    while begin < queries:
+        n = _block_size(queries - begin)
+        count = min(queries - begin, n)
+        low = max(_first_seen(run.position + begin // heads.group, heads.window), base)
+        end = min(run.position + (begin + count - 1) // heads.group, high)
+        q = packed + 4 * heads.head_dim * begin
+        if low > end:
+            for query in range(begin, begin + count):
+                put_f32(part + 4 * query, NEVER)
+        elif n == BLOCK:
+            _block_f32(heads, run, q, begin, count, pages, head, low, end, base, scaled, scratch, part, rows)
+        else:
+            _small_block_f32(heads, run, q, begin, count, pages, head, low, end, base, scaled, scratch, part, rows)
+        begin += count
+
+
+@jit
+def _block_size(left):
+    """Queries of the next block, of which some may be empty."""
+    return BLOCK if left > 2 * BLOCK // 3 else SMALL_BLOCK
+
+
+@jit
+def _pack(heads, run, kv_head, q, q_stride, packed):
+    """Queries of a run in the order in which blocks read them: `[head_dim][n]` each."""
+    queries = run.tokens * heads.group
+    q += q_stride * run.first + 4 * heads.head_dim * heads.group * kv_head
+    begin = 0
+    while begin < queries:
+        n = _block_size(queries - begin)
+        for j in range(min(queries - begin, n)):
+            token, head = (begin + j) // heads.group, (begin + j) % heads.group
+            row, target = q + q_stride * token + 4 * heads.head_dim * head, packed + 4 * j
+            for channel in range(heads.head_dim):
+                put_f32(target + 4 * n * channel, get_f32(row + 4 * channel))
+        packed += 4 * heads.head_dim * n
+        begin += n
+
+
+@jit
+def _widened(heads, run, head, low, high, base, scratch):
+    """Widen the pages of a segment to f32; returns a table of them that is read as the sequence's own."""
+    wide, step = _scratch_places(scratch, heads)[4], widened_bytes(heads.head_dim)
+    first = base // PAGE
+    table = wide + SEGMENT // PAGE * step - 8 * first
+    for page in range(low // PAGE, high // PAGE + 1):
+        out = wide + step * (page - first)
+        widen(heads.kind, get_i64(run.pages + 8 * page) + head, heads.head_dim, out)
+        put_i64(table + 8 * page, out)
+    return table
+
+
+# --- all segments --------------------------------------------------------------------------------------------------
+
+
+@jit
+def _clear(total, queries, channels):
+    """A sum of no parts. Its numbers are -0, which leaves whatever is added to it as it is."""
+    rows = _whole(queries)
+    for query in range(0, rows, 16):
+        store(total + 4 * query, splat_wide(NEVER))
+        store(total + 4 * (rows + query), zeros_wide(1, 1))
+    for place in range(0, 4 * queries * channels, 64):
+        store(total + 8 * rows + place, splat_wide(-0.0))
+
+
+@jit
+def _merge(part, total, queries, channels, factors):
+    """Add a segment's part to the sum, both brought to the larger of their maxima."""
+    rows = _whole(queries)
+    sums, least = 4 * rows, splat_wide(LEAST)
+    for query in range(0, 4 * queries, 64):
+        peak, part_peak = load_wide_f32(total + query, least), load_wide_f32(part + query, least)
+        both = maximum(peak, part_peak)
+        factor, part_factor = exp_negative(peak - both), exp_negative(part_peak - both)
+        old, new = load_wide_f32(total + sums + query, least), load_wide_f32(part + sums + query, least)
+        store(total + query, both)
+        store(total + sums + query, where_less(least, part_peak, fma(old, factor, new * part_factor), old))
+        store(factors + query, factor)
+        store(factors + sums + query, part_factor)
+    for query in range(queries):
+        if get_f32(part + 4 * query) > LEAST:
+            factor, part_factor = (
+                splat_wide(get_f32(factors + 4 * query)),
+                splat_wide(get_f32(factors + sums + 4 * query)),
+            )
+            row = 8 * rows + 4 * channels * query
+            for place in range(row, row + 4 * channels, 64):
+                new = load_wide_f32(part + place, least) * part_factor
+                store(total + place, fma(load_wide_f32(total + place, least), factor, new))
+
+
+@jit
+def _finish(heads, run, kv_head, total, out, out_stride):
+    """Divide by the sums, and write the heads of the group."""
+    queries, channels = run.tokens * heads.group, padded(heads.head_dim)
+    rows, whole = _whole(queries), heads.head_dim & ~15
+    out += out_stride * run.first + 4 * heads.head_dim * heads.group * kv_head
+    for query in range(queries):
+        inverse = splat_wide(1.0 / get_f32(total + 4 * (rows + query)))
+        row = total + 8 * rows + 4 * channels * query
+        target = out + out_stride * (query // heads.group) + 4 * heads.head_dim * (query % heads.group)
+        for place in range(0, 4 * whole, 64):
+            store(target + place, load_wide_f32(row + place, inverse) * inverse)
+        if whole < heads.head_dim:
+            store(row, load_wide_f32(row + 4 * whole, inverse) * inverse)
+            for channel in range(heads.head_dim - whole):
+                put_f32(target + 4 * (whole + channel), get_f32(row + 4 * channel))
+
+
+@jit
+def _attend_pair(heads, run, kv_head, q, q_stride, out, out_stride, scratch):
+    """All segments of a run of tokens and a KV head."""
+    queries, channels = run.tokens * heads.group, padded(heads.head_dim)
+    packed, part, total, factors, _ = _scratch_places(scratch, heads)
+    first, last = _segments(run, heads.window)
+    if run.tokens > 1 or heads.kind == F32:
+        _pack(heads, run, kv_head, q, q_stride, packed)
+    if first == last:
+        _segment(heads, run, kv_head, q, q_stride, first, scratch, total)
+    else:
+        _clear(total, queries, channels)
+        for segment in range(first, last + 1):
+            _segment(heads, run, kv_head, q, q_stride, segment, scratch, part)
+            _merge(part, total, queries, channels, factors)
+    _finish(heads, run, kv_head, total, out, out_stride)
+
+
+@jit
+def attend(heads, q, q_stride, out, out_stride, runs, run_table, counter, threads, scratch, parts):
+    """One thread's share of the attention of a batch over one layer.
+
+    Parameters
+    ----------
+    heads : Heads
+        What the step says.
+    q, out : int
+        f32 rows of all heads, one for each token of the batch.
+    runs : int
+        Number of runs.
+    run_table : int
+        Address of their `Run`s, i64.
+    counter : int
+        The step's work counter.
+    threads : int
+        Threads that share the step.
+    scratch : int
+        `scratch_bytes` of this thread's own.
+    parts : int
+        `parts_bytes` of all threads; the counters at its start are zero again when the step is over.
+    """
+    pairs = runs * heads.kv_heads
+    segments, queries = 1, 0
+    if pairs < SPLIT_BELOW * threads:
+        segments, queries = _largest(heads, runs, run_table)
+    part_bytes = _part_bytes(queries, heads.head_dim)
+    if segments > 1 and pairs * segments * part_bytes <= PARTS_BYTES:
+        _attend_split(
+            heads, q, q_stride, out, out_stride, pairs, run_table, counter, threads, scratch, parts, segments,
+            part_bytes,
+        )  # fmt: skip
         return
-    both = maximum(part_peak, peak)
-    rescale, part_rescale = exp(peak - both), exp(part_peak - both)
-    store(sums, both)
-    store(sums + 32, fma(load_f32(sums + 32), rescale, load_f32(part_sums + 32) * part_rescale))
-    for channel in range(0, channels, 8):
-        place = total + 4 * channel
-        store(place, fma(load_f32(place), rescale, load_f32(part + 4 * channel) * part_rescale))
+    while True:
+        pair = take(counter, 1)
+        if pair >= pairs:
+            return
+        run = _run_at(run_table, pair // heads.kv_heads)
+        _attend_pair(heads, run, pair % heads.kv_heads, q, q_stride, out, out_stride, scratch)
+
+
+@jit
+def _attend_split(
+    heads, q, q_stride, out, out_stride, pairs, run_table, counter, threads, scratch, parts, segments, part_bytes
+):
+    """As `attend`, a few segments of a pair at a time."""
+    packed, _, total, factors, _ = _scratch_places(scratch, heads)
+    pieces, channels = pairs * segments, padded(heads.head_dim)
+    chunk, packed_pair = max(1, pieces // (PIECES * threads)), -1
+    first_part = parts + 64 * SPLIT_BELOW * threads
+    while True:
+        begin = take(counter, chunk)
+        if begin >= pieces:
+            return
+        for piece in range(begin, min(begin + chunk, pieces)):
+            pair, index = piece // segments, piece % segments
+            run, kv_head = _run_at(run_table, pair // heads.kv_heads), pair % heads.kv_heads
+            first, last = _segments(run, heads.window)
+            if first + index > last:
+                continue
+            if pair != packed_pair and (run.tokens > 1 or heads.kind == F32):
+                _pack(heads, run, kv_head, q, q_stride, packed)
+                packed_pair = pair
+            _segment(heads, run, kv_head, q, q_stride, first + index, scratch, first_part + part_bytes * piece)
+            if atomic_add(parts + 64 * pair, 1) == last - first:
+                atomic_store(parts + 64 * pair, 0)
+                queries = run.tokens * heads.group
+                _clear(total, queries, channels)
+                for earlier in range(last - first + 1):
+                    part = first_part + part_bytes * (piece - index + earlier)
+                    _merge(part, total, queries, channels, factors)
+                _finish(heads, run, kv_head, total, out, out_stride)
+
+
+@jit
+def _largest(heads, runs, run_table):
+    """Most segments, and most queries, of a run."""
+    segments, queries = 1, 0
+    for index in range(runs):
+        run = _run_at(run_table, index)
+        first, last = _segments(run, heads.window)
+        segments, queries = max(segments, last - first + 1), max(queries, run.tokens * heads.group)
+    return segments, queries
+
+
+@jit
+def _segments(run, window):
+    """First and last segment that a run sees."""
+    return _first_seen(run.position, window) // SEGMENT, (run.position + run.tokens - 1) // SEGMENT
 
 
 @jit
 def _first_seen(position, window):
     """First position that a query at `position` sees."""
     return max(0, position - window + 1) if window else 0
-
-
-@jit
-def _head_bytes(head_dim, size):
-    return PAGE * (head_dim + _padded(head_dim)) * size

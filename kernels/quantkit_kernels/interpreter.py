@@ -13,9 +13,10 @@ when it arrived at the end of the pass. A run of token steps counts as its first
 from __future__ import annotations
 
 from .activations import quantize
-from .attention import attend, store_kv
+from .attention import Heads, attend
 from .elementwise import add, copy, embed, gated, rms_norm, rope, rotation, scale
 from .jit import jit
+from .kv_pages import store_kv
 from .matmul import linear_bf16, linear_f16, linear_f32, linear_int4, linear_int8
 from .simd import get_f32, get_i64, nanoseconds, put_i64
 from .table import FIELDS, Field, Opcode, Word
@@ -33,7 +34,7 @@ F32, F16, BF16, INT8, INT4 = range(5)
 ) = (8 * int(field) for field in Field)  # fmt: skip
 (
     TABLE, STEPS, TOKENS, IDS, POSITIONS, PAGES, WANTED, WANTED_TOKENS, RUNS, RUN_TABLE, LOGITS, LOGITS_STRIDE,
-    COUNTERS, SCRATCH, SCRATCH_BYTES, KV_KIND, THREADS, ARRIVED, TIMES,
+    COUNTERS, SCRATCH, SCRATCH_BYTES, KV_KIND, THREADS, ARRIVED, TIMES, PARTS,
 ) = (8 * int(word) for word in Word)  # fmt: skip
 """Where each word stands, in bytes."""
 
@@ -207,23 +208,13 @@ def _row_tiles(step, state, first, last, rows, tokens):
 
 @jit
 def _attention(step, counter, state, thread):
-    """Runs of query tokens times KV heads, one pair at a time, until none is left."""
-    kv_heads, group, head_dim = get_i64(step + KV_HEADS), get_i64(step + GROUP), get_i64(step + SIZE)
-    layer, window, factor = get_i64(step + LAYER), get_i64(step + WINDOW), get_f32(step + FACTOR)
-    q, q_stride = get_i64(step + A), get_i64(step + A_STRIDE)
-    out, out_stride = get_i64(step + OUT), get_i64(step + OUT_STRIDE)
-    kind = get_i64(state + KV_KIND)
-    scratch = get_i64(state + SCRATCH) + thread * get_i64(state + SCRATCH_BYTES)
-    pieces = get_i64(state + RUNS) * kv_heads
-    while True:
-        piece = take(counter, 1)
-        if piece >= pieces:
-            return
-        run = get_i64(state + RUN_TABLE) + 32 * (piece // kv_heads)
-        kv_head = piece % kv_heads
-        first, count = get_i64(run), get_i64(run + 8)
-        position, pages = get_i64(run + 16), get_i64(run + 24)
-        attend(
-            kind, q + first * q_stride, q_stride, out + first * out_stride, out_stride, count, position, pages,
-            layer, kv_heads, kv_head, group, head_dim, factor, window, scratch,
-        )  # fmt: skip
+    """Attention of the whole batch over one layer; `attend` hands out its pieces."""
+    heads = Heads(
+        get_i64(state + KV_KIND), get_i64(step + LAYER), get_i64(step + KV_HEADS), get_i64(step + GROUP),
+        get_i64(step + SIZE), get_f32(step + FACTOR), get_i64(step + WINDOW),
+    )  # fmt: skip
+    attend(
+        heads, get_i64(step + A), get_i64(step + A_STRIDE), get_i64(step + OUT), get_i64(step + OUT_STRIDE),
+        get_i64(state + RUNS), get_i64(state + RUN_TABLE), counter, get_i64(state + THREADS),
+        get_i64(state + SCRATCH) + thread * get_i64(state + SCRATCH_BYTES), get_i64(state + PARTS),
+    )  # fmt: skip

@@ -118,6 +118,8 @@ class Word(IntEnum):
     TIMES = 18
     """0, or where to write the times of the pass: i64 nanoseconds `[threads, steps + 1, 2]`; of each thread, when it
     arrived at and when it began each step, and when it arrived at the end."""
+    PARTS = 19
+    """Address of memory that all threads share for attention, see `attention.parts_bytes`."""
 
 
 PASS_WORDS = len(Word)

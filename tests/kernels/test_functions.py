@@ -8,16 +8,20 @@ import math
 import numpy as np
 import pytest
 
-from quantkit_kernels.functions import exp, gelu, gelu_tanh, silu
+from quantkit_kernels.functions import exp, exp_negative, gelu, gelu_tanh, silu
 from quantkit_kernels.jit import jit
-from quantkit_kernels.simd import load_f32, store
+from quantkit_kernels.simd import load_f32, load_wide_f32, store, zeros_wide
 
 SMALLEST = np.finfo(np.float32).smallest_normal
-EXP, SILU, GELU, GELU_TANH = range(4)
+EXP, SILU, GELU, GELU_TANH, EXP_NEGATIVE = range(5)
 
 
 @jit(entry=True)
 def apply(function, x, out, n):
+    if function == EXP_NEGATIVE:
+        for place in range(0, 4 * n, 64):
+            store(out + place, exp_negative(load_wide_f32(x + place, zeros_wide(1, 1))))
+        return
     for place in range(0, 4 * n, 32):
         v = load_f32(x + place)
         if function == EXP:
@@ -33,7 +37,7 @@ def apply(function, x, out, n):
 
 def run(function, x):
     x = np.ascontiguousarray(x, np.float32)
-    padded = np.zeros(-(-x.size // 8) * 8, np.float32)
+    padded = np.zeros(-(-x.size // 16) * 16, np.float32)
     padded[: x.size] = x
     out = np.empty_like(padded)
     apply(function, padded.ctypes.data, out.ctypes.data, padded.size)
@@ -63,11 +67,12 @@ def ulps(got, exact):
     ("function", "exact", "low", "high", "budget"),
     [
         (EXP, np.exp, -87.0, 88.7, 1.0),
+        (EXP_NEGATIVE, np.exp, -87.0, 0.0, 2.0),
         (SILU, exact_silu, -87.0, 100.0, 4.0),
         (GELU, exact_gelu, -12.8, 100.0, 8.0),
         (GELU_TANH, exact_gelu_tanh, -0.5, 100.0, 4.0),
     ],
-    ids=["exp", "silu", "gelu", "gelu_tanh"],
+    ids=["exp", "exp_negative", "silu", "gelu", "gelu_tanh"],
 )
 def test_within_a_few_units_of_the_last_place(function, exact, low, high, budget):
     near = np.linspace(-1.0, 1.0, 20_001) * min(-low, 1.0)
@@ -89,6 +94,11 @@ def test_exp_reaches_zero_subnormal_numbers_and_infinity():
     np.testing.assert_allclose(run(EXP, x), expected, rtol=0, atol=1.4e-45)
 
 
+def test_exp_negative_is_one_at_zero_and_zero_far_away():
+    x = np.array([0.0, -0.0, -1e-30, -87.1, -1e30, -3e38, -np.inf, np.nan], np.float32)
+    np.testing.assert_array_equal(run(EXP_NEGATIVE, x), np.array([1, 1, 1, 0, 0, 0, 0, np.nan], np.float32))
+
+
 @pytest.mark.parametrize("function", [SILU, GELU, GELU_TANH])
 def test_limits_of_activations(function):
     x = np.array([np.inf, 1e30, 3e38, 0.0, -3e38, -1e30, -np.inf, np.nan], np.float32)
@@ -97,9 +107,10 @@ def test_limits_of_activations(function):
 
 def test_bits_are_the_same_on_every_machine():
     x = (np.arange(-20_000, 20_000) / 256).astype(np.float32)
-    digests = [hashlib.sha256((run(f, x) + np.float32(0)).tobytes()).hexdigest()[:12] for f in range(4)]
+    inputs = [x, x, x, x, -np.abs(x)]
+    digests = [hashlib.sha256((run(f, y) + np.float32(0)).tobytes()).hexdigest()[:12] for f, y in enumerate(inputs)]
     assert digests == DIGESTS
 
 
-DIGESTS = ["95a481da789f", "5957c502dfcd", "8168cd80fa05", "f316fa532303"]
+DIGESTS = ["95a481da789f", "5957c502dfcd", "8168cd80fa05", "f316fa532303", "36aabad914d6"]
 """Of results on x86-64 with AVX2, AVX-512 VNNI and plain LLVM vectors, which are equal."""

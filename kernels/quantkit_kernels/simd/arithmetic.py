@@ -15,13 +15,16 @@ from numba.extending import intrinsic
 from .vectors import (
     F32,
     I32,
-    LANES,
+    I64,
     Vec,
     broadcast,
     call_llvm,
     constant,
     elementwise,
+    first_lanes,
     grid_place,
+    join,
+    load_at,
     map_grid,
     splat_scalar,
     split,
@@ -61,6 +64,28 @@ def _named(name: str) -> Callable[..., Any]:
 
 fma = elementwise(3, "f32", _named("llvm.fma"))
 """`a * b + c`, rounded once."""
+
+
+@intrinsic
+def fma_outer(typing, a, address, stride, c):
+    """`a * b + c` of a column `a`, where token j of `b` is one f32 in every lane, from `address + j * stride`.
+
+    As `fma` with `broadcast_f32`, but token after token, so that no more than one of them is in a register.
+    """
+
+    def generate(context, builder, sig, args):
+        column, grid = split(builder, a, args[0]), split(builder, c, args[3])
+        for token in range(c.tokens):
+            scalar = load_at(builder, F32, args[1], builder.mul(args[2], I64(token)))
+            b = splat_scalar(builder, c.register, scalar)
+            for row in range(c.rows):
+                place = row * c.tokens + token
+                grid[place] = _named("llvm.fma")(builder, column[row], b, grid[place])
+        return join(builder, c, grid)
+
+    return c(a, types.int64, types.int64, c), generate
+
+
 minimum = elementwise(2, "f32", _named("llvm.minnum"))
 maximum = elementwise(2, "f32", _named("llvm.maxnum"))
 absolute = elementwise(1, "f32", _named("llvm.fabs"))
@@ -163,9 +188,7 @@ def blend_first(typing, count, a, b):
     """Lanes below `count` from `a`, the others from `b`."""
 
     def generate(context, builder, sig, args):
-        lanes = ir.VectorType(I32, LANES)
-        below = splat_scalar(builder, lanes, builder.trunc(args[0], I32))
-        mask = builder.icmp_signed("<", ir.Constant(lanes, list(range(LANES))), below)
+        mask = first_lanes(builder, args[0], a.lanes)
         return map_grid(builder, sig.return_type, (a, b), args[1:], lambda bld, x, y: bld.select(mask, x, y))
 
     return broadcast(a.element, (a, b))(types.int64, a, b), generate

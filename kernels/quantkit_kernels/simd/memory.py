@@ -21,9 +21,12 @@ from .vectors import (
     ONE_BYTES,
     ONE_F32,
     ONE_I32,
+    WIDE,
     Vec,
+    call_llvm,
     concatenated,
     constant,
+    first_lanes,
     grid_place,
     join,
     load_at,
@@ -44,6 +47,28 @@ def zeros(typing, rows, tokens):
         return join(builder, vec, [constant(vec.register, 0.0)] * vec.count)
 
     return vec(rows, tokens), generate
+
+
+@intrinsic(prefer_literal=True)
+def zeros_wide(typing, rows, tokens):
+    """As `zeros`, of registers of `WIDE` lanes on every machine; LLVM makes two of each where they are too wide."""
+    vec = Vec("f32", rows.literal_value, tokens.literal_value, WIDE)
+
+    def generate(context, builder, sig, args):
+        return join(builder, vec, [constant(vec.register, 0.0)] * vec.count)
+
+    return vec(rows, tokens), generate
+
+
+@intrinsic
+def splat_wide(typing, x):
+    """A number in every lane of one f32 register of `WIDE` lanes."""
+    vec = Vec("f32", lanes=WIDE)
+
+    def generate(context, builder, sig, args):
+        return splat_scalar(builder, vec.register, context.cast(builder, args[0], sig.args[0], types.float32))
+
+    return vec(x), generate
 
 
 @intrinsic
@@ -146,6 +171,41 @@ load_bf16 = _loader(ONE_F32, ir.VectorType(I16, LANES), _widen_bf16)
 load_i8 = _loader(ONE_F32, ir.VectorType(I8, LANES), widen_i8)
 load_i32 = _loader(ONE_I32, ir.VectorType(I32, LANES), _same)
 load_bytes = _loader(ONE_BYTES, ir.VectorType(I8, 4 * LANES), _same)
+
+
+def _wide_loader(kind: Any, size: int, convert: Callable[[Any, Any], Any]) -> Any:
+    """A loader of whole registers from consecutive numbers: as many as `like` has rows, of its lanes."""
+
+    def load(typing, address, like):
+        vec = like.of("f32", tokens=1)
+        register = ir.VectorType(kind, vec.lanes)
+
+        def generate(context, builder, sig, args):
+            places = [vec.lanes * size * row for row in range(vec.rows)]
+            return join(builder, vec, [convert(builder, load_at(builder, register, args[0], at)) for at in places])
+
+        return vec(types.int64, like), generate
+
+    return intrinsic(load)
+
+
+load_wide_f32 = _wide_loader(F32, 4, _same)
+load_wide_f16 = _wide_loader(F16, 2, _widen_f16)
+load_wide_i8 = _wide_loader(I8, 1, widen_i8)
+
+
+@intrinsic
+def load_wide_partial_f32(typing, address, count):
+    """The first `count` of `WIDE` f32 lanes; the others are zero and their memory is not touched."""
+    vec = Vec("f32", lanes=WIDE)
+
+    def generate(context, builder, sig, args):
+        mask = first_lanes(builder, args[1], WIDE)
+        pointer = builder.inttoptr(args[0], vec.register.as_pointer())
+        zero = constant(vec.register, 0.0)
+        return call_llvm(builder, f"llvm.masked.load.v{WIDE}f32.p0", vec.register, pointer, I32(4), mask, zero)
+
+    return vec(types.int64, types.int64), generate
 
 
 def _load_first(builder: Any, element: Any, address: Any, count: Any) -> Any:
@@ -273,9 +333,50 @@ def store_f16(typing, address, value):
     """Store one f32 register as f16, rounded to nearest even and saturated at +-65504, so that it stays finite."""
 
     def generate(context, builder, sig, args):
-        limits = [constant(value.register, limit) for limit in (-F16_MAX, F16_MAX)]
-        x = clamp_registers(builder, args[1], *limits)
-        store_at(builder, builder.fptrunc(x, ir.VectorType(F16, LANES)), args[0])
+        store_at(builder, _narrow_f16(builder, args[1]), args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), generate
+
+
+def _narrow_f16(builder: Any, x: Any) -> Any:
+    limits = [constant(x.type, limit) for limit in (-F16_MAX, F16_MAX)]
+    return builder.fptrunc(clamp_registers(builder, x, *limits), ir.VectorType(F16, x.type.count))
+
+
+def _narrow_i8(builder: Any, x: Any) -> Any:
+    return builder.trunc(x, ir.VectorType(I8, x.type.count))
+
+
+def _scatterer(narrow: Callable[[Any, Any], Any]) -> Any:
+    """A store of the lanes of one register far apart: lane i at `address + i * stride`."""
+
+    def scatter(typing, address, stride, value):
+        def generate(context, builder, sig, args):
+            narrowed = narrow(builder, args[2])
+            for lane in range(value.lanes):
+                place = builder.mul(args[1], I64(lane))
+                store_at(builder, builder.extract_element(narrowed, I32(lane)), args[0], place)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, value), generate
+
+    return intrinsic(scatter)
+
+
+scatter_f32 = _scatterer(_same)
+scatter_f16 = _scatterer(_narrow_f16)
+"""As f16, as `store_f16` makes them."""
+scatter_i8 = _scatterer(_narrow_i8)
+"""The low bytes of an i32 register."""
+
+
+@intrinsic
+def store_i8(typing, address, value):
+    """Store the low bytes of one i32 register."""
+
+    def generate(context, builder, sig, args):
+        store_at(builder, _narrow_i8(builder, args[1]), args[0])
         return context.get_dummy_value()
 
     return types.void(types.int64, value), generate

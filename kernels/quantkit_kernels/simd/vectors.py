@@ -21,6 +21,8 @@ PER_LANE = {"i8": 4, "i16": 2, "i32": 1, "f32": 1}
 LANES = 8
 """32-bit lanes of a register, one for each row of a block; 2 * LANES where a register holds two row tiles side by
 side."""
+WIDE = 16
+"""Lanes of a register that is a whole cache line."""
 
 
 class Vec(types.Type):
@@ -116,6 +118,13 @@ def splat_scalar(builder: Any, register: Any, scalar: Any) -> Any:
     undefined = ir.Constant(register, ir.Undefined)
     lane = builder.insert_element(undefined, scalar, I32(0))
     return builder.shuffle_vector(lane, undefined, constant(ir.VectorType(I32, register.count), 0))
+
+
+def first_lanes(builder: Any, count: Any, lanes: int) -> Any:
+    """The mask of the lanes below `count`, an i64."""
+    numbers = ir.VectorType(I32, lanes)
+    below = splat_scalar(builder, numbers, builder.trunc(count, I32))
+    return builder.icmp_signed("<", ir.Constant(numbers, list(range(lanes))), below)
 
 
 def load_at(builder: Any, kind: Any, address: Any, offset: Any = 0) -> Any:

@@ -1,0 +1,180 @@
+"""Pages of the KV cache: how their bytes are laid out, and the kernels that write them.
+
+A page holds `PAGE` consecutive positions of one sequence, for all layers and KV heads. Of each, at `page + (layer *
+kv_heads + head) * head_bytes`:
+
+    keys          [PAGE / GROUP][padded][GROUP positions]   lanes are positions: no sums over lanes
+    values        [PAGE][padded]                            lanes are channels
+    key scales    [PAGE] f32                                of int8 alone
+    value scales  [PAGE] f32                                of int8 alone
+
+`padded` is head_dim rounded up to whole vectors of 16 numbers, and at least 32; the padding is zero. A row of `GROUP`
+keys is a cache line of f16, so both halves are read as one stream, keys then values, 16 KiB for heads of 64 channels.
+
+Numbers are f16, saturated; or int8 codes -127..127 with one scale for each position and head, `absmax / 127`; or f32
+for the reference path. `attention.py` reads pages; `interpreter.py` calls `store_kv`; who owns them is the engine's
+affair.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .jit import jit
+from .simd import (
+    absolute,
+    get_i64,
+    load_wide_f16,
+    load_wide_f32,
+    load_wide_i8,
+    load_wide_partial_f32,
+    max_lanes,
+    maximum,
+    put_f32,
+    round_even,
+    scatter_f16,
+    scatter_f32,
+    scatter_i8,
+    splat_wide,
+    store,
+    store_f16,
+    store_i8,
+    to_i32,
+    zeros_wide,
+)
+
+PAGE = 64
+"""Positions of a page."""
+GROUP = 32
+"""Positions whose keys stand side by side."""
+F32, F16, INT8 = 0, 1, 3
+"""`blocks.Kind.code` of the kinds of caches (a test compares)."""
+SIZES = {"f32": 4, "f16": 2, "int8": 1}
+"""Bytes of a number."""
+SCALES_BYTES = 2 * 4 * PAGE
+"""Scales of one head of an int8 page."""
+
+
+@jit
+def padded(head_dim):
+    """Channels of a row in the cache."""
+    return max(32, (head_dim + 15) & ~15)
+
+
+@jit
+def numbers_bytes(head_dim, size):
+    """Bytes of the keys and values of one head of a page."""
+    return 2 * PAGE * padded(head_dim) * size
+
+
+@jit
+def head_bytes(kind, head_dim):
+    """Bytes of one head of a page."""
+    if kind == INT8:
+        return numbers_bytes(head_dim, 1) + SCALES_BYTES
+    return numbers_bytes(head_dim, 2 if kind == F16 else 4)
+
+
+def page_bytes(kind: str, layers: int, kv_heads: int, head_dim: int) -> int:
+    """Bytes of a page."""
+    numbers = 2 * PAGE * padded.py_func(head_dim) * SIZES[kind]
+    return layers * kv_heads * (numbers + (SCALES_BYTES if kind == "int8" else 0))
+
+
+@jit
+def store_kv(kind, k, v, pages, position, layer, kv_heads, head_dim):
+    """Write one token's keys and values, f32 rows of `kv_heads * head_dim`, into its sequence's page."""
+    step = head_bytes(kind, head_dim)
+    head = get_i64(pages + 8 * (position >> 6)) + layer * kv_heads * step
+    slot = position & 63
+    for _ in range(kv_heads):
+        if kind == F16:
+            _store_f16(k, v, head, slot, head_dim)
+        elif kind == INT8:
+            _store_int8(k, v, head, slot, head_dim)
+        else:
+            _store_f32(k, v, head, slot, head_dim)
+        k, v = k + 4 * head_dim, v + 4 * head_dim
+        head += step
+
+
+@jit
+def _places(head, slot, channels, size):
+    """Where a position's first key and first value stand."""
+    key = (slot // GROUP * channels * GROUP + slot % GROUP) * size
+    return head + key, head + (PAGE + slot) * channels * size
+
+
+def _float_store(scatter, store_row, size):
+    @jit
+    def store_head(k, v, head, slot, head_dim):
+        channels = padded(head_dim)
+        key, value = _places(head, slot, channels, size)
+        for channel in range(0, channels, 16):
+            left, at = head_dim - channel, 4 * channel
+            scatter(key + GROUP * size * channel, GROUP * size, load_wide_partial_f32(k + at, left))
+            store_row(value + size * channel, load_wide_partial_f32(v + at, left))
+
+    return store_head
+
+
+_store_f16 = _float_store(scatter_f16, store_f16, 2)
+_store_f32 = _float_store(scatter_f32, store, 4)
+
+
+@jit
+def _store_int8(k, v, head, slot, head_dim):
+    channels = padded(head_dim)
+    key, value = _places(head, slot, channels, 1)
+    key_scale, value_scale = _scale(k, head_dim), _scale(v, head_dim)
+    scales = head + numbers_bytes(head_dim, 1) + 4 * slot
+    put_f32(scales, key_scale)
+    put_f32(scales + 4 * PAGE, value_scale)
+    for channel in range(0, channels, 16):
+        left, at = head_dim - channel, 4 * channel
+        scatter_i8(key + GROUP * channel, GROUP, _codes(load_wide_partial_f32(k + at, left), key_scale))
+        store_i8(value + channel, _codes(load_wide_partial_f32(v + at, left), value_scale))
+
+
+@jit
+def _scale(x, head_dim):
+    peak = zeros_wide(1, 1)
+    for channel in range(0, head_dim, 16):
+        peak = maximum(peak, absolute(load_wide_partial_f32(x + 4 * channel, head_dim - channel)))
+    return np.float32(max_lanes(peak) / 127.0)
+
+
+@jit
+def _codes(x, scale):
+    return to_i32(round_even(x * splat_wide(1.0 / scale if scale > 0.0 else 0.0)))
+
+
+def _widener(load, size):
+    @jit
+    def widen(head, head_dim, out):
+        for number in range(0, 2 * PAGE * padded(head_dim), 16):
+            store(out + 4 * number, load(head + size * number, zeros_wide(1, 1)))
+
+    return widen
+
+
+_widen_f16 = _widener(load_wide_f16, 2)
+_widen_int8 = _widener(load_wide_i8, 1)
+
+
+@jit
+def widen(kind, head, head_dim, out):
+    """Copy one head of a page of f16 or int8 as f32 numbers in the same order, the scales behind them."""
+    if kind == F16:
+        _widen_f16(head, head_dim, out)
+        return
+    _widen_int8(head, head_dim, out)
+    scales, target = head + numbers_bytes(head_dim, 1), out + numbers_bytes(head_dim, 4)
+    for place in range(0, SCALES_BYTES, 64):
+        store(target + place, load_wide_f32(scales + place, zeros_wide(1, 1)))
+
+
+@jit
+def widened_bytes(head_dim):
+    """Bytes of what `widen` writes at most."""
+    return numbers_bytes(head_dim, 4) + SCALES_BYTES
