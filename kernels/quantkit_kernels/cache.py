@@ -1,4 +1,4 @@
-"""The user's cache folder: compiled kernels (`jit.py`), and models that the command line packed on the way.
+"""The user's cache folder: compiled kernels, and models that the command line packed on the way.
 
 Nothing in it is precious. Standard library only.
 """
@@ -6,9 +6,11 @@ Nothing in it is precious. Standard library only.
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import os
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -21,6 +23,27 @@ def cache_root() -> Path:
     """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return _writable(os.environ.get("QUANTKIT_CACHE_DIR") or os.path.join(base, "quantkit"))
+
+
+@functools.cache
+def kernel_folder(isa: str) -> Path:
+    """Return the folder of kernels compiled with an instruction set: `kernels/<hash>` in the cache.
+
+    numba notices edits of a cached function's own file alone, so the name carries a hash of all kernel sources, of the
+    versions of numba and llvmlite, and of the instruction set.
+    """
+    folder = cache_root() / "kernels" / hashlib.sha256(_sources() + isa.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@functools.cache
+def _sources() -> bytes:
+    digest = hashlib.sha256(f"{version('numba')} {version('llvmlite')}".encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.digest()
 
 
 @functools.cache

@@ -1,25 +1,20 @@
 """The one decorator of the kernels: every compile flag, and the folder where compiled code is kept.
 
 It is not a compiler: numba is. Kernels write `@jit`; the few functions that Python calls write `@jit(entry=True)`, and
-only those are kept on disk, with everything they call inside them. numba notices edits of a cached function's own file
-alone, so the folder's name carries a hash of all kernel sources, of the versions of numba and llvmlite, and of the
-instruction set.
+only those are kept on disk, with everything they call inside them, in the folder that `cache.py` names.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numba
 from numba.core import config, event
 
-from .cache import cache_root
+from .cache import kernel_folder
 from .simd import ISA
 
 logger = logging.getLogger(__name__)
@@ -36,33 +31,17 @@ def jit(function: Callable[..., Any] | None = None, *, entry: bool = False) -> A
     function : callable
         Takes and returns numbers and `simd` vectors; memory is passed as int64 addresses, never as arrays.
     entry : bool
-        The function is called from Python: keep its machine code in `cache_folder()`.
+        The function is called from Python: keep its machine code in `kernel_folder(ISA)`.
     """
     if function is None:
         return functools.partial(jit, entry=entry)
     if not entry:
         return numba.njit(**FLAGS)(function)
-    previous, config.CACHE_DIR = config.CACHE_DIR, str(cache_folder())
+    previous, config.CACHE_DIR = config.CACHE_DIR, str(kernel_folder(ISA))
     try:
         return numba.njit(cache=True, **FLAGS)(function)
     finally:
         config.CACHE_DIR = previous
-
-
-@functools.cache
-def cache_folder() -> Path:
-    """Folder of compiled kernels: `kernels/<hash>` in the user's cache."""
-    folder = cache_root() / "kernels" / _fingerprint()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _fingerprint() -> str:
-    digest = hashlib.sha256(f"{numba.__version__} {version('llvmlite')} {ISA}".encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 class _Notice(event.Listener):

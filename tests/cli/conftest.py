@@ -10,7 +10,8 @@ from click.testing import CliRunner, Result
 
 import tiny
 from quantkit.cli import main
-from quantkit_kernels import jit
+from quantkit_kernels.cache import kernel_folder
+from quantkit_kernels.simd import ISA
 
 Invoke = Callable[..., Result]
 
@@ -39,6 +40,6 @@ def packed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def model_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Let models that are packed on the way go to a folder of the test's; compiled kernels stay where they are."""
-    jit.cache_folder()
+    kernel_folder(ISA)
     monkeypatch.setenv("QUANTKIT_CACHE_DIR", str(tmp_path / "cache"))
     return tmp_path / "cache/models"

@@ -5,9 +5,10 @@ broadcast over the grid as numpy does over arrays: `fma(w, x, acc)` with `w` of 
 registers is eight instructions. So a micro-kernel is written once, and the type of its accumulator says how it is
 blocked. Functions take `like`, a vector whose grid the result follows; addresses are int64.
 
-`vectors.py` is the ground; `memory.py` loads and stores; `arithmetic.py` computes; `isa.py` has the dot products of
-packed codes and chooses the instruction set; `scalars.py` has single numbers, atomics and what threads need. Kernels
-import from here and are in `matmul.py`, `attention.py`, ...; the decorator that compiles them is in `jit.py`.
+`vectors.py` is the ground; `memory.py` loads and stores; `arithmetic.py` computes; `codes.py` multiplies packed codes
+with the instruction set that `isa.py` chose from `instruction_sets.py` and `check.py` compared with numpy; `scalars.py`
+has single numbers, atomics and what threads need. Kernels import from here and are in `matmul.py`, `attention.py`, ...;
+the decorator that compiles them is in `jit.py`.
 """
 
 from .arithmetic import (
@@ -29,9 +30,7 @@ from .arithmetic import (
     to_i32,
     where_less,
 )
-from .isa import (
-    ISA,
-    TILES,
+from .codes import (
     codes_i8,
     dot_i8,
     dot_u4,
@@ -46,6 +45,7 @@ from .isa import (
     zero_dot_u4,
     zeros_tiles,
 )
+from .isa import ISA, TILES
 from .memory import (
     broadcast_dwords,
     broadcast_f32,

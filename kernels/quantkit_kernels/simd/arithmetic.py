@@ -23,6 +23,7 @@ from .vectors import (
     elementwise,
     first_lanes,
     grid_place,
+    halves,
     join,
     load_at,
     map_grid,
@@ -107,16 +108,8 @@ power_of_two = elementwise(
 
 def _fold(builder: Any, register: Any, build: Callable[[Any, Any, Any], Any]) -> Any:
     """Fold the lanes of a register: halves, quarters, eighths; always in this order."""
-    width = register.type.count
-    while width > 1:
-        width //= 2
-        low, high = (
-            builder.shuffle_vector(
-                register, register, ir.Constant(ir.VectorType(I32, width), list(range(start, start + width)))
-            )
-            for start in (0, width)
-        )
-        register = build(builder, low, high)
+    while register.type.count > 1:
+        register = build(builder, *halves(builder, register))
     return builder.extract_element(register, I32(0))
 
 

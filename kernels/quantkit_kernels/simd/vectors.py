@@ -1,7 +1,7 @@
 """Vector types of numba, and how code is generated for them: what the other files of this package build upon.
 
 A `Vec` is a grid of registers. The functions here run while numba compiles: they take llvmlite's builder and values.
-What kernels call is in `memory.py`, `arithmetic.py`, `isa.py` and `scalars.py`.
+What kernels call is in `memory.py`, `arithmetic.py`, `codes.py` and `scalars.py`.
 """
 
 from __future__ import annotations
@@ -143,6 +143,13 @@ def concatenated(builder: Any, registers: list[Any]) -> Any:
         return registers[0]
     length = registers[0].type.count
     return builder.shuffle_vector(*registers, ir.Constant(ir.VectorType(I32, 2 * length), list(range(2 * length))))
+
+
+def halves(builder: Any, register: Any) -> list[Any]:
+    """The opposite of `concatenated`: the lower and the upper half of a register."""
+    length = register.type.count // 2
+    lanes = [ir.Constant(ir.VectorType(I32, length), list(range(at, at + length))) for at in (0, length)]
+    return [builder.shuffle_vector(register, register, part) for part in lanes]
 
 
 def grid_place(builder: Any, row_stride: Any, token_stride: Any, row: int, token: int) -> Any:

@@ -1,0 +1,128 @@
+"""Does an instruction set compute what `blocks.py` specifies? Dot products of a few blocks, compared with numpy.
+
+The functions are made of the same methods as the kernels' and pass the same optimizer, but are no kernels: they exist
+before the choice of a set, on which every kernel depends. Tests read their assembly for machines that they do not run
+on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numpy.typing import NDArray
+
+from quantkit_kernels import blocks
+
+from .instruction_sets import Dot, high_nibbles, low_nibbles
+from .vectors import ELEMENTS, I8, I32, I64, LANES, PER_LANE, concatenated, constant, load_at, splat_scalar, store_at
+
+ROUNDS = 8
+"""Random blocks of each kind that are compared, and as many of extreme codes, scales and activations."""
+
+
+def agrees(dot: Dot, processor: str, features: str) -> bool:
+    """Whether machine code for `processor` with `features`, which must be this one's, computes the same as numpy."""
+    target = llvm.Target.from_default_triple().create_target_machine(processor, features, opt=3, jit=True)
+    try:
+        engine = llvm.create_mcjit_compiler(optimized(module_of(dot), target), target)
+    except RuntimeError:  # an LLVM that knows such an instruction by another name
+        return False
+    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)
+    u4, i8 = (call(engine.get_function_address(name)) for name in ("u4", "i8"))
+    rng = np.random.default_rng(0)
+    return all(
+        _u4_agrees(u4, rng, dot.tiles * LANES, extreme) and _i8_agrees(i8, rng, dot.tiles * LANES, extreme)
+        for extreme in (False, True)
+        for _ in range(ROUNDS)
+    )
+
+
+def _u4_agrees(function: Callable[..., None], rng: np.random.Generator, rows: int, extreme: bool) -> bool:
+    codes = rng.choice([0, 15] if extreme else range(16), (rows, 32)).astype(np.uint8)
+    scales = rng.choice([255] if extreme else range(256), (rows, 1)).astype(np.uint8)
+    mins = rng.integers(-127, 128, (rows, 1)).astype(np.int8)
+    x, y = _activations(rng, extreme), np.zeros(rows, np.float32)
+    packed = blocks.pack_int4(codes, scales, mins)
+    function(packed.ctypes.data, x.ctypes.data, y.ctypes.data)
+    return np.array_equal(y, codes.astype(np.int32) @ x.view(np.int8)[:32].astype(np.int32) * scales[:, 0])
+
+
+def _i8_agrees(function: Callable[..., None], rng: np.random.Generator, rows: int, extreme: bool) -> bool:
+    codes = rng.choice([-127, 127] if extreme else range(-127, 128), (rows, 32)).astype(np.int8)
+    x, y = _activations(rng, extreme), np.zeros(rows, np.int32)
+    packed = blocks.pack_int8(codes, np.ones((rows, 1), np.uint8))
+    function(packed.ctypes.data, x.ctypes.data, y.ctypes.data)
+    return np.array_equal(y, codes.astype(np.int32) @ x.view(np.int8)[:32].astype(np.int32))
+
+
+def _activations(rng: np.random.Generator, extreme: bool) -> NDArray[np.int32]:
+    """32 bytes, and behind them -128 times their sum, i32."""
+    x = rng.choice([-127, 127] if extreme else range(-127, 128), 32).astype(np.int8)
+    return np.append(x.view(np.int32), np.int32(-128 * x.astype(np.int32).sum()))
+
+
+def optimized(module: ir.Module, target: llvm.TargetMachine) -> llvm.ModuleRef:
+    """Parse and optimize `module` for `target`, as numba does with kernels; `RuntimeError` if it is not valid."""
+    parsed = llvm.parse_assembly(str(module))
+    parsed.verify()
+    passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(parsed, passes)
+    return parsed
+
+
+def module_of(dot: Dot) -> ir.Module:
+    """Make a module of two functions of addresses `(blocks, x, y)`, for `dot.tiles` row tiles of one block each.
+
+    `u4` stores the dots of an `int4` block times its scales, f32; `i8` the dots of an `int8` block, i32.
+    """
+    module = ir.Module()
+    for name, body in ("u4", _u4), ("i8", _i8):
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 3), name)
+        builder = ir.IRBuilder(function.append_basic_block())
+        weight, x, y = function.args
+        store_at(builder, body(dot, builder, weight, x), y)
+        builder.ret_void()
+    return module
+
+
+def _register(dot: Dot, element: str) -> Any:
+    return ir.VectorType(ELEMENTS[element], dot.tiles * LANES * PER_LANE[element])
+
+
+def _tiled(dot: Dot, builder: Any, weight: Any, block_bytes: int, load: Any) -> Any:
+    return concatenated(builder, [load(builder.add(weight, I64(tile * block_bytes))) for tile in range(dot.tiles)])
+
+
+def _chunk(dot: Dot, builder: Any, weight: Any, block_bytes: int, chunk: int) -> Any:
+    kind = ir.VectorType(I8, 4 * LANES)
+    return _tiled(dot, builder, weight, block_bytes, lambda place: load_at(builder, kind, place, 32 * chunk))
+
+
+def _four_activations(dot: Dot, builder: Any, x: Any, chunk: int) -> Any:
+    four = splat_scalar(builder, _register(dot, "i32"), load_at(builder, I32, x, 4 * chunk))
+    return builder.bitcast(four, _register(dot, "i8"))
+
+
+def _u4(dot: Dot, builder: Any, weight: Any, x: Any) -> Any:
+    size = blocks.KINDS["int4"].block_bytes
+    acc = constant(_register(dot, dot.u4), 0)
+    for chunk in range(4):
+        codes = _chunk(dot, builder, weight, size, chunk)
+        acc = dot.u4_dot(builder, acc, low_nibbles(builder, codes), _four_activations(dot, builder, x, 2 * chunk))
+        acc = dot.u4_dot(builder, acc, high_nibbles(builder, codes), _four_activations(dot, builder, x, 2 * chunk + 1))
+    scales = _tiled(dot, builder, weight, size, lambda place: dot.load_scales(builder, builder.add(place, I64(128))))
+    return dot.u4_scaled(builder, acc, scales)
+
+
+def _i8(dot: Dot, builder: Any, weight: Any, x: Any) -> Any:
+    register = _register(dot, "i32")
+    acc = dot.i8_start(builder, register, splat_scalar(builder, register, load_at(builder, I32, x, 32)))
+    for chunk in range(8):
+        codes = _chunk(dot, builder, weight, blocks.KINDS["int8"].block_bytes, chunk)
+        acc = dot.i8_dot(builder, acc, dot.i8_codes(builder, codes), _four_activations(dot, builder, x, chunk))
+    return acc

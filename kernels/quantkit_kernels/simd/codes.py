@@ -1,0 +1,111 @@
+"""Packed codes as kernels meet them: loaded, unpacked, multiplied and scaled by the instruction set in use."""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from . import instruction_sets
+from .isa import DOT, TILES
+from .memory import column, tiled_loader, widen_i8
+from .vectors import (
+    I8,
+    I32,
+    I64,
+    LANES,
+    ONE_F32,
+    Vec,
+    concatenated,
+    constant,
+    elementwise,
+    join,
+    load_at,
+    splat_scalar,
+)
+
+
+@intrinsic(prefer_literal=True)
+def zeros_tiles(typing, tokens):
+    """f32 zeros for `TILES` row tiles and a literal number of tokens: a grid of 1 x tokens registers."""
+    vec = Vec("f32", 1, tokens.literal_value, TILES * LANES)
+
+    def generate(context, builder, sig, args):
+        return join(builder, vec, [constant(vec.register, 0.0)] * vec.count)
+
+    return vec(tokens), generate
+
+
+low_nibbles = elementwise(1, "i8", instruction_sets.low_nibbles)
+"""Codes in the low halves of packed bytes."""
+high_nibbles = elementwise(1, "i8", instruction_sets.high_nibbles)
+"""Codes in the high halves of packed bytes."""
+
+
+@intrinsic
+def zero_dot_u4(typing, like):
+    """Where `dot_u4` begins."""
+    vec = like.of(DOT.u4)
+
+    def generate(context, builder, sig, args):
+        return join(builder, vec, [constant(vec.register, 0)] * vec.count)
+
+    return vec(like), generate
+
+
+@intrinsic
+def start_dot_i8(typing, address, stride, like):
+    """Where `dot_i8` begins; for token j an i32 at `address + j * stride`: -128 times the sum of its activations."""
+    vec = like.of("i32")
+
+    def generate(context, builder, sig, args):
+        places = [builder.mul(args[1], I64(j)) for j in range(vec.tokens)]
+        sums = [splat_scalar(builder, vec.register, load_at(builder, I32, args[0], place)) for place in places]
+        starts = [DOT.i8_start(builder, vec.register, x) for x in sums]
+        return join(builder, vec, [starts[token] for _ in range(vec.rows) for token in range(vec.tokens)])
+
+    return vec(types.int64, types.int64, like), generate
+
+
+codes_i8 = elementwise(1, "i8", DOT.i8_codes)
+"""Codes -127..127 in the form that `dot_i8` takes."""
+dot_u4 = elementwise(3, DOT.u4, DOT.u4_dot)
+"""`dot_u4(acc, codes, x)`: add the dot products of codes 0..15 with int8 activations."""
+dot_i8 = elementwise(3, "i32", DOT.i8_dot)
+"""`dot_i8(acc, codes, x)`: add the dot products of codes -127..127 with int8 activations."""
+scale_u4 = elementwise(2, "f32", DOT.u4_scaled)
+"""`scale_u4(acc, scales)`: exact product of finished dots and block scales, f32."""
+
+
+load_scales_u4 = tiled_loader(column(DOT.u4_scales), DOT.load_scales)
+"""Block scales of each row tile, in the form that `scale_u4` takes."""
+load_scales_f32 = tiled_loader(column("f32"), instruction_sets.Dot().load_scales)
+"""Block scales of each row tile, f32."""
+
+
+FOUR_BYTES = ir.VectorType(I8, 4)
+
+
+@intrinsic
+def load_codes_i8(typing, address, stride):
+    """8 codes of a row of an `int8` block as f32: 4 bytes at `address`, 4 of the next chunk at `address + stride`."""
+
+    def generate(context, builder, sig, args):
+        codes = concatenated(builder, [load_at(builder, FOUR_BYTES, args[0]), load_at(builder, FOUR_BYTES, *args)])
+        return widen_i8(builder, codes)
+
+    return ONE_F32(types.int64, types.int64), generate
+
+
+@intrinsic
+def load_codes_u4(typing, address):
+    """8 codes of a row of an `int4` block, from its 4 bytes of a chunk, as f32."""
+
+    def generate(context, builder, sig, args):
+        packed = load_at(builder, FOUR_BYTES, args[0])
+        low = builder.and_(packed, constant(FOUR_BYTES, 15))
+        high = builder.lshr(packed, constant(FOUR_BYTES, 4))
+        wide = builder.zext(concatenated(builder, [low, high]), ir.VectorType(I32, LANES))
+        return builder.sitofp(wide, ONE_F32.register)
+
+    return ONE_F32(types.int64), generate

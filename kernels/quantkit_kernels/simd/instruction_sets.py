@@ -1,0 +1,148 @@
+"""Dot products of packed codes, once for each instruction set: the seam between machines, and their table.
+
+Every set computes the same integers, hence the same bits; `check.py` holds each to that. A new one is a subclass of
+`Dot` and a row in `SETS`. Which one is in use is decided in `isa.py`; what kernels call is in `codes.py`. The methods
+run while numba compiles: they take llvmlite's builder and the values of registers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from .memory import widen_u8
+from .vectors import F32, I1, I8, I16, I32, LANES, call_llvm, concatenated, constant, halves, load_at
+
+
+def low_nibbles(builder: Any, packed: Any) -> Any:
+    return builder.and_(packed, constant(packed.type, 15))
+
+
+def high_nibbles(builder: Any, packed: Any) -> Any:
+    words = ir.VectorType(I16, packed.type.count // 2)
+    shifted = builder.lshr(builder.bitcast(packed, words), constant(words, 4))
+    return builder.and_(builder.bitcast(shifted, packed.type), constant(packed.type, 15))
+
+
+class Dot:
+    """Dot products of packed codes in plain LLVM vectors: right on every machine, and what the others must equal.
+
+    `u4` multiplies codes 0..15, `i8` codes -127..127, both by int8 activations in -127..127; each sums the 4 bytes of
+    every 32-bit lane into its accumulator. A subclass replaces what its instruction set does better.
+    """
+
+    tiles = 1
+    """Row tiles that a register of matrix products holds side by side."""
+    u4 = "i32"
+    """Elements of the accumulator of `u4`."""
+    u4_scales = "f32"
+    """Elements of the scales that it meets."""
+
+    def load_scales(self, builder: Any, address: Any) -> Any:
+        """The 8 u8 scales of a block, for `u4_scaled`."""
+        return widen_u8(builder, load_at(builder, ir.VectorType(I8, LANES), address))
+
+    def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+        """`acc` + dot of one chunk."""
+        return self.i8_dot(builder, acc, codes, x)
+
+    def u4_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
+        """Product of the dot and the block's scales, f32; exact, since it stays below 2**24 (32 * 15 * 127 * 255)."""
+        return builder.fmul(builder.sitofp(acc, scales.type), scales)
+
+    def i8_start(self, builder: Any, register: Any, start: Any) -> Any:
+        """Where the accumulator of `i8` begins; `start` is -128 times the sum of the activations."""
+        return constant(register, 0)
+
+    def i8_codes(self, builder: Any, codes: Any) -> Any:
+        """Codes in the form that `i8_dot` takes."""
+        return codes
+
+    def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+        """`acc` + dot of one chunk, i32."""
+        codes, x = builder.bitcast(codes, acc.type), builder.bitcast(x, acc.type)
+        for byte in range(4):
+            up, down = constant(acc.type, 24 - 8 * byte), constant(acc.type, 24)
+            parts = [builder.ashr(builder.shl(v, up), down) for v in (codes, x)]
+            acc = builder.add(acc, builder.mul(*parts))
+        return acc
+
+
+class Avx2(Dot):
+    """maddubs: u8 x i8 pairs into int16. Sums of 8 products of nibbles stay below 2**15 (8 * 2 * 15 * 127 = 30480)."""
+
+    u4 = u4_scales = "i16"
+    WORDS = ir.VectorType(I16, 16)
+    DWORDS = ir.VectorType(I32, 8)
+
+    def load_scales(self, builder: Any, address: Any) -> Any:
+        wide = builder.zext(load_at(builder, ir.VectorType(I8, LANES), address), self.DWORDS)
+        return builder.bitcast(builder.or_(wide, builder.shl(wide, constant(wide.type, 16))), self.WORDS)
+
+    def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+        return builder.add(acc, self._maddubs(builder, codes, x))
+
+    def u4_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
+        # The scale stands in both halves of a lane, so the horizontal sum and the product are one instruction.
+        product = call_llvm(builder, "llvm.x86.avx2.pmadd.wd", self.DWORDS, acc, scales)
+        return builder.sitofp(product, ir.VectorType(F32, LANES))
+
+    def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+        magnitude = call_llvm(builder, "llvm.abs.v32i8", codes.type, codes, I1(0))
+        signed = call_llvm(builder, "llvm.x86.avx2.psign.b", codes.type, x, codes)
+        pairs = self._maddubs(builder, magnitude, signed)
+        return builder.add(
+            acc, call_llvm(builder, "llvm.x86.avx2.pmadd.wd", self.DWORDS, pairs, constant(self.WORDS, 1))
+        )
+
+    def _maddubs(self, builder: Any, codes: Any, x: Any) -> Any:
+        return call_llvm(builder, "llvm.x86.avx2.pmadd.ub.sw", self.WORDS, codes, x)
+
+
+class AvxVnni(Dot):
+    """vpdpbusd: u8 x i8 quadruples straight into int32."""
+
+    def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+        return call_llvm(builder, f"llvm.x86.avx512.vpdpbusd.{32 * acc.type.count}", acc.type, acc, codes, x)
+
+    def i8_start(self, builder: Any, register: Any, start: Any) -> Any:
+        return start
+
+    def i8_codes(self, builder: Any, codes: Any) -> Any:
+        # The instruction takes unsigned codes: 128 more than they are, which `i8_start` takes back.
+        return builder.xor(codes, constant(codes.type, -128))
+
+    def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+        return self.u4_dot(builder, acc, codes, x)
+
+
+class Avx512Vnni(AvxVnni):
+    """The same instruction in registers of 512 bits: two row tiles at once where both are there."""
+
+    tiles = 2
+
+
+class Neon(Dot):
+    """sdot: i8 x i8 quadruples into int32; nibbles are small enough to pass as signed. A register is two of NEON's.
+
+    Not `llvm.vector.partial.reduce.add`, which becomes this instruction on some processors: it may sum the bytes of
+    one lane into another, and on others it does.
+    """
+
+    def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+        parts = zip(*(halves(builder, register) for register in (acc, codes, x)), strict=True)
+        return concatenated(builder, [self._sdot(builder, *part) for part in parts])
+
+    def _sdot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+        return call_llvm(builder, "llvm.aarch64.neon.sdot.v4i32.v16i8", acc.type, acc, codes, x)
+
+
+SETS: dict[str, tuple[Dot, frozenset[str]]] = {
+    "avx512vnni": (Avx512Vnni(), frozenset({"avx2", "avx512vnni", "avx512vl"})),
+    "avxvnni": (AvxVnni(), frozenset({"avx2", "avxvnni"})),
+    "avx2": (Avx2(), frozenset({"avx2"})),
+    "neon": (Neon(), frozenset({"neon", "dotprod"})),
+    "generic": (Dot(), frozenset()),
+}
+"""Instruction sets, best first, with the features of the processor that each needs, by LLVM's names."""
