@@ -9,12 +9,14 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import pytest
+from llvmlite import ir
 from numba.core.registry import cpu_target
 
 from quantkit_kernels import cache
 from quantkit_kernels.simd import check, isa
 from quantkit_kernels.simd.instruction_sets import SETS, Avx2, Avx512Vnni, AvxVnni, Dot, Neon
-from quantkit_kernels.simd.vectors import call_llvm
+from quantkit_kernels.simd.memory import _narrow_f16, _widen_f16
+from quantkit_kernels.simd.vectors import F16, F32, I64, call_llvm, load_at, store_at
 
 TRIPLE, PROCESSOR, FEATURES = cpu_target.target_context.codegen().magic_tuple()
 HERE = [name for name, (_, needs) in SETS.items() if needs <= {feature[1:] for feature in FEATURES.split(",")}]
@@ -98,15 +100,15 @@ SHUFFLES = r"\b(zip[12]|uzp[12]|trn[12]|tbl|ext|mov)\s+v\d+\.(16b|4s|2d)"
 """Of whole registers; the 8 bytes of scales are widened by a zip of halves."""
 
 
-def assembly(dot: Dot, triple: str, features: str) -> dict[str, str]:
-    """What the dot products of one block, `u4` and `i8`, become on another machine."""
+def assembly(module: ir.Module, triple: str, features: str) -> dict[str, list[str]]:
+    """What the functions of `module` become on another machine: their instructions, by name."""
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     target = llvm.Target.from_triple(triple).create_target_machine(features=features, opt=3)
-    module = check.module_of(dot)
     module.triple = triple
     text = target.emit_assembly(check.optimized(module, target))
-    return {name: re.search(rf"^{name}:(.*?)\.Lfunc_end", text, re.M | re.S)[1] for name in ("u4", "i8")}
+    functions = re.findall(r"^(\w+):(.*?)\.Lfunc_end", text, re.M | re.S)
+    return {name: [" ".join(line.split()) for line in body.splitlines()] for name, body in functions}
 
 
 @pytest.mark.parametrize(
@@ -124,10 +126,33 @@ def assembly(dot: Dot, triple: str, features: str) -> dict[str, str]:
 def test_assembly_has_the_instructions_of_the_set(
     dot: Dot, triple: str, features: str, instruction: str, register: str, count: int
 ) -> None:
-    for name, text in assembly(dot, triple, features).items():
-        lines = [line.strip().replace("\t", " ") for line in text.splitlines()]
+    functions = assembly(check.module_of(dot), triple, features)
+    assert list(functions) == ["u4", "i8"]
+    for lines in functions.values():
         dots = [line for line in lines if line.startswith(instruction)]
-        assert len(dots) == count, f"{name}: {text}"
-        assert all(register in line for line in dots), f"{name}: {text}"
+        assert len(dots) == count, lines
+        assert all(register in line for line in dots), lines
         if isinstance(dot, Neon):  # two registers of 128 bits are one of 256 without moving a byte
-            assert not re.search(SHUFFLES, text), f"{name}: {text}"
+            assert not any(re.search(SHUFFLES, line) for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("triple", "features", "widen", "narrow"),
+    [
+        (X86, "+avx2,+f16c", ["vcvtph2ps"], ["vcvtps2ph"]),
+        (ARM, "+dotprod", ["fcvtl", "fcvtl2"], ["fcvtn", "fcvtn2"]),
+    ],
+)
+def test_f16_is_converted_8_at_a_time(triple: str, features: str, widen: list[str], narrow: list[str]) -> None:
+    module = ir.Module()
+    for name, kind, convert in ("widen", F16, _widen_f16), ("narrow", F32, _narrow_f16):
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64, I64]), name)
+        builder = ir.IRBuilder(function.append_basic_block())
+        store_at(
+            builder, convert(builder, load_at(builder, ir.VectorType(kind, 8), function.args[0])), function.args[1]
+        )
+        builder.ret_void()
+    functions = assembly(module, triple, features)
+    for name, expected in ("widen", widen), ("narrow", narrow):
+        conversions = [line.split()[0] for line in functions[name] if re.match(r"v?cvt|fcvt|call|bl\b", line)]
+        assert sorted(conversions) == expected, functions[name]

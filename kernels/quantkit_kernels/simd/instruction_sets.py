@@ -142,7 +142,7 @@ SETS: dict[str, tuple[Dot, frozenset[str]]] = {
     "avx512vnni": (Avx512Vnni(), frozenset({"avx2", "avx512vnni", "avx512vl"})),
     "avxvnni": (AvxVnni(), frozenset({"avx2", "avxvnni"})),
     "avx2": (Avx2(), frozenset({"avx2"})),
-    "neon": (Neon(), frozenset({"neon", "dotprod"})),
+    "neon": (Neon(), frozenset({"dotprod"})),
     "generic": (Dot(), frozenset()),
 }
 """Instruction sets, best first, with the features of the processor that each needs, by LLVM's names."""

@@ -39,6 +39,8 @@ def _processor() -> tuple[str, str]:
 def _choose() -> str:
     name, features = _processor()
     present = {feature[1:] for feature in features.split(",") if feature.startswith("+")}
+    if os.uname().machine == "x86_64" and "f16c" not in present:
+        raise RuntimeError(f"quantkit needs a processor with F16C, as all with AVX2 are; numba compiles for {name}")
     usable = [isa for isa, (_, needs) in SETS.items() if needs <= present]
     forced = os.environ.get("QUANTKIT_ISA")
     if forced and forced not in usable:

@@ -95,7 +95,8 @@ def cpu_relax(typing):
         if "x86" in builder.module.triple or builder.module.triple.startswith("i"):
             call_llvm(builder, "llvm.x86.sse2.pause", ir.VoidType())
         elif builder.module.triple.startswith(("aarch64", "arm64")):
-            call_llvm(builder, "llvm.aarch64.hint", ir.VoidType(), I32(1))
+            # Not `yield`, which does nothing on a core of one thread: `isb` waits for the pipeline to drain.
+            call_llvm(builder, "llvm.aarch64.isb", ir.VoidType(), I32(15))
         return context.get_dummy_value()
 
     return types.void(), generate
