@@ -34,8 +34,6 @@ class Buffer:
     cache)."""
 
     token_bytes: int = 0
-    interleaved: bool = False
-    """Tokens are packed in blocks, so that one token's bytes are not a row."""
     slot: int = -1
     """Which piece of the arena holds it."""
     own: int = -1
@@ -215,7 +213,7 @@ class _Lowering:
 
     def _quantize(self, x: Value) -> Buffer:
         if x.index not in self._quantized:
-            packed = Buffer(packed_bytes(x.columns), interleaved=True)
+            packed = Buffer(packed_bytes(x.columns))
             self._quantized[x.index] = packed
             numbers: dict[Field, int | float] = {Field.COLUMNS: x.columns}
             inputs = (self._buffer(x),)
@@ -301,8 +299,10 @@ def _assign_memory(steps: Sequence[Step]) -> tuple[list[int], int]:
         if not output.token_bytes or output.slot >= 0:
             continue
         own = own if index and steps[index - 1].run > 1 else 0
-        in_place = [x for x in step.inputs if x.slot >= 0 and last_use[x] == index and _same_rows(x, output)]
-        if last_use[output] < index + step.run and not output.interleaved:
+        in_place = [
+            x for x in step.inputs if x.slot >= 0 and last_use[x] == index and x.token_bytes == output.token_bytes
+        ]
+        if last_use[output] < index + step.run:
             output.own = own
             own += output.token_bytes
             own_bytes = max(own_bytes, own)
@@ -326,7 +326,3 @@ def _take_slot(slots: list[int], free: list[int], size: int) -> int:
     slot = min(fitting, key=slots.__getitem__) if fitting else max(free, key=slots.__getitem__)
     slots[slot] = max(slots[slot], size)
     return slot
-
-
-def _same_rows(a: Buffer, b: Buffer) -> bool:
-    return a.token_bytes == b.token_bytes and not (a.interleaved or b.interleaved)

@@ -46,8 +46,6 @@ def test_every_meeting_of_threads_has_a_barrier(kind, sizes):
     readers, writers = np.zeros((2, threads, size), bool)
 
     def touched(step, buffer, thread):
-        # An interleaved token's bytes are somewhere in its block: here, as if blocks were rows, which only one step
-        # reads.
         touch = np.zeros(size, bool)
         if buffer.slot >= 0:  # a thread's own memory meets nobody
             gathers = step.opcode is Opcode.SELECT and buffer is not step.output

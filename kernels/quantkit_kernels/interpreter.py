@@ -139,7 +139,7 @@ def _token_step(step, state, thread, token, count):
     b = get_i64(step + B) + token * get_i64(step + B_STRIDE) + thread * get_i64(step + B_APART)
     columns = get_i64(step + COLUMNS)
     if opcode == QUANTIZE:
-        quantize(a, columns, token, count, get_i64(step + OUT))
+        quantize(a, columns, out)
     elif opcode == RMS_NORM:
         size, eps, offset = get_i64(step + SIZE), get_f32(step + EPS), get_f32(step + OFFSET)
         rms_norm(a, get_i64(step + WEIGHT), out, columns, size, eps, offset)
@@ -195,9 +195,9 @@ def _row_tiles(step, state, first, last, rows, tokens):
     if y == 0:
         y, y_stride = get_i64(state + LOGITS), get_i64(state + LOGITS_STRIDE)
     if kind == INT4:
-        linear_int4(first, last, weight, row_scales, bias, columns, x, tokens, y, y_stride)
+        linear_int4(first, last, weight, row_scales, bias, columns, x, x_stride, tokens, y, y_stride)
     elif kind == INT8:
-        linear_int8(first, last, weight, row_scales, bias, columns, x, tokens, y, y_stride)
+        linear_int8(first, last, weight, row_scales, bias, columns, x, x_stride, tokens, y, y_stride)
     elif kind == F16:
         linear_f16(first, last, weight, bias, rows, columns, x, x_stride, tokens, y, y_stride)
     elif kind == BF16:

@@ -8,7 +8,7 @@ and `simd` how a grid of registers is spelt. Which rows a thread computes is `in
 
 from __future__ import annotations
 
-from .activations import RECORD, lanes_of
+from .activations import RECORD, START, STEP, SUM
 from .jit import jit
 from .simd import (
     TILES,
@@ -38,8 +38,9 @@ from .simd import (
     rows_of,
     scale_u4,
     start_dot_i8,
+    store_grid,
     store_sums,
-    store_tokens,
+    tiles_of,
     to_f32,
     tokens_of,
     zero_dot_u4,
@@ -50,95 +51,111 @@ from .simd import (
 INT4_BLOCK, INT8_BLOCK = 144, 264
 """Bytes of a block, as `blocks.py` specifies them (a test compares)."""
 AHEAD = 8192
-"""Bytes between the weights in use and those asked for, where they are read for the first time."""
+"""Bytes between the weights in use and those asked for, where a few tokens are as fast as memory."""
 
 
 @jit
-def _prefetch_block(weight, size):
-    for line in range(0, size, 64):
-        prefetch(weight + AHEAD + line)
+def _prefetch_blocks(weight, stride, size, like):
+    for tile in range(tiles_of(like)):
+        for line in range(0, size, 64):
+            prefetch(weight + tile * stride + line)
 
 
 @jit
-def _int4_tile(like, weight, row_scales, bias, x, groups, y, y_stride, tokens, fetch):
-    """The row tiles of a register of `like`, which is zero, times a block of tokens; `fetch` the weights ahead."""
-    n, stride = tokens_of(like), INT4_BLOCK * groups
+def _int4_tile(like, weight, row_scales, bias, x, x_stride, groups, y, y_stride, ahead):
+    """The row tiles of a register of `like`, which is zero, times its tokens; asks for the weights `ahead` bytes on."""
+    stride = INT4_BLOCK * groups
     total, offset = like, like
     for _ in range(groups):
         dot = zero_dot_u4(like)
         for chunk in range(4):
             codes = load_rows_bytes(weight + 32 * chunk, stride, like)
-            dot = dot_u4(dot, low_nibbles(codes), broadcast_dwords(x + 8 * chunk * n, 4, like))
-            dot = dot_u4(dot, high_nibbles(codes), broadcast_dwords(x + (8 * chunk + 4) * n, 4, like))
+            dot = dot_u4(dot, low_nibbles(codes), broadcast_dwords(x + 8 * chunk, x_stride, like))
+            dot = dot_u4(dot, high_nibbles(codes), broadcast_dwords(x + 8 * chunk + 4, x_stride, like))
         scaled = scale_u4(dot, load_scales_u4(weight + 128, stride, like))
-        total = fma(scaled, broadcast_f32(x + 32 * n, 4, like), total)
-        offset = fma(load_rows_i8(weight + 136, stride, like), broadcast_f32(x + 36 * n, 4, like), offset)
-        if n == 1 or fetch:
-            _prefetch_block(weight, INT4_BLOCK)
+        total = fma(scaled, broadcast_f32(x + STEP, x_stride, like), total)
+        offset = fma(load_rows_i8(weight + 136, stride, like), broadcast_f32(x + SUM, x_stride, like), offset)
+        if ahead:
+            _prefetch_blocks(weight + ahead, stride, INT4_BLOCK, like)
         weight += INT4_BLOCK
-        x += RECORD * n
+        x += RECORD
     total = fma(total, load_rows_f32(row_scales, 64, like), offset * load_rows_f32(row_scales + 32, 64, like))
     if bias:
         total = total + load_rows_f32(bias, 32, like)
-    store_tokens(y, y_stride, tokens, total)
+    store_grid(y, 0, y_stride, total)
 
 
 @jit
-def _int8_tile(like, weight, row_scales, bias, x, groups, y, y_stride, tokens, fetch):
+def _int8_tile(like, weight, row_scales, bias, x, x_stride, groups, y, y_stride, ahead):
     """As `_int4_tile`."""
-    n, stride = tokens_of(like), INT8_BLOCK * groups
+    stride = INT8_BLOCK * groups
     total = like
     for _ in range(groups):
-        dot = start_dot_i8(x + 40 * n, 4, like)
+        dot = start_dot_i8(x + START, x_stride, like)
         for chunk in range(8):
             codes = codes_i8(load_rows_bytes(weight + 32 * chunk, stride, like))
-            dot = dot_i8(dot, codes, broadcast_dwords(x + 4 * chunk * n, 4, like))
+            dot = dot_i8(dot, codes, broadcast_dwords(x + 4 * chunk, x_stride, like))
         scaled = to_f32(dot) * load_scales_f32(weight + 256, stride, like)
-        total = fma(scaled, broadcast_f32(x + 32 * n, 4, like), total)
-        if n == 1 or fetch:
-            _prefetch_block(weight, INT8_BLOCK)
+        total = fma(scaled, broadcast_f32(x + STEP, x_stride, like), total)
+        if ahead:
+            _prefetch_blocks(weight + ahead, stride, INT8_BLOCK, like)
         weight += INT8_BLOCK
-        x += RECORD * n
+        x += RECORD
     total = total * load_rows_f32(row_scales, 32, like)
     if bias:
         total = total + load_rows_f32(bias, 32, like)
-    store_tokens(y, y_stride, tokens, total)
+    store_grid(y, 0, y_stride, total)
 
 
 def _packed_linear(tile_kernel, block_bytes, scale_bytes):
     @jit
-    def tokens_of_tile(like8, like4, like1, weight, row_scales, bias, x, groups, tokens, y, y_stride):
-        for token in range(0, tokens, 8):
-            block, out, fetch = x + token * groups * RECORD, y + token * y_stride, token == 0
-            lanes, count = lanes_of(token, tokens), min(tokens - token, 8)
-            if lanes == 8:
-                tile_kernel(like8, weight, row_scales, bias, block, groups, out, y_stride, count, fetch)
-            elif lanes == 4:
-                tile_kernel(like4, weight, row_scales, bias, block, groups, out, y_stride, count, fetch)
+    def few(weight, row_scales, bias, x, x_stride, groups, token, tokens, y, y_stride):
+        """One row tile times the tokens from `token` on, up to 4 at a time."""
+        ahead = AHEAD if token == 0 else 0
+        while token < tokens:
+            left = tokens - token
+            if left > 2 and tokens > 3:  # a third one alone: computed together with one that is done
+                start = min(token, tokens - 4)
+                source, out = x + start * x_stride, y + start * y_stride
+                tile_kernel(zeros(1, 4), weight, row_scales, bias, source, x_stride, groups, out, y_stride, ahead)
+                token += 4
+            elif left > 1:
+                source, out = x + token * x_stride, y + token * y_stride
+                tile_kernel(zeros(1, 2), weight, row_scales, bias, source, x_stride, groups, out, y_stride, ahead)
+                token += 2
             else:
-                tile_kernel(like1, weight, row_scales, bias, block, groups, out, y_stride, count, fetch)
+                source, out = x + token * x_stride, y + token * y_stride
+                tile_kernel(zeros(1, 1), weight, row_scales, bias, source, x_stride, groups, out, y_stride, ahead)
+                token += 1
+            ahead = 0
 
     @jit
-    def linear(first, last, weight, row_scales, bias, columns, x, tokens, y, y_stride):
-        """Row tiles `first` to `last` for all tokens; `x` as `activations.quantize` packed them, `y` f32 rows."""
+    def linear(first, last, weight, row_scales, bias, columns, x, x_stride, tokens, y, y_stride):
+        """Row tiles `first` to `last` for all tokens; `x` rows as `activations.quantize` packs them, `y` f32 rows."""
         groups = (columns + 31) >> 5
         tile = first
         while tile < last:
             w, scales, out = weight + tile * groups * block_bytes, row_scales + tile * scale_bytes, y + 32 * tile
             tile_bias = bias + 32 * tile if bias else 0
-            # A single token is as fast as memory: one stream of weights, in order, suits the prefetcher best.
-            if tokens > 1 and last - tile >= TILES:
-                tokens_of_tile(
-                    zeros_tiles(8), zeros_tiles(4), zeros_tiles(1),
-                    w, scales, tile_bias, x, groups, tokens, out, y_stride,
-                )  # fmt: skip
-                tile += TILES
-            else:
-                tokens_of_tile(
-                    zeros(1, 8), zeros(1, 4), zeros(1, 1),
-                    w, scales, tile_bias, x, groups, tokens, out, y_stride,
-                )  # fmt: skip
-                tile += 1
+            token, count = 0, 1
+            if tokens >= 8 and last - tile >= TILES:
+                count = TILES
+                ahead = TILES * groups * block_bytes
+                while tokens - token >= 8:
+                    tile_kernel(
+                        zeros_tiles(8), w, scales, tile_bias,
+                        x + token * x_stride, x_stride, groups, out + token * y_stride, y_stride, ahead,
+                    )  # fmt: skip
+                    token += 8
+                    ahead = 0
+            if token < tokens:
+                for _ in range(count):
+                    few(w, scales, tile_bias, x, x_stride, groups, token, tokens, out, y_stride)
+                    w += groups * block_bytes
+                    scales += scale_bytes
+                    out += 32
+                    tile_bias = tile_bias + 32 if tile_bias else 0
+            tile += count
 
     return linear
 

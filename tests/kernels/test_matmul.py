@@ -19,17 +19,17 @@ TOLERANCE = 2e-5
 
 
 @jit(entry=True)
-def quantize_all(x, stride, columns, tokens, packed):
+def quantize_all(x, x_stride, columns, tokens, packed, packed_stride):
     for token in range(tokens):
-        activations.quantize(x + token * stride, columns, token, tokens, packed)
+        activations.quantize(x + token * x_stride, columns, packed + token * packed_stride)
 
 
 @jit(entry=True)
 def multiply(kind, first, last, weight, row_scales, bias, rows, columns, x, x_stride, tokens, y, y_stride):
     if kind == 0:
-        linear_int4(first, last, weight, row_scales, bias, columns, x, tokens, y, y_stride)
+        linear_int4(first, last, weight, row_scales, bias, columns, x, x_stride, tokens, y, y_stride)
     elif kind == 1:
-        linear_int8(first, last, weight, row_scales, bias, columns, x, tokens, y, y_stride)
+        linear_int8(first, last, weight, row_scales, bias, columns, x, x_stride, tokens, y, y_stride)
     elif kind == 2:
         linear_f16(first, last, weight, bias, rows, columns, x, x_stride, tokens, y, y_stride)
     elif kind == 3:
@@ -69,8 +69,8 @@ def random_weight(kind, rows, columns, rng, extreme=False):
 def quantized(x):
     """int8 activations -> (packed records, the values that they stand for)."""
     tokens, columns = x.shape
-    packed = np.full(-(-tokens // 8) * 8 * activations.packed_bytes(columns), 0xAA, np.uint8)
-    quantize_all(x.ctypes.data, x.strides[0], columns, tokens, packed.ctypes.data)
+    packed = np.full((tokens, activations.packed_bytes(columns)), 0xAA, np.uint8)
+    quantize_all(x.ctypes.data, x.strides[0], columns, tokens, packed.ctypes.data, packed.strides[0])
     padded = np.zeros((tokens, -(-columns // 32) * 32))
     padded[:, :columns] = x
     groups = padded.reshape(tokens, -1, 32)
@@ -89,7 +89,7 @@ def run(kind, data, row_scales, bias, shape, x, pieces=((0, None),)):
         multiply(
             (PACKED | FLOATS)[kind], first, tiles if last is None else last, data.ctypes.data,
             0 if row_scales is None else row_scales.ctypes.data, 0 if bias is None else bias.ctypes.data,
-            rows, columns, source.ctypes.data, x.strides[0], tokens, y.ctypes.data, y.strides[0],
+            rows, columns, source.ctypes.data, source.strides[0], tokens, y.ctypes.data, y.strides[0],
         )  # fmt: skip
     return y[:, :rows]
 
@@ -146,7 +146,7 @@ def test_same_bits_for_any_split_of_rows_and_tokens(kind):
 
 def test_activations_of_a_zero_row_are_zero():
     packed, value = quantized(np.zeros((3, 40), np.float32))
-    assert not packed[: 4 * activations.packed_bytes(40)].any()  # three tokens fill a block of four
+    assert not packed.any()
     assert not value.any()
 
 

@@ -80,7 +80,7 @@ from .memory import (
     store_f16,
     store_grid,
     store_i8,
-    store_tokens,
+    tiles_of,
     tokens_of,
     zeros,
     zeros_wide,

@@ -302,19 +302,6 @@ def store_grid(typing, address, row_stride, token_stride, value):
 
 
 @intrinsic
-def store_tokens(typing, address, stride, count, value):
-    """Store the registers of the first `count` tokens of a single row, token j at `address + j * stride`."""
-
-    def generate(context, builder, sig, args):
-        for token, register in enumerate(split(builder, value, args[3])):
-            with builder.if_then(builder.icmp_signed("<", I64(token), args[2]), likely=True):
-                store_at(builder, register, args[0], builder.mul(args[1], I64(token)))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64, value), generate
-
-
-@intrinsic
 def store(typing, address, value):
     """Store one register as it is."""
 
@@ -405,3 +392,9 @@ def tokens_of(typing, like):
 def rows_of(typing, like):
     """Number of row registers of a grid, a constant."""
     return types.int64(like), lambda context, builder, sig, args: I64(like.rows)
+
+
+@intrinsic
+def tiles_of(typing, like):
+    """Number of row tiles that a register holds side by side, a constant."""
+    return types.int64(like), lambda context, builder, sig, args: I64(like.lanes // LANES)
