@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,16 @@ class Model:
     def plan(self) -> Plan:
         """The steps of a pass."""
         return self._plan
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The weights, by name."""
+        return MappingProxyType(self._tensors)
+
+    @property
+    def cache_shape(self) -> CacheShape:
+        """What a position of the KV cache needs."""
+        return self._pages.shape
 
     @property
     def nbytes(self) -> int:

@@ -33,6 +33,11 @@ class CacheShape:
         """Bytes of a page of `PAGE` positions."""
         return page_bytes(self.kind, self.layers, self.kv_heads, self.head_dim)
 
+    @property
+    def position_bytes(self) -> float:
+        """Bytes of one position."""
+        return self.page_bytes / PAGE
+
 
 class PagePool:
     """Hands out zeroed or used pages, and keeps those that sequences give back."""

@@ -1,139 +1,123 @@
-"""`quantkit bench`: speed of prompts and generation, in llama-bench's terms."""
+"""`quantkit bench`: speed of prompts and generation, in llama-bench's terms, beside what the machine can do."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantkit.cli.options import Command, integers, model_argument
+from quantkit.cli.bench_output import FORMS, row
+from quantkit.cli.options import Command, integers, kv_option, model_argument
 
 if TYPE_CHECKING:
-    from quantkit.benchmark import Measurement
+    from quantkit.benchmark import Measurement, Test
     from quantkit.engine import Model
+
+
+def _list_option(
+    *names: str, minimum: int, text: str, default: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option that takes lists and ranges of integers, once or several times."""
+    return click.option(
+        *names,
+        multiple=True,
+        metavar="N,...",
+        callback=integers(minimum),
+        help=text,
+        default=default and (default,),
+        show_default=default or False,
+    )
+
+
+def _check_plot(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and value.suffix not in (".png", ".svg"):
+        raise click.BadParameter(f"{value} ends neither in .png nor in .svg", ctx, param)
+    return value
 
 
 @click.command("bench", cls=Command, short_help="Measure the speed of prompts and generation.")
 @model_argument
-@click.option(
-    "-p", "--n-prompt", default="512", show_default=True, metavar="N,...", callback=integers(0), help="Prompt lengths."
-)
-@click.option(
-    "-n", "--n-gen", default="128", show_default=True, metavar="N,...", callback=integers(0), help="Tokens to generate."
-)
-@click.option(
-    "-d",
-    "--n-depth",
-    default="0",
-    show_default=True,
-    metavar="N,...",
-    callback=integers(0),
-    help="Tokens in the cache before.",
-)
-@click.option(
-    "-t",
-    "--threads",
-    metavar="N,...",
-    callback=integers(1),
-    help="Worker threads  [default: the physical cores allowed]",
-)
+@_list_option("-p", "--n-prompt", minimum=0, text="Prompt lengths.", default="512")
+@_list_option("-n", "--n-gen", minimum=0, text="Tokens to generate.", default="128")
+@_list_option("-d", "--n-depth", minimum=0, text="Tokens in the cache before.", default="0")
+@_list_option("-b", "--batch", "-npl", minimum=1, text="Sequences decoded together.", default="1")
+@_list_option("-t", "--threads", minimum=1, text="Worker threads  [default: the physical cores allowed]")
+@kv_option
 @click.option(
     "-r", "--repetitions", default=5, show_default=True, type=click.IntRange(min=1), help="Runs of each test."
 )
+@click.option("--no-warmup", is_flag=True, help="Time the first run of each test as well.")
+@click.option("-o", "--output", default="md", show_default=True, type=click.Choice(list(FORMS)), help="Form of output.")
+@click.option("--ops", is_flag=True, help="Show where the time goes, by operation (one more run of each test).")
 @click.option(
-    "-o", "--output", default="md", show_default=True, type=click.Choice(["md", "json"]), help="Form of the answer."
+    "--plot",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    callback=_check_plot,
+    help="Draw speeds and rooflines into a .png or .svg file (needs the extra `plot`).",
 )
 def command(
     model: Path,
     n_prompt: tuple[int, ...],
     n_gen: tuple[int, ...],
     n_depth: tuple[int, ...],
+    batch: tuple[int, ...],
     threads: tuple[int, ...] | None,
+    kv_dtype: str,
     repetitions: int,
+    no_warmup: bool,
     output: str,
+    ops: bool,
+    plot: Path | None,
 ) -> None:
     """Measure how fast MODEL reads a prompt (pp) and generates (tg), as llama-bench does.
 
-    Tokens are random, so no tokenizer is needed. For generation, GB/s counts the weights that each token reads, and the
-    share is that of the read bandwidth measured with as many threads.
+    N is a list of numbers and ranges: 512,1024 or 0-4096+1024 or 1-16*2. Tests are named pp512, tg128, tg128 b4 (four
+    sequences decoded together, all their tokens counted) and tg128 @ d4096 (behind 4096 tokens). Tokens are random, so
+    no tokenizer is needed.
+
+    GB/s counts the bytes of weights, keys and values that a test has to read, GMAC/s the multiply-adds of matrix
+    products and attention. Their shares are those of this machine's read bandwidth and of its int8 peak, measured
+    between the runs with as many threads; they drift on shared machines.
     """
-    from quantkit.benchmark import cases, measure, measure_bandwidth
+    from quantkit.benchmark import cases
+    from quantkit.roofline import Costs
+
+    if ops and output == "csv":
+        raise click.UsageError("--ops has no place in csv; ask for md, json or jsonl")
+    if plot is not None:
+        from quantkit.plot import draw, require_matplotlib
+
+        require_matplotlib()
+    found: list[Measurement] = []
+    costs: list[Costs] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        options = {"repetitions": repetitions, "warmup": not no_warmup, "operations": ops}
+        tests = cases(n_prompt, n_gen, n_depth, batch)
+        for loaded, measurement in _measure(model, tests, threads or (None,), kv_dtype, options):
+            found.append(measurement)
+            costs[:] = [Costs(loaded)]
+            yield row(model, loaded, measurement)
+
+    for line in FORMS[output](rows()):
+        click.echo(line)
+    if plot is not None:
+        draw(plot, model.resolve().name, found, costs[0])
+
+
+def _measure(
+    path: Path, tests: Sequence[Test], threads: Sequence[int | None], kv_dtype: str, options: dict[str, Any]
+) -> Iterator[tuple[Model, Measurement]]:
+    """Load the model with each number of threads and run all tests; the read bandwidth is kept for later commands."""
+    from quantkit.benchmark import measure, open_probe, remember_bandwidth
     from quantkit.load import load_model
 
-    tests = cases(n_prompt, n_gen, n_depth)
-    rows = []
-    for count in threads or (None,):
-        loaded = load_model(model, threads=count)
-        try:
-            bandwidth = measure_bandwidth(loaded.threads)
-            rows += [_row(model, loaded, found, bandwidth) for found in measure(loaded, tests, repetitions)]
-        finally:
-            loaded.close()
-    click.echo("\n".join(_FORMS[output](rows)))
-
-
-def _row(path: Path, model: Model, found: Measurement, bandwidth: float) -> dict[str, Any]:
-    """One measurement under llama-bench's JSON keys; the last three are quantkit's own, in GB/s."""
-    import quantkit
-    from quantkit.machine import cpu_name
-
-    rate = found.read_rate
-    return {
-        "build_version": quantkit.__version__,
-        "cpu_info": cpu_name(),
-        "backends": "CPU",
-        "model_filename": str(path),
-        "model_type": model.config["model_type"],
-        "model_size": model.nbytes,
-        "model_n_params": sum(math.prod(spec.shape) for spec in model.program.tensors.values()),
-        "n_threads": model.threads,
-        "n_prompt": found.test.n_prompt,
-        "n_gen": found.test.n_gen,
-        "n_depth": found.test.n_depth,
-        "test": found.test.name,
-        "avg_ns": found.avg_ns,
-        "stddev_ns": found.stddev_ns,
-        "avg_ts": found.avg_ts,
-        "stddev_ts": found.stddev_ts,
-        "samples_ns": list(found.samples_ns),
-        "samples_ts": found.samples_ts,
-        "read_gbs": rate and rate / 1e9,
-        "bandwidth_gbs": bandwidth / 1e9,
-        "bandwidth_share": rate and rate / bandwidth,
-    }
-
-
-def _markdown(rows: list[dict[str, Any]]) -> Iterator[str]:
-    from quantkit.cli.text import size, table
-
-    headers = ("model", "size", "params", "backend", "threads", "test", "t/s", "GB/s", "share")
-    cells = [
-        (
-            row["model_type"],
-            size(row["model_size"]),
-            f"{row['model_n_params'] / 1e6:.2f} M",
-            row["backends"],
-            row["n_threads"],
-            row["test"],
-            f"{row['avg_ts']:.2f} ± {row['stddev_ts']:.2f}",
-            f"{row['read_gbs']:.1f}" if row["read_gbs"] else "",
-            f"{row['bandwidth_share']:.0%}" if row["bandwidth_share"] else "",
-        )
-        for row in rows
-    ]
-    yield table(headers, cells, markdown=True)
-    bandwidths = {row["n_threads"]: row["bandwidth_gbs"] for row in rows}
-    reads = ", ".join(f"{rate:.1f} GB/s with {threads}" for threads, rate in bandwidths.items())
-    yield f"\nread bandwidth by threads: {reads}; {rows[0]['cpu_info']}; quantkit {rows[0]['build_version']}"
-
-
-def _json(rows: list[dict[str, Any]]) -> Iterator[str]:
-    import json
-
-    yield json.dumps(rows, indent=2)
-
-
-_FORMS = {"md": _markdown, "json": _json}
+    for count in threads:
+        with contextlib.closing(load_model(path, threads=count, kv_dtype=kv_dtype)) as model:
+            for measurement in measure(model, tests, open_probe(model.threads), **options):
+                remember_bandwidth(model.threads, measurement.ceilings.read)
+                yield model, measurement

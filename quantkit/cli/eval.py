@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from quantkit.cli.options import Command, model_argument, threads_option
+from quantkit.cli.options import Command, kv_option, model_argument, threads_option
 
 
 @click.command("eval", cls=Command, short_help="Measure perplexity, and divergence from a reference.")
@@ -25,22 +25,31 @@ from quantkit.cli.options import Command, model_argument, threads_option
 @click.option(
     "--reference", type=click.Path(path_type=Path), metavar="DIR", help="Model to compare with, read in the same pass."
 )
+@kv_option
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    model: Path, file: Path, ctx_size: int, chunks: int, reference: Path | None, threads: int | None, as_json: bool
+    model: Path,
+    file: Path,
+    ctx_size: int,
+    chunks: int,
+    reference: Path | None,
+    kv_dtype: str,
+    threads: int | None,
+    as_json: bool,
 ) -> None:
     """Measure how well MODEL predicts a text, as llama-perplexity does: the second half of each window is scored.
 
     With --reference, usually the checkpoint that MODEL was packed from, also the Kullback-Leibler divergence from its
-    predictions. A checkpoint that is not packed is run in f32 arithmetic.
+    predictions. A checkpoint that is not packed is run in f32 arithmetic. The reference keeps its KV cache in 16 bits:
+    with MODEL as its own reference, that is what --kv-bits 8 costs.
     """
     from quantkit.cli.notices import Bar, read_text
     from quantkit.evaluate import perplexity
     from quantkit.load import load, load_model
 
     text = read_text(file)
-    loaded, tokenizer = load(model, threads=threads)
+    loaded, tokenizer = load(model, threads=threads, kv_dtype=kv_dtype)
     with Bar("evaluating") as bar:
         found = perplexity(
             loaded,

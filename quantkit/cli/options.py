@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,24 +42,48 @@ model_argument = click.argument("model", type=click.Path(path_type=Path))
 threads_option = click.option(
     "-t", "--threads", type=click.IntRange(min=1), help="Worker threads  [default: the physical cores allowed]"
 )
+KV_DTYPES = {"16": "f16", "8": "int8"}
+kv_option = click.option(
+    "--kv-bits",
+    "kv_dtype",
+    type=click.Choice(list(KV_DTYPES)),
+    default="16",
+    show_default=True,
+    callback=lambda ctx, param, value: KV_DTYPES[value],
+    help="Precision of the KV cache.",
+)
 output_option = click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write."
 )
 force_option = click.option("--force", is_flag=True, help="Replace DIR if it exists.")
 
 
-def integers(minimum: int) -> Any:
-    """Make a callback that reads comma-separated integers from `minimum` up, as llama-bench takes them: `1,2,4`."""
+RANGE = re.compile(r"(\d+)(?:-(\d+)(?:([+*])(\d+))?)?")
 
-    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-        if value is None:
-            return None
-        try:
-            numbers = tuple(int(part) for part in value.split(","))
-        except ValueError:
-            raise click.BadParameter(f"{value!r} is not a list of integers such as 128 or 1,2", ctx, param) from None
-        if min(numbers) < minimum:
+
+def integers(minimum: int) -> Any:
+    """Make a callback that reads integers from `minimum` up as llama-bench takes them.
+
+    A list `1,2,4`, ranges `1-4`, `0-4096+1024` and `1-16*2`, both together, and the option given several times.
+    """
+
+    def read(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> tuple[int, ...] | None:
+        numbers = []
+        for part in ",".join(values).split(",") if values else ():
+            found = RANGE.fullmatch(part)
+            if not found:
+                text = f"{part!r} is neither a number nor a range such as 0-4096+1024 or 1-16*2"
+                raise click.BadParameter(text, ctx, param)
+            first, last, operator, by = found.groups()
+            step = int(by or 1)
+            number, end = int(first), int(last or first)
+            if number > end or (last and (step < (2 if operator == "*" else 1) or (operator == "*" and not number))):
+                raise click.BadParameter(f"{part!r} is no range: it never ends, or never begins", ctx, param)
+            while number <= end:
+                numbers.append(number)
+                number = number * step if operator == "*" else number + step
+        if numbers and min(numbers) < minimum:
             raise click.BadParameter(f"{min(numbers)} is below {minimum}", ctx, param)
-        return numbers
+        return tuple(numbers) or None
 
     return read

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantkit.cli.options import Command, model_argument, threads_option
+from quantkit.cli.options import Command, kv_option, model_argument, threads_option
 from quantkit.errors import OptionError, PackedModelError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     "repeats what was said; 16 is a good choice  [default: off]",
 )
 @click.option("-c", "--ctx-size", type=int, help="Tokens of the context  [default: what the model was made for]")
+@kv_option
 @threads_option
 @click.option("--ignore-chat-template", is_flag=True, help="Continue the prompt as it is.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end of the text.")
@@ -78,7 +79,9 @@ def command(model: Path, prompt: str | None, file: Path | None, **options: Any) 
     from quantkit.generate import stream_generate
     from quantkit.load import load
 
-    loaded, tokenizer = load(folder, threads=options["threads"], context=options["ctx_size"])
+    loaded, tokenizer = load(
+        folder, threads=options["threads"], context=options["ctx_size"], kv_dtype=options["kv_dtype"]
+    )
     bar, last = Bar("reading the prompt"), None
     responses = stream_generate(
         loaded,

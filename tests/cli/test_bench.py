@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,13 +12,25 @@ import pytest
 
 from quantkit import benchmark
 
-SMALL = ("-p", "16,0", "-n", "4", "-d", "0,8", "-r", "2")
+SMALL = ("-p", "16,0", "-n", "4", "-d", "0-8+8", "-r", "2")
+
+
+class Probe:
+    """Ceilings that take no time to measure: 1 GB/s and 2 GMAC/s for each thread."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def read_bandwidth(self, repeats: int = 1) -> list[float]:
+        return [self.threads * 1e9] * repeats
+
+    def int8_peak(self, repeats: int = 1) -> list[float]:
+        return [self.threads * 2e9] * repeats
 
 
 @pytest.fixture(autouse=True)
-def bandwidth(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measuring it takes longer than these tests."""
-    monkeypatch.setattr(benchmark, "measure_bandwidth", lambda threads: threads * 1e9)
+def probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "open_probe", Probe)
 
 
 def test_json_has_the_keys_of_llama_bench(invoke, packed: Path) -> None:
@@ -32,8 +46,59 @@ def test_json_has_the_keys_of_llama_bench(invoke, packed: Path) -> None:
         assert {"n_prompt", "n_gen", "n_depth", "avg_ns", "stddev_ns", "avg_ts", "stddev_ts"} <= row.keys()
         assert len(row["samples_ns"]) == len(row["samples_ts"]) == 2
         assert row["avg_ts"] > 0
-        assert row["bandwidth_gbs"] == row["n_threads"]
-        assert (row["read_gbs"] is None) == (row["n_gen"] == 0)
+        assert (row["bandwidth_gbs"], row["int8_gmacs"]) == (row["n_threads"], 2 * row["n_threads"])
+        assert row["bandwidth_share"] == pytest.approx(row["read_gbs"] / row["bandwidth_gbs"])
+        assert row["int8_share"] == pytest.approx(row["gmacs"] / row["int8_gmacs"])
+
+
+def test_every_form_tells_the_same(invoke, packed: Path) -> None:
+    options = ("-p", "16", "-n", "2", "-b", "1,3", "-r", "1")
+    array = json.loads(invoke("bench", packed, *options, "-o", "json").stdout)
+    lines = [json.loads(line) for line in invoke("bench", packed, *options, "-o", "jsonl").stdout.splitlines()]
+    table = list(csv.DictReader(io.StringIO(invoke("bench", packed, *options, "-o", "csv").stdout)))
+    for rows in (array, lines, table):
+        assert [row["test"] for row in rows] == ["pp16", "tg2", "tg2 b3"]
+    assert array[0].keys() == lines[0].keys()
+    assert set(table[0]) == set(array[0]) - {"samples_ns", "samples_ts", "operations"}
+
+
+def test_operations_make_up_the_time(invoke, packed: Path) -> None:
+    result = invoke("bench", packed, "-p", "16", "-n", "0", "-r", "1", "--ops", "-o", "json")
+    (row,) = json.loads(result.stdout)
+    operations = {operation["operation"]: operation for operation in row["operations"]}
+    assert {"linear q_proj", "linear lm_head", "attention", "gated + quantize", "(waiting)"} <= operations.keys()
+    assert sum(operation["share"] for operation in operations.values()) == pytest.approx(1)
+    assert operations["linear q_proj"]["bytes"] > 0
+    assert operations["attention"]["macs"] > 0
+    assert "linear q_proj" in invoke("bench", packed, "-p", "16", "-n", "0", "-r", "1", "--ops").stdout
+    assert invoke("bench", packed, "--ops", "-o", "csv").exit_code == 2
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+@pytest.mark.parametrize("lists", [(), ("-d", "0,8"), ("-b", "1,2"), ("-d", "0,8", "-b", "1,2")])
+def test_plots_are_pictures(invoke, packed: Path, tmp_path: Path, suffix: str, lists: tuple[str, ...]) -> None:
+    picture = tmp_path / f"speed.{suffix}"
+    result = invoke("bench", packed, "-p", "8", "-n", "2", "-r", "1", *lists, "--plot", picture)
+    assert result.exit_code == 0, result.stderr
+    assert picture.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+
+
+def test_a_plot_without_matplotlib_is_refused_before_the_model_is_looked_at(invoke, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("quantkit.plot.find_spec", lambda name: None)
+    result = invoke("bench", tmp_path / "nothing", "--plot", tmp_path / "speed.png")
+    assert "quantkit[plot]" in result.stderr
+    assert invoke("bench", tmp_path / "nothing", "--plot", tmp_path / "speed.jpg").exit_code == 2
+
+
+@pytest.mark.parametrize("values", ["", "x", "4-1", "1-4*1", "0-4*2", "1,,2", "1-4+0", "-1"])
+def test_lists_that_make_no_sense_are_refused(invoke, packed: Path, values: str) -> None:
+    result = invoke("bench", packed, f"--n-prompt={values}")
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_an_int8_cache_is_named(invoke, packed: Path) -> None:
+    result = invoke("bench", packed, "-p", "8", "-n", "2", "-r", "1", "--kv-bits", "8", "-o", "json")
+    assert {row["type_k"] for row in json.loads(result.stdout)} == {"int8"}
 
 
 def test_the_table_has_the_columns_of_llama_bench(invoke, packed: Path) -> None:

@@ -1,0 +1,109 @@
+"""The two ceilings of this machine, measured, not looked up: bytes read and int8 multiply-adds per second.
+
+Decoding reads every weight once, so plain reads bound it; prompts share each read between tokens, so the instruction
+set's dot product, on registers, bounds them. Not a benchmark of quantkit: `quantkit.benchmark` puts its figures beside
+these. Both drift on shared machines, so a `Probe` is kept and asked again close to what it is compared with.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from .jit import jit
+from .simd import (
+    TILES,
+    broadcast_dwords,
+    dot_u4,
+    load_i32,
+    load_rows_bytes,
+    load_scales_u4,
+    put_i64,
+    scale_u4,
+    store_tokens,
+    sum_lanes_i32,
+    zero_dot_u4,
+    zeros_tiles,
+)
+
+READ_BYTES = 512 << 20
+"""Read by all threads together at a time: far more than the caches hold."""
+DOTS = 12
+"""Dot products under way at once: more than the latency of one hides."""
+DOT_MACS = 32 * TILES
+"""Multiply-adds of one."""
+ROUNDS = 100_000
+"""Of `DOTS` dot products, by each thread at a time: some milliseconds."""
+CODES_BYTES = 64 * 8
+"""A few registers of codes, in the first-level cache."""
+
+
+@jit(entry=True)
+def _read(address, size, result):
+    """Read `size` bytes, a multiple of 256, and store something that depends on all of them."""
+    a = b = c = d = load_i32(address)
+    for _ in range(size >> 8):
+        a = a + load_i32(address) + load_i32(address + 32)
+        b = b + load_i32(address + 64) + load_i32(address + 96)
+        c = c + load_i32(address + 128) + load_i32(address + 160)
+        d = d + load_i32(address + 192) + load_i32(address + 224)
+        address += 256
+    put_i64(result, sum_lanes_i32(a + b + c + d))
+
+
+@jit(entry=True)
+def _multiply(address, rounds, result):
+    """Run `rounds * DOTS` dot products as a matrix product does: one register of codes meets `DOTS` of activations."""
+    like = zeros_tiles(DOTS)
+    dots, x = zero_dot_u4(like), broadcast_dwords(address, 4, like)
+    for i in range(rounds):
+        # The codes change, or there would be nothing to do in the loop.
+        dots = dot_u4(dots, load_rows_bytes(address + 64 * (i & 7), 32, like), x)
+    store_tokens(result, 32 * TILES, DOTS, scale_u4(dots, load_scales_u4(address, 0, like)))
+
+
+class Probe:
+    """Measures the ceilings of `threads` threads at once; holds `READ_BYTES` of memory as long as it lives."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._share = READ_BYTES // threads & ~255
+        self._memory = np.ones(self._share * threads, np.uint8)
+        self._codes = np.full(CODES_BYTES, 3, np.uint8)
+        self._results = np.zeros((threads, DOTS * 8 * TILES), np.float32)
+        for work in (_read, _multiply):  # compiled before the first measurement
+            work(self._codes.ctypes.data, 256, self._results.ctypes.data)
+
+    def read_bandwidth(self, repeats: int = 3) -> list[float]:
+        """Bytes per second, `repeats` times."""
+        address = self._memory.ctypes.data
+        parts = [(address + thread * self._share, self._share) for thread in range(self.threads)]
+        return [self._share * self.threads / self._seconds(_read, parts) for _ in range(repeats)]
+
+    def int8_peak(self, repeats: int = 3) -> list[float]:
+        """Multiply-adds of int8 per second, `repeats` times."""
+        parts = [(self._codes.ctypes.data, ROUNDS)] * self.threads
+        macs = ROUNDS * DOTS * DOT_MACS * self.threads
+        return [macs / self._seconds(_multiply, parts) for _ in range(repeats)]
+
+    def _seconds(self, work: Callable[[int, int, int], None], parts: list[tuple[int, int]]) -> float:
+        """Run one part on each thread, all at once; returns the time from the first start to the last end."""
+        gate = threading.Barrier(len(parts))
+        times = np.zeros((len(parts), 2))
+
+        def run(thread: int) -> None:
+            gate.wait()
+            times[thread, 0] = time.perf_counter()
+            work(*parts[thread], self._results[thread].ctypes.data)
+            times[thread, 1] = time.perf_counter()
+
+        others = [threading.Thread(target=run, args=(thread,)) for thread in range(1, len(parts))]
+        for other in others:
+            other.start()
+        run(0)
+        for other in others:
+            other.join()
+        return float(times[:, 1].max() - times[:, 0].min())
