@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -75,7 +76,7 @@ class Plan:
     slots: tuple[int, ...]
     own_bytes: int
 
-    @property
+    @cached_property
     def barriers(self) -> int:
         """Barriers inside one pass; one more ends it."""
         return sum(step.barrier for step in self.steps)
