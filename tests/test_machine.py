@@ -95,9 +95,10 @@ def test_affinity_limits_the_cores() -> None:
 
 def test_memory_counts_what_is_touched() -> None:
     before = machine.memory_in_use()
-    touched = np.ones(64 << 20, np.uint8)
+    touched = np.ones(256 << 20, np.uint8)
     grown = machine.memory_in_use() - before
-    assert 48 << 20 < grown < 80 << 20
+    # Other tests' memory may be given back meanwhile.
+    assert 192 << 20 < grown < 320 << 20
     assert machine.peak_memory() >= before + grown - (8 << 20)
     assert touched[-1] == 1
 

@@ -23,7 +23,7 @@ from .simd import (
     load_scales_u4,
     put_i64,
     scale_u4,
-    store_tokens,
+    store_grid,
     sum_lanes_i32,
     zero_dot_u4,
     zeros_tiles,
@@ -62,7 +62,7 @@ def _multiply(address, rounds, result):
     for i in range(rounds):
         # The codes change, or there would be nothing to do in the loop.
         dots = dot_u4(dots, load_rows_bytes(address + 64 * (i & 7), 32, like), x)
-    store_tokens(result, 32 * TILES, DOTS, scale_u4(dots, load_scales_u4(address, 0, like)))
+    store_grid(result, 0, 32 * TILES, scale_u4(dots, load_scales_u4(address, 0, like)))
 
 
 class Probe:
