@@ -20,8 +20,8 @@ from .simd import (
     yield_thread,
 )
 
-SPINS_BEFORE_YIELD = 2000
-"""About 30 to 100 microseconds of `cpu_relax`."""
+SPINS_BEFORE_YIELD = 100
+"""A few microseconds of `cpu_relax`: where threads outnumber cores, who waits keeps others from working."""
 SPINS_BEFORE_SLEEP = 20000
 """A few hundred microseconds: longer than Python needs between two tokens."""
 MOST_AHEAD = 256 * 1024
