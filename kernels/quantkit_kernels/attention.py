@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from .functions import exp_negative
 from .jit import jit
-from .kv_pages import F16, F32, GROUP, INT8, PAGE, head_bytes, numbers_bytes, padded, widen, widened_bytes
+from .kv_pages import F16, F32, GROUP, INT8, PAGE, head_bytes, numbers_bytes, padded, rotate, widen, widened_bytes
 from .simd import (
     TILES,
     atomic_add,
@@ -149,19 +149,19 @@ def parts_bytes(threads: int) -> int:
 def _block(load, size, n, single):
     """The kernel for `n` queries at once and one kind of cache: `load` widens its numbers, which have `size` bytes.
 
-    The queries of a `single` token are rows of memory; others are packed `[head_dim][n]`.
+    The queries of a `single` token are rows of memory; others are packed `[width][n]`.
     """
 
     @jit
-    def scores(q, head_dim, keys, table):
+    def scores(q, width, keys, table):
         """Scores of `STEP` positions, into rows of the table."""
         acc = zeros_wide(TILES, n)
-        ahead = PAGE * padded(head_dim) * size
-        for _ in range(head_dim):
+        ahead = PAGE * padded(width) * size
+        for _ in range(width):
             k = load(keys, acc)
             if single:
                 prefetch(keys + ahead)
-                acc = fma_outer(k, q, 4 * head_dim, acc)
+                acc = fma_outer(k, q, 4 * width, acc)
                 q += 4
             else:
                 acc = fma_outer(k, q, 4, acc)
@@ -197,12 +197,12 @@ def _block(load, size, n, single):
     @jit
     def block(heads, run, q, begin, count, pages, head, low, high, base, scaled, table, part, part_rows):
         """Queries `begin` to `begin + count` of a run over positions `low` to `high` of the segment at `base`."""
-        head_dim, channels = heads.head_dim, padded(heads.head_dim)
+        width, channels = _width(heads), padded(heads.head_dim)
         for position in range(low & -STEP, high + 1, STEP):
             keys = position // GROUP % (PAGE // GROUP) * channels * GROUP + position % GROUP
             place = get_i64(pages + 8 * (position >> 6)) + head + keys * size
-            scores(q, head_dim, place, table + 4 * (position - base))
-        scales = head + numbers_bytes(head_dim, size) if scaled else 0
+            scores(q, width, place, table + 4 * (position - base))
+        scales = head + numbers_bytes(heads.head_dim, size) if scaled else 0
         for j in range(count):
             at = run.position + (begin + j) // heads.group
             row, first = table + ROW * j, _first_seen(at, heads.window)
@@ -257,22 +257,20 @@ def _scales_at(pages, scales, position):
 
 
 @jit
-def _segment(heads, run, kv_head, q, q_stride, segment, scratch, part):
-    """The part of all queries of a run and a KV head for one segment."""
+def _segment(heads, run, kv_head, q, segment, scratch, part):
+    """The part of all queries of a run and a KV head, prepared at `q`, for one segment."""
     head = (heads.layer * heads.kv_heads + kv_head) * head_bytes(heads.kind, heads.head_dim)
     base = segment * SEGMENT
     low = max(_first_seen(run.position, heads.window), base)
     high = min(run.position + run.tokens, base + SEGMENT) - 1
-    if run.tokens == 1 and heads.kind != F32:
-        q += q_stride * run.first + 4 * heads.head_dim * heads.group * kv_head
-        if heads.kind == F16:
-            _single_f16(heads, run, q, head, low, high, base, scratch, part)
-        else:
-            _single_int8(heads, run, q, head, low, high, base, scratch, part)
-    elif heads.kind == F32:
-        _many(heads, run, run.pages, head, high, base, scratch, part)
+    if heads.kind == F32:
+        _many(heads, run, q, run.pages, head, high, base, scratch, part)
+    elif run.tokens > 1:
+        _many(heads, run, q, _widened(heads, run, head, low, high, base, scratch), 0, high, base, scratch, part)
+    elif heads.kind == F16:
+        _single_f16(heads, run, q, head, low, high, base, scratch, part)
     else:
-        _many(heads, run, _widened(heads, run, head, low, high, base, scratch), 0, high, base, scratch, part)
+        _single_int8(heads, run, q, head, low, high, base, scratch, part)
 
 
 def _single(one, two, three, four, scaled):
@@ -290,7 +288,7 @@ def _single(one, two, three, four, scaled):
                 three(heads, run, q, begin, n, pages, head, low, high, base, scaled, scratch, part, rows)
             else:
                 four(heads, run, q, begin, n, pages, head, low, high, base, scaled, scratch, part, rows)
-            q += 16 * heads.head_dim
+            q += 16 * _width(heads)
 
     return single
 
@@ -301,17 +299,17 @@ _block_f32, _small_block_f32 = _block(load_wide_f32, 4, BLOCK, False), _block(lo
 
 
 @jit
-def _many(heads, run, pages, head, high, base, scratch, part):
+def _many(heads, run, packed, pages, head, high, base, scratch, part):
     """All queries of a run, packed, over f32 pages, a block at a time."""
     queries = run.tokens * heads.group
-    packed, rows, scaled = _scratch_places(scratch, heads)[0], _whole(queries), heads.kind == INT8
+    rows, scaled = _whole(queries), heads.kind == INT8
     begin = 0
     while begin < queries:
         n = _block_size(queries - begin)
         count = min(queries - begin, n)
         low = max(_first_seen(run.position + begin // heads.group, heads.window), base)
         end = min(run.position + (begin + count - 1) // heads.group, high)
-        q = packed + 4 * heads.head_dim * begin
+        q = packed + 4 * _width(heads) * begin
         if low > end:
             for query in range(begin, begin + count):
                 put_f32(part + 4 * query, NEVER)
@@ -329,19 +327,44 @@ def _block_size(left):
 
 
 @jit
-def _pack(heads, run, kv_head, q, q_stride, packed):
-    """Queries of a run in the order in which blocks read them: `[head_dim][n]` each."""
-    queries = run.tokens * heads.group
-    q += q_stride * run.first + 4 * heads.head_dim * heads.group * kv_head
+def _width(heads):
+    """Channels of a query: with the padding, if it is rotated."""
+    return padded(heads.head_dim) if heads.kind == INT8 else heads.head_dim
+
+
+@jit
+def _prepare(heads, run, kv_head, q, q_stride, scratch):
+    """Queries of a run as its segments read them, rotated for int8; returns their address.
+
+    Those of a single token stay rows `[head_dim]`; others are packed.
+    """
+    packed, part, _, _, _ = _scratch_places(scratch, heads)
+    width, row = _width(heads), 4 * heads.head_dim
+    q += q_stride * run.first + row * heads.group * kv_head
+    if heads.kind == INT8:
+        target = packed if run.tokens == 1 else part
+        for query in range(run.tokens * heads.group):
+            place = q + q_stride * (query // heads.group) + row * (query % heads.group)
+            rotate(place, heads.head_dim, target + 4 * width * query)
+        q, q_stride = target, 4 * width * heads.group
+    if run.tokens == 1 and heads.kind != F32:
+        return q
+    _pack(q, q_stride, run.tokens * heads.group, heads.group, width, packed)
+    return packed
+
+
+@jit
+def _pack(q, q_stride, queries, group, width, packed):
+    """Rows of queries in the order in which blocks read them: `[width][n]` each."""
     begin = 0
     while begin < queries:
         n = _block_size(queries - begin)
         for j in range(min(queries - begin, n)):
-            token, head = (begin + j) // heads.group, (begin + j) % heads.group
-            row, target = q + q_stride * token + 4 * heads.head_dim * head, packed + 4 * j
-            for channel in range(heads.head_dim):
+            token, head = (begin + j) // group, (begin + j) % group
+            row, target = q + q_stride * token + 4 * width * head, packed + 4 * j
+            for channel in range(width):
                 put_f32(target + 4 * n * channel, get_f32(row + 4 * channel))
-        packed += 4 * heads.head_dim * n
+        packed += 4 * width * n
         begin += n
 
 
@@ -400,13 +423,15 @@ def _merge(part, total, queries, channels, factors):
 
 @jit
 def _finish(heads, run, kv_head, total, out, out_stride):
-    """Divide by the sums, and write the heads of the group."""
+    """Divide by the sums, undo rotations, and write the heads of the group."""
     queries, channels = run.tokens * heads.group, padded(heads.head_dim)
     rows, whole = _whole(queries), heads.head_dim & ~15
     out += out_stride * run.first + 4 * heads.head_dim * heads.group * kv_head
     for query in range(queries):
         inverse = splat_wide(1.0 / get_f32(total + 4 * (rows + query)))
         row = total + 8 * rows + 4 * channels * query
+        if heads.kind == INT8:
+            rotate(row, channels, row)
         target = out + out_stride * (query // heads.group) + 4 * heads.head_dim * (query % heads.group)
         for place in range(0, 4 * whole, 64):
             store(target + place, load_wide_f32(row + place, inverse) * inverse)
@@ -420,16 +445,15 @@ def _finish(heads, run, kv_head, total, out, out_stride):
 def _attend_pair(heads, run, kv_head, q, q_stride, out, out_stride, scratch):
     """All segments of a run of tokens and a KV head."""
     queries, channels = run.tokens * heads.group, padded(heads.head_dim)
-    packed, part, total, factors, _ = _scratch_places(scratch, heads)
+    _, part, total, factors, _ = _scratch_places(scratch, heads)
     first, last = _segments(run, heads.window)
-    if run.tokens > 1 or heads.kind == F32:
-        _pack(heads, run, kv_head, q, q_stride, packed)
+    prepared = _prepare(heads, run, kv_head, q, q_stride, scratch)
     if first == last:
-        _segment(heads, run, kv_head, q, q_stride, first, scratch, total)
+        _segment(heads, run, kv_head, prepared, first, scratch, total)
     else:
         _clear(total, queries, channels)
         for segment in range(first, last + 1):
-            _segment(heads, run, kv_head, q, q_stride, segment, scratch, part)
+            _segment(heads, run, kv_head, prepared, segment, scratch, part)
             _merge(part, total, queries, channels, factors)
     _finish(heads, run, kv_head, total, out, out_stride)
 
@@ -481,9 +505,9 @@ def _attend_split(
     heads, q, q_stride, out, out_stride, pairs, run_table, counter, threads, scratch, parts, segments, part_bytes
 ):
     """As `attend`, a few segments of a pair at a time."""
-    packed, _, total, factors, _ = _scratch_places(scratch, heads)
+    _, _, total, factors, _ = _scratch_places(scratch, heads)
     pieces, channels = pairs * segments, padded(heads.head_dim)
-    chunk, packed_pair = max(1, pieces // (PIECES * threads)), -1
+    chunk, prepared, prepared_pair = max(1, pieces // (PIECES * threads)), 0, -1
     first_part = parts + 64 * SPLIT_BELOW * threads
     while True:
         begin = take(counter, chunk)
@@ -495,10 +519,9 @@ def _attend_split(
             first, last = _segments(run, heads.window)
             if first + index > last:
                 continue
-            if pair != packed_pair and (run.tokens > 1 or heads.kind == F32):
-                _pack(heads, run, kv_head, q, q_stride, packed)
-                packed_pair = pair
-            _segment(heads, run, kv_head, q, q_stride, first + index, scratch, first_part + part_bytes * piece)
+            if pair != prepared_pair:
+                prepared, prepared_pair = _prepare(heads, run, kv_head, q, q_stride, scratch), pair
+            _segment(heads, run, kv_head, prepared, first + index, scratch, first_part + part_bytes * piece)
             if atomic_add(parts + 64 * pair, 1) == last - first:
                 atomic_store(parts + 64 * pair, 0)
                 queries = run.tokens * heads.group

@@ -12,11 +12,20 @@ kv_heads + head) * head_bytes`:
 keys is a cache line of f16, so both halves are read as one stream, keys then values, 16 KiB for heads of 64 channels.
 
 Numbers are f16, saturated; or int8 codes -127..127 with one scale for each position and head, `absmax / 127`; or f32
-for the reference path. `attention.py` reads pages; `interpreter.py` calls `store_kv`; who owns them is the engine's
-affair.
+for the reference path.
+
+An int8 cache holds its heads rotated by an orthonormal Walsh-Hadamard transform of the padded channels. A few channels
+of most keys are far larger than the others, and a scale that fits them wastes the codes of the rest; rotated, each
+channel is a sum of all, and all are about as large. `attention.py` rotates queries as well, so that scores stay what
+they were, and results, sums of rotated values, once more, which undoes it. Ashkboos et al., QuaRot
+(arXiv:2404.00456), and Liu et al., SpinQuant (arXiv:2405.16406), rotate their caches so.
+
+`attention.py` reads pages; `interpreter.py` calls `store_kv`; who owns them is the engine's affair.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -24,6 +33,7 @@ from .jit import jit
 from .simd import (
     absolute,
     get_i64,
+    hadamard_lanes,
     load_wide_f16,
     load_wide_f32,
     load_wide_i8,
@@ -36,6 +46,7 @@ from .simd import (
     scatter_f32,
     scatter_i8,
     splat_wide,
+    stack_f32,
     store,
     store_f16,
     store_i8,
@@ -47,6 +58,8 @@ PAGE = 64
 """Positions of a page."""
 GROUP = 32
 """Positions whose keys stand side by side."""
+LONGEST = 256
+"""Channels that are rotated together at most."""
 F32, F16, INT8 = 0, 1, 3
 """`blocks.Kind.code` of the kinds of caches (a test compares)."""
 SIZES = {"f32": 4, "f16": 2, "int8": 1}
@@ -123,24 +136,64 @@ _store_f32 = _float_store(scatter_f32, store, 4)
 
 
 @jit
-def _store_int8(k, v, head, slot, head_dim):
-    channels = padded(head_dim)
-    key, value = _places(head, slot, channels, 1)
-    key_scale, value_scale = _scale(k, head_dim), _scale(v, head_dim)
-    scales = head + numbers_bytes(head_dim, 1) + 4 * slot
-    put_f32(scales, key_scale)
-    put_f32(scales + 4 * PAGE, value_scale)
-    for channel in range(0, channels, 16):
-        left, at = head_dim - channel, 4 * channel
-        scatter_i8(key + GROUP * channel, GROUP, _codes(load_wide_partial_f32(k + at, left), key_scale))
-        store_i8(value + channel, _codes(load_wide_partial_f32(v + at, left), value_scale))
+def rotate(x, head_dim, out):
+    """Rotate the f32 numbers of a head, which may stand where the padded ones go. Twice is as good as never."""
+    length = _run_length(head_dim)
+    for channel in range(0, padded(head_dim), length):
+        _rotate_run(x + 4 * channel, head_dim - channel, length, out + 4 * channel)
 
 
 @jit
-def _scale(x, head_dim):
-    peak = zeros_wide(1, 1)
-    for channel in range(0, head_dim, 16):
-        peak = maximum(peak, absolute(load_wide_partial_f32(x + 4 * channel, head_dim - channel)))
+def _run_length(head_dim):
+    """Channels that are rotated together: the greatest power of two that divides all, or `LONGEST`."""
+    channels = padded(head_dim)
+    return min(channels & -channels, LONGEST)
+
+
+@jit
+def _rotate_run(x, left, length, out):
+    """Rotate one run of channels, of which `left` are in memory and the others are 0."""
+    factor = splat_wide(1.0 / math.sqrt(length))
+    for channel in range(0, length, 16):
+        part = load_wide_partial_f32(x + 4 * channel, left - channel)
+        store(out + 4 * channel, hadamard_lanes(part * factor))
+    apart = 64
+    while apart < 4 * length:
+        for begin in range(out, out + 4 * length, 2 * apart):
+            for low in range(begin, begin + apart, 64):
+                a, b = load_wide_f32(low, factor), load_wide_f32(low + apart, factor)
+                store(low, a + b)
+                store(low + apart, a - b)
+        apart *= 2
+
+
+@jit
+def _store_int8(k, v, head, slot, head_dim):
+    channels, length, run = padded(head_dim), _run_length(head_dim), stack_f32(LONGEST)
+    key, value = _places(head, slot, channels, 1)
+    key_scale, value_scale = _scale(k, head_dim, run), _scale(v, head_dim, run)
+    scales = head + numbers_bytes(head_dim, 1) + 4 * slot
+    put_f32(scales, key_scale)
+    put_f32(scales + 4 * PAGE, value_scale)
+    for begin in range(0, channels, length):
+        _rotate_run(k + 4 * begin, head_dim - begin, length, run)
+        for channel in range(0, length, 16):
+            codes = _codes(load_wide_f32(run + 4 * channel, zeros_wide(1, 1)), key_scale)
+            scatter_i8(key + GROUP * (begin + channel), GROUP, codes)
+        _rotate_run(v + 4 * begin, head_dim - begin, length, run)
+        for channel in range(0, length, 16):
+            codes = _codes(load_wide_f32(run + 4 * channel, zeros_wide(1, 1)), value_scale)
+            store_i8(value + begin + channel, codes)
+
+
+@jit
+def _scale(x, head_dim, run):
+    """Scale of a head's codes; its rotated numbers pass through `run`."""
+    length, peak = _run_length(head_dim), zeros_wide(1, 1)
+    for begin in range(0, padded(head_dim), length):
+        _rotate_run(x + 4 * begin, head_dim - begin, length, run)
+        for channel in range(0, length, 16):
+            peak = maximum(peak, absolute(load_wide_f32(run + 4 * channel, peak)))
     return np.float32(max_lanes(peak) / 127.0)
 
 

@@ -42,7 +42,8 @@ def command(
 
     With --reference, usually the checkpoint that MODEL was packed from, also the Kullback-Leibler divergence from its
     predictions. A checkpoint that is not packed is run in f32 arithmetic. The reference keeps its KV cache in 16 bits:
-    with MODEL as its own reference, that is what --kv-bits 8 costs.
+    with a checkpoint as its own reference, that is what --kv-bits 8 costs. (Packed weights take rounded activations,
+    which the smallest change rounds differently: a packed model is no measure of small changes.)
     """
     from quantkit.cli.notices import Bar, read_text
     from quantkit.evaluate import perplexity

@@ -17,6 +17,7 @@ from .arithmetic import (
     clamp,
     fma,
     fma_outer,
+    hadamard_lanes,
     max_lanes,
     maximum,
     minimum,
@@ -102,5 +103,6 @@ from .scalars import (
     put_i64,
     semaphore_post,
     semaphore_wait,
+    stack_f32,
     yield_thread,
 )

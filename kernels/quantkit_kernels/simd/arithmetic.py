@@ -185,3 +185,21 @@ def blend_first(typing, count, a, b):
         return map_grid(builder, sig.return_type, (a, b), args[1:], lambda bld, x, y: bld.select(mask, x, y))
 
     return broadcast(a.element, (a, b))(types.int64, a, b), generate
+
+
+@intrinsic
+def hadamard_lanes(typing, x):
+    """The Walsh-Hadamard transform of the lanes of one f32 register, not scaled: lanes 1 apart, then 2, 4, 8."""
+
+    def generate(context, builder, sig, args):
+        register, kind = args[0], args[0].type
+        stride = 1
+        while stride < x.lanes:
+            partners = ir.Constant(ir.VectorType(I32, x.lanes), [lane ^ stride for lane in range(x.lanes)])
+            signs = ir.Constant(kind, [-1.0 if lane & stride else 1.0 for lane in range(x.lanes)])
+            swapped = builder.shuffle_vector(register, register, partners)
+            register = _named("llvm.fma")(builder, register, signs, swapped)
+            stride *= 2
+        return register
+
+    return x(x), generate

@@ -1,4 +1,5 @@
-"""Single numbers in memory, atomics, and what a thread asks of processor and system: pause, sleep, prefetch, time."""
+"""Single numbers in memory, atomics, and what a thread asks of processor and system: stack, pause, sleep, prefetch,
+time."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .arithmetic import clamp_registers
@@ -127,6 +129,16 @@ semaphore_post = _semaphore("sem_post")
 """POSIX `sem_post` on an initialized `sem_t`."""
 semaphore_wait = _semaphore("sem_wait")
 """POSIX `sem_wait`; may return early on a signal."""
+
+
+@intrinsic(prefer_literal=True)
+def stack_f32(typing, count):
+    """Address of `count` f32, a literal, on the stack of the function that asks; what they hold means nothing."""
+
+    def generate(context, builder, sig, args):
+        return builder.ptrtoint(cgutils.alloca_once(builder, ir.ArrayType(F32, count.literal_value)), I64)
+
+    return types.int64(count), generate
 
 
 @intrinsic
