@@ -58,6 +58,11 @@ class Test:
         return (self.n_prompt + self.n_gen) * self.n_parallel
 
     @property
+    def positions(self) -> int:
+        """Tokens that stand in the cache of each sequence at the end."""
+        return self.n_depth + self.n_prompt + self.n_gen
+
+    @property
     def calls(self) -> list[list[Part]]:
         """What each call of `Model.forward` is given."""
         runs = [(self.n_prompt, self.n_depth)] if self.n_prompt else [(1, self.n_depth + i) for i in range(self.n_gen)]
@@ -201,7 +206,7 @@ def measure(
     if not tests:
         raise OptionError("nothing to measure: all lengths are 0")
     for test in tests:
-        if test.n_prompt + test.n_gen + test.n_depth > model.context_length:
+        if test.positions > model.context_length:
             raise OptionError(f"{test.name} does not fit the model's context of {model.context_length} tokens")
     costs = Costs(model)
     random = np.random.default_rng(0)

@@ -38,6 +38,10 @@ class CacheShape:
         """Bytes of one position."""
         return self.page_bytes / PAGE
 
+    def nbytes(self, positions: int) -> int:
+        """Bytes of the pages that hold so many positions of one sequence."""
+        return -(-positions // PAGE) * self.page_bytes
+
 
 class PagePool:
     """Hands out zeroed or used pages, and keeps those that sequences give back."""

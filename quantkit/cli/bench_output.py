@@ -53,6 +53,7 @@ def row(path: Path, model: Model, found: Measurement) -> Row:
         "samples_ts": found.samples_ts,
         "test": test.name,
         "n_parallel": test.n_parallel,
+        "kv_size": model.cache_shape.nbytes(test.positions) * test.n_parallel,
         "read_gbs": found.read_rate / 1e9,
         "bandwidth_gbs": ceilings.read / 1e9,
         "bandwidth_share": found.read_rate / ceilings.read,
@@ -100,6 +101,7 @@ COLUMNS: Mapping[str, tuple[int, Callable[[Row], str]]] = {
     "of read": (7, lambda row: f"{row['bandwidth_share']:.0%}"),
     "GMAC/s": (6, lambda row: f"{row['gmacs']:.1f}"),
     "of int8": (7, lambda row: f"{row['int8_share']:.0%}"),
+    "KV": (7, lambda row: _size(row["kv_size"])),
 }
 """Of the table: width, and what stands there."""
 

@@ -186,12 +186,18 @@ def _footer(model: Model, last: GenerationResponse, *, speculating: bool) -> str
     rate = last.generation_tps * model.bytes_per_token * passes / last.generation_tokens
     known = known_bandwidth(model.threads)
     share = f" ({rate / known:.0%} of the {known / 1e9:.1f} GB/s that `bench` measured)" if known else ""
-    lines = [
-        f"prompt:      {last.prompt_tokens} tokens, {last.prompt_tps:.1f} tokens/s",
-        f"generation:  {last.generation_tokens} tokens, {last.generation_tps:.1f} tokens/s",
-        f"weights:     {rate / 1e9:.1f} GB/s{share}",
-        f"peak memory: {size(peak_memory())}",
-    ]
-    if speculating:
-        lines.insert(2, f"speculation: {last.draft_n_accepted} of {last.draft_n} drafted tokens accepted")
-    return "\n".join(lines)
+    cached = last.prompt_tokens + last.generation_tokens - 1  # the last token is not run
+    cache = model.cache_shape
+    lines = {
+        "prompt": f"{last.prompt_tokens} tokens, {last.prompt_tps:.1f} tokens/s",
+        "generation": f"{last.generation_tokens} tokens, {last.generation_tps:.1f} tokens/s",
+        "speculation": f"{last.draft_n_accepted} of {last.draft_n} drafted tokens accepted",
+        "weights": f"{rate / 1e9:.1f} GB/s{share}",
+        "KV cache": f"{size(cache.nbytes(cached))} for {cached} tokens, {cache.kind}",
+        "peak memory": size(peak_memory()),
+    }
+    if not speculating:
+        del lines["speculation"]
+    if not last.generation_tps:  # a single token takes no time after the first
+        del lines["generation"], lines["weights"]
+    return "\n".join(f"{name + ':':13}{text}" for name, text in lines.items())

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from quantkit import benchmark
+from quantkit_kernels.kv_pages import PAGE
 
 SMALL = ("-p", "16,0", "-n", "4", "-d", "0-8+8", "-r", "2")
 
@@ -29,8 +30,9 @@ class Probe:
 
 
 @pytest.fixture(autouse=True)
-def probe(monkeypatch: pytest.MonkeyPatch) -> None:
+def probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(benchmark, "open_probe", Probe)
+    monkeypatch.setattr(benchmark, "_bandwidth_file", lambda: tmp_path / "bandwidth.json")  # not the user's
 
 
 def test_json_has_the_keys_of_llama_bench(invoke, packed: Path) -> None:
@@ -98,7 +100,18 @@ def test_lists_that_make_no_sense_are_refused(invoke, packed: Path, values: str)
 
 def test_an_int8_cache_is_named(invoke, packed: Path) -> None:
     result = invoke("bench", packed, "-p", "8", "-n", "2", "-r", "1", "--kv-bits", "8", "-o", "json")
-    assert {row["type_k"] for row in json.loads(result.stdout)} == {"int8"}
+    rows = json.loads(result.stdout)
+    assert {row["type_k"] for row in rows} == {"int8"}
+    plain = json.loads(invoke("bench", packed, "-p", "8", "-n", "2", "-r", "1", "-o", "json").stdout)
+    for row, exact in zip(rows, plain, strict=True):
+        assert 0.5 <= row["kv_size"] / exact["kv_size"] < 0.6
+
+
+def test_the_cache_is_counted_in_pages(invoke, packed: Path) -> None:
+    depths = f"0,{PAGE - 1},{PAGE}"
+    result = invoke("bench", packed, "-p", "0", "-n", "1", "-d", depths, "-b", "1,2", "-r", "1", "-o", "json")
+    sizes = [row["kv_size"] for row in json.loads(result.stdout)]
+    assert [size / sizes[0] for size in sizes] == [1, 2, 1, 2, 2, 4]
 
 
 def test_the_table_has_the_columns_of_llama_bench(invoke, packed: Path) -> None:

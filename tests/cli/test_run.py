@@ -21,10 +21,11 @@ def test_the_answer_is_on_stdout_and_the_footer_on_stderr(invoke, packed: Path) 
     result = invoke("run", packed, "-p", "hello there", *FEW)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.endswith("\n")
-    footer = dict(line.split(":", 1) for line in result.stderr.strip().splitlines()[-4:])
-    assert list(footer) == ["prompt", "generation", "weights", "peak memory"]
+    footer = dict(line.split(":", 1) for line in result.stderr.strip().splitlines()[-5:])
+    assert list(footer) == ["prompt", "generation", "weights", "KV cache", "peak memory"]
     assert " 8 tokens, " in footer["generation"]
     assert "GB/s" in footer["weights"]
+    assert footer["KV cache"].endswith(" tokens, f16")
 
 
 def test_a_prompt_comes_from_an_option_a_file_or_stdin(invoke, packed: Path, tmp_path: Path) -> None:
