@@ -222,7 +222,7 @@ class Model:
         words = self._pool.words
         words[Word.TOKENS], words[Word.WANTED], words[Word.RUNS] = token, wanted, runs
         words[Word.LOGITS], words[Word.LOGITS_STRIDE] = logits.ctypes.data, logits.strides[0]
-        self._pool.run(self._plan.barriers)
+        self._pool.run()
         if self._times is not None:
             stamps, sums = self._times
             # Nobody notes the end itself: it comes when the last thread arrives.
@@ -242,7 +242,7 @@ class Model:
         for word, address in zip((Word.IDS, Word.POSITIONS, Word.PAGES, Word.WANTED_TOKENS), addresses, strict=True):
             words[word] = address
         words[Word.RUN_TABLE] = self._runs.ctypes.data
-        words[Word.COUNTERS] = self._memory(8 * len(self._table) * self.threads)
+        words[Word.COUNTERS] = self._memory(8 * (self.threads + 1) * (len(self._table) + 1))
         words[Word.SCRATCH], words[Word.SCRATCH_BYTES] = self._memory(scratch * self.threads), scratch
         words[Word.PARTS] = self._memory(parts_bytes(self.threads))
         words[Word.KV_KIND] = KINDS[kv_kind].code

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -75,11 +74,6 @@ class Plan:
     steps: tuple[Step, ...]
     slots: tuple[int, ...]
     own_bytes: int
-
-    @cached_property
-    def barriers(self) -> int:
-        """Barriers inside one pass; one more ends it."""
-        return sum(step.barrier for step in self.steps)
 
     def arena_bytes(self, capacity: int, threads: int) -> int:
         """Bytes of memory for batches of up to `capacity` tokens."""
@@ -260,27 +254,31 @@ def rotation_name(operation: Operation) -> str:
 def _place_barriers(steps: Sequence[Step]) -> None:
     """Put a barrier before each step that could meet another thread's work since the last one."""
     since: list[Step] = []
+    run: list[Step] = []
+    """The last steps of `since` that a thread takes a token through: there it meets only what it did itself."""
     for step in steps:
-        step.barrier = any(_conflict(step, earlier) for earlier in since)
+        if run and not _joins(step, run[-1]):
+            run = []
+        step.barrier = any(_conflict(step, earlier) for earlier in since[: len(since) - len(run)])
         if step.barrier:
-            since.clear()
+            since, run = [], []
         since.append(step)
+        run.append(step)
 
 
 def _conflict(later: Step, earlier: Step) -> bool:
-    # Token steps of one batch give a thread the same tokens each time: it meets only its own rows. Not so SELECT, which
-    # fetches rows from anywhere.
-    anywhere = SHARED | {Opcode.SELECT}
-    if later.wanted == earlier.wanted and not {later.opcode, earlier.opcode} & anywhere:
-        return False
     return earlier.output in (later.output, *later.inputs) or later.output in earlier.inputs
+
+
+def _joins(step: Step, earlier: Step) -> bool:
+    """Whether both are token steps of the same tokens."""
+    return step.wanted == earlier.wanted and not {step.opcode, earlier.opcode} & SHARED
 
 
 def _join_runs(steps: Sequence[Step]) -> None:
     """Join token steps that no barrier parts: `run` counts them from each step on."""
     for step, following in reversed(list(pairwise(steps))):
-        apart = following.barrier or step.wanted != following.wanted or {step.opcode, following.opcode} & SHARED
-        step.run = 1 if apart else following.run + 1
+        step.run = 1 if following.barrier or not _joins(following, step) else following.run + 1
 
 
 def _assign_memory(steps: Sequence[Step]) -> tuple[list[int], int]:

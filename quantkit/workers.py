@@ -51,10 +51,9 @@ class WorkerPool:
             thread.start()
         self._stop = weakref.finalize(self, _stop, self._shared, workers)
 
-    def run(self, barriers: int) -> None:
-        """Run one pass of the program that `words` describes, which meets at `barriers` barriers before it ends."""
+    def run(self) -> None:
+        """Run one pass of the program that `words` describes."""
         participate(0, self._shared.ctypes.data, self.words.ctypes.data)
-        self.words[Word.ARRIVED] += self.threads * (barriers + 1)
 
     def close(self) -> None:
         """End the threads; the pool cannot run again."""

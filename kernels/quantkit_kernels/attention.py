@@ -459,8 +459,28 @@ def _attend_pair(heads, run, kv_head, q, q_stride, out, out_stride, scratch):
 
 
 @jit
-def attend(heads, q, q_stride, out, out_stride, runs, run_table, counter, threads, scratch, parts):
-    """One thread's share of the attention of a batch over one layer.
+def pieces_of(heads, runs, run_table, threads):
+    """How the attention of a batch over one layer is handed out.
+
+    Returns
+    -------
+    pieces, segments, part_bytes : int
+        Pieces of work: pairs of a run and a KV head, or `segments` for each of them, with memory of `part_bytes` each.
+    """
+    pairs = runs * heads.kv_heads
+    if pairs < SPLIT_BELOW * threads:
+        segments, queries = _largest(heads, runs, run_table)
+        part_bytes = _part_bytes(queries, heads.head_dim)
+        if segments > 1 and pairs * segments * part_bytes <= PARTS_BYTES:
+            return pairs * segments, segments, part_bytes
+    return pairs, 1, 0
+
+
+@jit
+def attend(
+    heads, q, q_stride, out, out_stride, run_table, counter, tag, threads, pieces, segments, part_bytes, scratch, parts
+):
+    """One thread's share of the attention of a batch over one layer; returns how many pieces it did.
 
     Parameters
     ----------
@@ -468,68 +488,58 @@ def attend(heads, q, q_stride, out, out_stride, runs, run_table, counter, thread
         What the step says.
     q, out : int
         f32 rows of all heads, one for each token of the batch.
-    runs : int
-        Number of runs.
     run_table : int
-        Address of their `Run`s, i64.
-    counter : int
-        The step's work counter.
+        Address of the batch's `Run`s, i64.
+    counter, tag : int
+        The step's work counter, and the pass's tag.
     threads : int
         Threads that share the step.
+    pieces, segments, part_bytes : int
+        What `pieces_of` returned.
     scratch : int
         `scratch_bytes` of this thread's own.
     parts : int
         `parts_bytes` of all threads; the counters at its start are zero again when the step is over.
     """
-    pairs = runs * heads.kv_heads
-    segments, queries = 1, 0
-    if pairs < SPLIT_BELOW * threads:
-        segments, queries = _largest(heads, runs, run_table)
-    part_bytes = _part_bytes(queries, heads.head_dim)
-    if segments > 1 and pairs * segments * part_bytes <= PARTS_BYTES:
-        _attend_split(
-            heads, q, q_stride, out, out_stride, pairs, run_table, counter, threads, scratch, parts, segments,
-            part_bytes,
-        )  # fmt: skip
-        return
+    taken, chunk = 0, max(1, pieces // (PIECES * threads)) if segments > 1 else 1
+    first_part, prepared, prepared_pair = parts + 64 * SPLIT_BELOW * threads, 0, -1
     while True:
-        pair = take(counter, 1)
-        if pair >= pairs:
-            return
-        run = _run_at(run_table, pair // heads.kv_heads)
-        _attend_pair(heads, run, pair % heads.kv_heads, q, q_stride, out, out_stride, scratch)
-
-
-@jit
-def _attend_split(
-    heads, q, q_stride, out, out_stride, pairs, run_table, counter, threads, scratch, parts, segments, part_bytes
-):
-    """As `attend`, a few segments of a pair at a time."""
-    _, _, total, factors, _ = _scratch_places(scratch, heads)
-    pieces, channels = pairs * segments, padded(heads.head_dim)
-    chunk, prepared, prepared_pair = max(1, pieces // (PIECES * threads)), 0, -1
-    first_part = parts + 64 * SPLIT_BELOW * threads
-    while True:
-        begin = take(counter, chunk)
+        begin = take(counter, tag, chunk, pieces)
         if begin >= pieces:
-            return
-        for piece in range(begin, min(begin + chunk, pieces)):
-            pair, index = piece // segments, piece % segments
+            return taken
+        end = min(begin + chunk, pieces)
+        for piece in range(begin, end):
+            pair = piece // segments
             run, kv_head = _run_at(run_table, pair // heads.kv_heads), pair % heads.kv_heads
-            first, last = _segments(run, heads.window)
-            if first + index > last:
+            if segments == 1:
+                _attend_pair(heads, run, kv_head, q, q_stride, out, out_stride, scratch)
                 continue
             if pair != prepared_pair:
                 prepared, prepared_pair = _prepare(heads, run, kv_head, q, q_stride, scratch), pair
-            _segment(heads, run, kv_head, prepared, first + index, scratch, first_part + part_bytes * piece)
-            if atomic_add(parts + 64 * pair, 1) == last - first:
-                atomic_store(parts + 64 * pair, 0)
-                queries = run.tokens * heads.group
-                _clear(total, queries, channels)
-                for earlier in range(last - first + 1):
-                    part = first_part + part_bytes * (piece - index + earlier)
-                    _merge(part, total, queries, channels, factors)
-                _finish(heads, run, kv_head, total, out, out_stride)
+            index, arrived = piece % segments, parts + 64 * pair
+            pair_parts = first_part + part_bytes * (piece - index)
+            _attend_segment(
+                heads, run, kv_head, index, prepared, out, out_stride, scratch, pair_parts, part_bytes, arrived
+            )
+        taken += end - begin
+
+
+@jit
+def _attend_segment(heads, run, kv_head, index, prepared, out, out_stride, scratch, parts, part_bytes, arrived):
+    """One segment of a pair that is split into parts; and the merging of all, if it is the last of them."""
+    first, last = _segments(run, heads.window)
+    if first + index > last:
+        return
+    _segment(heads, run, kv_head, prepared, first + index, scratch, parts + part_bytes * index)
+    if atomic_add(arrived, 1) < last - first:
+        return
+    atomic_store(arrived, 0)
+    _, _, total, factors, _ = _scratch_places(scratch, heads)
+    queries, channels = run.tokens * heads.group, padded(heads.head_dim)
+    _clear(total, queries, channels)
+    for earlier in range(last - first + 1):
+        _merge(parts + part_bytes * earlier, total, queries, channels, factors)
+    _finish(heads, run, kv_head, total, out, out_stride)
 
 
 @jit

@@ -1,10 +1,14 @@
 """One compiled function that runs a whole program, for every architecture.
 
-All threads of a pool run it together over the same table (`table.py`): token steps are split by token, and those that
-no barrier parts are taken token after token, so that a row stays in the nearest cache; the others are handed out in
-pieces by an atomic counter. A barrier stands only where the table says so, and who waits there asks for the weights
-that come next. It calls the kernels and computes nothing itself; it neither allocates nor calls Python. `participate`
-is the only entry.
+All threads of a pool run it together over the same table (`table.py`), each as far as it comes: the work of a step is
+handed out in pieces, those of its own part first (`threads.py`). Token steps that no barrier parts are taken token
+after token, so that a row stays in the nearest cache. A barrier stands only where the table says so, and waits for
+pieces, not for threads; who waits there asks for the weights that come next. It calls the kernels and computes nothing
+itself; it neither allocates nor calls Python. `participate` is the only entry.
+
+A thread that was put aside may go on in a pass that is over. It finds no work there: whatever says how much there is,
+it has read before it made sure that the pass still ran, and the rest it reads with a piece in hand, without which no
+pass ends.
 
 Asked for times, each thread notes for each step when it arrived and when it began, the barrier behind it; and last,
 when it arrived at the end of the pass. A run of token steps counts as its first step.
@@ -12,20 +16,24 @@ when it arrived at the end of the pass. A run of token steps counts as its first
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from .activations import quantize
-from .attention import Heads, attend
+from .attention import Heads, attend, pieces_of
 from .elementwise import add, copy, embed, gated, rms_norm, rope, rotation, scale
 from .jit import jit
 from .kv_pages import store_kv
 from .matmul import linear_bf16, linear_f16, linear_f32, linear_int4, linear_int8
-from .simd import get_f32, get_i64, nanoseconds, put_i64
+from .simd import TILES, get_f32, get_i64, nanoseconds, put_i64
 from .table import FIELDS, Field, Opcode, Word
-from .threads import await_work, barrier, start_workers, take
+from .threads import await_done, await_pass, begin_pass, end_pass, is_current, report, tag_of, take_near
 
 STEP_BYTES = 8 * FIELDS
 (EMBED, SCALE, ADD, RMS_NORM, GATED, ROTATION, ROPE, STORE_KV, SELECT, QUANTIZE, LINEAR, ATTENTION) = map(int, Opcode)
 F32, F16, BF16, INT8, INT4 = range(5)
 """`blocks.Kind.code` (a test compares)."""
+MANY = 8
+"""Tokens from which on a matrix product is computed in registers of `TILES` row tiles, see `matmul.py`."""
 
 (
     OPCODE, BARRIER, IS_WANTED, RUN, AHEAD, AHEAD_BYTES, OUT, OUT_STRIDE, OUT_APART, A, A_STRIDE, A_APART, B, B_STRIDE,
@@ -34,7 +42,7 @@ F32, F16, BF16, INT8, INT4 = range(5)
 ) = (8 * int(field) for field in Field)  # fmt: skip
 (
     TABLE, STEPS, TOKENS, IDS, POSITIONS, PAGES, WANTED, WANTED_TOKENS, RUNS, RUN_TABLE, LOGITS, LOGITS_STRIDE,
-    COUNTERS, SCRATCH, SCRATCH_BYTES, KV_KIND, THREADS, ARRIVED, TIMES, PARTS,
+    COUNTERS, SCRATCH, SCRATCH_BYTES, KV_KIND, THREADS, TIMES, PARTS,
 ) = (8 * int(word) for word in Word)  # fmt: skip
 """Where each word stands, in bytes."""
 
@@ -55,68 +63,85 @@ def participate(thread, shared, state):
     state : int
         Address of the pass's words, see `table.Word`; read when a pass begins.
     """
-    seen = 0
+    generation = 0
     if thread == 0:
-        _clear_counters(state)
-        start_workers(shared, get_i64(state + THREADS))
+        generation = begin_pass(shared, get_i64(state + THREADS))
+        _run(thread, shared, state, generation)
+        end_pass(shared)
+        return
     while True:
-        if thread > 0:
-            seen = await_work(shared, thread, seen)
-            if seen < 0:
-                return
-        _run(thread, shared, state)
-        if thread == 0:
+        generation = await_pass(shared, thread, generation)
+        if generation < 0:
             return
+        _run(thread, shared, state, generation)
+
+
+class Pass(NamedTuple):
+    """What a thread knows of the pass that it takes part in."""
+
+    thread: int
+    threads: int
+    tag: int
+    """Of its counters."""
+    tokens: int
+    wanted: int
+    runs: int
+    """Of attention."""
+    apart: int
+    """Bytes between the counters of one thread's part and the next one's."""
 
 
 @jit
-def _clear_counters(state):
-    counters = get_i64(state + COUNTERS)
-    for place in range(counters, counters + 8 * get_i64(state + STEPS) * get_i64(state + THREADS), 8):
-        put_i64(place, 0)
-
-
-@jit
-def _run(thread, shared, state):
-    threads = get_i64(state + THREADS)
-    target = get_i64(state + ARRIVED)
-    step = get_i64(state + TABLE)
-    counter = get_i64(state + COUNTERS)
-    tokens, wanted = get_i64(state + TOKENS), get_i64(state + WANTED)
-    steps, times = get_i64(state + STEPS), get_i64(state + TIMES)
+def _run(thread, shared, state, generation):
+    steps, threads, times = get_i64(state + STEPS), get_i64(state + THREADS), get_i64(state + TIMES)
+    now = Pass(
+        thread, threads, tag_of(generation), get_i64(state + TOKENS), get_i64(state + WANTED), get_i64(state + RUNS),
+        8 * (steps + 1),
+    )  # fmt: skip
+    if not is_current(shared, generation):
+        return
+    step, counter = get_i64(state + TABLE), get_i64(state + COUNTERS)
+    end, done = step + STEP_BYTES * steps, counter + now.apart * threads
+    finished = done + 8 * steps
     if times:
         times += 16 * (steps + 1) * thread
-    end = step + STEP_BYTES * steps
     times = _note(times, 1)
+    total = mine = 0
+    section = done
     while step < end:
         if get_i64(step + BARRIER):
-            target += threads
+            if mine:
+                report(section, now.tag, mine)
             ahead_bytes = get_i64(step + AHEAD_BYTES)
-            barrier(shared, target, get_i64(step + AHEAD) + ahead_bytes * thread // threads, ahead_bytes // threads)
-        count = wanted if get_i64(step + IS_WANTED) else tokens
-        opcode = get_i64(step + OPCODE)
+            ahead = get_i64(step + AHEAD) + ahead_bytes * thread // threads
+            await_done(section, now.tag, total, ahead, ahead_bytes // threads)
+            if not is_current(shared, generation):
+                return
+            total = mine = 0
+            section = done
         run = get_i64(step + RUN)
         times = _note(times, 1)
+        opcode = get_i64(step + OPCODE)
         if opcode == LINEAR:
-            _linear(step, counter, state, count, thread)
+            pieces, taken = _linear(step, counter, state, now)
         elif opcode == ATTENTION:
-            _attention(step, counter, state, thread)
+            pieces, taken = _attention(step, counter, shared, state, generation, now)
         else:
-            for token in range(_share(count, thread, threads), _share(count, thread + 1, threads)):
-                for inside in range(step, step + STEP_BYTES * run, STEP_BYTES):
-                    _token_step(inside, state, thread, token, count)
+            pieces, taken = _token_steps(step, run, counter, state, now)
+        total += pieces
+        mine += taken
         times = _note(times, 2 * run - 1)
         step += STEP_BYTES * run
         counter += 8 * run
-    barrier(shared, target + threads, 0, 0)
-
-
-@jit
-def _share(count, thread, threads):
-    """First token of a thread; whole blocks of 8 where there are enough, so that threads share few cache lines."""
-    if count < 8 * threads:
-        return count * thread // threads
-    return min(count, 8 * (((count + 7) >> 3) * thread // threads))
+        done += 8 * run
+    if mine:
+        report(section, now.tag, mine)
+    if times:
+        report(finished, now.tag, 1)
+    if thread == 0:
+        await_done(section, now.tag, total, 0, 0)
+        if times:
+            await_done(finished, now.tag, threads, 0, 0)
 
 
 @jit
@@ -131,7 +156,24 @@ def _note(times, count):
 
 
 @jit
-def _token_step(step, state, thread, token, count):
+def _token_steps(step, run, counter, state, now):
+    """A run of token steps; returns its pieces, tokens, and how many this thread did."""
+    count = now.wanted if get_i64(step + IS_WANTED) else now.tokens
+    # Whole blocks of 8 where there are enough, so that threads share few cache lines.
+    unit = 8 if count >= 8 * now.threads else 1
+    turn = taken = 0
+    while True:
+        turn, first, last = take_near(counter, now.apart, now.tag, now.thread, now.threads, turn, count, unit, unit)
+        if first == last:
+            return count, taken
+        for token in range(first, last):
+            for inside in range(step, step + STEP_BYTES * run, STEP_BYTES):
+                _token_step(inside, state, now.thread, token)
+        taken += last - first
+
+
+@jit
+def _token_step(step, state, thread, token):
     """One token of a step that treats every token by itself."""
     opcode = get_i64(step + OPCODE)
     out = get_i64(step + OUT) + token * get_i64(step + OUT_STRIDE) + thread * get_i64(step + OUT_APART)
@@ -168,21 +210,20 @@ def _token_step(step, state, thread, token, count):
 
 
 @jit
-def _linear(step, counter, state, tokens, thread):
-    """Row tiles of a matrix product: of this thread's part, a chunk at a time, then what others have left of theirs.
-
-    A part is read from end to end, as memory likes it; neighbours who slow a thread down cost it only its last chunks.
-    """
-    rows, chunk = get_i64(step + ROWS), get_i64(step + CHUNK)
-    tiles, threads, apart = (rows + 7) >> 3, get_i64(state + THREADS), 8 * get_i64(state + STEPS)
-    for turn in range(threads):
-        owner = (thread + turn) % threads
-        begin, end = tiles * owner // threads, tiles * (owner + 1) // threads
-        while True:
-            first = begin + take(counter + owner * apart, chunk)
-            if first >= end:
-                break
-            _row_tiles(step, state, first, min(first + chunk, end), rows, tokens)
+def _linear(step, counter, state, now):
+    """A matrix product; returns its pieces, row tiles, and how many this thread did."""
+    rows, tokens = get_i64(step + ROWS), now.wanted if get_i64(step + IS_WANTED) else now.tokens
+    tiles = (rows + 7) >> 3 if tokens else 0
+    # Many tokens make a chunk long work: threads are to finish together. Registers of many tokens hold TILES tiles.
+    unit = TILES if tokens >= MANY else 1
+    chunk = max(1, get_i64(step + CHUNK) * MANY // max(tokens, MANY) // unit) * unit
+    turn = taken = 0
+    while True:
+        turn, first, last = take_near(counter, now.apart, now.tag, now.thread, now.threads, turn, tiles, unit, chunk)
+        if first == last:
+            return tiles, taken
+        _row_tiles(step, state, first, last, rows, tokens)
+        taken += last - first
 
 
 @jit
@@ -207,14 +248,19 @@ def _row_tiles(step, state, first, last, rows, tokens):
 
 
 @jit
-def _attention(step, counter, state, thread):
-    """Attention of the whole batch over one layer; `attend` hands out its pieces."""
+def _attention(step, counter, shared, state, generation, now):
+    """Attention of the whole batch over one layer; returns its pieces, and how many this thread did."""
     heads = Heads(
         get_i64(state + KV_KIND), get_i64(step + LAYER), get_i64(step + KV_HEADS), get_i64(step + GROUP),
         get_i64(step + SIZE), get_f32(step + FACTOR), get_i64(step + WINDOW),
     )  # fmt: skip
-    attend(
+    runs = get_i64(state + RUN_TABLE)
+    pieces, segments, part_bytes = pieces_of(heads, now.runs, runs, now.threads)
+    if not is_current(shared, generation):  # or `pieces` may be those of a later pass
+        return 0, 0
+    taken = attend(
         heads, get_i64(step + A), get_i64(step + A_STRIDE), get_i64(step + OUT), get_i64(step + OUT_STRIDE),
-        get_i64(state + RUNS), get_i64(state + RUN_TABLE), counter, get_i64(state + THREADS),
-        get_i64(state + SCRATCH) + thread * get_i64(state + SCRATCH_BYTES), get_i64(state + PARTS),
+        runs, counter, now.tag, now.threads, pieces, segments, part_bytes,
+        get_i64(state + SCRATCH) + now.thread * get_i64(state + SCRATCH_BYTES), get_i64(state + PARTS),
     )  # fmt: skip
+    return pieces, taken

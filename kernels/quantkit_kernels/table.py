@@ -11,7 +11,7 @@ from enum import IntEnum
 
 
 class Opcode(IntEnum):
-    """What a step computes. Token steps give each thread some tokens; the others hand out pieces from a counter."""
+    """What a step computes. Pieces of token steps are tokens, of the others row tiles, or segments of attention."""
 
     EMBED = 0
     SCALE = 1
@@ -28,7 +28,7 @@ class Opcode(IntEnum):
 
 
 SHARED = frozenset({Opcode.LINEAR, Opcode.ATTENTION})
-"""Steps whose work is handed out in pieces: any thread may touch any token."""
+"""Steps whose pieces are no tokens: a piece may touch any token."""
 
 
 class Field(IntEnum):
@@ -37,7 +37,7 @@ class Field(IntEnum):
 
     OPCODE = 0
     BARRIER = 1
-    """1: every thread must have finished the steps before."""
+    """1: all pieces of the steps before must be done."""
     WANTED = 2
     """1: the step's tokens are those whose logits are wanted, not the whole batch."""
     RUN = 3
@@ -106,19 +106,19 @@ class Word(IntEnum):
     LOGITS = 10
     LOGITS_STRIDE = 11
     COUNTERS = 12
-    """i64 `[threads, steps]`, 0 at the start of a pass: how much of a thread's part of a step is taken."""
+    """i64 `[threads + 1, steps + 1]`, see `threads.take`: how many pieces of each thread's part of a step are taken;
+    then, at the first step behind each barrier, how many up to the next barrier are done; and last, how many threads
+    have finished."""
     SCRATCH = 13
     SCRATCH_BYTES = 14
     """Of each thread."""
     KV_KIND = 15
     """`blocks.Kind.code` of the cache."""
     THREADS = 16
-    ARRIVED = 17
-    """Where the barrier stands at the start of the pass."""
-    TIMES = 18
+    TIMES = 17
     """0, or where to write the times of the pass: i64 nanoseconds `[threads, steps + 1, 2]`; of each thread, when it
     arrived at and when it began each step, and when it arrived at the end."""
-    PARTS = 19
+    PARTS = 18
     """Address of memory that all threads share for attention, see `attention.parts_bytes`."""
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from quantkit_kernels import attention, blocks, kv_pages
 from quantkit_kernels.jit import jit
+from quantkit_kernels.threads import tag_of
 
 LAYER, LAYERS, KV_HEADS = 1, 2, 2
 TOLERANCE = 1e-5
@@ -34,7 +35,11 @@ def attend_all(
     parts,
 ):  # fmt: skip
     heads = attention.Heads(kind, layer, kv_heads, group, head_dim, scale, window)
-    attention.attend(heads, q, stride, out, stride, runs, run_table, counter, threads, scratch, parts)
+    pieces, segments, part_bytes = attention.pieces_of(heads, runs, run_table, threads)
+    return pieces - attention.attend(
+        heads, q, stride, out, stride, run_table, counter, tag_of(1), threads, pieces, segments, part_bytes, scratch,
+        parts,
+    )  # fmt: skip
 
 
 class Cache:
@@ -64,11 +69,12 @@ class Cache:
         counter = np.zeros(1, np.int64)
         scratch = np.full(attention.scratch_bytes(group, self.head_dim) // 4, np.nan, np.float32)
         parts = np.zeros(attention.parts_bytes(threads), np.uint8)
-        attend_all(
+        left = attend_all(
             self.code, LAYER, KV_HEADS, group, self.head_dim, np.float32(scale), window, rows.ctypes.data,
             out.ctypes.data, rows.strides[0], 1, run.ctypes.data, counter.ctypes.data, threads, scratch.ctypes.data,
             parts.ctypes.data,
         )  # fmt: skip
+        assert left == 0
         columns = q[0].size
         assert (out[:, columns:] == 12345).all(), "wrote past the last head"
         return out[:, :columns].reshape(q.shape)

@@ -90,6 +90,7 @@ from .scalars import (
     atomic_add,
     atomic_load,
     atomic_store,
+    compare_exchange,
     cpu_relax,
     get_f32,
     get_i8,
@@ -103,6 +104,7 @@ from .scalars import (
     put_i64,
     semaphore_post,
     semaphore_wait,
+    sleep_thread,
     stack_f32,
     yield_thread,
 )

@@ -90,6 +90,17 @@ def atomic_store(typing, address, value):
 
 
 @intrinsic
+def compare_exchange(typing, address, expected, value):
+    """Write an i64 if `expected` stands there, at once for all threads; returns whether it did."""
+
+    def generate(context, builder, sig, args):
+        pointer = builder.inttoptr(args[0], I64.as_pointer())
+        return builder.extract_value(builder.cmpxchg(pointer, args[1], args[2], "seq_cst", "seq_cst"), 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
 def cpu_relax(typing):
     """Tell the core that this is a waiting loop."""
 
@@ -113,6 +124,17 @@ def yield_thread(typing):
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+@intrinsic
+def sleep_thread(typing, microseconds):
+    """Give up the core for some time (`usleep`)."""
+
+    def generate(context, builder, sig, args):
+        call_llvm(builder, "usleep", I32, builder.trunc(args[0], I32))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 def _semaphore(name: str) -> Any:
