@@ -1,10 +1,15 @@
-"""The examples run: on a tiny checkpoint, and with what they need missing."""
+"""The examples run: on a tiny checkpoint, and with what they need missing. The README shows what was measured."""
 
 from __future__ import annotations
 
+import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import tiny
 
@@ -29,3 +34,56 @@ def test_the_comparison_says_what_it_lacks(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("llama-cpp-python is not installed")
     assert "CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python" in done.stderr
+
+
+def table_program() -> dict[str, Any]:
+    """What `readme_table.py` defines."""
+    return runpy.run_path(str(EXAMPLES / "readme_table.py"))
+
+
+def test_the_readme_shows_what_was_measured() -> None:
+    program = table_program()
+    results = json.loads(program["RESULTS"].read_text())
+    readme = program["README"].read_text()
+    assert program["rewrite"](readme, program["table"](results)) == readme, "run examples/readme_table.py"
+
+
+def test_the_table_has_the_rows_that_were_measured() -> None:
+    program = table_program()
+    short = program["ROWS"][0]
+    results = {
+        "smollm2-int4": {
+            "conditions": {
+                "processor": "A CPU",
+                "cores": 2,
+                "instruction_set": "avx2",
+                "read_gbs": 33.2,
+                "turns": 5,
+            },
+            "figures": {
+                short.how: {"pp512": {"quantkit": 1474.4, "llama.cpp": 671.0, "ratio": 2.197}},
+                "run -p Hello -n 1": {"warm": {"seconds": 0.8123}},
+            },
+        }
+    }
+    assert program["table"](results).splitlines() == [
+        "Medians of 5 turns, on 2 cores of A CPU (avx2) that read 33.2 GB/s meanwhile.",
+        "",
+        "| model | what | quantkit | llama.cpp | ratio | how |",
+        "|---|---|--:|--:|--:|---|",
+        f"| SmolLM2-135M int4 | prompt of 512 tokens | 1,474 tokens/s | 671 tokens/s | 2.20 | `{short.how}` |",
+        "| SmolLM2-135M int4 | warm start of `run` to the first token | 0.812 s |  |  | `run -p Hello -n 1` |",
+    ]
+    same = results["smollm2-int4"]["conditions"]
+    results["smollm2-int8"] = {"conditions": same | {"read_gbs": 40.0}, "figures": {}}
+    assert "that read 33.2 to 40 GB/s meanwhile" in program["table"](results)
+    results["smollm2-int8"] = {"conditions": same | {"processor": "Another"}, "figures": {}}
+    assert "SmolLM2-135M int8: medians of 5 turns, on 2 cores of Another" in program["table"](results)
+
+
+def test_the_table_goes_between_the_marks() -> None:
+    program = table_program()
+    begin, end = program["BEGIN"], program["END"]
+    assert program["rewrite"](f"a\n{begin}\nold\n{end}\nb", "new") == f"a\n{begin}\nnew\n{end}\nb"
+    with pytest.raises(SystemExit, match="lacks the marks"):
+        program["rewrite"](f"a\n{begin}\nold", "new")

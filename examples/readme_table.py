@@ -1,0 +1,307 @@
+"""The README's table of measured figures: measures them, keeps them, and writes the table from what is kept.
+
+    CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python    # built for this machine
+    python examples/readme_table.py --smollm2-int4 PACKED GGUF ... --smollm2-int8 PACKED GGUF ... \\
+        --llama-1b-int4 PACKED GGUF ... --llama-1b-int8 PACKED GGUF ...
+
+Each option names a folder that quantkit packed, and the same model in llama.cpp's types. Models that are not named keep
+the figures that they have in `measured.json`; without any option the table is written anew from that file alone.
+
+`ROWS` says what stands in the table and what measures it: `compare_llama_cpp.py`, which takes turns with llama.cpp,
+`quantkit bench`, or the clock around whole processes of `quantkit run`. Nothing is measured here besides those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "measured.json"
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+QUANTKIT = (sys.executable, "-c", "from quantkit.cli import main; main()")
+WARM_STARTS = 11
+PROBES = 9
+"""Measurements of the read bandwidth before and after each command."""
+
+MODELS = {
+    "smollm2-int4": "SmolLM2-135M int4",
+    "smollm2-int8": "SmolLM2-135M int8",
+    "llama-1b-int4": "Llama-3.2-1B's shape, int4",
+    "llama-1b-int8": "Llama-3.2-1B's shape, int8",
+}
+"""Name of a model among the options -> in the table."""
+
+Figures = dict[str, dict[str, Any]]
+"""Test -> what was found."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Attributes
+    ----------
+    model : str
+        Key of `MODELS`.
+    what : str
+        What was measured, in words.
+    program : str
+        Key of `PROGRAMS`.
+    options : str
+        What it is called with.
+    test : str
+        Which of its results stands here.
+    field : str
+        Which figure of the result is quantkit's.
+    unit : str
+        Key of `UNITS`.
+    """
+
+    model: str
+    what: str
+    program: str
+    options: str
+    test: str
+    field: str = "quantkit"
+    unit: str = "tokens/s"
+
+    @property
+    def how(self) -> str:
+        """The command, without the model's files."""
+        return f"{self.program} {self.options}"
+
+
+COMPARISON = "compare_llama_cpp.py"
+
+
+def compared(model: str, options: str, tests: Mapping[str, tuple[str, str]]) -> list[Row]:
+    """Rows of one comparison with llama.cpp: test -> what it is, unit."""
+    return [Row(model, what, COMPARISON, options, test, unit=unit) for test, (what, unit) in tests.items()]
+
+
+PROMPT, GENERATION = ("prompt of 512 tokens", "tokens/s"), ("generation", "tokens/s")
+DEEP = {
+    "pp512 @ d4096": ("prompt of 512 behind 4,096 tokens", "tokens/s"),
+    "tg32 @ d4096": ("generation behind 4,096 tokens", "tokens/s"),
+}
+ROWS = (
+    *compared(
+        "smollm2-int4",
+        "-p 512 -n 64 -b 1,4,16 --ttft 2000",
+        {
+            "pp512": PROMPT,
+            "tg64": GENERATION,
+            "tg64 b4": ("4 texts at once", "tokens/s"),
+            "tg64 b16": ("16 texts at once", "tokens/s"),
+            "ttft2000": ("first token of a prompt of 2,000", "ms"),
+        },
+    ),
+    *compared("smollm2-int4", "-p 512 -n 32 -d 4096", DEEP),
+    *compared("smollm2-int8", "-p 512 -n 64", {"pp512": PROMPT, "tg64": GENERATION}),
+    *compared("llama-1b-int4", "-p 512 -n 32", {"pp512": PROMPT, "tg32": GENERATION}),
+    *compared("llama-1b-int8", "-p 512 -n 32", {"pp512": PROMPT, "tg32": GENERATION}),
+    *(
+        Row(model, "generation, share of read bandwidth", "bench", "-p 0 -n 64", "tg64", "bandwidth_share", "%")
+        for model in MODELS
+    ),
+    Row("smollm2-int4", "generation, 4 threads on 2 cores", "bench", "-p 0 -n 64 -t 4", "tg64", "avg_ts"),
+    Row("smollm2-int4", "of a token, outside of the kernels", "bench --ops", "-p 0 -n 64", "tg64", "outside_us", "µs"),
+    Row("smollm2-int4", "cold start of `run`, compiles the kernels", "run", "-p Hello -n 1", "cold", "seconds", "s"),
+    Row("smollm2-int4", "warm start of `run` to the first token", "run", "-p Hello -n 1", "warm", "seconds", "s"),
+)
+
+UNITS: Mapping[str, Callable[[float], str]] = {
+    "tokens/s": lambda value: f"{value:,.0f} tokens/s" if value >= 100 else f"{value:.1f} tokens/s",
+    "ms": lambda value: f"{value:,.0f} ms",
+    "µs": lambda value: f"{value:.0f} µs",
+    "s": lambda value: f"{value:.3g} s",
+    "%": lambda value: f"{value:.0%}",
+}
+
+
+def compare(files: Sequence[str], options: Sequence[str]) -> Figures:
+    """Take turns with llama.cpp."""
+    lines = output([sys.executable, str(HERE / COMPARISON), *files, *options, "-o", "jsonl"])
+    kept = ("quantkit", "llama.cpp", "ratio", "llama.cpp's best", "all")
+    return {row["test"]: {name: row[name] for name in kept} for row in lines}
+
+
+def bench(files: Sequence[str], options: Sequence[str]) -> Figures:
+    """Run `quantkit bench`."""
+    kept = ("avg_ts", "stddev_ts", "bandwidth_gbs", "bandwidth_share", "n_threads")
+    lines = output([*QUANTKIT, "bench", files[0], *options, "-o", "jsonl"])
+    return {row["test"]: {name: row[name] for name in kept} for row in lines}
+
+
+def outside(files: Sequence[str], options: Sequence[str]) -> Figures:
+    """Ask `quantkit bench` where the time goes, and keep what no kernel spends."""
+    lines = output([*QUANTKIT, "bench", files[0], *options, "--ops", "-o", "jsonl"])
+    times = {row["test"]: {part["operation"]: part["ms"] for part in row["operations"]} for row in lines}
+    return {test: {"outside_us": parts["(outside)"] * 1e3} for test, parts in times.items()}
+
+
+def starts(files: Sequence[str], options: Sequence[str]) -> Figures:
+    """Time whole processes of `quantkit run`: once with an empty cache, then, medians, with a full one."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | {"QUANTKIT_CACHE_DIR": cache}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # or each start would compile Python's own code again
+        seconds = []
+        for _ in range(1 + WARM_STARTS):
+            begin = time.perf_counter()
+            command = [*QUANTKIT, "run", files[0], *options]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            if done.returncode:
+                sys.exit(done.stderr)
+            seconds.append(time.perf_counter() - begin)
+    return {"cold": {"seconds": seconds[0]}, "warm": {"seconds": statistics.median(seconds[1:])}}
+
+
+PROGRAMS: Mapping[str, Callable[[Sequence[str], Sequence[str]], Figures]] = {
+    COMPARISON: compare,
+    "bench": bench,
+    "bench --ops": outside,
+    "run": starts,
+}
+"""What measures, by the name that the table gives it: model's files, options -> figures."""
+
+
+def output(command: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects that a command prints, one a line; ends this program where the command fails."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            yield json.loads(line)
+    if process.returncode:
+        sys.exit(process.returncode)
+
+
+def conditions(files: Sequence[str], repetitions: int, bandwidths: Sequence[float]) -> dict[str, Any]:
+    """What the figures of a model were measured on, and with."""
+    import quantkit
+    from quantkit.machine import cpu_name, usable_cores
+    from quantkit_kernels.simd import ISA
+
+    return {
+        "processor": cpu_name(),
+        "cores": usable_cores(),
+        "instruction_set": ISA,
+        "read_gbs": round(statistics.median(bandwidths) / 1e9, 1),
+        "quantkit": quantkit.__version__,
+        "llama-cpp-python": version("llama-cpp-python"),
+        "files": [Path(file).name for file in files],
+        "turns": repetitions,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def measure(
+    model: str, files: Sequence[str], repetitions: int, figures: dict[str, Figures]
+) -> Iterator[dict[str, Any]]:
+    """Run the commands of a model that lack figures; yields what `measured.json` shall hold of it, after each."""
+    from quantkit.benchmark import open_probe
+    from quantkit.machine import usable_cores
+
+    probe = open_probe(usable_cores())
+    bandwidths = probe.read_bandwidth(PROBES)
+    for row in ROWS:
+        if row.model != model or row.how in figures:
+            continue
+        print(f"{MODELS[model]}: {row.how}", file=sys.stderr, flush=True)
+        repeated = [] if row.program == "run" else ["-r", str(repetitions)]
+        figures[row.how] = PROGRAMS[row.program](files, [*row.options.split(), *repeated])
+        bandwidths += probe.read_bandwidth(PROBES)
+        yield {"conditions": conditions(files, repetitions, bandwidths), "figures": figures}
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The text between the marks: the machine, then a row for each figure that there is."""
+    lines = ["| model | what | quantkit | llama.cpp | ratio | how |", "|---|---|--:|--:|--:|---|"]
+    for row in sorted(ROWS, key=lambda row: list(MODELS).index(row.model)):
+        found = results.get(row.model, {}).get("figures", {}).get(row.how, {}).get(row.test)
+        if found is not None:
+            lines.append("| " + " | ".join(cells(row, found)) + " |")
+    return "\n".join([*machines(results), "", *lines])
+
+
+def cells(row: Row, found: Mapping[str, Any]) -> list[str]:
+    """What stands in a row; what has no counterpart in llama.cpp leaves its cells empty."""
+    show = UNITS[row.unit]
+    theirs = [show(found["llama.cpp"]), f"{found['ratio']:.2f}"] if "llama.cpp" in found else ["", ""]
+    return [MODELS[row.model], row.what, show(found[row.field]), *theirs, f"`{row.how}`"]
+
+
+def machines(results: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each machine that models were measured on."""
+    seen: dict[str, dict[str, Any]] = {}
+    for model, name in MODELS.items():
+        if model in results:
+            about = results[model]["conditions"]
+            key = f"{about['cores']} cores of {about['processor']} ({about['instruction_set']})"
+            seen.setdefault(key, {})[name] = about
+    for machine, models in seen.items():
+        rates = [about["read_gbs"] for about in models.values()]
+        turns = {about["turns"] for about in models.values()}
+        which = f"{', '.join(models)}: medians" if len(seen) > 1 else "Medians"
+        yield f"{which} of {span(turns)} turns, on {machine} that read {span(rates)} GB/s meanwhile."
+
+
+def span(values: Collection[float]) -> str:
+    """`33.2 to 40`."""
+    low, high = min(values), max(values)
+    return f"{low:g} to {high:g}" if low < high else f"{low:g}"
+
+
+def rewrite(readme: str, text: str) -> str:
+    """Put a text between the marks of the README."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        sys.exit(f"the README lacks the marks {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for model, name in MODELS.items():
+        parser.add_argument(f"--{model}", dest=model, nargs="+", metavar=("PACKED", "GGUF"), help=name)
+    parser.add_argument("-r", "--repetitions", type=int, default=5, help="turns of each test")
+    parser.add_argument("--missing", action="store_true", help="run only what has no figures yet: go on after a break")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the file that keeps what was measured")
+    parser.add_argument("--readme", type=Path, default=README, help="the file that holds the table")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure the models that were named and keep the figures of each command as it ends; then write the table."""
+    options = parse()
+    results = json.loads(options.results.read_text()) if options.results.exists() else {}
+    for model, name in MODELS.items():
+        files = getattr(options, model)
+        if files:
+            figures = results.get(model, {}).get("figures", {}) if options.missing else {}
+            for found in measure(model, files, options.repetitions, figures):
+                results[model] = found
+                options.results.write_text(json.dumps(results, indent=1) + "\n")
+        else:
+            kept = f"kept from {results[model]['conditions']['date']}" if model in results else "left out"
+            print(f"{name}: not named, {kept}", file=sys.stderr)
+    options.readme.write_text(rewrite(options.readme.read_text(), table(results)))
+
+
+if __name__ == "__main__":
+    main()
