@@ -7,6 +7,8 @@ sequence grows.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -17,6 +19,8 @@ from quantkit.errors import GenerationError
 from quantkit_kernels.kv_pages import PAGE, page_bytes
 
 ALIGNMENT = 64
+SLAB_PAGES = 16
+HUGE_PAGE = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,11 @@ class CacheShape:
 
 
 class PagePool:
-    """Hands out zeroed or used pages, and keeps those that sequences give back."""
+    """Hands out zeroed or used pages, and keeps those that sequences give back.
+
+    Memory comes in slabs of `SLAB_PAGES`, on huge pages where the system has them: attention walks through all of the
+    cache for each token, and would leave a small page after a few keys. Only what is written takes memory.
+    """
 
     def __init__(self, shape: CacheShape) -> None:
         self.shape = shape
@@ -52,11 +60,20 @@ class PagePool:
 
     def take(self) -> NDArray[np.uint8]:
         """Return a page; what earlier sequences left in it is never read."""
-        if self._free:
-            return self._free.pop()
-        memory = np.zeros(self.shape.page_bytes + ALIGNMENT, np.uint8)
-        start = -memory.ctypes.data % ALIGNMENT
-        return memory[start : start + self.shape.page_bytes]
+        if not self._free:
+            self._free = self._slab()
+        return self._free.pop()
+
+    def _slab(self) -> list[NDArray[np.uint8]]:
+        """New pages, the first one last."""
+        size = self.shape.page_bytes
+        stride = -(-size // ALIGNMENT) * ALIGNMENT
+        memory = mmap.mmap(-1, SLAB_PAGES * stride + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(AttributeError, OSError):  # a system without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        slab = np.frombuffer(memory, np.uint8)
+        first = -slab.ctypes.data % HUGE_PAGE
+        return [slab[first + page * stride :][:size] for page in reversed(range(SLAB_PAGES))]
 
     def give_back(self, pages: list[NDArray[np.uint8]]) -> None:
         """Keep pages for the next sequence."""
