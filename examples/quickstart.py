@@ -46,7 +46,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(sys.argv[1]) if len(sys.argv) > 1 else obtain(Path(scratch))
         packed = Path(scratch) / "SmolLM2-135M-int4"
-        console.print(f"Packing {source.name} to int4. The first run also compiles the kernels: about a minute.")
+        console.print(f"Packing {source.name} to int4. The first run also compiles the kernels: 10 to 20 seconds.")
         columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
         with Progress(*columns, console=console) as bar:
             task = bar.add_task("packing")

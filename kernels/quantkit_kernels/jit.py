@@ -1,7 +1,8 @@
 """The one decorator of the kernels: every compile flag, and the folder where compiled code is kept.
 
 It is not a compiler: numba is. Kernels write `@jit`; the few functions that Python calls write `@jit(entry=True)`, and
-only those are kept on disk, with everything they call inside them, in the folder that `cache.py` names.
+only those become machine code, with everything they call inside them (`linking.py`), and are kept on disk, in the
+folder that `cache.py` names.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numba
 from numba.core import config, event
 
 from .cache import kernel_folder
+from .linking import PART_FLAGS, EntryCompiler, PartCompiler
 from .simd import ISA
 
 logger = logging.getLogger(__name__)
@@ -36,10 +38,10 @@ def jit(function: Callable[..., Any] | None = None, *, entry: bool = False) -> A
     if function is None:
         return functools.partial(jit, entry=entry)
     if not entry:
-        return numba.njit(**FLAGS)(function)
+        return numba.njit(pipeline_class=PartCompiler, **FLAGS, **PART_FLAGS)(function)
     previous, config.CACHE_DIR = config.CACHE_DIR, str(kernel_folder(ISA))
     try:
-        return numba.njit(cache=True, **FLAGS)(function)
+        return numba.njit(cache=True, pipeline_class=EntryCompiler, **FLAGS)(function)
     finally:
         config.CACHE_DIR = previous
 
@@ -56,7 +58,7 @@ class _Notice(event.Listener):
 
     @functools.cache  # noqa: B019  there is one listener
     def _say(self) -> None:
-        logger.info("compiling kernels; this happens once and takes up to a minute")
+        logger.info("compiling kernels; this happens once and takes 10 to 20 seconds")
 
 
 event.register("numba:compile", _Notice())
