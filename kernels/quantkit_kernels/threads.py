@@ -36,8 +36,8 @@ SPINS_BEFORE_YIELD = 100
 NANOSECONDS_BEFORE_SLEEP = 200_000
 """Longer than a piece takes: who holds it has been put aside, and may come back on the core that a sleeper frees."""
 MICROSECONDS_OF_SLEEP = 50
-YIELDS_BEFORE_SLEEP = 1000
-"""A few hundred microseconds: longer than Python needs between two tokens."""
+NANOSECONDS_BEFORE_PARKING = 400_000
+"""Longer than Python needs between two tokens."""
 MOST_AHEAD = 256 * 1024
 """Bytes of weights that a waiting thread asks for: what fits its cache beside what it works on."""
 LINE = 64
@@ -92,7 +92,7 @@ def is_current(shared, generation):
 def await_pass(shared, thread, seen):
     """Wait for a pass other than `seen`, and return its generation; -1 when the pool stops."""
     place = shared + WORKERS + 2 * LINE * thread
-    spins = 0
+    spins = since = 0
     while True:
         generation = atomic_load(shared + GENERATION)
         if generation != seen and generation & 1:
@@ -100,7 +100,9 @@ def await_pass(shared, thread, seen):
         spins += 1
         if spins < SPINS_BEFORE_YIELD:
             cpu_relax()
-        elif spins < SPINS_BEFORE_YIELD + YIELDS_BEFORE_SLEEP:
+        elif since == 0:
+            since = nanoseconds()
+        elif nanoseconds() - since < NANOSECONDS_BEFORE_PARKING:
             yield_thread()
         else:
             # Say so before looking once more: `begin_pass` looks here after it has begun.
@@ -109,6 +111,7 @@ def await_pass(shared, thread, seen):
             if generation == seen or not generation & 1:
                 semaphore_wait(place + LINE)
             atomic_store(place, 0)
+            spins = since = 0
 
 
 # --- work ----------------------------------------------------------------------------------------------------------
