@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantkit_kernels.jit import jit
-from quantkit_kernels.simd import atomic_add, get_i64, put_i64
+from quantkit_kernels.simd import atomic_add, cpu_relax, get_i64, put_i64
 from quantkit_kernels.threads import (
     COUNT_BITS,
     GENERATION,
@@ -100,6 +100,8 @@ def test_every_piece_is_dealt_once_in_whole_units(threads, count, unit, chunk, r
 @jit
 def _sections(shared, thread, threads, generation, words):
     """A piece is 1 more than its neighbour in the section before; the first section begins with a number of a pass."""
+    for _ in range(get_i64(words + 48) * thread):  # late: the pass may be over, and the next one prepared
+        cpu_relax()
     tag, count = tag_of(generation), get_i64(words)
     counters, done, values = get_i64(words + 8), get_i64(words + 16), get_i64(words + 24)
     if not is_current(shared, generation):
@@ -107,9 +109,11 @@ def _sections(shared, thread, threads, generation, words):
     for section in range(SECTIONS):
         turn = taken = 0
         while True:
-            turn, first, last = take_near(counters + 8 * section, 8 * SECTIONS, tag, thread, threads, turn, count, 1, 2)
+            turn, first, last = take_near(counters + 8 * section, 8 * SECTIONS, tag, thread, threads, turn, count, 1, 1)
             if first == last:
                 break
+            for _ in range(50 * (first % 3)):  # slow: nobody may go on without this piece
+                cpu_relax()
             for piece in range(first, last):
                 # The neighbour's value: a section that began too early would find an old one.
                 source = values + 8 * ((piece + 1) % count)
@@ -149,7 +153,7 @@ def test_passes_of_changing_size_with_more_threads_than_cores(threads):
         libc.sem_init(ctypes.c_void_p(semaphore), 0, 0)
     counters, done = np.zeros((threads, SECTIONS), np.int64), np.zeros(SECTIONS, np.int64)
     values = np.zeros((2, MOST), np.int64)
-    words = np.array([1, address(counters), address(done), address(values), 0, 0], np.int64)
+    words = np.array([1, address(counters), address(done), address(values), 0, 0, 0], np.int64)
     serve.compile("void(int64, int64, int64, int64)")
     workers = [
         threading.Thread(target=serve, args=(address(shared), thread, threads, address(words)), daemon=True)
@@ -160,7 +164,7 @@ def test_passes_of_changing_size_with_more_threads_than_cores(threads):
     rng = np.random.default_rng(0)
     for number in range(1000):
         count = int(rng.integers(1, MOST))
-        words[0], words[4], words[5] = count, 100 * number, 0
+        words[0], words[4], words[5], words[6] = count, 100 * number, 0, rng.choice([0, 10, 100])
         serve(address(shared), 0, threads, address(words))
         assert words[5] == SECTIONS * count
         assert (values[(SECTIONS - 1) % 2, :count] == 100 * number + SECTIONS).all()
