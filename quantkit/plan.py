@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from quantkit.program import ACTIVATIONS, Operation, Program, Value
 from quantkit_kernels.activations import packed_bytes
 from quantkit_kernels.blocks import KINDS, grid
+from quantkit_kernels.matmul import ROW_TILES
 from quantkit_kernels.table import FIELDS, FLOATS, SHARED, Field, Opcode
 
 IN_PLACE = frozenset({Opcode.SCALE, Opcode.ADD, Opcode.RMS_NORM, Opcode.GATED, Opcode.ROPE})
@@ -112,7 +113,8 @@ class Plan:
 def _chunk(step: Step, bits: float, threads: int) -> int:
     tiles = grid(int(step.numbers[Field.ROWS]), 1)[0]
     tile_bytes = step.numbers[Field.COLUMNS] * bits
-    return max(1, min(int(CHUNK_BYTES // tile_bytes), tiles // (4 * threads)))
+    most = min(int(CHUNK_BYTES // tile_bytes), tiles // (4 * threads))
+    return max(ROW_TILES, most - most % ROW_TILES)
 
 
 def plan(program: Program, kinds: Mapping[str, str]) -> Plan:

@@ -57,7 +57,7 @@ def _read(address, size, result):
 @jit(entry=True)
 def _multiply(address, rounds, result):
     """Run `rounds * DOTS` dot products as a matrix product does: one register of codes meets `DOTS` of activations."""
-    like = zeros_tiles(DOTS)
+    like = zeros_tiles(1, DOTS)
     dots, x = zero_dot_u4(like), broadcast_dwords(address, 4, like)
     for i in range(rounds):
         # The codes change, or there would be nothing to do in the loop.

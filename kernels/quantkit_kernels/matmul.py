@@ -11,7 +11,9 @@ from __future__ import annotations
 from .activations import RECORD, START, STEP, SUM
 from .jit import jit
 from .simd import (
+    I8_ROWS,
     TILES,
+    U4_ROWS,
     broadcast_dwords,
     broadcast_f32,
     codes_i8,
@@ -50,23 +52,36 @@ from .simd import (
 
 INT4_BLOCK, INT8_BLOCK = 144, 264
 """Bytes of a block, as `blocks.py` specifies them (a test compares)."""
+TOKENS = 4
+"""Tokens of a grid of registers where there are as many. Its rows are those of the instruction set: a second one halves
+the loads of activations, which bound a product before multiplications do."""
+ROW_TILES = max(U4_ROWS, I8_ROWS) * TILES
+"""Row tiles of the largest grid."""
 AHEAD = 8192
-"""Bytes between the weights in use and those asked for, where a few tokens are as fast as memory."""
+"""Bytes between the weights in use and those asked for, where one token meets them: memory is hardly faster."""
+MOST_GROUPS = 8
+"""Groups from one request for weights to the next, at most; a power of two."""
 
 
 @jit
-def _prefetch_blocks(weight, stride, size, like):
-    for tile in range(tiles_of(like)):
-        for line in range(0, size, 64):
-            prefetch(weight + tile * stride + line)
+def _prefetch_blocks(address, size, like):
+    """Ask for as many blocks of `size` bytes as `like` has row tiles; returns the address behind them."""
+    end = address + rows_of(like) * tiles_of(like) * size
+    for line in range(address, end, 64):
+        prefetch(line)
+    return end
 
 
 @jit
-def _int4_tile(like, weight, row_scales, bias, x, x_stride, groups, y, y_stride, ahead):
-    """The row tiles of a register of `like`, which is zero, times its tokens; asks for the weights `ahead` bytes on."""
+def _int4_tile(like, weight, row_scales, bias, x, x_stride, groups, y, y_stride, ahead, skip):
+    """The row tiles of `like`, which is zero, times its tokens.
+
+    Asks for the weights at `ahead` and on: with each group as many as it uses, except those whose number has bits in
+    common with `skip`. A token alone skips none: it waits for nothing but weights.
+    """
     stride = INT4_BLOCK * groups
     total, offset = like, like
-    for _ in range(groups):
+    for group in range(groups):
         dot = zero_dot_u4(like)
         for chunk in range(4):
             codes = load_rows_bytes(weight + 32 * chunk, stride, like)
@@ -75,59 +90,63 @@ def _int4_tile(like, weight, row_scales, bias, x, x_stride, groups, y, y_stride,
         scaled = scale_u4(dot, load_scales_u4(weight + 128, stride, like))
         total = fma(scaled, broadcast_f32(x + STEP, x_stride, like), total)
         offset = fma(load_rows_i8(weight + 136, stride, like), broadcast_f32(x + SUM, x_stride, like), offset)
-        if ahead:
-            _prefetch_blocks(weight + ahead, stride, INT4_BLOCK, like)
+        if tokens_of(like) == 1 or not group & skip:
+            ahead = _prefetch_blocks(ahead, INT4_BLOCK, like)
         weight += INT4_BLOCK
         x += RECORD
     total = fma(total, load_rows_f32(row_scales, 64, like), offset * load_rows_f32(row_scales + 32, 64, like))
     if bias:
         total = total + load_rows_f32(bias, 32, like)
-    store_grid(y, 0, y_stride, total)
+    store_grid(y, 32 * tiles_of(like), y_stride, total)
 
 
 @jit
-def _int8_tile(like, weight, row_scales, bias, x, x_stride, groups, y, y_stride, ahead):
+def _int8_tile(like, weight, row_scales, bias, x, x_stride, groups, y, y_stride, ahead, skip):
     """As `_int4_tile`."""
     stride = INT8_BLOCK * groups
     total = like
-    for _ in range(groups):
+    for group in range(groups):
         dot = start_dot_i8(x + START, x_stride, like)
         for chunk in range(8):
             codes = codes_i8(load_rows_bytes(weight + 32 * chunk, stride, like))
             dot = dot_i8(dot, codes, broadcast_dwords(x + 4 * chunk, x_stride, like))
         scaled = to_f32(dot) * load_scales_f32(weight + 256, stride, like)
         total = fma(scaled, broadcast_f32(x + STEP, x_stride, like), total)
-        if ahead:
-            _prefetch_blocks(weight + ahead, stride, INT8_BLOCK, like)
+        if tokens_of(like) == 1 or not group & skip:
+            ahead = _prefetch_blocks(ahead, INT8_BLOCK, like)
         weight += INT8_BLOCK
         x += RECORD
     total = total * load_rows_f32(row_scales, 32, like)
     if bias:
         total = total + load_rows_f32(bias, 32, like)
-    store_grid(y, 0, y_stride, total)
+    store_grid(y, 32 * tiles_of(like), y_stride, total)
 
 
-def _packed_linear(tile_kernel, block_bytes, scale_bytes):
+def _packed_linear(tile_kernel, block_bytes, scale_bytes, rows):
     @jit
-    def few(weight, row_scales, bias, x, x_stride, groups, token, tokens, y, y_stride):
-        """One row tile times the tokens from `token` on, up to 4 at a time."""
-        ahead = AHEAD if token == 0 else 0
-        while token < tokens:
-            left = tokens - token
-            if left > 2 and tokens > 3:  # a third one alone: computed together with one that is done
-                start = min(token, tokens - 4)
-                source, out = x + start * x_stride, y + start * y_stride
-                tile_kernel(zeros(1, 4), weight, row_scales, bias, source, x_stride, groups, out, y_stride, ahead)
-                token += 4
-            elif left > 1:
-                source, out = x + token * x_stride, y + token * y_stride
-                tile_kernel(zeros(1, 2), weight, row_scales, bias, source, x_stride, groups, out, y_stride, ahead)
-                token += 2
-            else:
-                source, out = x + token * x_stride, y + token * y_stride
-                tile_kernel(zeros(1, 1), weight, row_scales, bias, source, x_stride, groups, out, y_stride, ahead)
-                token += 1
-            ahead = 0
+    def tiles(like, tile, last, weight, row_scales, bias, x, x_stride, groups, tokens, y, y_stride):
+        """As many row tiles as `like` has, from `tile` on, times all tokens; returns the tile behind them.
+
+        A register that row tiles or tokens do not fill takes some that are done once more.
+        """
+        tile = min(tile, last - tiles_of(like))
+        behind = tile + rows_of(like) * tiles_of(like)
+        size = (behind - tile) * groups * block_bytes
+        weight, row_scales, y = weight + tile * groups * block_bytes, row_scales + tile * scale_bytes, y + 32 * tile
+        bias = bias + 32 * tile if bias else 0
+        ahead = weight + (size if tokens_of(like) > 1 else AHEAD)
+        end = ahead + size
+        # What comes next is asked for all the while that the tokens meet what is here: memory answers little by little.
+        interval = 1
+        while interval < MOST_GROUPS and 2 * interval * tokens_of(like) <= tokens:
+            interval *= 2
+        for token in range(0, tokens, tokens_of(like)):
+            start = min(token, tokens - tokens_of(like))
+            source, out = x + start * x_stride, y + start * y_stride
+            skip = interval - 1 if ahead < end else -1
+            tile_kernel(like, weight, row_scales, bias, source, x_stride, groups, out, y_stride, ahead, skip)
+            ahead += size // interval
+        return behind
 
     @jit
     def linear(first, last, weight, row_scales, bias, columns, x, x_stride, tokens, y, y_stride):
@@ -135,33 +154,24 @@ def _packed_linear(tile_kernel, block_bytes, scale_bytes):
         groups = (columns + 31) >> 5
         tile = first
         while tile < last:
-            w, scales, out = weight + tile * groups * block_bytes, row_scales + tile * scale_bytes, y + 32 * tile
-            tile_bias = bias + 32 * tile if bias else 0
-            token, count = 0, 1
-            if tokens >= 8 and last - tile >= TILES:
-                count = TILES
-                ahead = TILES * groups * block_bytes
-                while tokens - token >= 8:
-                    tile_kernel(
-                        zeros_tiles(8), w, scales, tile_bias,
-                        x + token * x_stride, x_stride, groups, out + token * y_stride, y_stride, ahead,
-                    )  # fmt: skip
-                    token += 8
-                    ahead = 0
-            if token < tokens:
-                for _ in range(count):
-                    few(w, scales, tile_bias, x, x_stride, groups, token, tokens, out, y_stride)
-                    w += groups * block_bytes
-                    scales += scale_bytes
-                    out += 32
-                    tile_bias = tile_bias + 32 if tile_bias else 0
-            tile += count
+            if tokens == 1 or last - first < TILES:
+                like = zeros(1, 1)
+                tile = tiles(like, tile, last, weight, row_scales, bias, x, x_stride, groups, tokens, y, y_stride)
+            elif tokens < TOKENS:
+                pair = zeros_tiles(1, 2)
+                tile = tiles(pair, tile, last, weight, row_scales, bias, x, x_stride, groups, tokens, y, y_stride)
+            elif last - tile < rows * TILES:
+                row = zeros_tiles(1, TOKENS)
+                tile = tiles(row, tile, last, weight, row_scales, bias, x, x_stride, groups, tokens, y, y_stride)
+            else:
+                grid = zeros_tiles(rows, TOKENS)
+                tile = tiles(grid, tile, last, weight, row_scales, bias, x, x_stride, groups, tokens, y, y_stride)
 
     return linear
 
 
-linear_int4 = _packed_linear(_int4_tile, INT4_BLOCK, 64)
-linear_int8 = _packed_linear(_int8_tile, INT8_BLOCK, 32)
+linear_int4 = _packed_linear(_int4_tile, INT4_BLOCK, 64, U4_ROWS)
+linear_int8 = _packed_linear(_int8_tile, INT8_BLOCK, 32, I8_ROWS)
 
 
 def _float_linear(load, load_partial, size):

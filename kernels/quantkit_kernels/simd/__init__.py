@@ -46,7 +46,7 @@ from .codes import (
     zero_dot_u4,
     zeros_tiles,
 )
-from .isa import ISA, TILES
+from .isa import I8_ROWS, ISA, TILES, U4_ROWS
 from .memory import (
     broadcast_dwords,
     broadcast_f32,

@@ -26,14 +26,14 @@ from .vectors import (
 
 
 @intrinsic(prefer_literal=True)
-def zeros_tiles(typing, tokens):
-    """f32 zeros for `TILES` row tiles and a literal number of tokens: a grid of 1 x tokens registers."""
-    vec = Vec("f32", 1, tokens.literal_value, TILES * LANES)
+def zeros_tiles(typing, rows, tokens):
+    """As `zeros`, of registers that hold `TILES` row tiles each."""
+    vec = Vec("f32", rows.literal_value, tokens.literal_value, TILES * LANES)
 
     def generate(context, builder, sig, args):
         return join(builder, vec, [constant(vec.register, 0.0)] * vec.count)
 
-    return vec(tokens), generate
+    return vec(rows, tokens), generate
 
 
 low_nibbles = elementwise(1, "i8", instruction_sets.low_nibbles)

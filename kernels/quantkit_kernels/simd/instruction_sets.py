@@ -34,6 +34,8 @@ class Dot:
 
     tiles = 1
     """Row tiles that a register of matrix products holds side by side."""
+    u4_rows = i8_rows = 2
+    """Rows of registers that they keep under way."""
     u4 = "i32"
     """Elements of the accumulator of `u4`."""
     u4_scales = "f32"
@@ -73,6 +75,7 @@ class Avx2(Dot):
     """maddubs: u8 x i8 pairs into int16. Sums of 8 products of nibbles stay below 2**15 (8 * 2 * 15 * 127 = 30480)."""
 
     u4 = u4_scales = "i16"
+    i8_rows = 1  # a dot takes more registers than there are for two
     WORDS = ir.VectorType(I16, 16)
     DWORDS = ir.VectorType(I32, 8)
 

@@ -70,3 +70,5 @@ ISA = _choose()
 DOT = SETS[ISA][0]
 TILES = DOT.tiles
 """Row tiles that a register of `zeros_tiles` holds."""
+U4_ROWS, I8_ROWS = DOT.u4_rows, DOT.i8_rows
+"""Rows of such registers that matrix products keep under way, by the codes of the weights."""
