@@ -508,7 +508,9 @@ def attend(
         if begin >= pieces:
             return taken
         end = min(begin + chunk, pieces)
-        for piece in range(begin, end):
+        for number in range(begin, end):
+            # Whole pairs begin with the latest tokens, which see most, so that threads finish together.
+            piece = number if segments > 1 else pieces - 1 - number
             pair = piece // segments
             run, kv_head = _run_at(run_table, pair // heads.kv_heads), pair % heads.kv_heads
             if segments == 1:

@@ -23,8 +23,8 @@ from .attention import Heads, attend, pieces_of
 from .elementwise import add, copy, embed, gated, rms_norm, rope, rotation, scale
 from .jit import jit
 from .kv_pages import store_kv
-from .matmul import linear_bf16, linear_f16, linear_f32, linear_int4, linear_int8
-from .simd import TILES, get_f32, get_i64, nanoseconds, put_i64
+from .matmul import ROW_TILES, linear_bf16, linear_f16, linear_f32, linear_int4, linear_int8
+from .simd import get_f32, get_i64, nanoseconds, put_i64
 from .table import FIELDS, Field, Opcode, Word
 from .threads import await_done, await_pass, begin_pass, end_pass, is_current, report, tag_of, take_near
 
@@ -33,7 +33,7 @@ STEP_BYTES = 8 * FIELDS
 F32, F16, BF16, INT8, INT4 = range(5)
 """`blocks.Kind.code` (a test compares)."""
 MANY = 8
-"""Tokens from which on a matrix product is computed in registers of `TILES` row tiles, see `matmul.py`."""
+"""Tokens from which on a chunk of a matrix product takes longer than its weights take to arrive."""
 
 (
     OPCODE, BARRIER, IS_WANTED, RUN, AHEAD, AHEAD_BYTES, OUT, OUT_STRIDE, OUT_APART, A, A_STRIDE, A_APART, B, B_STRIDE,
@@ -214,8 +214,8 @@ def _linear(step, counter, state, now):
     """A matrix product; returns its pieces, row tiles, and how many this thread did."""
     rows, tokens = get_i64(step + ROWS), now.wanted if get_i64(step + IS_WANTED) else now.tokens
     tiles = (rows + 7) >> 3 if tokens else 0
-    # Many tokens make a chunk long work: threads are to finish together. Registers of many tokens hold TILES tiles.
-    unit = TILES if tokens >= MANY else 1
+    # Many tokens make a chunk long work: threads are to finish together.
+    unit = ROW_TILES if tokens > 1 else 1
     chunk = max(1, get_i64(step + CHUNK) * MANY // max(tokens, MANY) // unit) * unit
     turn = taken = 0
     while True:
