@@ -33,6 +33,7 @@ from .simd import (
     load_wide_f16,
     load_wide_f32,
     load_wide_i8,
+    load_wide_partial_f32,
     max_lanes,
     maximum,
     prefetch,
@@ -120,15 +121,15 @@ def _part_bytes(queries, head_dim):
 
 @jit
 def _scratch_places(scratch, heads):
-    """Where in a thread's memory stand, after the scores of a block: packed queries, a part, the sum of parts, factors
+    """Where in a thread's memory stand, after the scores of a block: rows of queries, a part, the sum of parts, factors
     of both, widened pages."""
     queries, head_dim = RUN * heads.group, heads.head_dim
-    packed = scratch + BLOCK * ROW
-    part = packed + 4 * _whole(queries) * padded(head_dim)
+    rows = scratch + BLOCK * ROW
+    part = rows + 4 * _whole(queries) * padded(head_dim)
     total = part + _part_bytes(queries, head_dim)
     factors = total + _part_bytes(queries, head_dim)
     wide = factors + 8 * _whole(queries)
-    return packed, part, total, factors, wide
+    return rows, part, total, factors, wide
 
 
 def scratch_bytes(group: int, head_dim: int) -> int:
@@ -149,30 +150,33 @@ def parts_bytes(threads: int) -> int:
 def _block(load, size, n, single):
     """The kernel for `n` queries at once and one kind of cache: `load` widens its numbers, which have `size` bytes.
 
-    The queries of a `single` token are rows of memory; others are packed `[width][n]`.
+    Those of a `single` token ask for what they will read next, and where registers are left hold two steps in them.
     """
+    step = 2 * STEP if single and n <= 2 * TILES else STEP
 
     @jit
-    def scores(q, width, keys, table):
-        """Scores of `STEP` positions, into rows of the table."""
-        acc = zeros_wide(TILES, n)
+    def scores(q, width, keys, far, table):
+        """Scores of `step` positions, the second half `far` behind the first, into rows of the table."""
+        a, b = zeros_wide(TILES, n), zeros_wide(TILES, n)
         ahead = PAGE * padded(width) * size
         for _ in range(width):
-            k = load(keys, acc)
             if single:
                 prefetch(keys + ahead)
-                acc = fma_outer(k, q, 4 * width, acc)
-                q += 4
-            else:
-                acc = fma_outer(k, q, 4, acc)
-                q += 4 * n
+            a = fma_outer(load(keys, a), q, 4 * width, a)
+            if step > STEP:
+                prefetch(keys + far + ahead)
+                b = fma_outer(load(keys + far, b), q, 4 * width, b)
+            q += 4
             keys += GROUP * size
-        store_grid(table, 64, ROW, acc)
+        store_grid(table, 64, ROW, a)
+        if step > STEP:
+            store_grid(table + 4 * STEP, 64, ROW, b)
 
     @jit
-    def values(channel, channels, pages, newest, head, low, high, base, table, out):
-        """`STEP` channels of the values of positions `low` to `high`, weighted by the rows of the table."""
-        acc = zeros_wide(TILES, n)
+    def values(channel, far, channels, pages, newest, head, low, high, base, table, out):
+        """The values of positions `low` to `high`, weighted by the rows of the table: `step` channels, the second half
+        `far` behind the first."""
+        a, b = zeros_wide(TILES, n), zeros_wide(TILES, n)
         row_bytes = channels * size
         position = low
         while position <= high:
@@ -187,46 +191,59 @@ def _block(load, size, n, single):
             for _ in range(end + 1 - position):
                 if single:
                     prefetch(ahead)
+                a = fma_outer(load(v, a), weight, ROW, a)
+                if step > STEP:
+                    prefetch(ahead + far * size)
+                    b = fma_outer(load(v + far * size, b), weight, ROW, b)
+                if single:
                     ahead += row_bytes
-                acc = fma_outer(load(v, acc), weight, ROW, acc)
                 v += row_bytes
                 weight += 4
             position = end + 1
-        store_grid(out + 4 * channel, 64, 4 * channels, acc)
+        store_grid(out + 4 * channel, 64, 4 * channels, a)
+        if step > STEP:
+            store_grid(out + 4 * (channel + far), 64, 4 * channels, b)
 
     @jit
     def block(heads, run, q, begin, count, pages, head, low, high, base, scaled, table, part, part_rows):
         """Queries `begin` to `begin + count` of a run over positions `low` to `high` of the segment at `base`."""
         width, channels = _width(heads), padded(heads.head_dim)
-        for position in range(low & -STEP, high + 1, STEP):
+        far = (channels * GROUP if step > GROUP else STEP) * size
+        for position in range(low & -step, high + 1, step):
             keys = position // GROUP % (PAGE // GROUP) * channels * GROUP + position % GROUP
             place = get_i64(pages + 8 * (position >> 6)) + head + keys * size
-            scores(q, width, place, table + 4 * (position - base))
+            scores(q, width, place, far, table + 4 * (position - base))
         scales = head + numbers_bytes(heads.head_dim, size) if scaled else 0
+        peaks = part + 4 * begin
+        totals = peaks + 4 * part_rows
+        # One query after the other would wait for its own maximum before its exponentials.
         for j in range(count):
             at = run.position + (begin + j) // heads.group
-            row, first = table + ROW * j, _first_seen(at, heads.window)
-            peak, total = _weigh(row, heads.scale, low, high, base, first, at, pages, scales)
-            put_f32(part + 4 * (begin + j), peak)
-            put_f32(part + 4 * (part_rows + begin + j), total)
+            first = _first_seen(at, heads.window)
+            put_f32(peaks + 4 * j, _mask(table + ROW * j, heads.scale, low, high, base, first, at, pages, scales))
+        for j in range(count):
+            peak = get_f32(peaks + 4 * j)
+            put_f32(totals + 4 * j, _weigh(table + ROW * j, peak, low, high, base, pages, scales))
         rows = part + 8 * part_rows + 4 * channels * begin
-        for channel in range(0, channels, STEP):
+        for channel in range(0, channels, step):
+            # Where channels end within a step, some are computed twice.
+            near, last = min(channel, channels - STEP), max(channels - STEP, 0)
             values(
-                min(channel, channels - STEP), channels, pages, run.position // PAGE, head, low, high, base, table, rows
-            )
+                near, min(channel + STEP, last) - near, channels, pages, run.position // PAGE, head, low, high, base,
+                table, rows,
+            )  # fmt: skip
 
     return block
 
 
 @jit
-def _weigh(row, scale, low, high, base, first, last, pages, scales):
-    """Turn a query's scores into weights `exp(score - maximum)`, 0 for what it does not see.
+def _mask(row, scale, low, high, base, first, last, pages, scales):
+    """Scale a query's scores, and lower those that it does not see to `NEVER`; returns the maximum.
 
-    Returns the maximum and the sum. Weights of int8 values are then multiplied by the values' scales, as scores were by
-    those of the keys; `scales` says where in a page they are, or is 0.
+    Scores of int8 keys are multiplied by the keys' scales; `scales` says where in a page they are, or is 0.
     """
-    factor, largest, begin = splat_wide(scale), splat_wide(NEVER), low & ~15
-    for position in range(begin, high + 1, 16):
+    factor, largest = splat_wide(scale), splat_wide(NEVER)
+    for position in range(low & ~15, high + 1, 16):
         place = row + 4 * (position - base)
         score = load_wide_f32(place, factor) * factor
         if scales:
@@ -236,16 +253,24 @@ def _weigh(row, scale, low, high, base, first, last, pages, scales):
             score = blend_first(first - position, splat_wide(NEVER), score)
         store(place, score)
         largest = maximum(largest, score)
-    peak = max_lanes(largest)
+    return max_lanes(largest)
+
+
+@jit
+def _weigh(row, peak, low, high, base, pages, scales):
+    """Turn a query's scores into weights `exp(score - peak)`; returns their sum.
+
+    Weights of int8 values are then multiplied by the values' scales.
+    """
     total, peaks = zeros_wide(1, 1), splat_wide(peak)
-    for position in range(begin, high + 1, 16):
+    for position in range(low & ~15, high + 1, 16):
         place = row + 4 * (position - base)
-        weight = exp_negative(load_wide_f32(place, factor) - peaks)
+        weight = exp_negative(load_wide_f32(place, peaks) - peaks)
         total = total + weight
         if scales:
-            weight = weight * load_wide_f32(_scales_at(pages, scales, position) + 4 * PAGE, factor)
+            weight = weight * load_wide_f32(_scales_at(pages, scales, position) + 4 * PAGE, peaks)
         store(place, weight)
-    return peak, sum_lanes(total)
+    return sum_lanes(total)
 
 
 @jit
@@ -266,7 +291,7 @@ def _segment(heads, run, kv_head, q, segment, scratch, part):
     if heads.kind == F32:
         _many(heads, run, q, run.pages, head, high, base, scratch, part)
     elif run.tokens > 1:
-        _many(heads, run, q, _widened(heads, run, head, low, high, base, scratch), 0, high, base, scratch, part)
+        _many(heads, run, q, _widened(heads, run, head, low, high, base, scratch), head, high, base, scratch, part)
     elif heads.kind == F16:
         _single_f16(heads, run, q, head, low, high, base, scratch, part)
     else:
@@ -299,17 +324,16 @@ _block_f32, _small_block_f32 = _block(load_wide_f32, 4, BLOCK, False), _block(lo
 
 
 @jit
-def _many(heads, run, packed, pages, head, high, base, scratch, part):
-    """All queries of a run, packed, over f32 pages, a block at a time."""
+def _many(heads, run, q, pages, head, high, base, scratch, part):
+    """All queries of a run over f32 pages, a block at a time."""
     queries = run.tokens * heads.group
     rows, scaled = _whole(queries), heads.kind == INT8
-    begin = 0
-    while begin < queries:
-        n = _block_size(queries - begin)
-        count = min(queries - begin, n)
+    left = queries
+    while left > 0:
+        begin, n = queries - left, _block_size(left)
+        count = min(left, n)
         low = max(_first_seen(run.position + begin // heads.group, heads.window), base)
         end = min(run.position + (begin + count - 1) // heads.group, high)
-        q = packed + 4 * _width(heads) * begin
         if low > end:
             for query in range(begin, begin + count):
                 put_f32(part + 4 * query, NEVER)
@@ -317,7 +341,8 @@ def _many(heads, run, packed, pages, head, high, base, scratch, part):
             _block_f32(heads, run, q, begin, count, pages, head, low, end, base, scaled, scratch, part, rows)
         else:
             _small_block_f32(heads, run, q, begin, count, pages, head, low, end, base, scaled, scratch, part, rows)
-        begin += count
+        left -= count
+        q += 4 * _width(heads) * count
 
 
 @jit
@@ -334,50 +359,33 @@ def _width(heads):
 
 @jit
 def _prepare(heads, run, kv_head, q, q_stride, scratch):
-    """Queries of a run as its segments read them, rotated for int8; returns their address.
-
-    Those of a single token stay rows `[head_dim]`; others are packed.
-    """
-    packed, part, _, _, _ = _scratch_places(scratch, heads)
+    """Rows `[width]` of a run's queries, one behind the other; returns their address."""
     width, row = _width(heads), 4 * heads.head_dim
     q += q_stride * run.first + row * heads.group * kv_head
-    if heads.kind == INT8:
-        target = packed if run.tokens == 1 else part
-        for query in range(run.tokens * heads.group):
-            place = q + q_stride * (query // heads.group) + row * (query % heads.group)
-            rotate(place, heads.head_dim, target + 4 * width * query)
-        q, q_stride = target, 4 * width * heads.group
-    if run.tokens == 1 and heads.kind != F32:
+    if run.tokens == 1 and heads.kind == F16:
         return q
-    _pack(q, q_stride, run.tokens * heads.group, heads.group, width, packed)
-    return packed
-
-
-@jit
-def _pack(q, q_stride, queries, group, width, packed):
-    """Rows of queries in the order in which blocks read them: `[width][n]` each."""
-    begin = 0
-    while begin < queries:
-        n = _block_size(queries - begin)
-        for j in range(min(queries - begin, n)):
-            token, head = (begin + j) // group, (begin + j) % group
-            row, target = q + q_stride * token + 4 * width * head, packed + 4 * j
-            for channel in range(width):
-                put_f32(target + 4 * n * channel, get_f32(row + 4 * channel))
-        packed += 4 * width * n
-        begin += n
+    rows = _scratch_places(scratch, heads)[0]
+    for query in range(run.tokens * heads.group):
+        place = q + q_stride * (query // heads.group) + row * (query % heads.group)
+        target = rows + 4 * width * query
+        if heads.kind == INT8:
+            rotate(place, heads.head_dim, target)
+        else:
+            for channel in range(0, width, 16):
+                store(target + 4 * channel, load_wide_partial_f32(place + 4 * channel, width - channel))
+    return rows
 
 
 @jit
 def _widened(heads, run, head, low, high, base, scratch):
-    """Widen the pages of a segment to f32; returns a table of them that is read as the sequence's own."""
+    """Widen a head's part of the pages of a segment to f32; returns a table that is read as the sequence's own."""
     wide, step = _scratch_places(scratch, heads)[4], widened_bytes(heads.head_dim)
     first = base // PAGE
     table = wide + SEGMENT // PAGE * step - 8 * first
     for page in range(low // PAGE, high // PAGE + 1):
         out = wide + step * (page - first)
         widen(heads.kind, get_i64(run.pages + 8 * page) + head, heads.head_dim, out)
-        put_i64(table + 8 * page, out)
+        put_i64(table + 8 * page, out - head)
     return table
 
 

@@ -14,18 +14,17 @@ keys is a cache line of f16, so both halves are read as one stream, keys then va
 Numbers are f16, saturated; or int8 codes -127..127 with one scale for each position and head, `absmax / 127`; or f32
 for the reference path.
 
-An int8 cache holds its heads rotated by an orthonormal Walsh-Hadamard transform of the padded channels. A few channels
-of most keys are far larger than the others, and a scale that fits them wastes the codes of the rest; rotated, each
-channel is a sum of all, and all are about as large. `attention.py` rotates queries as well, so that scores stay what
-they were, and results, sums of rotated values, once more, which undoes it. Ashkboos et al., QuaRot
-(arXiv:2404.00456), and Liu et al., SpinQuant (arXiv:2405.16406), rotate their caches so.
+An int8 cache holds its heads rotated by a Walsh-Hadamard transform of the padded channels, in runs of `length`. A few
+channels of most keys are far larger than the others, and a scale that fits them wastes the codes of the rest; rotated,
+each channel is a sum of all, and all are about as large. `attention.py` rotates queries as well, so that scores stay
+what they were, and results, sums of rotated values, once more, which undoes it. Both multiply by `length`, a power of
+two, by which the scales in pages are divided beforehand. Ashkboos et al., QuaRot (arXiv:2404.00456), and Liu et al.,
+SpinQuant (arXiv:2405.16406), rotate their caches so.
 
 `attention.py` reads pages; `interpreter.py` calls `store_kv`; who owns them is the engine's affair.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 
@@ -137,7 +136,8 @@ _store_f32 = _float_store(scatter_f32, store, 4)
 
 @jit
 def rotate(x, head_dim, out):
-    """Rotate the f32 numbers of a head, which may stand where the padded ones go. Twice is as good as never."""
+    """Rotate the f32 numbers of a head, which may stand where the padded ones go, and make them `sqrt(length)` times as
+    large: twice is as good as a multiplication by the length of a run."""
     length = _run_length(head_dim)
     for channel in range(0, padded(head_dim), length):
         _rotate_run(x + 4 * channel, head_dim - channel, length, out + 4 * channel)
@@ -153,15 +153,13 @@ def _run_length(head_dim):
 @jit
 def _rotate_run(x, left, length, out):
     """Rotate one run of channels, of which `left` are in memory and the others are 0."""
-    factor = splat_wide(1.0 / math.sqrt(length))
     for channel in range(0, length, 16):
-        part = load_wide_partial_f32(x + 4 * channel, left - channel)
-        store(out + 4 * channel, hadamard_lanes(part * factor))
+        store(out + 4 * channel, hadamard_lanes(load_wide_partial_f32(x + 4 * channel, left - channel)))
     apart = 64
     while apart < 4 * length:
         for begin in range(out, out + 4 * length, 2 * apart):
             for low in range(begin, begin + apart, 64):
-                a, b = load_wide_f32(low, factor), load_wide_f32(low + apart, factor)
+                a, b = load_wide_f32(low, zeros_wide(1, 1)), load_wide_f32(low + apart, zeros_wide(1, 1))
                 store(low, a + b)
                 store(low + apart, a - b)
         apart *= 2
@@ -173,8 +171,8 @@ def _store_int8(k, v, head, slot, head_dim):
     key, value = _places(head, slot, channels, 1)
     key_scale, value_scale = _scale(k, head_dim, run), _scale(v, head_dim, run)
     scales = head + numbers_bytes(head_dim, 1) + 4 * slot
-    put_f32(scales, key_scale)
-    put_f32(scales + 4 * PAGE, value_scale)
+    put_f32(scales, key_scale / length)
+    put_f32(scales + 4 * PAGE, value_scale / length)
     for begin in range(0, channels, length):
         _rotate_run(k + 4 * begin, head_dim - begin, length, run)
         for channel in range(0, length, 16):
