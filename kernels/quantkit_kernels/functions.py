@@ -1,4 +1,4 @@
-"""Exponential and the activations of gated layers, on f32 vectors of any grid.
+"""Exponential and the activations of gated layers, on f32 registers of `WIDE` lanes.
 
 Each is a polynomial in a fixed order of fused multiply-adds, so every instruction set gives the same bits; none calls
 the C library. NaN stays NaN, infinities give the limits. The formulas keep small results accurate relative to
@@ -8,7 +8,7 @@ themselves, not only to one: `gelu(-5)` is not the difference of two numbers nea
 from __future__ import annotations
 
 from .jit import jit
-from .simd import absolute, clamp, fma, maximum, power_of_two, round_even, splat, splat_wide, to_i32, where_less
+from .simd import absolute, clamp, fma, maximum, power_of_two, round_even, splat_wide, to_i32, where_less
 
 LOG2_E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860677e-6
@@ -26,24 +26,24 @@ SQRT_2_OVER_PI = 0.7978845608028654
 @jit
 def exp(x):
     """e**x, within 1 ulp; from 0 through subnormal numbers to infinity."""
-    x = clamp(x, splat(LOWEST), splat(HIGHEST))
-    n = round_even(x * splat(LOG2_E))
-    r = fma(n, splat(-LN2_LOW), fma(n, splat(-LN2_HIGH), x))
+    x = clamp(x, splat_wide(LOWEST), splat_wide(HIGHEST))
+    n = round_even(x * splat_wide(LOG2_E))
+    r = fma(n, splat_wide(-LN2_LOW), fma(n, splat_wide(-LN2_HIGH), x))
     # Taylor series on |r| <= ln(2) / 2: the first term left out is 3e-9.
-    p = fma(r, splat(1 / 5040), splat(1 / 720))
-    p = fma(p, r, splat(1 / 120))
-    p = fma(p, r, splat(1 / 24))
-    p = fma(p, r, splat(1 / 6))
-    p = fma(p, r, splat(0.5))
-    p = fma(p, r * r, r) + splat(1.0)
+    p = fma(r, splat_wide(1 / 5040), splat_wide(1 / 720))
+    p = fma(p, r, splat_wide(1 / 120))
+    p = fma(p, r, splat_wide(1 / 24))
+    p = fma(p, r, splat_wide(1 / 6))
+    p = fma(p, r, splat_wide(0.5))
+    p = fma(p, r * r, r) + splat_wide(1.0)
     # In two steps, because 2**n itself may lie outside of f32.
-    half = round_even(n * splat(0.5))
+    half = round_even(n * splat_wide(0.5))
     return p * power_of_two(to_i32(half)) * power_of_two(to_i32(n - half))
 
 
 @jit
 def exp_negative(x):
-    """e**x for x <= 0, within 2 ulp, 0 below -87; of `WIDE` lanes. The weights of attention take it millions of times.
+    """e**x for x <= 0, within 2 ulp, 0 below -87. The weights of attention take it millions of times.
 
     The polynomial is minimax for |r| <= ln(2) / 2, with relative error 3e-9.
     """
@@ -61,10 +61,10 @@ def exp_negative(x):
 @jit
 def _logistic(x, y):
     """x / (1 + exp(-y)), where y has the sign of x; the exponential never grows above 1."""
-    zero = splat(0.0)
+    zero = splat_wide(0.0)
     e = exp(zero - absolute(y))
     # clamp: -infinity times e = 0 would be NaN.
-    return fma(clamp(x, splat(LOWEST), zero), e, maximum(x, zero)) / (e + splat(1.0))
+    return fma(clamp(x, splat_wide(LOWEST), zero), e, maximum(x, zero)) / (e + splat_wide(1.0))
 
 
 @jit
@@ -79,8 +79,8 @@ def gelu_tanh(x):
 
     Within 4 ulp where |y| < 1; its error grows as that of exp(y) from a rounded y.
     """
-    bounded = clamp(x, splat(-FAR), splat(FAR))
-    y = bounded * fma(bounded * bounded, splat(2 * SQRT_2_OVER_PI * 0.044715), splat(2 * SQRT_2_OVER_PI))
+    bounded = clamp(x, splat_wide(-FAR), splat_wide(FAR))
+    y = bounded * fma(bounded * bounded, splat_wide(2 * SQRT_2_OVER_PI * 0.044715), splat_wide(2 * SQRT_2_OVER_PI))
     return _logistic(x, y)
 
 
@@ -91,23 +91,23 @@ def gelu(x):
     erfc(t) = exp(-t**2) * u * P(u) for t >= 0, u = 1 / (1 + 0.4 t); P is the minimax polynomial in u - 0.5 of degree 9,
     with relative error 8e-9 for t <= 10.
     """
-    size = absolute(clamp(x, splat(-FAR), splat(FAR)))
-    t = size * splat(SQRT_HALF)
-    u = splat(1.0) / fma(t, splat(0.4), splat(1.0))
-    v = u - splat(0.5)
-    p = fma(v, splat(-0.0295935441), splat(0.0648380071))
-    p = fma(p, v, splat(0.0268923268))
-    p = fma(p, v, splat(-0.123052679))
-    p = fma(p, v, splat(-0.107783623))
-    p = fma(p, v, splat(0.181512237))
-    p = fma(p, v, splat(0.548014402))
-    p = fma(p, v, splat(0.726262569))
-    p = fma(p, v, splat(0.643721402))
-    p = fma(p, v, splat(0.42161274))
+    size = absolute(clamp(x, splat_wide(-FAR), splat_wide(FAR)))
+    t = size * splat_wide(SQRT_HALF)
+    u = splat_wide(1.0) / fma(t, splat_wide(0.4), splat_wide(1.0))
+    v = u - splat_wide(0.5)
+    p = fma(v, splat_wide(-0.0295935441), splat_wide(0.0648380071))
+    p = fma(p, v, splat_wide(0.0268923268))
+    p = fma(p, v, splat_wide(-0.123052679))
+    p = fma(p, v, splat_wide(-0.107783623))
+    p = fma(p, v, splat_wide(0.181512237))
+    p = fma(p, v, splat_wide(0.548014402))
+    p = fma(p, v, splat_wide(0.726262569))
+    p = fma(p, v, splat_wide(0.643721402))
+    p = fma(p, v, splat_wide(0.42161274))
     # exp magnifies what x**2 / 2 loses by rounding, so that is computed and put back.
-    half = size * splat(0.5)
+    half = size * splat_wide(0.5)
     square = half * size
-    lost = fma(half, size, splat(0.0) - square)
-    e = exp(splat(0.0) - square)
-    tail = fma(e, splat(0.0) - lost, e) * (u * p)
-    return fma(size * splat(-0.5), tail, maximum(x, splat(0.0)))
+    lost = fma(half, size, splat_wide(0.0) - square)
+    e = exp(splat_wide(0.0) - square)
+    tail = fma(e, splat_wide(0.0) - lost, e) * (u * p)
+    return fma(size * splat_wide(-0.5), tail, maximum(x, splat_wide(0.0)))

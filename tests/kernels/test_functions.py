@@ -10,7 +10,7 @@ import pytest
 
 from quantkit_kernels.functions import exp, exp_negative, gelu, gelu_tanh, silu
 from quantkit_kernels.jit import jit
-from quantkit_kernels.simd import load_f32, load_wide_f32, store, zeros_wide
+from quantkit_kernels.simd import load_wide_f32, store, zeros_wide
 
 SMALLEST = np.finfo(np.float32).smallest_normal
 EXP, SILU, GELU, GELU_TANH, EXP_NEGATIVE = range(5)
@@ -18,20 +18,18 @@ EXP, SILU, GELU, GELU_TANH, EXP_NEGATIVE = range(5)
 
 @jit(entry=True)
 def apply(function, x, out, n):
-    if function == EXP_NEGATIVE:
-        for place in range(0, 4 * n, 64):
-            store(out + place, exp_negative(load_wide_f32(x + place, zeros_wide(1, 1))))
-        return
-    for place in range(0, 4 * n, 32):
-        v = load_f32(x + place)
+    for place in range(0, 4 * n, 64):
+        v = load_wide_f32(x + place, zeros_wide(1, 1))
         if function == EXP:
             y = exp(v)
         elif function == SILU:
             y = silu(v)
         elif function == GELU:
             y = gelu(v)
-        else:
+        elif function == GELU_TANH:
             y = gelu_tanh(v)
+        else:
+            y = exp_negative(v)
         store(out + place, y)
 
 
