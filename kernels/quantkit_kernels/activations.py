@@ -16,18 +16,18 @@ from __future__ import annotations
 from .jit import jit
 from .simd import (
     absolute,
-    load_f32,
-    load_partial_f32,
+    load_wide_f32,
+    load_wide_partial_f32,
     max_lanes,
     maximum,
     put_f32,
     put_i32,
     round_even,
-    splat,
+    splat_wide,
     store_i8,
     sum_lanes_i32,
     to_i32,
-    zeros,
+    zeros_wide,
 )
 
 GROUP = 32
@@ -47,35 +47,22 @@ def packed_bytes(columns: int) -> int:
 def quantize(x, columns, packed):
     """Quantize the f32 row at `x` to the records at `packed`."""
     for _ in range(columns >> 5):
-        _group(load_f32(x), load_f32(x + 32), load_f32(x + 64), load_f32(x + 96), packed)
+        _group(load_wide_f32(x, zeros_wide(1, 1)), load_wide_f32(x + 64, zeros_wide(1, 1)), packed)
         x += 128
         packed += RECORD
     left = columns & 31
     if left:
-        _group(_first(x, left), _first(x + 32, left - 8), _first(x + 64, left - 16), _first(x + 96, left - 24), packed)
+        _group(load_wide_partial_f32(x, left), load_wide_partial_f32(x + 64, left - 16), packed)
 
 
 @jit
-def _group(a, b, c, d, record):
-    peak = max_lanes(maximum(maximum(absolute(a), absolute(b)), maximum(absolute(c), absolute(d))))
-    inverse = splat(127.0 / peak if peak > 0.0 else 0.0)
+def _group(a, b, record):
+    peak = max_lanes(maximum(absolute(a), absolute(b)))
+    inverse = splat_wide(127.0 / peak if peak > 0.0 else 0.0)
     a, b = to_i32(round_even(a * inverse)), to_i32(round_even(b * inverse))
-    c, d = to_i32(round_even(c * inverse)), to_i32(round_even(d * inverse))
     store_i8(record, a)
-    store_i8(record + 8, b)
-    store_i8(record + 16, c)
-    store_i8(record + 24, d)
-    step, total = peak / 127.0, sum_lanes_i32(a + b + c + d)
+    store_i8(record + 16, b)
+    step, total = peak / 127.0, sum_lanes_i32(a + b)
     put_f32(record + STEP, step)
     put_f32(record + SUM, step * total)
     put_i32(record + START, -128 * total)
-
-
-@jit
-def _first(x, left):
-    """Up to 8 columns, then zeros."""
-    if left >= 8:
-        return load_f32(x)
-    if left > 0:
-        return load_partial_f32(x, left)
-    return zeros(1, 1)
