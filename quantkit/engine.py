@@ -198,11 +198,11 @@ class Model:
             raise GenerationError("no tokens to run: the prompt is empty")
         if array.dtype.kind not in "iu":
             raise GenerationError(f"token ids must be whole numbers, not {array.dtype}")
-        outside = (array < 0) | (array >= self.vocab_size)
-        if outside.any():
-            token = array[outside][0]
-            raise GenerationError(f"token id {token} is outside the vocabulary of {self.vocab_size}")
-        return array.astype(np.int64)
+        tokens = array.astype(np.int64)
+        outside = tokens.view(np.uint64) >= self.vocab_size  # those below 0 too
+        if np.count_nonzero(outside):
+            raise GenerationError(f"token id {array[outside][0]} is outside the vocabulary of {self.vocab_size}")
+        return tokens
 
     def _run(self, slices: list[_Slice], logits: NDArray[np.float32]) -> int:
         """Run one pass; returns how many rows of `logits` it wrote."""
@@ -212,11 +212,11 @@ class Model:
             start, count = part.sequence.length, len(part.ids)
             ids[token : token + count] = part.ids
             positions[token : token + count] = range(start, start + count)
-            pages[token : token + count] = part.sequence.table.ctypes.data
+            pages[token : token + count] = part.sequence.address
             wanted_tokens[wanted : wanted + len(part.wanted)] = [token + i for i in part.wanted]
             for first in range(0, count, RUN):
                 length = min(RUN, count - first)
-                self._runs[runs] = token + first, length, start + first, part.sequence.table.ctypes.data
+                self._runs[runs] = token + first, length, start + first, part.sequence.address
                 runs += 1
             token, wanted = token + count, wanted + len(part.wanted)
         words = self._pool.words

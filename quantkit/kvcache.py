@@ -97,10 +97,13 @@ class Sequence:
     length: int = 0
     table: NDArray[np.int64] = field(init=False)
     """Addresses of the pages, as the kernels read them."""
+    address: int = field(init=False)
+    """Of the table."""
     _pages: list[NDArray[np.uint8]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.table = np.zeros(-(-self.limit // PAGE), np.int64)
+        self.address = int(self.table.ctypes.data)
 
     @property
     def nbytes(self) -> int:

@@ -198,6 +198,8 @@ class Speculation:
 
     def passed(self, tokens: int, seconds: float) -> None:
         """Take notice of how long the pass took that checked the last draft, of `tokens` in all."""
+        if not self._longest:
+            return
         self._times.learn(tokens, seconds)
         if self._times.single:
             self._passes += seconds / self._times.single

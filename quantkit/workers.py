@@ -38,6 +38,7 @@ class WorkerPool:
         self.words[Word.THREADS] = threads
         memory = np.zeros(shared_bytes(threads) + LINE, np.uint8)
         self._shared = memory[-memory.ctypes.data % LINE :]
+        self._addresses = int(self._shared.ctypes.data), int(self.words.ctypes.data)
         for worker in range(1, threads):
             _LIBC.sem_init(ctypes.c_void_p(_semaphore(self._shared, worker)), 0, 0)
         participate.compile(_SIGNATURE)
@@ -53,7 +54,7 @@ class WorkerPool:
 
     def run(self) -> None:
         """Run one pass of the program that `words` describes."""
-        participate(0, self._shared.ctypes.data, self.words.ctypes.data)
+        participate(0, *self._addresses)
 
     def close(self) -> None:
         """End the threads; the pool cannot run again."""

@@ -99,7 +99,7 @@ def command(model: Path, prompt: str | None, file: Path | None, **options: Any) 
     try:
         for last in responses:
             bar.close()
-            click.echo(last.text, nl=False)
+            sys.stdout.write(last.text)  # click.echo would take 50 µs of each token
             sys.stdout.flush()
     finally:
         bar.close()
