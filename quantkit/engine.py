@@ -24,7 +24,8 @@ from quantkit.plan import LINE_FLOATS, Plan, Weight, plan, rotation_name
 from quantkit.program import Program
 from quantkit.tensors import Tensor, WeightSource
 from quantkit.workers import WorkerPool
-from quantkit_kernels.attention import RUN, parts_bytes, scratch_bytes
+from quantkit_kernels.attention import parts_bytes
+from quantkit_kernels.attention_segments import RUN, scratch_bytes
 from quantkit_kernels.blocks import KINDS, dequantize
 from quantkit_kernels.table import Field, Opcode, Word
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .activations import quantize
-from .attention import Heads, attend, pieces_of
+from .attention import attend, pieces_of
+from .attention_segments import Heads
 from .elementwise import add, copy, embed, gated, rms_norm, rope, rotation, scale
 from .jit import jit
 from .kv_pages import store_kv

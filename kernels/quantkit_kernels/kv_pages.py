@@ -21,7 +21,7 @@ what they were, and results, sums of rotated values, once more, which undoes it.
 two, by which the scales in pages are divided beforehand. Ashkboos et al., QuaRot (arXiv:2404.00456), and Liu et al.,
 SpinQuant (arXiv:2405.16406), rotate their caches so.
 
-`attention.py` reads pages; `interpreter.py` calls `store_kv`; who owns them is the engine's affair.
+`attention_segments.py` reads pages; `interpreter.py` calls `store_kv`; who owns them is the engine's affair.
 """
 
 from __future__ import annotations

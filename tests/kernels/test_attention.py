@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantkit_kernels import attention, blocks, kv_pages
+from quantkit_kernels import attention, attention_segments, blocks, kv_pages
 from quantkit_kernels.jit import jit
 from quantkit_kernels.threads import tag_of
 
@@ -34,7 +34,7 @@ def attend_all(
     kind, layer, kv_heads, group, head_dim, scale, window, q, out, stride, runs, run_table, counter, threads, scratch,
     parts,
 ):  # fmt: skip
-    heads = attention.Heads(kind, layer, kv_heads, group, head_dim, scale, window)
+    heads = attention_segments.Heads(kind, layer, kv_heads, group, head_dim, scale, window)
     pieces, segments, part_bytes = attention.pieces_of(heads, runs, run_table, threads)
     return pieces - attention.attend(
         heads, q, stride, out, stride, run_table, counter, tag_of(1), threads, pieces, segments, part_bytes, scratch,
@@ -67,7 +67,7 @@ class Cache:
         out = np.full_like(rows, 12345)
         run = np.array([0, len(q), position, self.table.ctypes.data], np.int64)
         counter = np.zeros(1, np.int64)
-        scratch = np.full(attention.scratch_bytes(group, self.head_dim) // 4, np.nan, np.float32)
+        scratch = np.full(attention_segments.scratch_bytes(group, self.head_dim) // 4, np.nan, np.float32)
         parts = np.zeros(attention.parts_bytes(threads), np.uint8)
         left = attend_all(
             self.code, LAYER, KV_HEADS, group, self.head_dim, np.float32(scale), window, rows.ctypes.data,
@@ -99,7 +99,7 @@ def in_runs(kind, q, k, v, runs, scale, window=0, threads=0):
     cache = Cache(kind, len(q), q.shape[2])
     out, position = [], 0
     while position < len(q):
-        end = min(position + min(runs[len(out) % len(runs)], attention.RUN), len(q))
+        end = min(position + min(runs[len(out) % len(runs)], attention_segments.RUN), len(q))
         cache.store(k[position:end], v[position:end], position)
         out.append(cache.attend(q[position:end], position, scale, window, threads))
         position = end
@@ -161,14 +161,14 @@ def kept(kind, k, v):
 def test_equals_float64(kind, group, head_dim, length, window):
     q, k, v = random_tokens(length, group, head_dim)
     scale = head_dim**-0.5
-    got = in_runs(kind, q, k, v, [attention.RUN], scale, window)
+    got = in_runs(kind, q, k, v, [attention_segments.RUN], scale, window)
     assert_close(got, exact(q, *kept(kind, k, v), np.float32(scale), window))
 
 
 def test_int8_is_near_what_it_rounds():
     q, k, v = random_tokens(300, 3, 64)
     expected = exact(q, k, v, 0.125)
-    error = in_runs("int8", q, k, v, [attention.RUN], 0.125) - expected
+    error = in_runs("int8", q, k, v, [attention_segments.RUN], 0.125) - expected
     assert np.sqrt((error**2).mean()) <= INT8_ERROR * np.sqrt((expected**2).mean())
 
 
@@ -179,7 +179,7 @@ INT8_ERROR = 0.02
 @settings(deadline=None, max_examples=40)
 @given(
     st.sampled_from(["f16", "int8", "f32"]), st.integers(1, 8), st.integers(1, 128), st.integers(1, 200),
-    st.integers(0, 200), st.lists(st.integers(1, attention.RUN), min_size=1, max_size=5), st.integers(0, 3),
+    st.integers(0, 200), st.lists(st.integers(1, attention_segments.RUN), min_size=1, max_size=5), st.integers(0, 3),
     st.integers(0, 1000),
 )  # fmt: skip
 def test_any_shape_in_any_runs(kind, group, half, length, window, runs, threads, seed):
@@ -194,9 +194,9 @@ def test_any_shape_in_any_runs(kind, group, half, length, window, runs, threads,
 @pytest.mark.parametrize("group", [1, 3, 4, 7])
 @pytest.mark.parametrize("window", [0, 100])
 def test_same_bits_in_runs_across_segments(kind, group, window):
-    q, k, v = random_tokens(2 * attention.SEGMENT + 50, group, 20)
+    q, k, v = random_tokens(2 * attention_segments.SEGMENT + 50, group, 20)
     alone = in_runs(kind, q, k, v, [1], 0.25, window)
-    for runs in ([attention.RUN], [7], [3, 16, 1, 5]):
+    for runs in ([attention_segments.RUN], [7], [3, 16, 1, 5]):
         for threads in (0, 1, 2, 7):
             assert alone.tobytes() == in_runs(kind, q, k, v, runs, 0.25, window, threads).tobytes()
 
@@ -279,7 +279,7 @@ def test_a_large_channel_does_not_drown_the_others():
     q, k, v = random_tokens(300, 3, 64)
     k[:, :, 5] = 100  # the same for all keys, as a bias makes it: no score changes
     expected = exact(q, k, v, 0.125)
-    error = in_runs("int8", q, k, v, [attention.RUN], 0.125) - expected
+    error = in_runs("int8", q, k, v, [attention_segments.RUN], 0.125) - expected
     assert np.sqrt((error**2).mean()) <= 3 * INT8_ERROR * np.sqrt((expected**2).mean())
 
 
