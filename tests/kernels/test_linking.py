@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from numba import int64
+from numba import int64, njit
 
-from quantkit_kernels.jit import jit
+from quantkit_kernels.jit import FLAGS, jit
+from quantkit_kernels.linking import EntryCompiler
 
 
 def _adder(number):
@@ -41,8 +42,9 @@ def test_python_cannot_call_a_part():
 
 def test_functions_of_an_entry_are_its_own():
     """Closures share a name, so the loader must not choose among those of different entries."""
-    _call_both.compile((int64,))
-    (overload,) = _call_both.overloads.values()
+    compiled = njit(pipeline_class=EntryCompiler, **FLAGS)(_call_both.py_func)  # what the cache holds is machine code
+    compiled.compile((int64,))
+    (overload,) = compiled.overloads.values()
     visible = [f.name for f in overload.library.get_defined_functions() if f.linkage.name != "internal"]
     assert visible
     assert all("call_both" in name for name in visible)
