@@ -126,22 +126,32 @@ def _block(load, size, n, single):
     step = 2 * STEP if single and n <= 2 * TILES else STEP
 
     @jit
-    def scores(q, width, keys, far, table):
-        """Scores of `step` positions, the second half `far` behind the first, into rows of the table."""
-        a, b = zeros_wide(TILES, n), zeros_wide(TILES, n)
+    def scores(q, width, keys, table):
+        """Scores of `STEP` positions, into rows of the table."""
+        acc = zeros_wide(TILES, n)
         ahead = PAGE * padded(width) * size
         for _ in range(width):
             if single:
                 prefetch(keys + ahead)
+            acc = fma_outer(load(keys, acc), q, 4 * width, acc)
+            q += 4
+            keys += GROUP * size
+        store_grid(table, 64, ROW, acc)
+
+    @jit
+    def two_scores(q, width, keys, far, table):
+        """Scores of twice as many positions, the second half `far` behind the first."""
+        a, b = zeros_wide(TILES, n), zeros_wide(TILES, n)
+        ahead = PAGE * padded(width) * size
+        for _ in range(width):
+            prefetch(keys + ahead)
             a = fma_outer(load(keys, a), q, 4 * width, a)
-            if step > STEP:
-                prefetch(keys + far + ahead)
-                b = fma_outer(load(keys + far, b), q, 4 * width, b)
+            prefetch(keys + far + ahead)
+            b = fma_outer(load(keys + far, b), q, 4 * width, b)
             q += 4
             keys += GROUP * size
         store_grid(table, 64, ROW, a)
-        if step > STEP:
-            store_grid(table + 4 * STEP, 64, ROW, b)
+        store_grid(table + 4 * STEP, 64, ROW, b)
 
     @jit
     def values(channel, far, channels, pages, newest, head, low, high, base, table, out):
@@ -183,7 +193,10 @@ def _block(load, size, n, single):
         for position in range(low & -step, high + 1, step):
             keys = position // GROUP % (PAGE // GROUP) * channels * GROUP + position % GROUP
             place = get_i64(pages + 8 * (position >> 6)) + head + keys * size
-            scores(q, width, place, far, table + 4 * (position - base))
+            if step > STEP and position + STEP <= high:
+                two_scores(q, width, place, far, table + 4 * (position - base))
+            else:
+                scores(q, width, place, table + 4 * (position - base))
         scales = head + numbers_bytes(heads.head_dim, size) if scaled else 0
         peaks = part + 4 * begin
         totals = peaks + 4 * part_rows
