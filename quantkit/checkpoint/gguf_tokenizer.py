@@ -147,12 +147,13 @@ class _Tokens:
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
         tokenizer.decoder = decoders.ByteLevel()
-        first = self._added("bos", pre.begins)
-        last = self._added("eos", False)
-        if first or last:
+        added = {what: self._added(what, default) for what, default in (("bos", pre.begins), ("eos", False))}
+        special = [{"id": what, "ids": [n], "tokens": [self._texts[n]]} for what, n in added.items() if n is not None]
+        if special:
+            # By names of our own: in a template, a colon in a token's text would mean something.
+            first, last = ([what] if added[what] is not None else [] for what in added)
             single = [*first, "$A", *last]
-            pair = [*first, "$A", *last, *(f"{token}:1" for token in first), "$B:1", *(f"{token}:1" for token in last)]
-            special = [(token, self._vocabulary[token]) for token in {*first, *last}]
+            pair = [*first, "$A", *last, *(f"{what}:1" for what in first), "$B:1", *(f"{what}:1" for what in last)]
             tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
         return tokenizer
 
@@ -172,10 +173,9 @@ class _Tokens:
         begin = self._id("bos_token_id")
         return {"eos_token_id": sorted(set(ends))} | ({} if begin is None else {"bos_token_id": begin})
 
-    def _added(self, what: str, default: bool) -> list[str]:
+    def _added(self, what: str, default: bool) -> int | None:
         number = self._id(f"{what}_token_id")
-        added = self._file.value(f"tokenizer.ggml.add_{what}_token", bool, default)
-        return [self._texts[number]] if added and number is not None else []
+        return number if self._file.value(f"tokenizer.ggml.add_{what}_token", bool, default) else None
 
     def _id(self, key: str) -> int | None:
         if f"tokenizer.ggml.{key}" not in self._file.metadata:

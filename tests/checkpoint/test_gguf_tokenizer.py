@@ -71,6 +71,7 @@ def test_user_defined_tokens_are_kept_in_the_text(tmp_path: Path) -> None:
         ({"tokenizer.ggml.add_bos_token": None, "tokenizer.ggml.pre": ("llama-bpe", TEXT)}, [0], []),
         ({"tokenizer.ggml.add_eos_token": (True, BOOL)}, [0], [1]),
         ({"tokenizer.ggml.bos_token_id": None}, [], []),
+        ({"tokenizer.ggml.tokens": ([":b:", *TOKENS[1:]], ARRAY)}, [0], []),
     ],
 )
 def test_added_tokens(changes: dict[str, Any], first: list[int], last: list[int], tmp_path: Path) -> None:
