@@ -112,7 +112,7 @@ class GGUFFile:
                 f"{self.path}: tensor {name!r} has type {code}, which the gguf package does not know; try a newer gguf"
             ) from cause
         block, block_bytes = self._package.GGML_QUANT_SIZES[kind]
-        if math.prod(filter(None, dimensions)) >= 2**60 or (dimensions or (1,))[0] % block:
+        if not 0 < math.prod(dimensions) < 2**60 or (dimensions or (1,))[0] % block:
             raise self.mapped.fault(f"tensor {name!r} has the impossible shape {dimensions} for type {kind.name}")
         begin = start + offset
         end = begin + math.prod(dimensions) // block * block_bytes

@@ -228,6 +228,15 @@ def test_refuses_damaged(name: str, file: Path) -> None:
     assert str(file) in str(caught.value)
 
 
+def test_a_tensor_without_rows(file: Path) -> None:
+    content = write(file, kind=GGMLQuantizationType.Q4_0).read_bytes()
+    name = b"blk.0.ffn_gate.weight"
+    place = content.index(name) + len(name) + 4 + 8  # its second dimension
+    file.write_bytes(content[:place] + bytes(8) + content[place + 8 :])
+    with pytest.raises(CheckpointError, match="impossible shape"):
+        open_checkpoint(file)
+
+
 def test_overlapping_tensors(file: Path) -> None:
     content = write(file).read_bytes()
     name = b"blk.0.ffn_gate.weight"
