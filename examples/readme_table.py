@@ -119,7 +119,6 @@ ROWS = (
         for model in MODELS
     ),
     Row("smollm2-int4", "generation, 4 threads on 2 cores", "bench", "-p 0 -n 64 -t 4", "tg64", "avg_ts"),
-    Row("smollm2-int4", "of a token, outside of the kernels", "bench --ops", "-p 0 -n 64", "tg64", "outside_us", "µs"),
     Row("smollm2-int4", "cold start of `run`, compiles the kernels", "run", "-p Hello -n 1", "cold", "seconds", "s"),
     Row("smollm2-int4", "warm start of `run` to the first token", "run", "-p Hello -n 1", "warm", "seconds", "s"),
 )
@@ -127,7 +126,6 @@ ROWS = (
 UNITS: Mapping[str, Callable[[float], str]] = {
     "tokens/s": lambda value: f"{value:,.0f} tokens/s" if value >= 100 else f"{value:.1f} tokens/s",
     "ms": lambda value: f"{value:,.0f} ms",
-    "µs": lambda value: f"{value:.0f} µs",
     "s": lambda value: f"{value:.3g} s",
     "%": lambda value: f"{value:.0%}",
 }
@@ -145,13 +143,6 @@ def bench(files: Sequence[str], options: Sequence[str]) -> Figures:
     kept = ("avg_ts", "stddev_ts", "bandwidth_gbs", "bandwidth_share", "n_threads")
     lines = output([*QUANTKIT, "bench", files[0], *options, "-o", "jsonl"])
     return {row["test"]: {name: row[name] for name in kept} for row in lines}
-
-
-def outside(files: Sequence[str], options: Sequence[str]) -> Figures:
-    """Ask `quantkit bench` where the time goes, and keep what no kernel spends."""
-    lines = output([*QUANTKIT, "bench", files[0], *options, "--ops", "-o", "jsonl"])
-    times = {row["test"]: {part["operation"]: part["ms"] for part in row["operations"]} for row in lines}
-    return {test: {"outside_us": parts["(outside)"] * 1e3} for test, parts in times.items()}
 
 
 def starts(files: Sequence[str], options: Sequence[str]) -> Figures:
@@ -173,7 +164,6 @@ def starts(files: Sequence[str], options: Sequence[str]) -> Figures:
 PROGRAMS: Mapping[str, Callable[[Sequence[str], Sequence[str]], Figures]] = {
     COMPARISON: compare,
     "bench": bench,
-    "bench --ops": outside,
     "run": starts,
 }
 """What measures, by the name that the table gives it: model's files, options -> figures."""
