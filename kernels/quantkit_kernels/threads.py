@@ -38,8 +38,9 @@ NANOSECONDS_BEFORE_SLEEP = 200_000
 MICROSECONDS_OF_SLEEP = 50
 NANOSECONDS_BEFORE_PARKING = 400_000
 """Longer than Python needs between two tokens."""
-MOST_AHEAD = 256 * 1024
-"""Bytes of weights that a waiting thread asks for: what fits its cache beside what it works on."""
+LEAST_AHEAD, MOST_AHEAD = 4 * 1024, 256 * 1024
+"""Bytes of weights that a thread asks for at a barrier in any case, so that a product does not begin with a wait for
+memory; and while it waits: what fits its cache beside what it works on."""
 LINE = 64
 """Bytes of a cache line: what different threads write is kept that far apart."""
 
@@ -169,10 +170,14 @@ def report(counter, tag, count):
 def await_done(counter, tag, total, ahead, ahead_bytes):
     """Wait until `total` pieces are done.
 
-    Who waits asks meanwhile for up to `ahead_bytes` bytes from `ahead` on, so that memory does not stand idle.
+    Asks for the first of `ahead_bytes` bytes from `ahead` on, and while it waits for more, so that memory does not
+    stand idle.
     """
     spins = since = 0
-    last = ahead + min(ahead_bytes, MOST_AHEAD)
+    last, least = ahead + min(ahead_bytes, MOST_AHEAD), ahead + min(ahead_bytes, LEAST_AHEAD)
+    while ahead < least:
+        prefetch(ahead)
+        ahead += LINE
     while max(atomic_load(counter) - tag, 0) < total:
         if ahead < last:
             for line in range(ahead, ahead + 4 * LINE, LINE):
