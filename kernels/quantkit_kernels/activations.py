@@ -16,7 +16,7 @@ from __future__ import annotations
 from .jit import jit
 from .simd import (
     absolute,
-    load_wide_f32,
+    load_line_f32,
     load_wide_partial_f32,
     max_lanes,
     maximum,
@@ -27,7 +27,6 @@ from .simd import (
     store_i8,
     sum_lanes_i32,
     to_i32,
-    zeros_wide,
 )
 
 GROUP = 32
@@ -47,7 +46,7 @@ def packed_bytes(columns: int) -> int:
 def quantize(x, columns, packed):
     """Quantize the f32 row at `x` to the records at `packed`."""
     for _ in range(columns >> 5):
-        _group(load_wide_f32(x, zeros_wide(1, 1)), load_wide_f32(x + 64, zeros_wide(1, 1)), packed)
+        _group(load_line_f32(x), load_line_f32(x + 64), packed)
         x += 128
         packed += RECORD
     left = columns & 31

@@ -24,18 +24,17 @@ from .simd import (
     load_codes_u4,
     load_f16,
     load_f32,
+    load_line_f32,
     load_partial_f32,
     load_rows_partial_bf16,
     load_rows_partial_f16,
     load_rows_partial_f32,
-    load_wide_f32,
     put_f32,
     splat,
     splat_wide,
     store,
     sum_lanes,
     zeros,
-    zeros_wide,
 )
 
 F32, F16, BF16, INT8, INT4 = range(5)
@@ -45,16 +44,10 @@ SILU, GELU, GELU_TANH = range(3)
 
 
 @jit
-def _wide(address):
-    """16 columns."""
-    return load_wide_f32(address, zeros_wide(1, 1))
-
-
-@jit
 def add(a, b, out, n):
     """`out = a + b` over `n` columns."""
     for place in range(0, 4 * n, 64):
-        store(out + place, _wide(a + place) + _wide(b + place))
+        store(out + place, load_line_f32(a + place) + load_line_f32(b + place))
 
 
 @jit
@@ -62,28 +55,28 @@ def scale(x, factor, out, n):
     """`out = x * factor`."""
     factors = splat_wide(factor)
     for place in range(0, 4 * n, 64):
-        store(out + place, _wide(x + place) * factors)
+        store(out + place, load_line_f32(x + place) * factors)
 
 
 @jit
 def copy(x, out, n):
     """`out = x`."""
     for place in range(0, 4 * n, 64):
-        store(out + place, _wide(x + place))
+        store(out + place, load_line_f32(x + place))
 
 
 @jit
 def gated(gate, up, out, n, activation):
     """`out = activation(gate) * up`."""
     for place in range(0, 4 * n, 64):
-        x = _wide(gate + place)
+        x = load_line_f32(gate + place)
         if activation == SILU:
             y = silu(x)
         elif activation == GELU:
             y = gelu(x)
         else:
             y = gelu_tanh(x)
-        store(out + place, y * _wide(up + place))
+        store(out + place, y * load_line_f32(up + place))
 
 
 @jit

@@ -16,8 +16,8 @@ for the reference path.
 
 An int8 cache holds its heads rotated by a Walsh-Hadamard transform of the padded channels, in runs of `length`. A few
 channels of most keys are far larger than the others, and a scale that fits them wastes the codes of the rest; rotated,
-each channel is a sum of all, and all are about as large. `attention.py` rotates queries as well, so that scores stay
-what they were, and results, sums of rotated values, once more, which undoes it. Both multiply by `length`, a power of
+each channel is a sum of all, and all are about as large. Attention rotates queries as well, so that scores stay what
+they were, and results, sums of rotated values, once more, which undoes it. Both multiply by `length`, a power of
 two, by which the scales in pages are divided beforehand. Ashkboos et al., QuaRot (arXiv:2404.00456), and Liu et al.,
 SpinQuant (arXiv:2405.16406), rotate their caches so.
 
@@ -33,8 +33,8 @@ from .simd import (
     absolute,
     get_i64,
     hadamard_lanes,
+    load_line_f32,
     load_wide_f16,
-    load_wide_f32,
     load_wide_i8,
     load_wide_partial_f32,
     max_lanes,
@@ -159,7 +159,7 @@ def _rotate_run(x, left, length, out):
     while apart < 4 * length:
         for begin in range(out, out + 4 * length, 2 * apart):
             for low in range(begin, begin + apart, 64):
-                a, b = load_wide_f32(low, zeros_wide(1, 1)), load_wide_f32(low + apart, zeros_wide(1, 1))
+                a, b = load_line_f32(low), load_line_f32(low + apart)
                 store(low, a + b)
                 store(low + apart, a - b)
         apart *= 2
@@ -176,11 +176,11 @@ def _store_int8(k, v, head, slot, head_dim):
     for begin in range(0, channels, length):
         _rotate_run(k + 4 * begin, head_dim - begin, length, run)
         for channel in range(0, length, 16):
-            codes = _codes(load_wide_f32(run + 4 * channel, zeros_wide(1, 1)), key_scale)
+            codes = _codes(load_line_f32(run + 4 * channel), key_scale)
             scatter_i8(key + GROUP * (begin + channel), GROUP, codes)
         _rotate_run(v + 4 * begin, head_dim - begin, length, run)
         for channel in range(0, length, 16):
-            codes = _codes(load_wide_f32(run + 4 * channel, zeros_wide(1, 1)), value_scale)
+            codes = _codes(load_line_f32(run + 4 * channel), value_scale)
             store_i8(value + begin + channel, codes)
 
 
@@ -191,7 +191,7 @@ def _scale(x, head_dim, run):
     for begin in range(0, padded(head_dim), length):
         _rotate_run(x + 4 * begin, head_dim - begin, length, run)
         for channel in range(0, length, 16):
-            peak = maximum(peak, absolute(load_wide_f32(run + 4 * channel, peak)))
+            peak = maximum(peak, absolute(load_line_f32(run + 4 * channel)))
     return np.float32(max_lanes(peak) / 127.0)
 
 
@@ -222,7 +222,7 @@ def widen(kind, head, head_dim, out):
     _widen_int8(head, head_dim, out)
     scales, target = head + numbers_bytes(head_dim, 1), out + numbers_bytes(head_dim, 4)
     for place in range(0, SCALES_BYTES, 64):
-        store(target + place, load_wide_f32(scales + place, zeros_wide(1, 1)))
+        store(target + place, load_line_f32(scales + place))
 
 
 @jit

@@ -8,14 +8,13 @@ from numba.extending import intrinsic
 
 from . import instruction_sets
 from .isa import DOT, TILES
-from .memory import column, tiled_loader, widen_i8
+from .memory import column, tiled_loader, widen_i8, zeros_of
 from .vectors import (
     I8,
     I32,
     I64,
     LANES,
     ONE_F32,
-    Vec,
     concatenated,
     constant,
     elementwise,
@@ -24,16 +23,8 @@ from .vectors import (
     splat_scalar,
 )
 
-
-@intrinsic(prefer_literal=True)
-def zeros_tiles(typing, rows, tokens):
-    """As `zeros`, of registers that hold `TILES` row tiles each."""
-    vec = Vec("f32", rows.literal_value, tokens.literal_value, TILES * LANES)
-
-    def generate(context, builder, sig, args):
-        return join(builder, vec, [constant(vec.register, 0.0)] * vec.count)
-
-    return vec(rows, tokens), generate
+zeros_tiles = zeros_of(TILES * LANES)
+"""As `zeros`, of registers that hold `TILES` row tiles each."""
 
 
 low_nibbles = elementwise(1, "i8", instruction_sets.low_nibbles)

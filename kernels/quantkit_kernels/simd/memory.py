@@ -36,28 +36,26 @@ from .vectors import (
 )
 
 
-@intrinsic(prefer_literal=True)
-def zeros(typing, rows, tokens):
-    """`zeros(2, 4)`: f32 zeros in a grid of 2 x 4 registers; both numbers are literals."""
-    if not (isinstance(rows, types.IntegerLiteral) and isinstance(tokens, types.IntegerLiteral)):
-        return None
-    vec = Vec("f32", rows.literal_value, tokens.literal_value)
+def zeros_of(lanes: int) -> Any:
+    """A function of two literals: f32 zeros in a grid of `rows` x `tokens` registers of so many lanes."""
 
-    def generate(context, builder, sig, args):
-        return join(builder, vec, [constant(vec.register, 0.0)] * vec.count)
+    def zeros(typing, rows, tokens):
+        if not (isinstance(rows, types.IntegerLiteral) and isinstance(tokens, types.IntegerLiteral)):
+            return None
+        vec = Vec("f32", rows.literal_value, tokens.literal_value, lanes)
 
-    return vec(rows, tokens), generate
+        def generate(context, builder, sig, args):
+            return join(builder, vec, [constant(vec.register, 0.0)] * vec.count)
+
+        return vec(rows, tokens), generate
+
+    return intrinsic(prefer_literal=True)(zeros)
 
 
-@intrinsic(prefer_literal=True)
-def zeros_wide(typing, rows, tokens):
-    """As `zeros`, of registers of `WIDE` lanes on every machine; LLVM makes two of each where they are too wide."""
-    vec = Vec("f32", rows.literal_value, tokens.literal_value, WIDE)
-
-    def generate(context, builder, sig, args):
-        return join(builder, vec, [constant(vec.register, 0.0)] * vec.count)
-
-    return vec(rows, tokens), generate
+zeros = zeros_of(LANES)
+"""`zeros(2, 4)`: f32 zeros in a grid of 2 x 4 registers; both numbers are literals."""
+zeros_wide = zeros_of(WIDE)
+"""As `zeros`, of registers of `WIDE` lanes on every machine; LLVM makes two of each where they are too wide."""
 
 
 @intrinsic
@@ -169,6 +167,8 @@ load_f32 = _loader(ONE_F32, ir.VectorType(F32, LANES), _same)
 load_f16 = _loader(ONE_F32, ir.VectorType(F16, LANES), _widen_f16)
 load_bf16 = _loader(ONE_F32, ir.VectorType(I16, LANES), _widen_bf16)
 load_i8 = _loader(ONE_F32, ir.VectorType(I8, LANES), widen_i8)
+load_line_f32 = _loader(Vec("f32", lanes=WIDE), ir.VectorType(F32, WIDE), _same)
+"""One register of `WIDE` lanes."""
 load_i32 = _loader(ONE_I32, ir.VectorType(I32, LANES), _same)
 load_bytes = _loader(ONE_BYTES, ir.VectorType(I8, 4 * LANES), _same)
 

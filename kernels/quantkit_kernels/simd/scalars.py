@@ -10,9 +10,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .arithmetic import clamp_registers
-from .memory import F16_MAX
-from .vectors import F16, F32, I8, I32, I64, call_llvm, load_at, store_at
+from .vectors import F32, I8, I32, I64, call_llvm, load_at, store_at
 
 
 def _scalar_loader(kind: Any, result: Any) -> Any:
@@ -44,18 +42,6 @@ get_f32 = _scalar_loader(F32, types.float32)
 put_i32 = _scalar_storer(I32, types.int32)
 put_i64 = _scalar_storer(I64, types.int64)
 put_f32 = _scalar_storer(F32, types.float32)
-
-
-@intrinsic
-def put_f16(typing, address, value):
-    """Store an f32 as f16, rounded to nearest even and saturated at +-65504."""
-
-    def generate(context, builder, sig, args):
-        x = context.cast(builder, args[1], sig.args[1], types.float32)
-        store_at(builder, builder.fptrunc(clamp_registers(builder, x, F32(-F16_MAX), F32(F16_MAX)), F16), args[0])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, value), generate
 
 
 @intrinsic
