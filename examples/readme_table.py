@@ -182,7 +182,7 @@ def output(command: Sequence[str]) -> Iterator[dict[str, Any]]:
 def conditions(files: Sequence[str], repetitions: int, bandwidths: Sequence[float]) -> dict[str, Any]:
     """What the figures of a model were measured on, and with."""
     import quantkit
-    from quantkit.machine import cpu_name, usable_cores
+    from quantkit.engine.machine import cpu_name, usable_cores
     from quantkit_kernels.simd import ISA
 
     return {
@@ -202,8 +202,8 @@ def measure(
     model: str, files: Sequence[str], repetitions: int, figures: dict[str, Figures]
 ) -> Iterator[dict[str, Any]]:
     """Run the commands of a model that lack figures; yields what `measured.json` shall hold of it, after each."""
-    from quantkit.benchmark import open_probe
-    from quantkit.machine import usable_cores
+    from quantkit.engine.machine import usable_cores
+    from quantkit.evaluation.benchmark import open_probe
 
     probe = open_probe(usable_cores())
     bandwidths = probe.read_bandwidth(PROBES)

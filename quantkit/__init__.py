@@ -5,50 +5,48 @@ The public names, each imported from its module when first used: `import quantki
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quantkit.convert import convert as convert
-    from quantkit.dequantize import dequantize as dequantize
-    from quantkit.engine import Model as Model
+    from quantkit.engine.model import Model as Model
     from quantkit.errors import CheckpointError as CheckpointError
     from quantkit.errors import GenerationError as GenerationError
     from quantkit.errors import OptionError as OptionError
     from quantkit.errors import PackedModelError as PackedModelError
     from quantkit.errors import QuantkitError as QuantkitError
     from quantkit.errors import UnsupportedError as UnsupportedError
-    from quantkit.evaluate import perplexity as perplexity
-    from quantkit.generate import GenerationResponse as GenerationResponse
-    from quantkit.generate import generate as generate
-    from quantkit.generate import stream_generate as stream_generate
-    from quantkit.load import load as load
-    from quantkit.load import load_model as load_model
-    from quantkit.sampling import make_logits_processors as make_logits_processors
-    from quantkit.sampling import make_sampler as make_sampler
-    from quantkit.tokenizer import Tokenizer as Tokenizer
+    from quantkit.evaluation.quality import perplexity as perplexity
+    from quantkit.generation.loading import load as load
+    from quantkit.generation.loading import load_model as load_model
+    from quantkit.generation.sampling import make_logits_processors as make_logits_processors
+    from quantkit.generation.sampling import make_sampler as make_sampler
+    from quantkit.generation.stream import GenerationResponse as GenerationResponse
+    from quantkit.generation.stream import generate as generate
+    from quantkit.generation.stream import stream_generate as stream_generate
+    from quantkit.generation.tokenizer import Tokenizer as Tokenizer
+    from quantkit.quantization.conversion import convert as convert
+    from quantkit.quantization.dequantization import dequantize as dequantize
 
 _MODULES = {
-    "convert": "convert",
-    "dequantize": "dequantize",
-    "Model": "engine",
+    "convert": "quantization.conversion",
+    "dequantize": "quantization.dequantization",
+    "Model": "engine.model",
     "CheckpointError": "errors",
     "GenerationError": "errors",
     "OptionError": "errors",
     "PackedModelError": "errors",
     "QuantkitError": "errors",
     "UnsupportedError": "errors",
-    "perplexity": "evaluate",
-    "GenerationResponse": "generate",
-    "generate": "generate",
-    "stream_generate": "generate",
-    "load": "load",
-    "load_model": "load",
-    "make_logits_processors": "sampling",
-    "make_sampler": "sampling",
-    "Tokenizer": "tokenizer",
+    "perplexity": "evaluation.quality",
+    "GenerationResponse": "generation.stream",
+    "generate": "generation.stream",
+    "stream_generate": "generation.stream",
+    "load": "generation.loading",
+    "load_model": "generation.loading",
+    "make_logits_processors": "generation.sampling",
+    "make_sampler": "generation.sampling",
+    "Tokenizer": "generation.tokenizer",
 }
 """Public name -> the module of this package that defines it."""
 
@@ -69,17 +67,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    """Keeps functions visible that share their module's name, as `generate` does.
-
-    Importing `quantkit.generate` binds the submodule to the package's attribute, which would hide the function.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _MODULES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

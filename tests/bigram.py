@@ -31,7 +31,7 @@ class BigramSequence:
 
 
 class BigramModel:
-    """Stands in for `quantkit.engine.Model`.
+    """Stands in for `quantkit.engine.model.Model`.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """The slow truth: runs a recorded program in float64 numpy, one operation after the other.
 
-Every operation is what `quantkit.program.Recorder` says it is, written as plainly as it can be. It knows nothing of
-pages, threads or blocks (packed tensors are expanded first); engine and kernels are measured against it.
+Every operation is what `quantkit.models.recorder.Recorder` says it is, written as plainly as it can be. It knows
+nothing of pages, threads or blocks (packed tensors are expanded first); engine and kernels are measured against it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.program import Operation, Program
-from quantkit.tensors import WeightSource
+from quantkit.models.recorder import Operation, Program
+from quantkit.tensor import WeightSource
 from quantkit_kernels import blocks
 
 Matrix = NDArray[np.float64]

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 import reference
-from quantkit.program import Recorder
-from quantkit.tensors import Tensor
+from quantkit.models.recorder import Recorder
+from quantkit.tensor import Tensor
 from quantkit_kernels import blocks
 
 

@@ -1,8 +1,9 @@
 """The two ceilings of this machine, measured, not looked up: bytes read and int8 multiply-adds per second.
 
 Decoding reads every weight once, so plain reads bound it; prompts share each read between tokens, so the instruction
-set's dot product, on registers, bounds them. Not a benchmark of quantkit: `quantkit.benchmark` puts its figures beside
-these. Both drift on shared machines, so a `Probe` is kept and asked again close to what it is compared with.
+set's dot product, on registers, bounds them. Not a benchmark of quantkit: `quantkit.evaluation.benchmark` puts its
+figures beside these. Both drift on shared machines, so a `Probe` is kept and asked again close to what it is compared
+with.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .jit import jit
-from .simd import (
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.simd import (
     TILES,
     broadcast_dwords,
     dot_u4,

@@ -1,7 +1,7 @@
 """The kernels of packing: the search for scales, mins and codes.
 
 A lane is a row: eight rows of a tile are searched at once, group by group. `blocks.py` specifies what is written;
-`quantkit.quantize` chooses kinds, widens weights to f32 and shares row tiles between threads.
+`quantkit.quantization.encode` chooses kinds, widens weights to f32 and shares row tiles between threads.
 
 int4 is found in three steps. (1) Each group of 32 weights by itself: 21 ranges are tried, from wider than the group's
 to clipping one tail or both; each gives codes, least squares the scale and min that suit them best, and these better
@@ -19,8 +19,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from .jit import jit
-from .simd import (
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.simd import (
     absolute,
     fma,
     get_f32,

@@ -13,8 +13,8 @@ from quantkit.cli.bench_output import FORMS, row
 from quantkit.cli.options import Command, integers, kv_option, model_argument
 
 if TYPE_CHECKING:
-    from quantkit.benchmark import Measurement, Test
-    from quantkit.engine import Model
+    from quantkit.engine.model import Model
+    from quantkit.evaluation.benchmark import Measurement, Test
 
 
 def _list_option(
@@ -83,13 +83,13 @@ def command(
     products and attention. Their shares are those of this machine's read bandwidth and of its int8 peak, measured
     between the runs with as many threads; they drift on shared machines.
     """
-    from quantkit.benchmark import cases
-    from quantkit.roofline import Costs
+    from quantkit.evaluation.benchmark import cases
+    from quantkit.evaluation.roofline import Costs
 
     if ops and output == "csv":
         raise click.UsageError("--ops has no place in csv; ask for md, json or jsonl")
     if plot is not None:
-        from quantkit.plot import draw, require_matplotlib
+        from quantkit.evaluation.plot import draw, require_matplotlib
 
         require_matplotlib()
     found: list[Measurement] = []
@@ -113,8 +113,8 @@ def _measure(
     path: Path, tests: Sequence[Test], threads: Sequence[int | None], kv_dtype: str, options: dict[str, Any]
 ) -> Iterator[tuple[Model, Measurement]]:
     """Load the model with each number of threads and run all tests; the read bandwidth is kept for later commands."""
-    from quantkit.benchmark import measure, open_probe, remember_bandwidth
-    from quantkit.load import load_model
+    from quantkit.evaluation.benchmark import measure, open_probe, remember_bandwidth
+    from quantkit.generation.loading import load_model
 
     for count in threads:
         with contextlib.closing(load_model(path, threads=count, kv_dtype=kv_dtype)) as model:

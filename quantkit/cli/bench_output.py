@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quantkit.benchmark import Measurement
-    from quantkit.engine import Model
+    from quantkit.engine.model import Model
+    from quantkit.evaluation.benchmark import Measurement
 
 Row = dict[str, Any]
 SAMPLES = ("samples_ns", "samples_ts", "operations")
@@ -27,7 +27,7 @@ SAMPLES = ("samples_ns", "samples_ts", "operations")
 def row(path: Path, model: Model, found: Measurement) -> Row:
     """One measurement under llama-bench's keys; quantkit's own begin with `test`. Rates are in 10^9 per second."""
     import quantkit
-    from quantkit.machine import cpu_name
+    from quantkit.engine.machine import cpu_name
 
     test, ceilings = found.test, found.ceilings
     return {

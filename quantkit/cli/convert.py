@@ -11,7 +11,7 @@ from quantkit.cli.notices import Bar
 from quantkit.cli.options import Command, force_option, output_option, threads_option
 
 if TYPE_CHECKING:
-    from quantkit.convert import Report
+    from quantkit.quantization.conversion import Report
 
 BITS = {"4": "int4", "8": "int8"}
 
@@ -74,8 +74,8 @@ def command(
 
 
 def convert_with_progress(source: Path, output: Path, **options: Any) -> Report:
-    """Call `quantkit.convert.convert`, with a bar on a terminal's stderr."""
-    from quantkit.convert import convert
+    """Call `quantkit.quantization.conversion.convert`, with a bar on a terminal's stderr."""
+    from quantkit.quantization.conversion import convert
 
     with Bar("packing") as bar:
         return convert(source, output, progress=lambda now: bar.update(now.done, now.total, now.tensor), **options)

@@ -18,7 +18,7 @@ def command(model: Path, output: Path, force: bool) -> None:
 
     The weights are those that the packed model computes with, rounded to fp16; what packing lost stays lost.
     """
-    from quantkit.dequantize import dequantize
+    from quantkit.quantization.dequantization import dequantize
 
     dequantize(model, output, force=force)
     click.echo(f"{output}: fp16 checkpoint of {model}")

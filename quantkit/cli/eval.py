@@ -46,8 +46,8 @@ def command(
     which the smallest change rounds differently: a packed model is no measure of small changes.)
     """
     from quantkit.cli.notices import Bar, read_text
-    from quantkit.evaluate import perplexity
-    from quantkit.load import load, load_model
+    from quantkit.evaluation.quality import perplexity
+    from quantkit.generation.loading import load, load_model
 
     text = read_text(file)
     loaded, tokenizer = load(model, threads=threads, kv_dtype=kv_dtype)

@@ -42,8 +42,8 @@ def command(model: Path, as_json: bool) -> None:
 
 
 def _read(model: Path) -> tuple[Any, list[Row]]:
-    from quantkit.checkpoint import open_checkpoint
-    from quantkit.packed import is_packed, open_packed
+    from quantkit.formats import open_checkpoint
+    from quantkit.formats.packed import is_packed, open_packed
     from quantkit_kernels.blocks import KINDS
 
     if is_packed(model):

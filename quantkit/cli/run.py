@@ -12,9 +12,9 @@ from quantkit.cli.options import Command, kv_option, model_argument, threads_opt
 from quantkit.errors import OptionError, PackedModelError
 
 if TYPE_CHECKING:
-    from quantkit.engine import Model
-    from quantkit.generate import GenerationResponse, Prompt
-    from quantkit.tokenizer import Tokenizer
+    from quantkit.engine.model import Model
+    from quantkit.generation.stream import GenerationResponse, Prompt
+    from quantkit.generation.tokenizer import Tokenizer
 
 
 @click.command("run", cls=Command, short_help="Answer a prompt.")
@@ -76,8 +76,8 @@ def command(model: Path, prompt: str | None, file: Path | None, **options: Any) 
     folder = _packed(model, options["threads"])
 
     from quantkit.cli.notices import Bar
-    from quantkit.generate import stream_generate
-    from quantkit.load import load
+    from quantkit.generation.loading import load
+    from quantkit.generation.stream import stream_generate
 
     loaded, tokenizer = load(
         folder, threads=options["threads"], context=options["ctx_size"], kv_dtype=options["kv_dtype"]
@@ -124,12 +124,12 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
 
 def _packed(model: Path, threads: int | None) -> Path:
     """Return the packed folder of a model, converting a checkpoint into the user's cache at its first use."""
-    from quantkit.packed import FORMAT_VERSION, is_packed
+    from quantkit.formats.packed import FORMAT_VERSION, is_packed
 
     if is_packed(model):
         return model
-    from quantkit.checkpoint import open_checkpoint
-    from quantkit_kernels.cache import cache_root
+    from quantkit.formats import open_checkpoint
+    from quantkit_kernels.compile.cache import cache_root
 
     folder = cache_root() / "models" / f"{open_checkpoint(model).fingerprint()[:32]}-v{FORMAT_VERSION}"
     if not is_packed(folder):
@@ -157,7 +157,7 @@ def _messages(tokenizer: Tokenizer, text: str, options: dict[str, Any]) -> Promp
 
 def _sampling(tokenizer: Tokenizer, options: dict[str, Any]) -> dict[str, Any]:
     """Sampler and penalties: what was asked for, else what the checkpoint recommends, else greedy."""
-    from quantkit.sampling import make_logits_processors, make_sampler
+    from quantkit.generation.sampling import make_logits_processors, make_sampler
 
     recommended = {
         "temp": tokenizer.generation_defaults.get("temperature", 0.0),
@@ -177,9 +177,9 @@ def _sampling(tokenizer: Tokenizer, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _footer(model: Model, last: GenerationResponse, *, speculating: bool) -> str:
-    from quantkit.benchmark import known_bandwidth
     from quantkit.cli.text import size
-    from quantkit.machine import peak_memory
+    from quantkit.engine.machine import peak_memory
+    from quantkit.evaluation.benchmark import known_bandwidth
 
     # Each pass reads the weights once, and yields what was accepted of its draft and one token more.
     passes = last.generation_tokens - last.draft_n_accepted

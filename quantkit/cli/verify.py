@@ -13,7 +13,7 @@ from quantkit.cli.options import Command, model_argument
 @model_argument
 def command(model: Path) -> None:
     """Check every tensor of the packed folder MODEL against its checksum."""
-    from quantkit.packed import verify
+    from quantkit.formats.packed import verify
 
     checked = verify(model)
     click.echo(f"{model}: {len(checked)} tensors are what was written")

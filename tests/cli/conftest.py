@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 import tiny
 from quantkit.cli import main
-from quantkit_kernels.cache import kernel_folder
+from quantkit_kernels.compile.cache import kernel_folder
 from quantkit_kernels.simd import ISA
 
 Invoke = Callable[..., Result]

@@ -20,7 +20,7 @@ import pytest
 from click.testing import Result
 
 import tiny
-from quantkit.packed import is_packed
+from quantkit.formats.packed import is_packed
 
 PROGRAM = [sys.executable, "-c", "from quantkit.cli import main; main()"]
 WEIGHTS = "model.safetensors"

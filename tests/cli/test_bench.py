@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from quantkit import benchmark
-from quantkit_kernels.kv_pages import PAGE
+from quantkit.evaluation import benchmark
+from quantkit_kernels.attention.pages import PAGE
 
 SMALL = ("-p", "16,0", "-n", "4", "-d", "0-8+8", "-r", "2")
 
@@ -86,7 +86,7 @@ def test_plots_are_pictures(invoke, packed: Path, tmp_path: Path, suffix: str, l
 
 
 def test_a_plot_without_matplotlib_is_refused_before_the_model_is_looked_at(invoke, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("quantkit.plot.find_spec", lambda name: None)
+    monkeypatch.setattr("quantkit.evaluation.plot.find_spec", lambda name: None)
     result = invoke("bench", tmp_path / "nothing", "--plot", tmp_path / "speed.png")
     assert "quantkit[plot]" in result.stderr
     assert invoke("bench", tmp_path / "nothing", "--plot", tmp_path / "speed.jpg").exit_code == 2

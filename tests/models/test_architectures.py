@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 import reference
 import tiny
 from golden.generate import CASES, HERE, ROWS, checkpoint, token_ids, transformers_logits
-from quantkit.checkpoint import open_checkpoint
-from quantkit.models import record
+from quantkit.formats import open_checkpoint
+from quantkit.models.registry import record
 
 TOLERANCE = 1e-4
 """Largest difference of a logit from transformers' float32; logits of the tiny checkpoints are of order one."""
@@ -51,7 +51,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def model(subject: Subject) -> Iterator[object]:
-    from quantkit.load import load_model
+    from quantkit.generation.loading import load_model
 
     model = load_model(subject.folder, kv_dtype="f32", threads=2)
     yield model
@@ -82,7 +82,7 @@ def test_tensors_are_those_of_transformers(subject: Subject) -> None:
     source = open_checkpoint(subject.folder)
     program = record(source.config)
     assert {name: spec.shape for name, spec in program.tensors.items()} == tiny.shapes(source.config)
-    assert source.check(program) == []
+    assert source.check(program.tensors) == []
 
 
 def test_reference_equals_transformers(subject: Subject) -> None:
@@ -113,7 +113,7 @@ def test_engine_equals_live_transformers_token_by_token(subject: Subject, model)
 @pytest.mark.live
 @pytest.mark.real
 def test_engine_equals_transformers_on_a_real_model() -> None:
-    from quantkit.load import load
+    from quantkit.generation.loading import load
 
     folder = Path(os.environ["QUANTKIT_TEST_MODEL"])
     model, tokenizer = load(folder, kv_dtype="f32")

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import tiny
 from golden.generate import CASES
 from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
-from quantkit.models import ARCHITECTURES, context_length, record
-from quantkit.program import Program
+from quantkit.models.recorder import Program
+from quantkit.models.registry import ARCHITECTURES, context_length, record
 
 FAMILIES = list(tiny.FAMILIES)
 

@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.models import record
+from quantkit.models.registry import record
 from quantkit.models.rope import inverse_frequencies
 
 LLAMA3 = {

@@ -14,7 +14,7 @@ import os
 from numba.core import codegen, config
 from numba.core.registry import cpu_target
 
-from quantkit_kernels.cache import kernel_folder
+from quantkit_kernels.compile.cache import kernel_folder
 
 from .check import agrees
 from .instruction_sets import SETS

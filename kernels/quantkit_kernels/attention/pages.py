@@ -1,0 +1,231 @@
+"""Pages of the KV cache: how their bytes are laid out, and the kernels that write them.
+
+A page holds `PAGE` consecutive positions of one sequence, for all layers and KV heads. Of each, at `page + (layer *
+kv_heads + head) * head_bytes`:
+
+    keys          [PAGE / GROUP][padded][GROUP positions]   lanes are positions: no sums over lanes
+    values        [PAGE][padded]                            lanes are channels
+    key scales    [PAGE] f32                                of int8 alone
+    value scales  [PAGE] f32                                of int8 alone
+
+`padded` is head_dim rounded up to whole vectors of 16 numbers, and at least 32; the padding is zero. A row of `GROUP`
+keys is a cache line of f16, so both halves are read as one stream, keys then values, 16 KiB for heads of 64 channels.
+
+Numbers are f16, saturated; or int8 codes -127..127 with one scale for each position and head, `absmax / 127`; or f32
+for the reference path.
+
+An int8 cache holds its heads rotated by a Walsh-Hadamard transform of the padded channels, in runs of `length`. A few
+channels of most keys are far larger than the others, and a scale that fits them wastes the codes of the rest; rotated,
+each channel is a sum of all, and all are about as large. Attention rotates queries as well, so that scores stay what
+they were, and results, sums of rotated values, once more, which undoes it. Both multiply by `length`, a power of
+two, by which the scales in pages are divided beforehand. Ashkboos et al., QuaRot (arXiv:2404.00456), and Liu et al.,
+SpinQuant (arXiv:2405.16406), rotate their caches so.
+
+`attention_segments.py` reads pages; `interpreter.py` calls `store_kv`; who owns them is the engine's affair.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.simd import (
+    absolute,
+    get_i64,
+    hadamard_lanes,
+    load_line_f32,
+    load_wide_f16,
+    load_wide_i8,
+    load_wide_partial_f32,
+    max_lanes,
+    maximum,
+    put_f32,
+    round_even,
+    scatter_f16,
+    scatter_f32,
+    scatter_i8,
+    splat_wide,
+    stack_f32,
+    store,
+    store_f16,
+    store_i8,
+    to_i32,
+    zeros_wide,
+)
+
+PAGE = 64
+"""Positions of a page."""
+GROUP = 32
+"""Positions whose keys stand side by side."""
+LONGEST = 256
+"""Channels that are rotated together at most."""
+F32, F16, INT8 = 0, 1, 3
+"""`blocks.Kind.code` of the kinds of caches (a test compares)."""
+SIZES = {"f32": 4, "f16": 2, "int8": 1}
+"""Bytes of a number."""
+SCALES_BYTES = 2 * 4 * PAGE
+"""Scales of one head of an int8 page."""
+
+
+@jit
+def padded(head_dim):
+    """Channels of a row in the cache."""
+    return max(32, (head_dim + 15) & ~15)
+
+
+@jit
+def numbers_bytes(head_dim, size):
+    """Bytes of the keys and values of one head of a page."""
+    return 2 * PAGE * padded(head_dim) * size
+
+
+@jit
+def head_bytes(kind, head_dim):
+    """Bytes of one head of a page."""
+    if kind == INT8:
+        return numbers_bytes(head_dim, 1) + SCALES_BYTES
+    return numbers_bytes(head_dim, 2 if kind == F16 else 4)
+
+
+def page_bytes(kind: str, layers: int, kv_heads: int, head_dim: int) -> int:
+    """Bytes of a page."""
+    numbers = 2 * PAGE * padded.py_func(head_dim) * SIZES[kind]
+    return layers * kv_heads * (numbers + (SCALES_BYTES if kind == "int8" else 0))
+
+
+@jit
+def store_kv(kind, k, v, pages, position, layer, kv_heads, head_dim):
+    """Write one token's keys and values, f32 rows of `kv_heads * head_dim`, into its sequence's page."""
+    step = head_bytes(kind, head_dim)
+    head = get_i64(pages + 8 * (position >> 6)) + layer * kv_heads * step
+    slot = position & 63
+    for _ in range(kv_heads):
+        if kind == F16:
+            _store_f16(k, v, head, slot, head_dim)
+        elif kind == INT8:
+            _store_int8(k, v, head, slot, head_dim)
+        else:
+            _store_f32(k, v, head, slot, head_dim)
+        k, v = k + 4 * head_dim, v + 4 * head_dim
+        head += step
+
+
+@jit
+def _places(head, slot, channels, size):
+    """Where a position's first key and first value stand."""
+    key = (slot // GROUP * channels * GROUP + slot % GROUP) * size
+    return head + key, head + (PAGE + slot) * channels * size
+
+
+def _float_store(scatter, store_row, size):
+    @jit
+    def store_head(k, v, head, slot, head_dim):
+        channels = padded(head_dim)
+        key, value = _places(head, slot, channels, size)
+        for channel in range(0, channels, 16):
+            left, at = head_dim - channel, 4 * channel
+            scatter(key + GROUP * size * channel, GROUP * size, load_wide_partial_f32(k + at, left))
+            store_row(value + size * channel, load_wide_partial_f32(v + at, left))
+
+    return store_head
+
+
+_store_f16 = _float_store(scatter_f16, store_f16, 2)
+_store_f32 = _float_store(scatter_f32, store, 4)
+
+
+@jit
+def rotate(x, head_dim, out):
+    """Rotate the f32 numbers of a head, which may stand where the padded ones go, and make them `sqrt(length)` times as
+    large: twice is as good as a multiplication by the length of a run."""
+    length = _run_length(head_dim)
+    for channel in range(0, padded(head_dim), length):
+        _rotate_run(x + 4 * channel, head_dim - channel, length, out + 4 * channel)
+
+
+@jit
+def _run_length(head_dim):
+    """Channels that are rotated together: the greatest power of two that divides all, or `LONGEST`."""
+    channels = padded(head_dim)
+    return min(channels & -channels, LONGEST)
+
+
+@jit
+def _rotate_run(x, left, length, out):
+    """Rotate one run of channels, of which `left` are in memory and the others are 0."""
+    for channel in range(0, length, 16):
+        store(out + 4 * channel, hadamard_lanes(load_wide_partial_f32(x + 4 * channel, left - channel)))
+    apart = 64
+    while apart < 4 * length:
+        for begin in range(out, out + 4 * length, 2 * apart):
+            for low in range(begin, begin + apart, 64):
+                a, b = load_line_f32(low), load_line_f32(low + apart)
+                store(low, a + b)
+                store(low + apart, a - b)
+        apart *= 2
+
+
+@jit
+def _store_int8(k, v, head, slot, head_dim):
+    channels, length, run = padded(head_dim), _run_length(head_dim), stack_f32(LONGEST)
+    key, value = _places(head, slot, channels, 1)
+    key_scale, value_scale = _scale(k, head_dim, run), _scale(v, head_dim, run)
+    scales = head + numbers_bytes(head_dim, 1) + 4 * slot
+    put_f32(scales, key_scale / length)
+    put_f32(scales + 4 * PAGE, value_scale / length)
+    for begin in range(0, channels, length):
+        _rotate_run(k + 4 * begin, head_dim - begin, length, run)
+        for channel in range(0, length, 16):
+            codes = _codes(load_line_f32(run + 4 * channel), key_scale)
+            scatter_i8(key + GROUP * (begin + channel), GROUP, codes)
+        _rotate_run(v + 4 * begin, head_dim - begin, length, run)
+        for channel in range(0, length, 16):
+            codes = _codes(load_line_f32(run + 4 * channel), value_scale)
+            store_i8(value + begin + channel, codes)
+
+
+@jit
+def _scale(x, head_dim, run):
+    """Scale of a head's codes; its rotated numbers pass through `run`."""
+    length, peak = _run_length(head_dim), zeros_wide(1, 1)
+    for begin in range(0, padded(head_dim), length):
+        _rotate_run(x + 4 * begin, head_dim - begin, length, run)
+        for channel in range(0, length, 16):
+            peak = maximum(peak, absolute(load_line_f32(run + 4 * channel)))
+    return np.float32(max_lanes(peak) / 127.0)
+
+
+@jit
+def _codes(x, scale):
+    return to_i32(round_even(x * splat_wide(1.0 / scale if scale > 0.0 else 0.0)))
+
+
+def _widener(load, size):
+    @jit
+    def widen(head, head_dim, out):
+        for number in range(0, 2 * PAGE * padded(head_dim), 16):
+            store(out + 4 * number, load(head + size * number, zeros_wide(1, 1)))
+
+    return widen
+
+
+_widen_f16 = _widener(load_wide_f16, 2)
+_widen_int8 = _widener(load_wide_i8, 1)
+
+
+@jit
+def widen(kind, head, head_dim, out):
+    """Copy one head of a page of f16 or int8 as f32 numbers in the same order, the scales behind them."""
+    if kind == F16:
+        _widen_f16(head, head_dim, out)
+        return
+    _widen_int8(head, head_dim, out)
+    scales, target = head + numbers_bytes(head_dim, 1), out + numbers_bytes(head_dim, 4)
+    for place in range(0, SCALES_BYTES, 64):
+        store(target + place, load_line_f32(scales + place))
+
+
+@jit
+def widened_bytes(head_dim):
+    """Bytes of what `widen` writes at most."""
+    return numbers_bytes(head_dim, 4) + SCALES_BYTES

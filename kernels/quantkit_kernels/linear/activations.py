@@ -1,0 +1,67 @@
+"""Activations quantized on the fly: f32 rows -> int8 groups of 32, in the order in which `matmul.py` reads them.
+
+A token is a row of records, one of 44 bytes for each group of 32 columns, so that a matrix product walks memory once,
+in order:
+
+    32 bytes   codes q, -127..127
+    f32        step d = absmax / 127 of the group: x is about d * q
+    f32        d * sum(q), which multiplies the mins of `int4`
+    i32        -128 * sum(q), where dot products begin that take the codes of `int8` plus 128
+
+Columns past the last are zero.
+"""
+
+from __future__ import annotations
+
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.simd import (
+    absolute,
+    load_line_f32,
+    load_wide_partial_f32,
+    max_lanes,
+    maximum,
+    put_f32,
+    put_i32,
+    round_even,
+    splat_wide,
+    store_i8,
+    sum_lanes_i32,
+    to_i32,
+)
+
+GROUP = 32
+"""Columns that share a scale, as in a block of weights."""
+RECORD = 44
+"""Bytes of one group."""
+STEP, SUM, START = 32, 36, 40
+"""Where d, d * sum(q) and -128 * sum(q) stand in a record."""
+
+
+def packed_bytes(columns: int) -> int:
+    """Bytes of one quantized token of `columns` columns."""
+    return (columns + GROUP - 1) // GROUP * RECORD
+
+
+@jit
+def quantize(x, columns, packed):
+    """Quantize the f32 row at `x` to the records at `packed`."""
+    for _ in range(columns >> 5):
+        _group(load_line_f32(x), load_line_f32(x + 64), packed)
+        x += 128
+        packed += RECORD
+    left = columns & 31
+    if left:
+        _group(load_wide_partial_f32(x, left), load_wide_partial_f32(x + 64, left - 16), packed)
+
+
+@jit
+def _group(a, b, record):
+    peak = max_lanes(maximum(absolute(a), absolute(b)))
+    inverse = splat_wide(127.0 / peak if peak > 0.0 else 0.0)
+    a, b = to_i32(round_even(a * inverse)), to_i32(round_even(b * inverse))
+    store_i8(record, a)
+    store_i8(record + 16, b)
+    step, total = peak / 127.0, sum_lanes_i32(a + b)
+    put_f32(record + STEP, step)
+    put_f32(record + SUM, step * total)
+    put_i32(record + START, -128 * total)

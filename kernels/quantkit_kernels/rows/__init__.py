@@ -1,0 +1,1 @@
+"""What happens to one token's row between matrix products."""

@@ -1,0 +1,123 @@
+"""Exponential and the activations of gated layers, on f32 registers of `WIDE` lanes.
+
+Each is a polynomial in a fixed order of fused multiply-adds, so every instruction set gives the same bits; none calls
+the C library. NaN stays NaN, infinities give the limits. The formulas keep small results accurate relative to
+themselves, not only to one: `gelu(-5)` is not the difference of two numbers near one.
+"""
+
+from __future__ import annotations
+
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.simd import (
+    absolute,
+    clamp,
+    fma,
+    maximum,
+    power_of_two,
+    round_even,
+    splat_wide,
+    to_i32,
+    where_less,
+)
+
+LOG2_E = 1.4426950408889634
+LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860677e-6
+"""ln 2 in two parts; the first has so few bits that its products with whole numbers are exact."""
+LOWEST, HIGHEST = -104.0, 89.0
+"""Below the one exp is 0, above the other it is infinite."""
+SMALLEST = -87.0
+"""Its exponential is normal: one power of two scales it."""
+FAR = 15.0
+"""gelu(-15) and beyond is 0 in f32."""
+SQRT_HALF = 0.7071067811865476
+SQRT_2_OVER_PI = 0.7978845608028654
+
+
+@jit
+def exp(x):
+    """e**x, within 1 ulp; from 0 through subnormal numbers to infinity."""
+    x = clamp(x, splat_wide(LOWEST), splat_wide(HIGHEST))
+    n = round_even(x * splat_wide(LOG2_E))
+    r = fma(n, splat_wide(-LN2_LOW), fma(n, splat_wide(-LN2_HIGH), x))
+    # Taylor series on |r| <= ln(2) / 2: the first term left out is 3e-9.
+    p = fma(r, splat_wide(1 / 5040), splat_wide(1 / 720))
+    p = fma(p, r, splat_wide(1 / 120))
+    p = fma(p, r, splat_wide(1 / 24))
+    p = fma(p, r, splat_wide(1 / 6))
+    p = fma(p, r, splat_wide(0.5))
+    p = fma(p, r * r, r) + splat_wide(1.0)
+    # In two steps, because 2**n itself may lie outside of f32.
+    half = round_even(n * splat_wide(0.5))
+    return p * power_of_two(to_i32(half)) * power_of_two(to_i32(n - half))
+
+
+@jit
+def exp_negative(x):
+    """e**x for x <= 0, within 2 ulp, 0 below -87. The weights of attention take it millions of times.
+
+    The polynomial is minimax for |r| <= ln(2) / 2, with relative error 3e-9.
+    """
+    n = round_even(x * splat_wide(LOG2_E))
+    r = fma(n, splat_wide(-LN2_LOW), fma(n, splat_wide(-LN2_HIGH), x))
+    p = fma(r, splat_wide(0.0013814599), splat_wide(0.0083687166))
+    p = fma(p, r, splat_wide(0.0416683890))
+    p = fma(p, r, splat_wide(0.1666652113))
+    p = fma(p, r, splat_wide(0.4999999404))
+    p = fma(p, r, splat_wide(1.0))
+    p = fma(p, r, splat_wide(1.0))
+    return where_less(x, splat_wide(SMALLEST), splat_wide(0.0), p * power_of_two(to_i32(n)))
+
+
+@jit
+def _logistic(x, y):
+    """x / (1 + exp(-y)), where y has the sign of x; the exponential never grows above 1."""
+    zero = splat_wide(0.0)
+    e = exp(zero - absolute(y))
+    # clamp: -infinity times e = 0 would be NaN.
+    return fma(clamp(x, splat_wide(LOWEST), zero), e, maximum(x, zero)) / (e + splat_wide(1.0))
+
+
+@jit
+def silu(x):
+    """x / (1 + exp(-x)), within 4 ulp."""
+    return _logistic(x, x)
+
+
+@jit
+def gelu_tanh(x):
+    """x / 2 * (1 + tanh(y / 2)), y = sqrt(8 / pi) * (x + 0.044715 x**3): a logistic function of y.
+
+    Within 4 ulp where |y| < 1; its error grows as that of exp(y) from a rounded y.
+    """
+    bounded = clamp(x, splat_wide(-FAR), splat_wide(FAR))
+    y = bounded * fma(bounded * bounded, splat_wide(2 * SQRT_2_OVER_PI * 0.044715), splat_wide(2 * SQRT_2_OVER_PI))
+    return _logistic(x, y)
+
+
+@jit
+def gelu(x):
+    """x / 2 * erfc(-x / sqrt(2)), within 8 ulp.
+
+    erfc(t) = exp(-t**2) * u * P(u) for t >= 0, u = 1 / (1 + 0.4 t); P is the minimax polynomial in u - 0.5 of degree 9,
+    with relative error 8e-9 for t <= 10.
+    """
+    size = absolute(clamp(x, splat_wide(-FAR), splat_wide(FAR)))
+    t = size * splat_wide(SQRT_HALF)
+    u = splat_wide(1.0) / fma(t, splat_wide(0.4), splat_wide(1.0))
+    v = u - splat_wide(0.5)
+    p = fma(v, splat_wide(-0.0295935441), splat_wide(0.0648380071))
+    p = fma(p, v, splat_wide(0.0268923268))
+    p = fma(p, v, splat_wide(-0.123052679))
+    p = fma(p, v, splat_wide(-0.107783623))
+    p = fma(p, v, splat_wide(0.181512237))
+    p = fma(p, v, splat_wide(0.548014402))
+    p = fma(p, v, splat_wide(0.726262569))
+    p = fma(p, v, splat_wide(0.643721402))
+    p = fma(p, v, splat_wide(0.42161274))
+    # exp magnifies what x**2 / 2 loses by rounding, so that is computed and put back.
+    half = size * splat_wide(0.5)
+    square = half * size
+    lost = fma(half, size, splat_wide(0.0) - square)
+    e = exp(splat_wide(0.0) - square)
+    tail = fma(e, splat_wide(0.0) - lost, e) * (u * p)
+    return fma(size * splat_wide(-0.5), tail, maximum(x, splat_wide(0.0)))

@@ -1,0 +1,304 @@
+"""The engine: a model ready to run, and batches of tokens run through its program.
+
+It owns the arena of values, the weights' addresses, the KV pages and the worker threads, cuts batches into passes, and
+hands each to the compiled interpreter. What is computed is in the program (`models/`, `plan.py`); how, in
+`quantkit_kernels`; sampling and text are in `generate.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Batch
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.engine.kv_cache import CacheShape, PagePool, Sequence
+from quantkit.engine.lowering import LINE_FLOATS, Plan, Weight, plan, rotation_name
+from quantkit.engine.workers import WorkerPool
+from quantkit.errors import GenerationError, OptionError
+from quantkit.models.recorder import Program
+from quantkit.tensor import Tensor, WeightSource
+from quantkit_kernels.attention.merge import parts_bytes
+from quantkit_kernels.attention.segments import RUN, scratch_bytes
+from quantkit_kernels.blocks import KINDS, dequantize
+from quantkit_kernels.interpreter.table import Field, Opcode, Word
+
+PASS_TOKENS = 256
+"""Tokens of one pass at most: enough to reuse each weight, few enough that values stay in cache."""
+KV_KINDS = ("f16", "int8", "f32")
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Some consecutive new tokens of one sequence, as part of a pass."""
+
+    sequence: Sequence
+    ids: NDArray[np.int64]
+    wanted: range
+    """Which of them need logits."""
+
+
+class Model:
+    """A model ready to run.
+
+    Not made directly: `quantkit.generation.loading` and `quantkit.generation.loading.load_model` do.
+
+    Parameters
+    ----------
+    program : Program
+        Its recorded forward pass.
+    source : WeightSource
+        Where the tensors come from, packed or not; kept open as long as the model lives.
+    context_length : int
+        Tokens that a sequence may hold.
+    threads : int
+        Threads that share the work, the caller's included.
+    kv_kind : {"f16", "int8", "f32"}
+        Precision of the KV cache.
+    """
+
+    def __init__(
+        self, program: Program, source: WeightSource, *, context_length: int, threads: int, kv_kind: str = "f16"
+    ) -> None:
+        if threads < 1:
+            raise OptionError(f"threads: {threads} is not a positive number")
+        if context_length < 1:
+            raise OptionError(f"context: {context_length} is not a positive number")
+        if kv_kind not in KV_KINDS:
+            raise OptionError(f"kv kind {kv_kind!r}: known are {', '.join(KV_KINDS)}")
+        self.config: Mapping[str, Any] = source.config
+        self.program = program
+        self.context_length = context_length
+        self.threads = threads
+        self._tensors = {name: source.tensor(name) for name in program.tensors}
+        self._plan = plan(program, {name: tensor.kind for name, tensor in self._tensors.items()})
+        self._keep: list[NDArray[Any]] = []
+        weights = self._weights()
+        arena = self._memory(self._plan.arena_bytes(PASS_TOKENS, threads))
+        self._table = self._plan.table(weights, arena, PASS_TOKENS, threads)
+        self._pages = PagePool(_cache_shape(self._plan, kv_kind))
+        self._inputs = np.zeros((4, PASS_TOKENS), np.int64)
+        self._runs = np.zeros((PASS_TOKENS, 4), np.int64)
+        self._pool = WorkerPool(threads)
+        self._times: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._lock = threading.Lock()
+        self._set_fixed_words(kv_kind)
+
+    @property
+    def vocab_size(self) -> int:
+        """Columns of the logits."""
+        return self.program.vocab_size
+
+    @property
+    def plan(self) -> Plan:
+        """The steps of a pass."""
+        return self._plan
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The weights, by name."""
+        return MappingProxyType(self._tensors)
+
+    @property
+    def cache_shape(self) -> CacheShape:
+        """What a position of the KV cache needs."""
+        return self._pages.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that are read to decode one token: all but the unused rows of an untied embedding."""
+        read = {step.weight for step in self._plan.steps if step.opcode is not Opcode.EMBED}
+        return sum(tensor.nbytes for name, tensor in self._tensors.items() if name in read)
+
+    def new_sequence(self) -> Sequence:
+        """Begin an empty sequence."""
+        return Sequence(self._pages, self.context_length)
+
+    def __call__(self, token_ids: Batch[int]) -> NDArray[np.float32]:
+        """Return the logits of every token of one text -> f32 `[T, vocab_size]`."""
+        with self.new_sequence() as sequence:
+            return self.forward([(sequence, token_ids)], every=True)
+
+    def forward(
+        self, batch: Batch[tuple[Sequence, Batch[int]]], *, every: bool = False, chunk: int = PASS_TOKENS
+    ) -> NDArray[np.float32]:
+        """Append tokens to sequences and return logits.
+
+        The logits of a token depend on its own sequence alone: not on the batch, the chunks or the threads, to the last
+        bit.
+
+        Parameters
+        ----------
+        batch : sequence of (Sequence, token ids)
+            New tokens, in order, for each of some different sequences of this model.
+        every : bool
+            Logits of every new token -> f32 `[all tokens, vocab_size]`, batch entries one after the other; else of each
+            entry's last token -> f32 `[len(batch), vocab_size]`.
+        chunk : int
+            Most tokens of one pass, at most `PASS_TOKENS`.
+
+        Raises
+        ------
+        GenerationError
+            An entry has no tokens, a token is outside the vocabulary, a sequence stands in the batch twice or would
+            outgrow the context; nothing has been computed then.
+        """
+        if not 1 <= chunk <= PASS_TOKENS:
+            raise OptionError(f"chunk: {chunk} is not in 1..{PASS_TOKENS}")
+        arrays = [(sequence, self._checked(ids)) for sequence, ids in batch]
+        if len({id(sequence) for sequence, _ in arrays}) < len(arrays):
+            raise GenerationError("a sequence stands in the batch twice")
+        for sequence, ids in arrays:
+            sequence.reserve(len(ids))
+        rows = sum(len(ids) for _, ids in arrays) if every else len(arrays)
+        stride = -(-self.vocab_size // LINE_FLOATS) * LINE_FLOATS
+        logits = np.empty((rows, stride), np.float32)
+        done = 0
+        with self._lock:
+            for slices in _passes(arrays, every, chunk):
+                done += self._run(slices, logits[done:])
+        return logits[:, : self.vocab_size]
+
+    @contextlib.contextmanager
+    def time_steps(self) -> Iterator[NDArray[np.int64]]:
+        """Time every step of the passes that run inside the `with`; costs them a few percent.
+
+        Yields
+        ------
+        ndarray
+            int64 `[threads, len(plan.steps) + 1, 2]`, summed over the passes: nanoseconds that each thread waited
+            before each step, and that it worked on it. The last row is the end of a pass: waiting alone.
+        """
+        stamps = np.zeros((self.threads, len(self._table) + 1, 2), np.int64)
+        self._times = stamps, np.zeros_like(stamps)
+        self._pool.words[Word.TIMES] = stamps.ctypes.data
+        try:
+            yield self._times[1]
+        finally:
+            self._pool.words[Word.TIMES] = 0
+            self._times = None
+
+    def close(self) -> None:
+        """End the worker threads; the model cannot run again."""
+        self._pool.close()
+
+    def _checked(self, ids: Batch[int]) -> NDArray[np.int64]:
+        array = np.asarray(ids)
+        if array.ndim != 1 or not len(array):
+            raise GenerationError("no tokens to run: the prompt is empty")
+        if array.dtype.kind not in "iu":
+            raise GenerationError(f"token ids must be whole numbers, not {array.dtype}")
+        tokens = array.astype(np.int64)
+        outside = tokens.view(np.uint64) >= self.vocab_size  # those below 0 too
+        if np.count_nonzero(outside):
+            raise GenerationError(f"token id {array[outside][0]} is outside the vocabulary of {self.vocab_size}")
+        return tokens
+
+    def _run(self, slices: list[_Slice], logits: NDArray[np.float32]) -> int:
+        """Run one pass; returns how many rows of `logits` it wrote."""
+        ids, positions, pages, wanted_tokens = self._inputs
+        token = wanted = runs = 0
+        for part in slices:
+            start, count = part.sequence.length, len(part.ids)
+            ids[token : token + count] = part.ids
+            positions[token : token + count] = range(start, start + count)
+            pages[token : token + count] = part.sequence.address
+            wanted_tokens[wanted : wanted + len(part.wanted)] = [token + i for i in part.wanted]
+            for first in range(0, count, RUN):
+                length = min(RUN, count - first)
+                self._runs[runs] = token + first, length, start + first, part.sequence.address
+                runs += 1
+            token, wanted = token + count, wanted + len(part.wanted)
+        words = self._pool.words
+        words[Word.TOKENS], words[Word.WANTED], words[Word.RUNS] = token, wanted, runs
+        words[Word.LOGITS], words[Word.LOGITS_STRIDE] = logits.ctypes.data, logits.strides[0]
+        self._pool.run()
+        if self._times is not None:
+            stamps, sums = self._times
+            # Nobody notes the end itself: it comes when the last thread arrives.
+            stamps[:, -1, 1] = stamps[:, -1, 0].max()
+            sums[..., 0] += stamps[..., 1] - stamps[..., 0]
+            sums[:, :-1, 1] += stamps[:, 1:, 0] - stamps[:, :-1, 1]
+        for part in slices:
+            part.sequence.length += len(part.ids)
+        return wanted
+
+    def _set_fixed_words(self, kv_kind: str) -> None:
+        words, shape = self._pool.words, self._pages.shape
+        groups = [step.numbers[Field.GROUP] for step in self._plan.steps if step.opcode is Opcode.ATTENTION]
+        scratch = scratch_bytes(int(max(groups)), shape.head_dim)
+        words[Word.TABLE], words[Word.STEPS] = self._table.ctypes.data, len(self._table)
+        addresses = (row.ctypes.data for row in self._inputs)
+        for word, address in zip((Word.IDS, Word.POSITIONS, Word.PAGES, Word.WANTED_TOKENS), addresses, strict=True):
+            words[word] = address
+        words[Word.RUN_TABLE] = self._runs.ctypes.data
+        words[Word.COUNTERS] = self._memory(8 * (self.threads + 1) * (len(self._table) + 1))
+        words[Word.SCRATCH], words[Word.SCRATCH_BYTES] = self._memory(scratch * self.threads), scratch
+        words[Word.PARTS] = self._memory(parts_bytes(self.threads))
+        words[Word.KV_KIND] = KINDS[kv_kind].code
+
+    def _weights(self) -> dict[str, Weight]:
+        """Addresses of all tensors; vectors are small and become padded f32."""
+        weights = {}
+        for name, tensor in self._tensors.items():
+            if len(tensor.shape) == 1:
+                weights[name] = Weight("f32", self._vector(dequantize(tensor.kind, tensor.data, None, tensor.shape)))
+            else:
+                weights[name] = _matrix(tensor)
+        for operation in self.program.operations:
+            if operation.name == "rotation":
+                frequencies = np.array(operation.parameters["inverse_frequencies"], np.float32)
+                weights[rotation_name(operation)] = Weight("f32", self._vector(frequencies))
+        return weights
+
+    def _vector(self, values: NDArray[np.float32]) -> int:
+        padded = np.zeros(-(-len(values) // LINE_FLOATS) * LINE_FLOATS, np.float32)
+        padded[: len(values)] = values
+        self._keep.append(padded)
+        return int(padded.ctypes.data)
+
+    def _memory(self, size: int) -> int:
+        """Address of `size` zero bytes on a cache line that live as long as the model."""
+        memory = np.zeros(size + 64, np.uint8)
+        self._keep.append(memory)
+        return int(memory.ctypes.data + -memory.ctypes.data % 64)
+
+
+def _matrix(tensor: Tensor) -> Weight:
+    row_scales = 0 if tensor.row_scales is None else tensor.row_scales.ctypes.data
+    return Weight(tensor.kind, tensor.data.ctypes.data, row_scales)
+
+
+def _cache_shape(steps: Plan, kind: str) -> CacheShape:
+    attention = [step.numbers for step in steps.steps if step.opcode is Opcode.ATTENTION]
+    places = (Field.LAYER, Field.KV_HEADS, Field.SIZE)
+    layers, kv_heads, head_dim = (int(max(numbers[place] for numbers in attention)) for place in places)
+    return CacheShape(layers + 1, kv_heads, head_dim, kind)
+
+
+def _passes(arrays: list[tuple[Sequence, NDArray[np.int64]]], every: bool, chunk: int) -> list[list[_Slice]]:
+    """Cut a batch into passes of at most `chunk` tokens."""
+    passes: list[list[_Slice]] = []
+    room = 0
+    for sequence, ids in arrays:
+        begin = 0
+        while begin < len(ids):
+            if not room:
+                passes.append([])
+                room = chunk
+            part = ids[begin : begin + room]
+            begin, room = begin + len(part), room - len(part)
+            last = range(len(part) - 1, len(part)) if begin == len(ids) else range(0)
+            passes[-1].append(_Slice(sequence, part, range(len(part)) if every else last))
+    return passes

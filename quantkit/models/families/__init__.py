@@ -1,0 +1,1 @@
+"""The forward pass of each family of models, one file each; `quantkit.models.registry` lists them."""

@@ -1,0 +1,94 @@
+"""Gemma 3, text only: most layers see a window and turn with one base, every sixth sees all and turns with another.
+
+Norms stand before and after attention and MLP, and multiply by `1 + weight`; heads are normalized; the embedding is
+multiplied by the square root of its size. Gemma Team, "Gemma 3 Technical Report", 2025.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from quantkit.errors import UnsupportedError
+from quantkit.models.config import DecoderConfig, activation, attention_windows
+from quantkit.models.recorder import Recorder
+from quantkit.models.rope import inverse_frequencies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(DecoderConfig):
+    """`config.json` of model type `gemma3_text`."""
+
+    vocab_size: int = 262_208
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = 4
+    head_dim: int | None = 256
+    hidden_activation: str = "gelu_pytorch_tanh"
+    max_position_embeddings: int = 131_072
+    rope_theta: float = 1_000_000.0
+    rope_local_base_freq: float = 10_000.0
+    tie_word_embeddings: bool = True
+    attention_bias: bool = False
+    query_pre_attn_scalar: float = 256.0
+    sliding_window: int | None = 4096
+    sliding_window_pattern: int = 6
+    layer_types: list[Any] | None = None
+    final_logit_softcapping: float | None = None
+    attn_logit_softcapping: float | None = None
+    use_bidirectional_attention: bool | None = None
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Attention window of each layer, 0 for none."""
+        full = self.sliding_window_pattern
+        default = ["sliding_attention" if i % full else "full_attention" for i in range(1, self.num_hidden_layers + 1)]
+        return attention_windows(self.layer_types, default, self.sliding_window)
+
+    def rope_of(self, layer_type: str) -> Mapping[str, Any]:
+        """Rope parameters of one type of layer; `rope_scaling`, the old spelling, is for full attention alone."""
+        nested = self.rope_parameters or {}
+        if nested and not nested.keys() & {"full_attention", "sliding_attention"}:
+            raise UnsupportedError("config.json: rope_parameters without full_attention and sliding_attention")
+        own = nested.get(layer_type) or {}
+        return {**own, **(self.rope_scaling or {})} if layer_type == "full_attention" else own
+
+
+def forward(config: Config, ops: Recorder) -> None:
+    """Record the forward pass."""
+    for field in ("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"):
+        if getattr(config, field):
+            raise UnsupportedError(f"config.json: {field} is not supported; supported is null")
+    head_dim, bias, context = config.head_size, config.attention_bias, config.max_position_embeddings
+    full, local = config.rope_of("full_attention"), config.rope_of("sliding_attention")
+    full_rotation = ops.rotation(inverse_frequencies(head_dim, config.rope_theta, full, context))
+    local_rotation = ops.rotation(inverse_frequencies(head_dim, config.rope_local_base_freq, local, context))
+    act = activation("hidden_activation", config.hidden_activation)
+    scale = config.query_pre_attn_scalar**-0.5
+    norm = partial(ops.rms_norm, eps=config.rms_norm_eps, offset=1.0)
+
+    # transformers rounds the factor to the dtype it runs in; computing in f32, so is it here.
+    h = ops.scale(ops.embed("model.embed_tokens", config.vocab_size, config.hidden_size), math.sqrt(config.hidden_size))
+    for layer, window in enumerate(config.windows):
+        name = f"model.layers.{layer}"
+        attention, mlp, rotation = f"{name}.self_attn", f"{name}.mlp", local_rotation if window else full_rotation
+
+        x = norm(h, f"{name}.input_layernorm")
+        q = ops.linear(x, f"{attention}.q_proj", config.query_columns, bias=bias)
+        k = ops.linear(x, f"{attention}.k_proj", config.kv_columns, bias=bias)
+        v = ops.linear(x, f"{attention}.v_proj", config.kv_columns, bias=bias)
+        q = ops.rope(norm(q, f"{attention}.q_norm", size=head_dim), rotation)
+        k = ops.rope(norm(k, f"{attention}.k_norm", size=head_dim), rotation)
+        x = ops.attention(q, k, v, layer=layer, head_dim=head_dim, scale=scale, window=window)
+        x = ops.linear(x, f"{attention}.o_proj", config.hidden_size, bias=bias)
+        h = ops.add(h, norm(x, f"{name}.post_attention_layernorm"))
+
+        x = norm(h, f"{name}.pre_feedforward_layernorm")
+        gate = ops.linear(x, f"{mlp}.gate_proj", config.intermediate_size)
+        up = ops.linear(x, f"{mlp}.up_proj", config.intermediate_size)
+        x = ops.linear(ops.gated(gate, up, act), f"{mlp}.down_proj", config.hidden_size)
+        h = ops.add(h, norm(x, f"{name}.post_feedforward_layernorm"))
+    h = norm(ops.select(h), "model.norm")
+    ops.linear(h, config.head, config.vocab_size, role="head")

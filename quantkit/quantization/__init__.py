@@ -1,0 +1,1 @@
+"""Quantization: from a checkpoint to a packed folder and back."""

@@ -1,0 +1,196 @@
+"""From a checkpoint to a packed folder, one tensor at a time.
+
+Everything that can be refused is refused first, from configuration and headers, before anything heavy is imported or
+a byte written. Memory then holds one tensor: its mapped pages are given back behind the search.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from quantkit.engine.machine import peak_memory, usable_cores
+from quantkit.errors import OptionError
+from quantkit.formats import Checkpoint, open_checkpoint
+from quantkit.formats.packed import Layout, write_packed
+from quantkit.formats.writer import check_output
+from quantkit.models import registry
+from quantkit.quantization.recipe import choose
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a conversion is.
+
+    Attributes
+    ----------
+    tensor : str
+        The tensor that was just written.
+    done, total : int
+        Weights written, and weights in all.
+    """
+
+    tensor: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class KindReport:
+    """What the tensors of a kind add up to: how many, their weights, their bytes with row scales."""
+
+    kind: str
+    tensors: int
+    weights: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion made, or would make.
+
+    Attributes
+    ----------
+    kinds : tuple of KindReport
+        Largest first.
+    bits_per_weight : float
+        Of all tensors, row scales included.
+    source_bytes, packed_bytes : int
+        Bytes of all tensors, before and after.
+    seconds : float
+        Duration.
+    peak_rss : int
+        The most bytes that this process had in memory at once until now.
+    unused : tuple of str
+        Tensors of the checkpoint that the model does not use; they were left out.
+    errors : Mapping of str to float
+        Each tensor's squared error, relative to its sum of squares.
+    """
+
+    kinds: tuple[KindReport, ...]
+    source_bytes: int
+    unused: tuple[str, ...]
+    seconds: float
+    peak_rss: int
+    errors: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def packed_bytes(self) -> int:
+        return sum(row.nbytes for row in self.kinds)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.packed_bytes / sum(row.weights for row in self.kinds)
+
+
+def convert(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    quantize: str = "int4",
+    *,
+    overrides: Sequence[tuple[str, str]] = (),
+    threads: int | None = None,
+    force: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    dry_run: bool = False,
+) -> Report:
+    """Pack a checkpoint into int4/int8 blocks.
+
+    Parameters
+    ----------
+    source : path
+        A Hugging Face folder or a GGUF file with F16, BF16 or F32 weights.
+    output : path
+        Folder to write. It appears when it is complete.
+    quantize : {"int4", "int8"}
+        Kind of the linear layers; embedding and head become int8, norms and biases f32.
+    overrides : sequence of (regular expression, kind)
+        Kinds of the matrices whose names the expressions are found in; the last match decides.
+    threads : int, optional
+        Default: the physical cores that this process may use. The result does not depend on it.
+    force : bool
+        Replace `output` if it exists.
+    progress : callable, optional
+        Called after each tensor.
+    dry_run : bool
+        Check everything and return the report; write and search nothing.
+
+    Raises
+    ------
+    CheckpointError, UnsupportedError
+        When the checkpoint is damaged, incomplete, holds NaN or infinity, or is of a kind that quantkit does not run.
+    OptionError
+        For unknown kinds, or overrides that match nothing.
+    PackedModelError
+        When the output exists or cannot be written.
+    """
+    start = time.perf_counter()
+    checkpoint = open_checkpoint(source)
+    program = registry.record(checkpoint.config)
+    unused = checkpoint.check(program.tensors)
+    if "tokenizer.json" not in checkpoint.files:
+        logger.warning("%s: has no tokenizer.json; the packed model will not take text", checkpoint.path)
+    kinds = choose(program, quantize, overrides)
+    if threads is not None and threads < 1:
+        raise OptionError(f"threads: {threads} is less than 1")
+    check_output(output, force=force, source=checkpoint.path)
+    layouts = {
+        name: Layout(kinds[name], program.tensors[name].shape) for name in checkpoint.names if name in program.tensors
+    }
+    errors = {} if dry_run else _pack(checkpoint, output, layouts, quantize, overrides, threads, progress)
+    return Report(
+        kinds=_by_kind(layouts),
+        source_bytes=checkpoint.nbytes,
+        unused=tuple(unused),
+        seconds=time.perf_counter() - start,
+        peak_rss=peak_memory(),
+        errors=errors,
+    )
+
+
+def _pack(
+    checkpoint: Checkpoint,
+    output: str | os.PathLike[str],
+    layouts: Mapping[str, Layout],
+    recipe: str,
+    overrides: Sequence[tuple[str, str]],
+    threads: int | None,
+    progress: Callable[[Progress], None] | None,
+) -> dict[str, float]:
+    about = {
+        "source": {"name": checkpoint.path.name, "fingerprint": checkpoint.fingerprint()},
+        "options": {"quantize": recipe, "overrides": [list(override) for override in overrides]},
+    }
+    errors: dict[str, float] = {}
+    done, total = 0, sum(math.prod(layout.shape) for layout in layouts.values())
+    with write_packed(output, checkpoint.config, layouts, checkpoint.files, about) as writer:
+        from quantkit.quantization.encode import quantize  # heavy: after everything that can be refused
+
+        for name, layout in layouts.items():
+            label = f"{checkpoint.file_of(name)}: tensor {name!r}"
+            tensor, errors[name] = quantize(
+                checkpoint.tensor(name), layout.kind, label=label, threads=threads or usable_cores()
+            )
+            checkpoint.release(name)
+            writer.add(name, tensor, errors[name])
+            done += math.prod(layout.shape)
+            if progress:
+                progress(Progress(name, done, total))
+    return errors
+
+
+def _by_kind(layouts: Mapping[str, Layout]) -> tuple[KindReport, ...]:
+    groups: dict[str, list[Layout]] = {}
+    for layout in layouts.values():
+        groups.setdefault(layout.kind, []).append(layout)
+    rows = (
+        KindReport(kind, len(group), sum(math.prod(one.shape) for one in group), sum(one.nbytes for one in group))
+        for kind, group in groups.items()
+    )
+    return tuple(sorted(rows, key=lambda row: -row.nbytes))

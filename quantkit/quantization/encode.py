@@ -1,0 +1,131 @@
+"""From float weights to the bytes of any kind, and back; how much was lost on the way.
+
+The search for codes is compiled (`quantkit_kernels.search`); this cuts a tensor into stripes of rows, so that memory
+stays bounded and all cores work. `recipe.py` chooses kinds. No file is known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import CheckpointError
+from quantkit.tensor import Tensor
+from quantkit_kernels.blocks import KINDS, ROWS, expected_shapes
+from quantkit_kernels.blocks import dequantize as dequantize_rows
+
+STRIPE_WEIGHTS = 1 << 18
+"""About how many weights are worked on at once by each thread: 1 MB of f32, which stays in its cache."""
+
+
+def quantize(tensor: Tensor, kind: str, *, label: str = "tensor", threads: int = 1) -> tuple[Tensor, float]:
+    """Return a tensor in another kind.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        Of kind f32, f16 or bf16 and any shape; block kinds need a matrix `[rows, columns]`, of any size.
+    kind : str
+        A name of `blocks.KINDS`.
+    label : str
+        Names file and tensor in messages.
+    threads : int
+        Threads to use; the result does not depend on it.
+
+    Returns
+    -------
+    Tensor
+        The tensor in the new kind.
+    float
+        Sum of squared errors over sum of squared weights; 0 for no error.
+
+    Raises
+    ------
+    CheckpointError
+        When a weight is NaN or infinite, or too large for f16.
+    """
+    data_shape, scales_shape = expected_shapes(kind, tensor.shape)
+    data = np.empty(data_shape, _DTYPES[kind])
+    row_scales = None if scales_shape is None else np.empty(scales_shape, np.float32)
+    encode = _encode_blocks(kind) if scales_shape else _ENCODERS[kind]
+
+    def convert(rows: slice) -> tuple[float, float]:
+        weights = dequantize_rows(tensor.kind, tensor.data[rows], None, tensor.data[rows].shape)
+        if not np.isfinite(weights).all():
+            raise CheckpointError(f"{label} holds NaN or infinity; the checkpoint is damaged")
+        target = _tiles(rows) if row_scales is not None else rows
+        error = encode(weights, data[target], None if row_scales is None else row_scales[target])
+        if not np.isfinite(error):
+            raise CheckpointError(f"{label} holds weights that are too large for {kind}; keep it in f32")
+        return error, float(np.square(weights, dtype=np.float64).sum())
+
+    with ThreadPoolExecutor(threads) as pool:
+        errors, squares = zip(*pool.map(convert, _stripes(tensor.shape)), strict=True)
+    return Tensor(kind, tensor.shape, data, row_scales), sum(errors) / (sum(squares) or 1.0)
+
+
+def dequantize(tensor: Tensor) -> Iterator[NDArray[np.float32]]:
+    """Yield a tensor's weights as f32, in stripes of whole rows from first to last."""
+    for rows in _stripes(tensor.shape):
+        part = _tiles(rows) if tensor.row_scales is not None else rows
+        shape = (len(range(*rows.indices(tensor.shape[0]))), *tensor.shape[1:])
+        yield dequantize_rows(
+            tensor.kind, tensor.data[part], None if tensor.row_scales is None else tensor.row_scales[part], shape
+        )
+
+
+def _stripes(shape: tuple[int, ...]) -> list[slice]:
+    """Cut rows into runs of whole tiles."""
+    columns = int(np.prod(shape[1:], dtype=np.int64))
+    step = max(1, STRIPE_WEIGHTS // (ROWS * max(1, columns))) * ROWS
+    return [slice(begin, begin + step) for begin in range(0, shape[0], step)]
+
+
+def _tiles(rows: slice) -> slice:
+    return slice(rows.start // ROWS, rows.stop // ROWS)
+
+
+_Encoder = Callable[[NDArray[np.float32], NDArray[Any], Any], float]
+"""Writes f32 rows into data (and row scales) of a kind; returns the sum of squared errors."""
+
+
+def _encode_f32(weights: NDArray[np.float32], data: NDArray[Any], row_scales: object) -> float:
+    data[...] = weights
+    return 0.0
+
+
+def _encode_f16(weights: NDArray[np.float32], data: NDArray[Any], row_scales: object) -> float:
+    with np.errstate(over="ignore"):
+        data[...] = weights
+    return _squared_error(weights, data.astype(np.float32))
+
+
+def _encode_bf16(weights: NDArray[np.float32], data: NDArray[Any], row_scales: object) -> float:
+    """Round to nearest, ties to even."""
+    bits = weights.view(np.uint32)
+    data[...] = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+    return _squared_error(weights, dequantize_rows("bf16", data, None, weights.shape))
+
+
+def _squared_error(weights: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:
+    return float(np.square(rounded - weights, dtype=np.float64).sum())
+
+
+def _encode_blocks(kind: str) -> _Encoder:
+    from quantkit_kernels import search
+
+    kernel = {"int4": search.quantize_int4, "int8": search.quantize_int8}[kind]
+
+    def encode(weights: NDArray[np.float32], data: NDArray[Any], row_scales: NDArray[np.float32]) -> float:
+        return float(kernel(weights, data, row_scales, 0, len(data)))
+
+    return encode
+
+
+_ENCODERS: dict[str, _Encoder] = {"f32": _encode_f32, "f16": _encode_f16, "bf16": _encode_bf16}
+_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U8": np.uint8}
+_DTYPES |= {kind.name: _DTYPES[kind.storage] for kind in KINDS.values()}

@@ -1,0 +1,62 @@
+"""The choice: which tensor becomes which kind.
+
+A recipe maps the role of a tensor in the program to a kind; overrides, regular expressions over names, come after it.
+How codes are found is `quantize`'s affair. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+
+from quantkit.errors import OptionError
+from quantkit.models.recorder import Program
+from quantkit.tensor import Role
+from quantkit_kernels.blocks import KINDS
+
+RECIPES: Mapping[str, Mapping[Role, str]] = MappingProxyType(
+    {
+        "int4": {"linear": "int4", "embedding": "int8", "head": "int8", "norm": "f32", "bias": "f32"},
+        "int8": {"linear": "int8", "embedding": "int8", "head": "int8", "norm": "f32", "bias": "f32"},
+    }
+)
+"""Name of a recipe -> role -> kind. Heads stay at int8: they cost little, and every token's logits come from them."""
+FIXED: tuple[Role, ...] = ("norm", "bias")
+"""Roles whose kind cannot be overridden: vectors, which weigh nothing and are computed with in f32."""
+
+
+def choose(program: Program, recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, str]:
+    """Return name -> kind for every tensor of a program.
+
+    Parameters
+    ----------
+    program : Program
+    recipe : str
+        A name of `RECIPES`.
+    overrides : sequence of (regular expression, kind)
+        Matrices in whose name the expression is found become that kind; the last match decides. Norms and biases stay.
+
+    Raises
+    ------
+    OptionError
+        For an unknown recipe or kind, a bad expression, or one that finds no matrix.
+    """
+    if recipe not in RECIPES:
+        raise OptionError(f"quantize: {recipe!r} is not one of {', '.join(RECIPES)}")
+    kinds = {name: RECIPES[recipe][spec.role] for name, spec in program.tensors.items()}
+    for pattern, kind in overrides:
+        if kind not in KINDS:
+            raise OptionError(f"override {pattern}={kind}: {kind!r} is not one of {', '.join(KINDS)}")
+        try:
+            expression = re.compile(pattern)
+        except re.error as cause:
+            raise OptionError(f"override {pattern}={kind}: {pattern!r} is no regular expression: {cause}") from cause
+        found = [name for name, spec in program.tensors.items() if spec.role not in FIXED and expression.search(name)]
+        if not found:
+            raise OptionError(
+                f"override {pattern}={kind}: {pattern!r} is found in the name of no matrix, "
+                f"such as {next(iter(program.tensors))!r} (norms and biases stay f32)"
+            )
+        kinds |= dict.fromkeys(found, kind)
+    return kinds

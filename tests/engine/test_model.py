@@ -1,0 +1,220 @@
+"""The engine: equal to the float64 reference, and to itself, bit for bit, however the work is cut."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import reference
+import tiny
+from quantkit.engine.model import Model
+from quantkit.errors import GenerationError, OptionError
+from quantkit.formats import open_checkpoint
+from quantkit.models import registry
+from quantkit.quantization.encode import quantize
+from quantkit.tensor import Tensor
+
+RECIPES = {
+    "int4": {"embedding": "int8", "linear": "int4", "head": "int8"},
+    "int8": {"embedding": "int4", "linear": "int8", "head": "int4"},
+    "float": {},
+}
+TOKENS = [int(x) for x in np.random.default_rng(3).integers(4, tiny.VOCAB_SIZE, 83)]
+
+
+@dataclass
+class Packed:
+    """A checkpoint whose tensors are packed in memory."""
+
+    config: dict
+    tensors: dict[str, Tensor]
+
+    def tensor(self, name):
+        return self.tensors[name]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Two architectures, one with awkward sizes, in every recipe -> {(family, recipe): (program, source)}."""
+    made = {}
+    cases = {"llama": {"hidden_size": 72, "intermediate_size": 100, "head_dim": 18}, "gemma3_text": {}}
+    for family, overrides in cases.items():
+        folder = tiny.checkpoint(tmp_path_factory.mktemp(family), family, dtype="BF16", **overrides)
+        checkpoint = open_checkpoint(folder)
+        program = registry.record(checkpoint.config)
+        for recipe, kinds in RECIPES.items():
+            tensors = {
+                name: quantize(checkpoint.tensor(name), kinds.get(spec.role, "f32"))[0]
+                for name, spec in program.tensors.items()
+            }
+            made[family, recipe] = program, Packed(dict(checkpoint.config), tensors)
+    return made
+
+
+@pytest.fixture(params=[("llama", recipe) for recipe in RECIPES] + [("gemma3_text", "int4")], ids="-".join)
+def case(request, sources):
+    return sources[request.param]
+
+
+def make(case, threads=2, **options):
+    program, source = case
+    return Model(program, source, context_length=256, threads=threads, **options)
+
+
+def test_logits_are_those_of_the_reference(case):
+    program, source = case
+    expected = reference.logits(program, source, TOKENS, quantize_activations=True)
+    packed = any(tensor.kind.startswith("int") for tensor in source.tensors.values())
+    # Where activations are rounded to int8, one that falls to the other side of a half moves the logits a little.
+    tolerance = 0.05 if packed else 1e-4
+    difference = np.abs(make(case, kv_kind="f32")(TOKENS) - expected)
+    assert difference.max() <= tolerance * max(1.0, np.abs(expected).max())
+    assert difference.mean() <= tolerance / 5 * max(1.0, np.abs(expected).max())
+
+
+def test_same_bits_for_any_number_of_threads(case):
+    one, *others = (make(case, threads)(TOKENS).tobytes() for threads in (1, 2, 3))
+    assert others == [one, one]
+
+
+def test_same_bits_for_any_chunks(case):
+    model = make(case)
+    whole = model(TOKENS)
+    for chunk in (1, 7, 64):
+        with model.new_sequence() as sequence:
+            assert model.forward([(sequence, TOKENS)], every=True, chunk=chunk).tobytes() == whole.tobytes()
+    with model.new_sequence() as sequence:
+        parts = [model.forward([(sequence, TOKENS[:50])], every=True)]
+        parts += [model.forward([(sequence, [token])]) for token in TOKENS[50:]]
+        assert np.concatenate(parts).tobytes() == whole.tobytes()
+
+
+def test_same_bits_in_company(case):
+    model = make(case)
+    alone = model(TOKENS)
+    texts = [TOKENS[::-1], TOKENS, TOKENS[5:70]]
+    sequences = [model.new_sequence() for _ in texts]
+    # Different lengths before, together in one batch after: prompt pieces and single tokens mixed.
+    model.forward([(sequences[1], TOKENS[:30])])
+    model.forward([(sequences[0], texts[0][:3]), (sequences[2], texts[2][:64])])
+    rest = [(sequences[0], texts[0][3:]), (sequences[1], TOKENS[30:]), (sequences[2], texts[2][64:])]
+    logits = model.forward(rest, every=True)
+    start = len(rest[0][1])
+    assert logits[start : start + len(TOKENS) - 30].tobytes() == alone[30:].tobytes()
+    last = model.forward([(sequence, [TOKENS[0]]) for sequence in sequences])
+    with model.new_sequence() as sequence:
+        assert last[1].tobytes() == model.forward([(sequence, [*TOKENS, TOKENS[0]])])[0].tobytes()
+
+
+@pytest.mark.parametrize("length", [0, 1, 20, 63, 64, 65, 83])
+def test_tokens_that_were_taken_back_leave_no_trace(case, length):
+    model = make(case)
+    expected = model(TOKENS)
+    with model.new_sequence() as sequence:
+        model.forward([(sequence, [*TOKENS[:length], *TOKENS[::-1]])])
+        sequence.truncate(length)
+        assert sequence.length == length
+        if length < len(TOKENS):
+            assert model.forward([(sequence, TOKENS[length:])], every=True).tobytes() == expected[length:].tobytes()
+        last = model.forward([(sequence, TOKENS[:1])])
+    with model.new_sequence() as sequence:
+        assert model.forward([(sequence, [*TOKENS, TOKENS[0]])]).tobytes() == last.tobytes()
+
+
+def test_a_sequence_is_not_cut_beyond_its_ends(sources):
+    with make(sources["llama", "int4"]).new_sequence() as sequence:
+        for length in (-1, 1):
+            with pytest.raises(ValueError, match=f"0 tokens cannot be cut to {length}"):
+                sequence.truncate(length)
+
+
+def test_memory_of_a_closed_sequence_is_used_again_and_leaves_no_trace(sources):
+    model = make(sources["llama", "int4"])
+    first = model(TOKENS)
+    model(TOKENS[::-1])
+    assert model(TOKENS).tobytes() == first.tobytes()
+
+
+def test_concurrent_callers_wait_for_each_other(sources):
+    model = make(sources["llama", "int4"])
+    alone = model(TOKENS).tobytes()
+    results = [b""] * 4
+
+    def call(number):
+        results[number] = model(TOKENS).tobytes()
+
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [alone] * 4
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([], "empty"),
+        ([0, tiny.VOCAB_SIZE], "320 is outside the vocabulary of 320"),
+        ([-1], "-1 is outside"),
+        ([0.5], "whole numbers"),
+        ([1] * 248, "257 tokens do not fit the context of 256"),
+    ],
+)
+def test_bad_tokens_are_refused_and_change_nothing(sources, tokens, message):
+    model = make(sources["llama", "int4"])
+    with model.new_sequence() as sequence:
+        model.forward([(sequence, TOKENS[:9])])
+        with pytest.raises(GenerationError, match=message):
+            model.forward([(model.new_sequence(), [1]), (sequence, tokens)])
+        assert sequence.length == 9
+        after = model.forward([(sequence, TOKENS[9:])], every=True)
+    assert after.tobytes() == model(TOKENS)[9:].tobytes()
+
+
+def test_a_sequence_stands_in_a_batch_once(sources):
+    model = make(sources["llama", "int4"])
+    sequence = model.new_sequence()
+    with pytest.raises(GenerationError, match="twice"):
+        model.forward([(sequence, [1]), (sequence, [2])])
+
+
+@pytest.mark.parametrize("options", [{"threads": 0}, {"kv_kind": "int3"}], ids=["threads", "kv_kind"])
+def test_unknown_options_are_refused(sources, options):
+    with pytest.raises(OptionError, match=next(iter(options)).split("_")[0]):
+        make(sources["llama", "int4"], **options)
+
+
+def test_threads_end_with_their_model(sources):
+    gc.collect()
+    before = threading.active_count()
+    model = make(sources["llama", "int4"], threads=3)
+    model([1])
+    assert threading.active_count() == before + 2
+    del model
+    gc.collect()
+    assert threading.active_count() == before
+
+
+def test_step_times_cover_every_step_and_change_no_bit(case):
+    program, source = case
+    model = Model(program, source, context_length=128, threads=2)
+    try:
+        expected = model(TOKENS)
+        with model.time_steps() as times:
+            assert np.array_equal(model(TOKENS), expected)
+            once = times.copy()
+            model(TOKENS)
+        model(TOKENS)
+    finally:
+        model.close()
+    assert times.shape == (2, len(model.plan.steps) + 1, 2)
+    assert (once >= 0).all()
+    inside_a_run = [False, *(step.run > 1 for step in model.plan.steps)]
+    assert ((once[..., 1].sum(axis=0) > 0)[:-1] != inside_a_run[:-1]).all()
+    assert (once[:, -1, 1] == 0).all()
+    assert times.sum() > once.sum()

@@ -1,0 +1,136 @@
+"""llama-bench's tests and statistics, on a tiny model; the roofline by hand."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tiny
+from quantkit import convert
+from quantkit.engine.model import PASS_TOKENS, Model
+from quantkit.errors import OptionError
+from quantkit.evaluation import benchmark
+from quantkit.evaluation.benchmark import Measurement, Test, cases, measure
+from quantkit.evaluation.operations import OUTSIDE, WAITING
+from quantkit.evaluation.roofline import Ceilings, Cost, Costs, Part, _seen
+from quantkit.generation.loading import load_model
+from quantkit_kernels.ceilings import Probe
+
+Test.__test__ = False  # a class of the library, not one of pytest's
+
+
+class NoProbe:
+    """Ceilings that take no time to measure."""
+
+    def read_bandwidth(self, repeats: int = 1) -> list[float]:
+        return [4e9] * repeats
+
+    def int8_peak(self, repeats: int = 1) -> list[float]:
+        return [1e9] * repeats
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    folder = tmp_path_factory.mktemp("benchmark")
+    convert(tiny.checkpoint(folder / "tiny"), folder / "packed")
+    with contextlib.closing(load_model(folder / "packed", threads=2)) as loaded:
+        yield loaded
+
+
+@pytest.mark.parametrize(
+    ("test", "name"),
+    [
+        (Test(512, 0), "pp512"),
+        (Test(0, 128), "tg128"),
+        (Test(0, 128, 512), "tg128 @ d512"),
+        (Test(0, 16, 8, 4), "tg16 b4 @ d8"),
+    ],
+)
+def test_names_are_those_of_llama_bench(test: Test, name: str) -> None:
+    assert test.name == name
+
+
+def test_cases_skip_lengths_of_zero() -> None:
+    assert cases([512, 0], [128], [0, 64]) == [Test(512, 0), Test(0, 128), Test(512, 0, 64), Test(0, 128, 64)]
+
+
+def test_prompts_come_one_at_a_time_and_generation_in_every_batch() -> None:
+    assert cases([8], [4], [0], [1, 3]) == [Test(8, 0), Test(0, 4), Test(0, 4, 0, 3)]
+
+
+def test_what_is_run_is_what_the_test_says(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, forward = [], model.forward
+
+    def record(batch, **options):
+        calls.append([(sequence.length, len(tokens)) for sequence, tokens in batch])
+        return forward(batch, **options)
+
+    monkeypatch.setattr(model, "forward", record)
+    tests = [Test(16, 0, 8), Test(0, 2, 8, 2)]
+    list(measure(model, tests, NoProbe(), repetitions=2))
+    prompt, step = [[(8, 16)]], [[(8, 1), (8, 1)]]
+    decode = [*step, [(9, 1), (9, 1)]]
+    # The tokens before, a warm-up, two repetitions; then only the second sequence lacks the tokens before.
+    assert calls == [[(0, 8)], *prompt * 3, [(0, 8)], *step, *decode * 2]
+
+
+def test_what_cannot_run_is_refused_before_anything_runs(model: Model) -> None:
+    for tests in ([], [Test(16, 0), Test(model.context_length, 1)]):
+        with pytest.raises(OptionError):
+            next(measure(model, tests, NoProbe()))
+
+
+def test_statistics() -> None:
+    test, cost = Test(0, 10), Cost(weight_bytes=8000, cache_bytes=2000, macs=5000)
+    found = Measurement(test, 2, (1_000_000_000, 500_000_000), cost, Ceilings(4e4, 1e4))
+    assert found.samples_ts == [10.0, 20.0]
+    assert (found.avg_ts, found.avg_ns) == (15.0, 750_000_000)
+    assert found.stddev_ts == pytest.approx(np.std([10, 20], ddof=1))
+    assert found.stddev_ns == round(np.std([1e9, 5e8], ddof=1))
+    assert (found.read_rate, found.mac_rate) == (15_000, 7_500)
+    assert found.bound_ts == 20  # half a second of multiply-adds, a quarter of reads
+    assert Measurement(test, 1, (5,), cost, Ceilings(1, 1)).stddev_ts == 0
+
+
+def test_costs_are_those_of_the_weights_and_the_cache(model: Model) -> None:
+    costs = Costs(model)
+    one = costs.forward([Part(1, 0)])
+    assert one.weight_bytes == pytest.approx(model.bytes_per_token, rel=0.01)
+    shape = model.cache_shape
+    deep = costs.forward([Part(1, 99)])
+    assert deep.cache_bytes - one.cache_bytes == pytest.approx(99 * shape.position_bytes)
+    assert costs.forward([Part(1, 0)] * 3).weight_bytes == pytest.approx(one.weight_bytes, rel=0.02)  # shared
+    assert len(costs.passes([Part(2 * PASS_TOKENS + 1, 0)])) == 3
+
+
+@pytest.mark.parametrize(("count", "depth", "window"), [(1, 0, 9), (7, 0, 3), (5, 10, 12), (4, 20, 3), (3, 2, 100)])
+def test_positions_seen_are_counted_one_by_one(count: int, depth: int, window: int) -> None:
+    assert _seen(Part(count, depth), window) == sum(min(depth + i + 1, window) for i in range(count))
+
+
+def test_operations_make_up_the_clock_s_time(model: Model) -> None:
+    (found,) = measure(model, [Test(0, 3)], NoProbe(), repetitions=1, operations=True)
+    names = {operation.name: operation for operation in found.operations}
+    assert {WAITING, OUTSIDE, "attention", "linear down_proj", "gated + quantize"} <= names.keys()
+    assert sum(operation.share for operation in found.operations) == pytest.approx(1)
+    total = sum((operation.cost for operation in found.operations), start=Cost())
+    assert total.macs == pytest.approx(found.cost.macs / 3)
+
+
+def test_ceilings_are_measured() -> None:
+    probe = Probe(1)
+    assert all(rate > 1e8 for rate in probe.read_bandwidth(1) + probe.int8_peak(1))
+
+
+def test_bandwidth_is_remembered_per_number_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUANTKIT_CACHE_DIR", str(tmp_path))
+    assert benchmark.known_bandwidth(2) is None
+    benchmark.remember_bandwidth(2, 2e9)
+    benchmark.remember_bandwidth(1, 1e9)
+    assert [benchmark.known_bandwidth(threads) for threads in (1, 2, 3)] == [1e9, 2e9, None]
+    (tmp_path / "bandwidth.json").write_text("[")
+    assert benchmark.known_bandwidth(2) is None

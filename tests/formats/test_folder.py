@@ -1,0 +1,276 @@
+"""Checkpoint folders: what a download holds is read as it is, and what cannot work is refused by name, at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import tiny
+from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.formats import open_checkpoint
+from quantkit.models.recorder import Program, Recorder
+from quantkit.models.registry import record
+from quantkit.tensor import Tensor
+
+INDEX = "model.safetensors.index.json"
+
+
+def edit(file: Path, **fields: Any) -> None:
+    """Set fields of a JSON file."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def program_of(config: dict[str, Any]) -> Program:
+    """A program that reads every tensor of a tiny config, and computes nonsense."""
+    ops = Recorder()
+    for name, shape in tiny.shapes(config).items():
+        module, _, what = name.rpartition(".")
+        if len(shape) == 1:
+            ops.rms_norm(
+                ops.embed("model.embed_tokens", config["vocab_size"], config["hidden_size"]),
+                module,
+                1e-5,
+                size=shape[0],
+            )
+        elif what == "weight":
+            ops.embed(module, *shape)
+    return ops.program()
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_tensors(dtype: str, shards: int, tmp_path: Path) -> None:
+    tiny.checkpoint(tmp_path, dtype=dtype, shards=shards)
+    checkpoint = open_checkpoint(tmp_path)
+    shapes = tiny.shapes(tiny.config_of())
+    assert sorted(checkpoint.names) == sorted(shapes)
+    assert checkpoint.config["hidden_size"] == 64
+    assert checkpoint.nbytes == sum(int(np.prod(s)) for s in shapes.values()) * (4 if dtype == "F32" else 2)
+    for name, shape in shapes.items():
+        expected = tiny.encode_dtype(tiny.weight(name, shape), dtype)
+        tensor = checkpoint.tensor(name)
+        assert isinstance(tensor, Tensor)
+        assert (tensor.kind, tensor.shape) == (dtype.lower(), shape) == tuple(checkpoint.header(name))
+        assert tensor.data.dtype == expected.dtype
+        assert not tensor.data.flags.writeable
+        np.testing.assert_array_equal(tensor.data, expected)
+        checkpoint.release(name)
+        np.testing.assert_array_equal(tensor.data, expected)
+
+
+def test_names_are_in_order_of_bytes(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny.checkpoint(tmp_path, shards=2))
+    places = [(checkpoint.file_of(name).name, checkpoint.tensor(name).data.ctypes.data) for name in checkpoint.names]
+    assert places == sorted(places)
+
+
+def test_files(tmp_path: Path) -> None:
+    tiny.checkpoint(tmp_path)
+    (tmp_path / "README.md").write_text("not ours")
+    files = open_checkpoint(tmp_path).files
+    assert set(files) == {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"}
+    assert files["tokenizer.json"] == tmp_path / "tokenizer.json"
+
+
+def test_check_reports_extra_tensors(tmp_path: Path) -> None:
+    config = tiny.config_of(tie_word_embeddings=True)
+    tiny.checkpoint(tmp_path, tie_word_embeddings=False)
+    assert open_checkpoint(tmp_path).check(program_of(config).tensors) == ["lm_head.weight"]
+    tiny.checkpoint(tmp_path, tie_word_embeddings=True)
+    assert open_checkpoint(tmp_path).check(program_of(config).tensors) == []
+
+
+def test_check_names_a_missing_tensor(tmp_path: Path) -> None:
+    tiny.checkpoint(tmp_path, num_hidden_layers=1)
+    with pytest.raises(CheckpointError, match=r"has no tensor 'model\.layers\.1\..*' \(64, 64\)"):
+        open_checkpoint(tmp_path).check(program_of(tiny.config_of()).tensors)
+
+
+def test_check_names_a_wrong_shape(tmp_path: Path) -> None:
+    tiny.checkpoint(tmp_path, shards=2)
+    with pytest.raises(
+        CheckpointError, match=r"0000\d-of-00002.safetensors: tensor .* has shape \(160, 64\), .* \(96, 64\)"
+    ):
+        open_checkpoint(tmp_path).check(program_of(tiny.config_of(intermediate_size=96)).tensors)
+
+
+def test_check_names_a_wrong_dtype(tmp_path: Path) -> None:
+    tiny.checkpoint(tmp_path)
+    shapes = tiny.shapes(tiny.config_of())
+    tensors = {name: ("I8", np.zeros(shape, np.int8)) for name, shape in shapes.items()}
+    tiny.write_safetensors(tmp_path / "model.safetensors", tensors)
+    checkpoint = open_checkpoint(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors: tensor .* has dtype I8; quantkit reads F32, F16, BF16"
+    ):
+        checkpoint.check(program_of(tiny.config_of()).tensors)
+    with pytest.raises(CheckpointError, match="I8"):
+        checkpoint.tensor("model.norm.weight")
+
+
+def test_unknown_name(tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(tiny.checkpoint(tmp_path))
+    for method in (checkpoint.tensor, checkpoint.header, checkpoint.file_of, checkpoint.release):
+        with pytest.raises(CheckpointError, match="has no tensor 'nothing'"):
+            method("nothing")
+
+
+def test_fingerprint_tells_checkpoints_apart(tmp_path: Path) -> None:
+    variants: dict[str, dict[str, Any]] = {
+        "a": {},
+        "other seed": {"seed": 1},
+        "other dtype": {"dtype": "F16"},
+        "other config": {"rope_theta": 500.0},
+    }
+    prints = {
+        name: open_checkpoint(tiny.checkpoint(tmp_path / name, **v)).fingerprint() for name, v in variants.items()
+    }
+    assert len(set(prints.values())) == len(variants)
+    (tiny.checkpoint(tmp_path / "other template") / "chat_template.jinja").write_text("{{ messages }}")
+    assert open_checkpoint(tmp_path / "other template").fingerprint() not in prints.values()
+    # The same model in shards is the same model.
+    assert open_checkpoint(tiny.checkpoint(tmp_path / "shards", shards=3)).fingerprint() == prints["a"]
+
+
+def remove_weights(folder: Path) -> None:
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+
+
+def pickles(folder: Path) -> None:
+    remove_weights(folder)
+    (folder / "pytorch_model-00001-of-00002.bin").write_bytes(b"\x80\x04.")
+
+
+def truncated(folder: Path) -> None:
+    shard = folder / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+
+
+def lfs_pointer(folder: Path) -> None:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12\n"
+    (folder / "model-00001-of-00002.safetensors").write_text(text)
+
+
+def wrong_index(folder: Path) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["model.extra.weight"] = "model-00001-of-00002.safetensors"
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def escaping_index(folder: Path) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"w": "../model.safetensors"}}))
+
+
+REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
+    "no config": (lambda f: (f / "config.json").unlink(), CheckpointError, r"config\.json: is missing"),
+    "config not JSON": (lambda f: (f / "config.json").write_text("{"), CheckpointError, r"config\.json: is not JSON"),
+    "config a list": (lambda f: (f / "config.json").write_text("[]"), CheckpointError, "not a JSON object"),
+    "no model_type": (lambda f: edit(f / "config.json", model_type=None), CheckpointError, "has no model_type"),
+    "pickles": (pickles, UnsupportedError, r"pickles \(pytorch_model-00001-of-00002\.bin\)"),
+    "no weights": (remove_weights, CheckpointError, r"neither model\.safetensors nor"),
+    "no index": (lambda f: (f / INDEX).unlink(), CheckpointError, r"index\.json: is missing"),
+    "index without map": (lambda f: (f / INDEX).write_text("{}"), CheckpointError, "has no weight_map"),
+    "escaping index": (escaping_index, CheckpointError, r"'\.\./model\.safetensors' is not the name of a file in"),
+    "wrong index": (wrong_index, CheckpointError, r"model-00001.*has no tensor 'model\.extra\.weight'"),
+    "missing shard": (
+        lambda f: (f / "model-00002-of-00002.safetensors").unlink(),
+        CheckpointError,
+        r"1 of 2 shards are missing \('model-00002-of-00002\.safetensors'\)",
+    ),
+    "truncated shard": (truncated, CheckpointError, r"model-00002-of-00002\.safetensors: is truncated"),
+    "LFS pointer": (lfs_pointer, CheckpointError, "git lfs pull"),
+    "gptq": (
+        lambda f: edit(f / "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+        UnsupportedError,
+        r"already quantized \(quantization_config: gptq\)",
+    ),
+    "fp8": (
+        lambda f: edit(f / "config.json", quantization_config={"quant_method": "fp8"}),
+        UnsupportedError,
+        r"already quantized \(quantization_config: fp8\)",
+    ),
+    "mlx": (
+        lambda f: edit(f / "config.json", quantization={"bits": 4, "group_size": 64}),
+        UnsupportedError,
+        r"already quantized \(quantization: method not named\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refuses(name: str, tmp_path: Path) -> None:
+    damage, error, message = REFUSED[name]
+    damage(tiny.checkpoint(tmp_path, shards=2))
+    start = time.perf_counter()
+    with pytest.raises(error, match=message) as caught:
+        open_checkpoint(tmp_path)
+    assert time.perf_counter() - start < 1
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        open_checkpoint(tmp_path / "nothing")
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(UnsupportedError, match="is a pickle"):
+        open_checkpoint(tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"name the folder that holds config\.json"):
+        open_checkpoint(tmp_path / "model.safetensors")
+    (tmp_path / "ggufs").mkdir()
+    (tmp_path / "ggufs/tiny.Q4_0.gguf").touch()
+    with pytest.raises(CheckpointError, match=r"name one of them, such as .*tiny\.Q4_0\.gguf"):
+        open_checkpoint(tmp_path / "ggufs")
+
+
+def test_null_quantization_config_is_none(tmp_path: Path) -> None:
+    tiny.checkpoint(tmp_path, quantization_config=None)
+    assert open_checkpoint(tmp_path).names
+
+
+def test_one_file_wins_over_shards(tmp_path: Path) -> None:
+    tiny.checkpoint(tmp_path, shards=2)
+    tiny.checkpoint(tmp_path, seed=5)
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.file_of("model.norm.weight").name == "model.safetensors"
+    assert checkpoint.fingerprint() == open_checkpoint(tiny.checkpoint(tmp_path / "again", seed=5)).fingerprint()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    config=st.dictionaries(st.sampled_from(["model_type", "quantization_config", "x"]), json_values) | json_values,
+    index=st.fixed_dictionaries({"weight_map": st.dictionaries(st.text(max_size=3), json_values)}) | json_values,
+)
+def test_any_json(config: Any, index: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    with pytest.raises((CheckpointError, UnsupportedError)) as caught:
+        open_checkpoint(tmp_path)
+    str(caught.value).encode()  # printable, whatever the file holds
+
+
+@pytest.mark.real
+def test_the_real_checkpoint() -> None:
+    start = time.perf_counter()
+    checkpoint = open_checkpoint(os.environ["QUANTKIT_TEST_MODEL"])
+    assert checkpoint.check(record(checkpoint.config).tensors) == []
+    assert time.perf_counter() - start < 1
+    assert {checkpoint.header(name).kind for name in checkpoint.names} == {"f16"}
+    assert {"tokenizer.json", "chat_template.jinja"} <= set(checkpoint.files)

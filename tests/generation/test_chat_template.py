@@ -1,0 +1,119 @@
+"""Chat templates: equal to what transformers renders (golden); refusals name the file; nothing leaves the sandbox."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from golden import chat as golden
+from quantkit.errors import CheckpointError, GenerationError, UnsupportedError
+from quantkit.generation.chat_template import ChatTemplate, choose_template
+
+FILE = Path("model/chat_template.jinja")
+USER = [{"role": "user", "content": "Hi"}]
+GOLDEN = json.loads(Path(golden.__file__).with_suffix(".json").read_text())["cases"]
+
+
+def render(source: str, messages: list[dict[str, Any]] = USER, **variables: Any) -> str:
+    return ChatTemplate(source, FILE, {"bos_token": "<s>"}).render(messages, **variables)
+
+
+def case_name(case: dict[str, Any]) -> str:
+    return "; ".join(str(case[name]) for name in ("template", "messages", "add_generation_prompt"))
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=case_name)
+def test_equals_transformers(case: dict[str, Any]) -> None:
+    template = ChatTemplate(golden.TEMPLATES[case["template"]], FILE, golden.SPECIAL_TOKENS)
+    messages = golden.CONVERSATIONS[case["messages"]]
+    text = template.render(messages, add_generation_prompt=case["add_generation_prompt"], **case["variables"])
+    assert text == case["text"]
+
+
+def test_every_case_has_an_answer() -> None:
+    assert [{name: case[name] for name in case if name != "text"} for case in GOLDEN] == golden.cases()
+
+
+@pytest.mark.live
+def test_answers_are_those_of_the_installed_transformers() -> None:
+    for case in GOLDEN:
+        assert golden.rendered(case) == case["text"], case_name(case)
+
+
+def test_strftime_now_is_the_local_date() -> None:
+    before = datetime.now()
+    text = render("{{ strftime_now('%Y-%m-%d') }}")
+    assert before.strftime("%Y-%m-%d") <= text <= datetime.now().strftime("%Y-%m-%d")
+
+
+def test_variables_reach_the_template_and_override_special_tokens() -> None:
+    assert render("{{ enable_thinking }} {{ bos_token }}", enable_thinking=False, bos_token="<b>") == "False <b>"
+
+
+def test_refusal_of_the_template_is_reported_with_its_words() -> None:
+    with pytest.raises(GenerationError, match=r"chat_template\.jinja.*System role not supported"):
+        render("{{ raise_exception('System role not supported') }}")
+
+
+def test_failing_template_is_reported() -> None:
+    with pytest.raises(GenerationError, match=r"chat_template\.jinja"):
+        render("{{ messages[0]['content'] + 1 }}")
+
+
+def test_invalid_template_names_file_and_line() -> None:
+    with pytest.raises(UnsupportedError, match=r"chat_template\.jinja.*line 2"):
+        render("ok\n{% for %}")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ messages.__class__.__mro__[1].__subclasses__() }}",
+        "{{ raise_exception.__globals__['__builtins__'] }}",
+        "{{ '{0.__class__.__init__.__globals__}'.format(raise_exception) }}",
+        "{% set _ = messages.append({'role': 'user', 'content': 'x'}) %}",
+        "{{ messages[0].update(role='system') }}",
+    ],
+)
+def test_sandbox_holds(source: str) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    with pytest.raises((UnsupportedError, GenerationError), match=r"chat_template\.jinja"):
+        render(source, messages)
+    assert messages == USER
+
+
+def test_no_files_can_be_included() -> None:
+    with pytest.raises(GenerationError, match=r"chat_template\.jinja"):
+        render("{% include '/etc/passwd' %}")
+
+
+def test_empty_conversation_is_refused() -> None:
+    with pytest.raises(GenerationError, match="empty"):
+        render("x", [])
+
+
+def test_first_file_with_a_template_counts() -> None:
+    chosen = choose_template({Path("a"): None, Path("b"): "", Path("c"): "C", Path("d"): "D"}, {})
+    assert chosen is not None
+    assert (chosen.source, chosen.file) == ("C", Path("c"))
+    assert choose_template({Path("a"): None}, {}) is None
+
+
+def test_default_among_named_templates() -> None:
+    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+    chosen, only = (choose_template({FILE: held}, {}) for held in (named, named[:1]))
+    assert chosen is not None
+    assert only is not None
+    assert (chosen.source, only.source) == ("D", "T")
+
+
+@pytest.mark.parametrize(
+    "held", [7, {"default": "x"}, [], [{"name": "a"}], ["x"], [{"name": n, "template": "x"} for n in "ab"]]
+)
+def test_malformed_templates_name_the_file(held: object) -> None:
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja"):
+        choose_template({FILE: held}, {})

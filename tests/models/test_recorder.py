@@ -1,0 +1,98 @@
+"""The recorder: what it writes down, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from quantkit.models.recorder import Operation, Recorder, TensorSpec, Value
+
+
+def test_operations_are_recorded_in_order() -> None:
+    ops = Recorder()
+    h = ops.embed("embed", 10, 8)
+    x = ops.linear(h, "up", 6, bias=True)
+    program = ops.program()
+    assert [operation.name for operation in program.operations] == ["embed", "linear"]
+    assert program.operations[1] == Operation("linear", (h,), x, ("up.weight", "up.bias"))
+    assert (h, x) == (Value(0, 8), Value(1, 6))
+    assert program.logits == x
+    assert program.vocab_size == 6
+
+
+def test_tensors_have_shapes_and_roles() -> None:
+    ops = Recorder()
+    h = ops.rms_norm(ops.embed("embed", 10, 8), "norm", 1e-6)
+    ops.linear(ops.linear(h, "up", 6, bias=True), "head", 10, role="head")
+    assert list(ops.program().tensors.values()) == [
+        TensorSpec("embed.weight", (10, 8), "embedding"),
+        TensorSpec("norm.weight", (8,), "norm"),
+        TensorSpec("up.weight", (6, 8), "linear"),
+        TensorSpec("up.bias", (6,), "bias"),
+        TensorSpec("head.weight", (10, 6), "head"),
+    ]
+
+
+def test_a_tied_head_is_one_tensor_and_stays_an_embedding() -> None:
+    ops = Recorder()
+    ops.linear(ops.embed("embed", 10, 8), "embed", 10, role="head")
+    assert list(ops.program().tensors.values()) == [TensorSpec("embed.weight", (10, 8), "embedding")]
+
+
+def test_selection_reaches_everything_after_it() -> None:
+    ops = Recorder()
+    h = ops.embed("embed", 10, 8)
+    wanted = ops.rms_norm(ops.select(h), "norm", 1e-6)
+    assert not h.selected
+    assert wanted.selected
+    assert ops.linear(wanted, "head", 10).selected
+
+
+def test_a_program_is_not_changed_by_its_recorder() -> None:
+    ops = Recorder()
+    h = ops.embed("embed", 10, 8)
+    program = ops.program()
+    ops.linear(h, "head", 10)
+    assert len(program.operations) == 1
+    assert list(program.tensors) == ["embed.weight"]
+
+
+def test_parameters_are_kept_and_read_only() -> None:
+    ops = Recorder()
+    h = ops.embed("embed", 10, 8)
+    ops.rms_norm(h, "q_norm", 1e-5, size=4, offset=1.0)
+    rotation = ops.rotation((1.0, 0.5), factor=2.0)
+    ops.attention(ops.rope(h, rotation), h, h, layer=3, head_dim=4, scale=0.5, window=7)
+    norm, rotate, _, attention = ops.program().operations[1:]
+    assert dict(norm.parameters) == {"eps": 1e-5, "size": 4, "offset": 1.0}
+    assert dict(rotate.parameters) == {"inverse_frequencies": (1.0, 0.5), "factor": 2.0}
+    assert dict(attention.parameters) == {"layer": 3, "head_dim": 4, "scale": 0.5, "window": 7}
+    with pytest.raises(TypeError):
+        norm.parameters["eps"] = 0.0  # type: ignore[index]
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    ops = Recorder()
+    h, narrow = ops.embed("embed", 10, 8), ops.embed("narrow", 10, 6)
+    with pytest.raises(ValueError, match="cannot add 8 and 6"):
+        ops.add(h, narrow)
+    with pytest.raises(ValueError, match="cannot gate 8 and 6"):
+        ops.gated(h, narrow, "silu")
+    with pytest.raises(ValueError, match="runs of 3"):
+        ops.rms_norm(h, "norm", 1e-6, size=3)
+    with pytest.raises(ValueError, match="heads of 6"):
+        ops.rope(h, ops.rotation((1.0, 0.5, 0.25)))
+    with pytest.raises(ValueError, match="heads do not fit"):
+        ops.attention(h, narrow, narrow, layer=0, head_dim=2, scale=1.0)
+    with pytest.raises(ValueError, match="heads do not fit"):
+        ops.attention(h, h, narrow, layer=0, head_dim=2, scale=1.0)
+    with pytest.raises(ValueError, match=r"embed\.weight is used as \(10, 8\) and as \(11, 8\)"):
+        ops.linear(h, "embed", 11)
+    with pytest.raises(ValueError, match=r"unknown activation 'relu'"):
+        ops.gated(h, h, "relu")
+
+
+def test_rows_of_all_tokens_and_of_wanted_tokens_do_not_mix() -> None:
+    ops = Recorder()
+    h = ops.embed("embed", 10, 8)
+    with pytest.raises(ValueError, match="add: only some of the inputs are selected"):
+        ops.add(h, ops.select(h))

@@ -1,0 +1,227 @@
+"""From a checkpoint to a packed folder: what comes out, what is refused before work, what stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tiny
+from quantkit.errors import CheckpointError, OptionError, PackedModelError, QuantkitError, UnsupportedError
+from quantkit.formats import open_checkpoint
+from quantkit.formats.packed import open_packed, verify
+from quantkit.quantization.conversion import Progress, convert
+from quantkit_kernels import blocks
+
+LARGEST_ERROR = {"int4": 7e-3, "int8": 6e-5, "f16": 1e-7, "bf16": 1e-5, "f32": 0.0}
+BASE_MEMORY = 300e6
+"""Bytes that a conversion may take besides three times its largest tensor."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.checkpoint(tmp_path_factory.mktemp("source") / "tiny", shards=2)
+
+
+def numbers(tensor: Any) -> Any:
+    return blocks.dequantize(tensor.kind, tensor.data, tensor.row_scales, tensor.shape)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_family(tmp_path: Path, family: str) -> None:
+    source = tiny.checkpoint(tmp_path / "source", family, hidden_size=72, dtype="F16")
+    report = convert(source, tmp_path / "out")
+    before, after = open_checkpoint(source), open_packed(tmp_path / "out")
+    assert verify(tmp_path / "out") == list(after.names) == list(before.names)
+    for name in before.names:
+        wanted, found = numbers(before.tensor(name)), numbers(after.tensor(name))
+        error = float(np.square(found - wanted).sum() / np.square(wanted).sum())
+        assert error <= LARGEST_ERROR[after.layouts[name].kind]
+        assert report.errors[name] == pytest.approx(error, rel=1e-3)
+        assert after.manifest["tensors"][name].get("relative_error", 0.0) == report.errors[name]
+    assert {after.layouts[name].kind for name in after.names} == {"int4", "int8", "f32"}
+
+
+def test_the_folder_is_the_checkpoint_with_other_weights(checkpoint: Path, tmp_path: Path) -> None:
+    convert(checkpoint, tmp_path / "new" / "out", overrides=[("down_proj", "int8")])
+    out = tmp_path / "new" / "out"
+    sidecars = {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"}
+    assert set(os.listdir(out)) == {"config.json", "model.safetensors", "quantkit.json"} | sidecars
+    for name in sidecars:
+        assert (out / name).read_bytes() == (checkpoint / name).read_bytes()
+    config, manifest = (json.loads((out / name).read_text()) for name in ("config.json", "quantkit.json"))
+    section = config.pop("quantization")
+    assert config == json.loads((checkpoint / "config.json").read_text())
+    assert section["quant_method"] == "quantkit"
+    assert section["tensors"]["model.layers.0.mlp.down_proj.weight"] == {"kind": "int8", "shape": [64, 160]}
+    assert manifest["options"] == {"quantize": "int4", "overrides": [["down_proj", "int8"]]}
+    assert manifest["source"] == {"name": "tiny", "fingerprint": open_checkpoint(checkpoint).fingerprint()}
+
+
+def test_threads_change_no_byte(checkpoint: Path, tmp_path: Path) -> None:
+    for threads in (1, 3):
+        convert(checkpoint, tmp_path / str(threads), threads=threads)
+    for file in (tmp_path / "1").iterdir():
+        assert file.read_bytes() == (tmp_path / "3" / file.name).read_bytes()
+
+
+def test_report_and_progress(checkpoint: Path, tmp_path: Path) -> None:
+    steps: list[Progress] = []
+    report = convert(checkpoint, tmp_path / "out", progress=steps.append)
+    packed = open_packed(tmp_path / "out")
+    weights = sum(int(np.prod(layout.shape)) for layout in packed.layouts.values())
+    assert [step.tensor for step in steps] == list(packed.names)
+    assert (steps[-1].done, steps[-1].total) == (weights, weights)
+    assert [row.kind for row in report.kinds] == ["int4", "int8", "f32"]
+    assert sum(row.tensors for row in report.kinds) == len(packed.names)
+    assert report.source_bytes == 2 * weights
+    assert report.packed_bytes == packed.nbytes == sum(packed.tensor(name).nbytes for name in packed.names)
+    assert report.bits_per_weight == pytest.approx(8 * packed.nbytes / weights)
+    assert 0 < report.seconds < 100
+    assert report.peak_rss > 1e6
+
+
+def test_int8_and_any_kind_by_override(checkpoint: Path, tmp_path: Path) -> None:
+    overrides = [("embed", "f16"), ("lm_head", "bf16"), (r"layers\.0\.", "f32")]
+    report = convert(checkpoint, tmp_path / "out", "int8", overrides=overrides)
+    packed = open_packed(tmp_path / "out")
+    kinds = {layout.kind for layout in packed.layouts.values()}
+    assert kinds == {"int8", "f16", "bf16", "f32"}
+    assert all(report.errors[name] <= LARGEST_ERROR[layout.kind] for name, layout in packed.layouts.items())
+    verify(tmp_path / "out")
+
+
+def test_a_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    dry = convert(checkpoint, tmp_path / "out", dry_run=True)
+    assert os.listdir(tmp_path) == []
+    wet = convert(checkpoint, tmp_path / "out")
+    assert (dry.kinds, dry.source_bytes, dry.errors) == (wet.kinds, wet.source_bytes, {})
+
+
+def test_what_the_model_does_not_use_is_reported_and_left_out(tmp_path: Path) -> None:
+    source = tiny.checkpoint(tmp_path / "source", tie_word_embeddings=False)
+    config = json.loads((source / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (source / "config.json").write_text(json.dumps(config))
+    report = convert(source, tmp_path / "out")
+    assert report.unused == ("lm_head.weight",)
+    assert "lm_head.weight" not in open_packed(tmp_path / "out").names
+
+
+def test_a_missing_tokenizer_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = tiny.checkpoint(tmp_path / "source")
+    (source / "tokenizer.json").unlink()
+    convert(source, tmp_path / "out")
+    assert f"{source}: has no tokenizer.json" in caplog.text
+    assert not (tmp_path / "out/tokenizer.json").exists()
+
+
+def test_force_replaces_a_model_and_nothing_else(checkpoint: Path, tmp_path: Path) -> None:
+    convert(checkpoint, tmp_path / "out", "int8")
+    with pytest.raises(PackedModelError, match=r"out: exists .*--force"):
+        convert(checkpoint, tmp_path / "out")
+    convert(checkpoint, tmp_path / "out", force=True)
+    assert open_packed(tmp_path / "out").manifest["options"]["quantize"] == "int4"
+    (tmp_path / "home" / "documents").mkdir(parents=True)
+    (tmp_path / "file").write_text("data")
+    source = tiny.checkpoint(tmp_path / "source")
+    before = sorted(tmp_path.rglob("*"))
+    for output in ("home", "file", "source", "."):
+        with pytest.raises(PackedModelError, match="name another output"):
+            convert(source, tmp_path / output, force=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def poison(folder: Path, name: str) -> Path:
+    """Put a NaN into a tensor of a BF16 checkpoint."""
+    file = folder / "model.safetensors"
+    raw = bytearray(file.read_bytes())
+    size = int.from_bytes(raw[:8], "little")
+    begin = 8 + size + json.loads(raw[8 : 8 + size])[name]["data_offsets"][0]
+    raw[begin + 10 : begin + 12] = (0x7FC0).to_bytes(2, "little")
+    file.write_bytes(raw)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.norm.weight"])
+def test_nan_leaves_nothing(tmp_path: Path, name: str) -> None:
+    source = poison(tiny.checkpoint(tmp_path / "source"), name)
+    with pytest.raises(CheckpointError, match=rf"model.safetensors: tensor '{name}' holds NaN"):
+        convert(source, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "error", "words"),
+    [
+        ({"model_type": "mamba"}, {}, UnsupportedError, "mamba"),
+        ({"num_hidden_layers": 3}, {}, CheckpointError, "model.layers.2"),
+        ({}, {"quantize": "int3"}, OptionError, "int3"),
+        ({}, {"overrides": [("nothing", "int8")]}, OptionError, "nothing"),
+        ({}, {"threads": 0}, OptionError, "threads"),
+        ({}, {"output": "source/config.json/out"}, PackedModelError, "config.json"),
+    ],
+)
+def test_refused_before_any_work(
+    tmp_path: Path, changes: dict[str, Any], options: dict[str, Any], error: type[QuantkitError], words: str
+) -> None:
+    source = poison(tiny.checkpoint(tmp_path / "source"), "lm_head.weight")  # which nobody gets to see
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | changes))
+    output = tmp_path / options.pop("output", "out")
+    with pytest.raises(error, match=words):
+        convert(source, output, **options)
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_the_preflight_loads_nothing_heavy(tmp_path: Path) -> None:
+    source = tiny.checkpoint(tmp_path / "source")
+    code = (
+        "import sys; from quantkit import convert;"
+        f"convert({str(source)!r}, {str(tmp_path / 'out')!r}, dry_run=True);"
+        "print(sorted({'numba', 'llvmlite', 'tokenizers', 'click', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path) -> None:
+    shape = {"hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": 8, "vocab_size": 320}
+    source = tmp_path / "source"
+    source.mkdir()
+    config = tiny.config_of("llama", num_attention_heads=16, num_key_value_heads=16, **shape)
+    (source / "config.json").write_text(json.dumps(config))
+    header, end = {}, 0
+    for name, size in tiny.shapes(config).items():
+        begin, end = end, end + 2 * int(np.prod(size))
+        header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with open(source / "model.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)  # zeros that take no room on the disk
+    largest = max(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in header.values())
+    assert end > 450e6
+    code = f"from quantkit import convert;print(convert({str(source)!r}, {str(tmp_path / 'out')!r}).peak_rss)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 3 * largest + BASE_MEMORY
+    assert int(done.stdout) < end
+
+
+def test_a_full_disk_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    code = f"from quantkit import convert; convert({str(checkpoint)!r}, {str(tmp_path / 'out')!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )
+    assert done.returncode == 1
+    assert "PackedModelError" in done.stderr.splitlines()[-1]
+    assert "cannot be written" in done.stderr.splitlines()[-1]
+    assert os.listdir(tmp_path) == []
