@@ -10,32 +10,49 @@ from __future__ import annotations
 import contextlib
 import mmap
 from dataclasses import dataclass, field
+from itertools import accumulate
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import GenerationError
-from quantkit_kernels.attention.pages import PAGE, page_bytes
+from quantkit_kernels.attention.pages import PAGE, layer_bytes
 
 ALIGNMENT = 64
 SLAB_PAGES = 16
 HUGE_PAGE = 2 << 20
 
 
-@dataclass(frozen=True)
-class CacheShape:
-    """What a position needs: layers, KV heads, channels of a head, and the kind of numbers: `f16`, `int8`, `f32`."""
+class CacheLayer(NamedTuple):
+    """What one layer keeps of a position: keys and values of `kv_heads` heads of `head_dim` channels."""
 
-    layers: int
     kv_heads: int
     head_dim: int
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """What a position needs: its layers, which may differ, and the kind of numbers: `f16`, `int8`, `f32`."""
+
     kind: str
+    layers: tuple[CacheLayer, ...]
+
+    @property
+    def layer_bytes(self) -> tuple[int, ...]:
+        """Bytes of each layer in a page."""
+        return tuple(layer_bytes(self.kind, *layer) for layer in self.layers)
+
+    @property
+    def layer_offsets(self) -> tuple[int, ...]:
+        """Bytes from the start of a page to each layer."""
+        return tuple(accumulate(self.layer_bytes, initial=0))[:-1]
 
     @property
     def page_bytes(self) -> int:
         """Bytes of a page of `PAGE` positions."""
-        return page_bytes(self.kind, self.layers, self.kv_heads, self.head_dim)
+        return sum(self.layer_bytes)
 
     @property
     def position_bytes(self) -> float:

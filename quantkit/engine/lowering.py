@@ -15,6 +15,7 @@ from itertools import accumulate, pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.engine.kv_cache import CacheLayer
 from quantkit.models.recorder import ACTIVATIONS, Operation, Program, Value
 from quantkit_kernels.blocks import KINDS, grid
 from quantkit_kernels.interpreter.table import FIELDS, FLOATS, SHARED, Field, Opcode
@@ -23,6 +24,8 @@ from quantkit_kernels.linear.matmul import ROW_TILES
 
 IN_PLACE = frozenset({Opcode.SCALE, Opcode.ADD, Opcode.RMS_NORM, Opcode.GATED, Opcode.ROPE})
 """Token steps whose output may be the row that they read."""
+CACHED = frozenset({Opcode.STORE_KV, Opcode.ATTENTION})
+"""Steps that store or read keys and values."""
 LINE_FLOATS = 16
 """Rows of values are padded to whole cache lines of f32."""
 CHUNK_BYTES = 64 * 1024
@@ -55,6 +58,8 @@ class Step:
     barrier: bool = False
     run: int = 1
     """Steps from here on that a thread takes a token through, one after the other, before the next token."""
+    cache: int = 0
+    """Index in `Plan.cache_layers`, for the steps that store or read keys and values."""
     name: str = ""
     """Module or operation, for people."""
 
@@ -70,18 +75,33 @@ class Weight:
 
 @dataclass(frozen=True)
 class Plan:
-    """Steps in order, the bytes per token of each slot of the arena, and the bytes of each thread's own memory."""
+    """What a pass does.
+
+    Attributes
+    ----------
+    steps : tuple of Step
+        In order.
+    slots : tuple of int
+        Bytes per token of each slot of the arena.
+    own_bytes : int
+        Bytes of each thread's own memory.
+    cache_layers : tuple of CacheLayer
+        What the steps keep of a position in the KV cache.
+    """
 
     steps: tuple[Step, ...]
     slots: tuple[int, ...]
     own_bytes: int
+    cache_layers: tuple[CacheLayer, ...]
 
     def arena_bytes(self, capacity: int, threads: int) -> int:
         """Bytes of memory for batches of up to `capacity` tokens."""
         return sum(self.slots) * capacity + self.own_bytes * threads
 
-    def table(self, weights: Mapping[str, Weight], arena: int, capacity: int, threads: int) -> NDArray[np.int64]:
-        """Fill in addresses -> int64 `[steps, FIELDS]`."""
+    def table(
+        self, weights: Mapping[str, Weight], arena: int, capacity: int, threads: int, cache_offsets: Sequence[int]
+    ) -> NDArray[np.int64]:
+        """Fill in addresses, and the byte offset in a KV page of each of `cache_layers` -> int64 `[steps, FIELDS]`."""
         starts = arena + capacity * np.concatenate([[0], np.cumsum(self.slots)])
         table = np.zeros((len(self.steps), FIELDS), np.int64)
         ahead = (0, 0)
@@ -100,6 +120,8 @@ class Plan:
                 row[Field.KIND] = KINDS[weight.kind].code
             if step.bias is not None:
                 row[Field.BIAS] = weights[step.bias].data
+            if step.opcode in CACHED:
+                row[Field.CACHE_OFFSET] = cache_offsets[step.cache]
             for place, number in step.numbers.items():
                 row[place] = np.float32(number).view(np.int32) if place in FLOATS else number
             if step.opcode is Opcode.LINEAR:
@@ -127,11 +149,12 @@ def plan(program: Program, kinds: Mapping[str, str]) -> Plan:
     kinds : mapping of str to str
         The kind of each of its tensors: packed kinds take quantized activations.
     """
-    steps = _Lowering(program, kinds).steps
+    lowering = _Lowering(program, kinds)
+    steps = lowering.steps
     _place_barriers(steps)
     _join_runs(steps)
     slots, own_bytes = _assign_memory(steps)
-    return Plan(tuple(steps), tuple(slots), own_bytes)
+    return Plan(tuple(steps), tuple(slots), own_bytes, tuple(lowering.cache_layers))
 
 
 class _Lowering:
@@ -139,11 +162,13 @@ class _Lowering:
 
     def __init__(self, program: Program, kinds: Mapping[str, str]) -> None:
         self.steps: list[Step] = []
+        self.cache_layers: list[CacheLayer] = []
         self._kinds = kinds
         self._logits = program.logits
         self._buffers: dict[int, Buffer] = {}
         self._quantized: dict[int, Buffer] = {}
-        self._caches: dict[int, Buffer] = {}
+        self._caches: dict[int, tuple[int, Buffer]] = {}
+        """For each layer its index in `cache_layers`, and what stands for its keys and values in the steps."""
         for operation in program.operations:
             getattr(self, f"_{operation.name}", self._simple)(operation)
 
@@ -220,11 +245,10 @@ class _Lowering:
     def _attention(self, operation: Operation) -> None:
         q, k, v = operation.inputs
         parameters = operation.parameters
-        head_dim, layer = parameters["head_dim"], parameters["layer"]
+        head_dim = parameters["head_dim"]
         kv_heads = k.columns // head_dim
-        cache = self._caches.setdefault(layer, Buffer())
-        numbers: dict[Field, int | float] = {Field.SIZE: head_dim, Field.LAYER: layer, Field.KV_HEADS: kv_heads}
-        store = Step(Opcode.STORE_KV, cache, (self._buffer(k), self._buffer(v)), numbers=numbers, name="store_kv")
+        index, cache = self._cache(parameters["layer"], CacheLayer(kv_heads, head_dim))
+        numbers: dict[Field, int | float] = {Field.SIZE: head_dim, Field.KV_HEADS: kv_heads}
         attend = {
             Field.GROUP: q.columns // k.columns,
             Field.WINDOW: parameters["window"],
@@ -232,10 +256,21 @@ class _Lowering:
         }
         inputs = (self._buffer(q), cache)
         output = self._buffer(operation.output)
+        stored = (self._buffer(k), self._buffer(v))
         self.steps += [
-            store,
-            Step(Opcode.ATTENTION, output, inputs, numbers=numbers | attend, name="attention"),
+            Step(Opcode.STORE_KV, cache, stored, numbers=numbers, cache=index, name="store_kv"),
+            Step(Opcode.ATTENTION, output, inputs, numbers=numbers | attend, cache=index, name="attention"),
         ]
+
+    def _cache(self, layer: int, shape: CacheLayer) -> tuple[int, Buffer]:
+        """Index in `cache_layers`, and buffer, of a layer of the program."""
+        if layer not in self._caches:
+            self._caches[layer] = len(self.cache_layers), Buffer()
+            self.cache_layers.append(shape)
+        index, cache = self._caches[layer]
+        if self.cache_layers[index] != shape:
+            raise ValueError(f"layer {layer} keeps {self.cache_layers[index]} and {shape}")
+        return index, cache
 
 
 _SIMPLE: Mapping[str, tuple[Opcode, Mapping[str, Field]]] = {

@@ -81,8 +81,8 @@ class Model:
         self._keep: list[NDArray[Any]] = []
         weights = self._weights()
         arena = self._memory(self._plan.arena_bytes(PASS_TOKENS, threads))
-        self._table = self._plan.table(weights, arena, PASS_TOKENS, threads)
-        self._pages = PagePool(_cache_shape(self._plan, kv_kind))
+        self._pages = PagePool(CacheShape(kv_kind, self._plan.cache_layers))
+        self._table = self._plan.table(weights, arena, PASS_TOKENS, threads, self._pages.shape.layer_offsets)
         self._inputs = np.zeros((4, PASS_TOKENS), np.int64)
         self._runs = np.zeros((PASS_TOKENS, 4), np.int64)
         self._pool = WorkerPool(threads)
@@ -235,9 +235,11 @@ class Model:
         return wanted
 
     def _set_fixed_words(self, kv_kind: str) -> None:
-        words, shape = self._pool.words, self._pages.shape
-        groups = [step.numbers[Field.GROUP] for step in self._plan.steps if step.opcode is Opcode.ATTENTION]
-        scratch = scratch_bytes(int(max(groups)), shape.head_dim)
+        words = self._pool.words
+        attention = [step.numbers for step in self._plan.steps if step.opcode is Opcode.ATTENTION]
+        scratch = max(
+            (scratch_bytes(int(numbers[Field.GROUP]), int(numbers[Field.SIZE])) for numbers in attention), default=0
+        )
         words[Word.TABLE], words[Word.STEPS] = self._table.ctypes.data, len(self._table)
         addresses = (row.ctypes.data for row in self._inputs)
         for word, address in zip((Word.IDS, Word.POSITIONS, Word.PAGES, Word.WANTED_TOKENS), addresses, strict=True):
@@ -278,13 +280,6 @@ class Model:
 def _matrix(tensor: Tensor) -> Weight:
     row_scales = 0 if tensor.row_scales is None else tensor.row_scales.ctypes.data
     return Weight(tensor.kind, tensor.data.ctypes.data, row_scales)
-
-
-def _cache_shape(steps: Plan, kind: str) -> CacheShape:
-    attention = [step.numbers for step in steps.steps if step.opcode is Opcode.ATTENTION]
-    places = (Field.LAYER, Field.KV_HEADS, Field.SIZE)
-    layers, kv_heads, head_dim = (int(max(numbers[place] for numbers in attention)) for place in places)
-    return CacheShape(layers + 1, kv_heads, head_dim, kind)
 
 
 def _passes(arrays: list[tuple[Sequence, NDArray[np.int64]]], every: bool, chunk: int) -> list[list[_Slice]]:

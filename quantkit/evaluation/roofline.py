@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quantkit.engine.model import PASS_TOKENS
+from quantkit_kernels.attention.pages import PAGE
 from quantkit_kernels.interpreter.table import Field, Opcode
 
 if TYPE_CHECKING:
@@ -90,8 +91,7 @@ class Costs:
 
     def __init__(self, model: Model) -> None:
         self._tensors = model.tensors
-        shape = model.cache_shape
-        self._head_bytes = shape.position_bytes / (shape.layers * shape.kv_heads)
+        self._layer_bytes = model.cache_shape.layer_bytes
         alike: dict[tuple[object, ...], list[Step]] = {}
         for step in model.plan.steps:
             alike.setdefault(self._key(step), []).append(step)
@@ -143,7 +143,7 @@ class Costs:
         seen = sum(_seen(part, window) for part in parts)
         heads = numbers[Field.KV_HEADS] * numbers[Field.GROUP]
         return Cost(
-            cache_bytes=read * numbers[Field.KV_HEADS] * self._head_bytes,
+            cache_bytes=read * self._layer_bytes[step.cache] / PAGE,
             macs=2 * seen * heads * numbers[Field.SIZE],
         )
 

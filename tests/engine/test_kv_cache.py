@@ -6,10 +6,11 @@ from itertools import pairwise
 
 import pytest
 
-from quantkit.engine.kv_cache import ALIGNMENT, SLAB_PAGES, CacheShape, PagePool, Sequence
+from quantkit.engine.kv_cache import ALIGNMENT, SLAB_PAGES, CacheLayer, CacheShape, PagePool, Sequence
 from quantkit_kernels.attention.pages import PAGE
 
-SHAPES = [CacheShape(3, 2, 12, kind) for kind in ("f16", "int8", "f32")]
+LAYERS = (CacheLayer(2, 12), CacheLayer(1, 50), CacheLayer(2, 12))
+SHAPES = [CacheShape(kind, LAYERS) for kind in ("f16", "int8", "f32")]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -132,7 +132,7 @@ def test_waiting_threads_know_the_weights_that_come_next():
     lowered = tiny_plan()
     weights = {step.weight or "": Weight("int4", 1 << 20 | index) for index, step in enumerate(lowered.steps)}
     weights |= {step.weight or "": Weight("f32", 1 << 30) for step in lowered.steps if step.opcode is Opcode.RMS_NORM}
-    table = lowered.table(weights, 0, 8, 2)
+    table = lowered.table(weights, 0, 8, 2, [0] * 2)
     for index, step in enumerate(lowered.steps):
         following = next((row for row in table[index:] if row[Field.OPCODE] == Opcode.LINEAR), None)
         expected = following[Field.WEIGHT] if following is not None else 0

@@ -15,6 +15,7 @@ from quantkit.engine.model import Model
 from quantkit.errors import GenerationError, OptionError
 from quantkit.formats import open_checkpoint
 from quantkit.models import registry
+from quantkit.models.recorder import Recorder
 from quantkit.quantization.encode import quantize
 from quantkit.tensor import Tensor
 
@@ -74,6 +75,51 @@ def test_logits_are_those_of_the_reference(case):
     difference = np.abs(make(case, kv_kind="f32")(TOKENS) - expected)
     assert difference.max() <= tolerance * max(1.0, np.abs(expected).max())
     assert difference.mean() <= tolerance / 5 * max(1.0, np.abs(expected).max())
+
+
+def recorded(attentions):
+    """A program of attention layers -> (program, source); `attentions` are (layer, heads, kv_heads, head_dim)."""
+    ops = Recorder()
+    x = ops.embed("embed", tiny.VOCAB_SIZE, 48)
+    for number, (layer, heads, kv_heads, head_dim) in enumerate(attentions):
+        sizes = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
+        q, k, v = (ops.linear(x, f"{number}.{name}", size) for name, size in sizes.items())
+        seen = ops.attention(q, k, v, layer=layer, head_dim=head_dim, scale=head_dim**-0.5)
+        x = ops.add(x, ops.linear(seen, f"{number}.o", 48))
+    ops.linear(ops.select(x), "head", tiny.VOCAB_SIZE)
+    program = ops.program()
+    tensors = {name: Tensor("f32", spec.shape, tiny.weight(name, spec.shape)) for name, spec in program.tensors.items()}
+    return program, Packed({}, tensors)
+
+
+@pytest.mark.parametrize("kv_kind", ["f32", "f16", "int8"])
+@pytest.mark.parametrize(
+    "attentions",
+    [
+        [(0, 4, 2, 16), (1, 6, 1, 40), (2, 4, 4, 8)],
+        [(7, 2, 1, 40), (3, 8, 4, 16)],
+        [(0, 2, 2, 8), (1, 2, 2, 96)],
+        [],
+    ],
+    ids=str,
+)
+def test_layers_may_differ_in_heads_and_head_sizes(attentions, kv_kind):
+    program, source = recorded(attentions)
+    model = make((program, source), kv_kind=kv_kind)
+    logits = model(TOKENS)
+    expected = reference.logits(program, source, TOKENS)
+    assert np.abs(logits - expected).max() <= KV_ERROR[kv_kind] * np.abs(expected).max()
+    with model.new_sequence() as sequence:
+        steps = [model.forward([(sequence, [token])]) for token in TOKENS]
+    assert np.concatenate(steps).tobytes() == logits.tobytes()
+
+
+KV_ERROR = {"f32": 1e-5, "f16": 2e-3, "int8": 0.05}
+
+
+def test_a_layer_keeps_one_shape():
+    with pytest.raises(ValueError, match="layer 3"):
+        make(recorded([(3, 4, 2, 16), (3, 4, 4, 16)]))
 
 
 def test_same_bits_for_any_number_of_threads(case):

@@ -1,7 +1,8 @@
 """Pages of the KV cache: how their bytes are laid out, and the kernels that write them.
 
-A page holds `PAGE` consecutive positions of one sequence, for all layers and KV heads. Of each, at `page + (layer *
-kv_heads + head) * head_bytes`:
+A page holds `PAGE` consecutive positions of one sequence, for all layers and KV heads. A layer begins at a byte offset
+of its own, the same in every page, so layers may differ in heads and head sizes. Of each KV head, at `page + offset +
+head * head_bytes`:
 
     keys          [PAGE / GROUP][padded][GROUP positions]   lanes are positions: no sums over lanes
     values        [PAGE][padded]                            lanes are channels
@@ -87,17 +88,20 @@ def head_bytes(kind, head_dim):
     return numbers_bytes(head_dim, 2 if kind == F16 else 4)
 
 
-def page_bytes(kind: str, layers: int, kv_heads: int, head_dim: int) -> int:
-    """Bytes of a page."""
+def layer_bytes(kind: str, kv_heads: int, head_dim: int) -> int:
+    """Bytes of one layer in a page, a multiple of 64."""
     numbers = 2 * PAGE * padded.py_func(head_dim) * SIZES[kind]
-    return layers * kv_heads * (numbers + (SCALES_BYTES if kind == "int8" else 0))
+    return kv_heads * (numbers + (SCALES_BYTES if kind == "int8" else 0))
 
 
 @jit
-def store_kv(kind, k, v, pages, position, layer, kv_heads, head_dim):
-    """Write one token's keys and values, f32 rows of `kv_heads * head_dim`, into its sequence's page."""
+def store_kv(kind, k, v, pages, position, offset, kv_heads, head_dim):
+    """Write one token's keys and values, f32 rows of `kv_heads * head_dim`, into its sequence's page.
+
+    The layer begins `offset` bytes behind the start of the page.
+    """
     step = head_bytes(kind, head_dim)
-    head = get_i64(pages + 8 * (position >> 6)) + layer * kv_heads * step
+    head = get_i64(pages + 8 * (position >> 6)) + offset
     slot = position & 63
     for _ in range(kv_heads):
         if kind == F16:

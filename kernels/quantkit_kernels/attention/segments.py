@@ -70,7 +70,8 @@ class Heads(NamedTuple):
 
     kind: int
     """`blocks.Kind.code` of the cache."""
-    layer: int
+    offset: int
+    """Bytes from the start of a page to the layer's first head."""
     kv_heads: int
     group: int
     """Query heads that share a KV head."""
@@ -280,7 +281,7 @@ def _scales_at(pages, scales, position):
 @jit
 def attend_segment(heads, run, kv_head, q, segment, scratch, part):
     """The part of all queries of a run and a KV head, prepared at `q`, for one segment."""
-    head = (heads.layer * heads.kv_heads + kv_head) * head_bytes(heads.kind, heads.head_dim)
+    head = heads.offset + kv_head * head_bytes(heads.kind, heads.head_dim)
     base = segment * SEGMENT
     low = max(first_seen(run.position, heads.window), base)
     high = min(run.position + run.tokens, base + SEGMENT) - 1

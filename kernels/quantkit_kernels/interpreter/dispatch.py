@@ -47,8 +47,8 @@ MANY = 8
 
 (
     OPCODE, BARRIER, IS_WANTED, RUN, AHEAD, AHEAD_BYTES, OUT, OUT_STRIDE, OUT_APART, A, A_STRIDE, A_APART, B, B_STRIDE,
-    B_APART, WEIGHT, ROW_SCALES, BIAS, KIND, ROWS, COLUMNS, CHUNK, SIZE, LAYER, KV_HEADS, GROUP, WINDOW, FACTOR, EPS,
-    OFFSET,
+    B_APART, WEIGHT, ROW_SCALES, BIAS, KIND, ROWS, COLUMNS, CHUNK, SIZE, CACHE_OFFSET, KV_HEADS, GROUP, WINDOW, FACTOR,
+    EPS, OFFSET,
 ) = (8 * int(field) for field in Field)  # fmt: skip
 (
     TABLE, STEPS, TOKENS, IDS, POSITIONS, PAGES, WANTED, WANTED_TOKENS, RUNS, RUN_TABLE, LOGITS, LOGITS_STRIDE,
@@ -204,8 +204,8 @@ def _token_step(step, state, thread, token):
     elif opcode == STORE_KV:
         position = get_i64(get_i64(state + POSITIONS) + 8 * token)
         pages = get_i64(get_i64(state + PAGES) + 8 * token)
-        layer, kv_heads, head_dim = get_i64(step + LAYER), get_i64(step + KV_HEADS), get_i64(step + SIZE)
-        store_kv(get_i64(state + KV_KIND), a, b, pages, position, layer, kv_heads, head_dim)
+        offset, kv_heads, head_dim = get_i64(step + CACHE_OFFSET), get_i64(step + KV_HEADS), get_i64(step + SIZE)
+        store_kv(get_i64(state + KV_KIND), a, b, pages, position, offset, kv_heads, head_dim)
     elif opcode == EMBED:
         row = get_i64(get_i64(state + IDS) + 8 * token)
         embed(get_i64(step + KIND), get_i64(step + WEIGHT), get_i64(step + ROW_SCALES), row, columns, out)
@@ -261,7 +261,7 @@ def _row_tiles(step, state, first, last, rows, tokens):
 def _attention(step, counter, shared, state, generation, now):
     """Attention of the whole batch over one layer; returns its pieces, and how many this thread did."""
     heads = Heads(
-        get_i64(state + KV_KIND), get_i64(step + LAYER), get_i64(step + KV_HEADS), get_i64(step + GROUP),
+        get_i64(state + KV_KIND), get_i64(step + CACHE_OFFSET), get_i64(step + KV_HEADS), get_i64(step + GROUP),
         get_i64(step + SIZE), get_f32(step + FACTOR), get_i64(step + WINDOW),
     )  # fmt: skip
     runs = get_i64(state + RUN_TABLE)

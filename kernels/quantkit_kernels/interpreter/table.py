@@ -68,7 +68,8 @@ class Field(IntEnum):
     """Row tiles that a thread takes at once."""
     SIZE = 22
     """Run of columns of a norm; head_dim of rope and attention; number of frequencies of a rotation."""
-    LAYER = 23
+    CACHE_OFFSET = 23
+    """Bytes from the start of a KV page to the layer's keys and values."""
     KV_HEADS = 24
     GROUP = 25
     """Query heads for each KV head; or the activation of `GATED`."""

@@ -25,18 +25,18 @@ TOLERANCE = 1e-5
 
 
 @jit(entry=True)
-def store_all(kind, k, v, stride, tokens, position, pages, layer, kv_heads, head_dim):
+def store_all(kind, k, v, stride, tokens, position, pages, offset, kv_heads, head_dim):
     for token in range(tokens):
-        offset = token * stride
-        kv_pages.store_kv(kind, k + offset, v + offset, pages, position + token, layer, kv_heads, head_dim)
+        row = token * stride
+        kv_pages.store_kv(kind, k + row, v + row, pages, position + token, offset, kv_heads, head_dim)
 
 
 @jit(entry=True)
 def attend_all(
-    kind, layer, kv_heads, group, head_dim, scale, window, q, out, stride, runs, run_table, counter, threads, scratch,
+    kind, offset, kv_heads, group, head_dim, scale, window, q, out, stride, runs, run_table, counter, threads, scratch,
     parts,
 ):  # fmt: skip
-    heads = segments.Heads(kind, layer, kv_heads, group, head_dim, scale, window)
+    heads = segments.Heads(kind, offset, kv_heads, group, head_dim, scale, window)
     pieces, per_pair, part_bytes = merge.pieces_of(heads, runs, run_table, threads)
     return pieces - merge.attend(
         heads, q, stride, out, stride, run_table, counter, tag_of(1), threads, pieces, per_pair, part_bytes, scratch,
@@ -50,9 +50,10 @@ class Cache:
     def __init__(self, kind, length, head_dim):
         self.kind, self.head_dim, self.code = kind, head_dim, blocks.KINDS[kind].code
         count = -(-length // kv_pages.PAGE)
-        size = kv_pages.page_bytes(kind, LAYERS, KV_HEADS, head_dim)
+        size = kv_pages.layer_bytes(kind, KV_HEADS, head_dim)
+        self.offset = LAYER * size
         # int8 has no NaN, but its scales have; these bytes are NaN as f16 and as f32.
-        self.pages = np.full((count, size), 0xFF, np.uint8)
+        self.pages = np.full((count, LAYERS * size), 0xFF, np.uint8)
         self.table = np.array([page.ctypes.data for page in self.pages[::-1]], np.int64)
 
     def store(self, k, v, position):
@@ -60,7 +61,7 @@ class Cache:
         rows = [padded(x) for x in (k, v)]
         store_all(
             self.code, *(x.ctypes.data for x in rows), rows[0].strides[0], len(k), position, self.table.ctypes.data,
-            LAYER, KV_HEADS, self.head_dim,
+            self.offset, KV_HEADS, self.head_dim,
         )  # fmt: skip
 
     def attend(self, q, position, scale, window, threads=0):
@@ -72,7 +73,7 @@ class Cache:
         scratch = np.full(segments.scratch_bytes(group, self.head_dim) // 4, np.nan, np.float32)
         parts = np.zeros(merge.parts_bytes(threads), np.uint8)
         left = attend_all(
-            self.code, LAYER, KV_HEADS, group, self.head_dim, np.float32(scale), window, rows.ctypes.data,
+            self.code, self.offset, KV_HEADS, group, self.head_dim, np.float32(scale), window, rows.ctypes.data,
             out.ctypes.data, rows.strides[0], 1, run.ctypes.data, counter.ctypes.data, threads, scratch.ctypes.data,
             parts.ctypes.data,
         )  # fmt: skip
