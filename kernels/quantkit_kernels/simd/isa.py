@@ -36,12 +36,28 @@ def _processor() -> tuple[str, str]:
     return cpu_target.target_context.codegen().magic_tuple()[1:]
 
 
+def _present(features: str) -> set[str]:
+    """Names of the features that LLVM's list turns on: `+avx2` is present, `-avx512vnni` is not."""
+    return {feature[1:] for feature in features.split(",") if feature.startswith("+")}
+
+
+def usable_sets(features: str) -> list[str]:
+    """Return the names of the sets that a processor with these features can run, best first.
+
+    Parameters
+    ----------
+    features : str
+        As LLVM writes them: names separated by commas, each behind the sign `+` (present) or `-` (absent).
+    """
+    present = _present(features)
+    return [isa for isa, (_, needs) in SETS.items() if needs <= present]
+
+
 def _choose() -> str:
     name, features = _processor()
-    present = {feature[1:] for feature in features.split(",") if feature.startswith("+")}
-    if os.uname().machine == "x86_64" and "f16c" not in present:
+    if os.uname().machine == "x86_64" and "f16c" not in _present(features):
         raise RuntimeError(f"quantkit needs a processor with F16C, as all with AVX2 are; numba compiles for {name}")
-    usable = [isa for isa, (_, needs) in SETS.items() if needs <= present]
+    usable = usable_sets(features)
     forced = os.environ.get("QUANTKIT_ISA")
     if forced and forced not in usable:
         raise RuntimeError(f"QUANTKIT_ISA={forced}: this machine offers {', '.join(usable)}")

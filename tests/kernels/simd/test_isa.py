@@ -19,7 +19,7 @@ from quantkit_kernels.simd.memory import _narrow_f16, _widen_f16
 from quantkit_kernels.simd.vectors import F16, F32, I64, call_llvm, load_at, store_at
 
 TRIPLE, PROCESSOR, FEATURES = cpu_target.target_context.codegen().magic_tuple()
-HERE = [name for name, (_, needs) in SETS.items() if needs <= {feature[1:] for feature in FEATURES.split(",")}]
+HERE = isa.usable_sets(FEATURES)
 
 
 @pytest.fixture
@@ -51,6 +51,27 @@ class Unknown(Dot):
 
     def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
         return call_llvm(builder, "llvm.vector.reduce.add.v8i32", acc.type, x)  # of other types than this
+
+
+@pytest.mark.parametrize(
+    ("features", "usable"),
+    [
+        ("+avx2,+f16c,+avx512vl,+avx512vnni,+avxvnni", ["avx512vnni", "avxvnni", "avx2", "generic"]),
+        ("+avx2,+f16c,-avx512vl,-avx512vnni,+avxvnni", ["avxvnni", "avx2", "generic"]),
+        ("+avx2,+f16c,-avx512vl,-avx512vnni,-avxvnni", ["avx2", "generic"]),
+        ("+avx2,+f16c", ["avx2", "generic"]),
+        ("-avx2,+f16c", ["generic"]),
+        ("+neon,+dotprod", ["neon", "generic"]),
+        ("+neon,-dotprod", ["generic"]),
+        ("", ["generic"]),
+    ],
+)
+def test_a_feature_is_present_where_its_sign_is_plus(features: str, usable: list[str]) -> None:
+    assert isa.usable_sets(features) == usable
+
+
+def test_the_set_in_use_is_one_of_this_machine() -> None:
+    assert isa.ISA in HERE
 
 
 @pytest.mark.parametrize("name", HERE)
