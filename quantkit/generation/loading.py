@@ -12,9 +12,9 @@ from pathlib import Path
 
 from quantkit.engine.machine import usable_cores
 from quantkit.engine.model import Model
-from quantkit.errors import OptionError
 from quantkit.formats import open_checkpoint
 from quantkit.formats.packed import is_packed, open_packed
+from quantkit.generation.options import is_whole, require
 from quantkit.generation.tokenizer import Tokenizer
 from quantkit.models import registry
 
@@ -41,17 +41,24 @@ def load_model(
 
     Raises
     ------
+    OptionError
+        An option has a value that makes no sense for this model.
     QuantkitError
         The folder is damaged, incomplete or of a kind that quantkit does not run; the message names file and cause.
     """
+    require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
     source = open_packed(path) if is_packed(path) else open_checkpoint(path)
     program = registry.record(source.config)
     source.check(program.tensors)
     longest = registry.context_length(source.config)
-    if context is not None and not 1 <= context <= longest:
-        raise OptionError(f"context: {context} is not in 1..{longest}, which {Path(path).name} was made for")
+    accepted = context is None or (is_whole(context) and 1 <= context <= longest)
+    require(accepted, "context", context, f"1 to {longest}, which {Path(path).name} was made for")
     return Model(
-        program, source, context_length=context or longest, threads=threads or usable_cores(), kv_kind=kv_dtype
+        program,
+        source,
+        context_length=longest if context is None else context,
+        threads=usable_cores() if threads is None else threads,
+        kv_kind=kv_dtype,
     )
 
 

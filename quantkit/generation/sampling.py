@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.errors import GenerationError, OptionError
+from quantkit.errors import GenerationError
+from quantkit.generation.options import is_number, is_whole, require
 
 Logits = NDArray[np.float32]
 """Unnormalized log-probabilities of the next token: float32 `[vocab_size]`."""
@@ -63,11 +64,11 @@ def make_sampler(
     OptionError
         When a value is outside of its range.
     """
-    _require(_is_number(temp) and temp >= 0, "temp", temp, "a number from 0 (greedy) up")
-    _require(_is_number(top_p) and 0 < top_p <= 1, "top_p", top_p, "above 0 and at most 1 (1 keeps all tokens)")
-    _require(_is_number(min_p) and 0 <= min_p <= 1, "min_p", min_p, "from 0 (keeps all tokens) to 1")
-    _require(_is_whole(top_k) and top_k >= 0, "top_k", top_k, "a whole number from 0 (keeps all tokens) up")
-    _require(seed is None or (_is_whole(seed) and seed >= 0), "seed", seed, "a whole number from 0 up, or None")
+    require(is_number(temp) and temp >= 0, "temp", temp, "a number from 0 (greedy) up")
+    require(is_number(top_p) and 0 < top_p <= 1, "top_p", top_p, "above 0 and at most 1 (1 keeps all tokens)")
+    require(is_number(min_p) and 0 <= min_p <= 1, "min_p", min_p, "from 0 (keeps all tokens) to 1")
+    require(is_whole(top_k) and top_k >= 0, "top_k", top_k, "a whole number from 0 (keeps all tokens) up")
+    require(seed is None or (is_whole(seed) and seed >= 0), "seed", seed, "a whole number from 0 up, or None")
     if temp < _LEAST_TEMPERATURE:
         return _greedy
     random = np.random.default_rng(seed)
@@ -109,11 +110,11 @@ def make_logits_processors(
     OptionError
         When a value is outside of its range.
     """
-    positive = _is_number(repetition_penalty) and repetition_penalty > 0
-    _require(positive, "repetition_penalty", repetition_penalty, "a number above 0 (1 is off)")
-    _require(_is_number(presence_penalty), "presence_penalty", presence_penalty, "a finite number (0 is off)")
-    _require(_is_number(frequency_penalty), "frequency_penalty", frequency_penalty, "a finite number (0 is off)")
-    _require(_is_whole(last_n) and last_n >= -1, "last_n", last_n, "a whole number from 0 up, or -1 for all tokens")
+    positive = is_number(repetition_penalty) and repetition_penalty > 0
+    require(positive, "repetition_penalty", repetition_penalty, "a number above 0 (1 is off)")
+    require(is_number(presence_penalty), "presence_penalty", presence_penalty, "a finite number (0 is off)")
+    require(is_number(frequency_penalty), "frequency_penalty", frequency_penalty, "a finite number (0 is off)")
+    require(is_whole(last_n) and last_n >= -1, "last_n", last_n, "a whole number from 0 up, or -1 for all tokens")
     if last_n == 0 or (repetition_penalty, presence_penalty, frequency_penalty) == (1, 0, 0):
         return []
 
@@ -200,16 +201,3 @@ def _require_finite(greatest: float) -> None:
     # NaN anywhere makes numpy's max and argmax find it, so looking at the greatest logit is enough.
     if not math.isfinite(greatest):
         raise GenerationError(f"the greatest logit is {greatest}: the model's weights or a logits processor are broken")
-
-
-def _require(accepted: bool, option: str, value: object, expected: str) -> None:
-    if not accepted:
-        raise OptionError(f"{option} is {value!r}; expected {expected}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)

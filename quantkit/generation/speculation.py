@@ -1,7 +1,7 @@
 """Drafts for speculative decoding from the text itself: what came after these words the last time they were there.
 
 A draft is a guess of the next tokens; the model checks all of it in one pass, which costs little more than a pass of
-one token where reading the weights is what takes the time. `generate.py` runs the passes and keeps what the sampler
+one token where reading the weights is what takes the time. `stream.py` runs the passes and keeps what the sampler
 would have chosen anyway, so drafts change the speed of a text and never the text. There is no second model: drafts are
 copied from an earlier place with the same last tokens (prompt lookup decoding, Saxena 2023), which helps where answers
 repeat their prompt (edits, summaries, quotations) or themselves.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from quantkit.errors import OptionError
+from quantkit.generation.options import is_whole, require
 
 NGRAM_SIZES = (8, 4, 2)
 """How many last tokens are looked up, longest first. Single tokens say too little about what follows."""
@@ -170,12 +170,12 @@ class Speculation:
     Raises
     ------
     OptionError
-        When `longest` is negative.
+        When `longest` is no whole number from 0 up.
     """
 
     def __init__(self, longest: int) -> None:
-        if longest < 0:
-            raise OptionError(f"speculate is {longest}; expected the tokens of the longest draft, or 0 for none")
+        expected = "a whole number from 0 (no drafts) up: the tokens of the longest draft"
+        require(is_whole(longest) and longest >= 0, "speculate", longest, expected)
         self.drafted = 0
         self._longest = longest
         self._index = NgramIndex()

@@ -2,7 +2,7 @@
 
 The loop of every text generator in quantkit: encode, run the model, process logits, sample, decode, and know when to
 stop. It drives a model through `new_sequence` and `forward` alone; how those compute is the engine's business, which
-token is taken is the sampler's. A pass may check a draft of the next tokens along with the last one (`speculate.py`
+token is taken is the sampler's. A pass may check a draft of the next tokens along with the last one (`speculation.py`
 makes drafts); plain decoding is the same loop with empty drafts, and the tokens are the same.
 """
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from quantkit.errors import GenerationError, OptionError
 from quantkit.generation.chat_template import Message
+from quantkit.generation.options import is_whole, require
 from quantkit.generation.sampling import Logits, LogitsProcessor, Sampler, log_softmax, make_sampler
 from quantkit.generation.speculation import Speculation
 from quantkit.generation.tokenizer import Detokenizer, Tokenizer
@@ -101,6 +102,7 @@ def stream_generate(
     stop: str | Sequence[str] = (),
     ignore_eos: bool = False,
     speculate: int = 0,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Generator[GenerationResponse, None, None]:
     """Generate text token by token.
@@ -124,6 +126,8 @@ def stream_generate(
     speculate : int
         Draft up to so many tokens from what the text said before, and check them in one pass. The tokens stay the same;
         texts that repeat their prompt or themselves arrive faster. Few are drafted where drafts prove wrong; 0 is off.
+    chat_template_kwargs : Mapping, optional
+        Further variables of the chat template, for a conversation: `{"enable_thinking": False}` for Qwen3.
     progress : callable, optional
         Called with (tokens done, tokens in all) while the prompt is processed.
 
@@ -139,13 +143,13 @@ def stream_generate(
         At once, when the prompt is empty, longer than the context, or holds an id that the model does not know, or
         when the chat template refuses the conversation; while iterating, when the logits are not finite.
     OptionError
-        At once, when `max_tokens`, `stop` or `speculate` makes no sense.
+        At once, when `max_tokens`, `stop`, `speculate` or `chat_template_kwargs` makes no sense.
     """
-    if max_tokens < 1 and max_tokens != -1:
-        raise OptionError(f"max_tokens is {max_tokens}; expected a number from 1 up, or -1 to fill the context")
+    expected = "a whole number from 1 up, or -1 to fill the context"
+    require(is_whole(max_tokens) and (max_tokens >= 1 or max_tokens == -1), "max_tokens", max_tokens, expected)
     stops = _StopStrings([stop] if isinstance(stop, str) else stop)
     speculation = Speculation(speculate)
-    tokens = encode_prompt(tokenizer, prompt)
+    tokens = encode_prompt(tokenizer, prompt, chat_template_kwargs)
     _check_prompt(tokens, model)
     # The last token is sampled, not run, so one more than the cache holds can be generated.
     room = model.context_length - len(tokens) + 1
@@ -169,20 +173,34 @@ def stream_generate(
     )
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+def encode_prompt(
+    tokenizer: Tokenizer, prompt: Prompt, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> list[int]:
     """Return the token ids of a prompt; see `Prompt` for which special tokens are added."""
+    variables = _template_variables(chat_template_kwargs, prompt)
     if isinstance(prompt, str):
         tokens = tokenizer.encode(prompt) if prompt else []
         bos = tokenizer.bos_token_id
         return tokens[1:] if tokens[:2] == [bos, bos] else tokens
     if _is_conversation(prompt):
-        text = tokenizer.apply_chat_template(cast("Sequence[Message]", prompt))
+        text = tokenizer.apply_chat_template(cast("Sequence[Message]", prompt), **variables)
         return tokenizer.encode(text, add_special_tokens=False)
     return [int(token) for token in cast("Sequence[int]", prompt)]
 
 
 def _is_conversation(prompt: Prompt) -> bool:
     return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def _template_variables(given: Mapping[str, Any] | None, prompt: Prompt) -> Mapping[str, Any]:
+    if not given:
+        return {}
+    expected = "names and values of template variables, without messages"
+    named = isinstance(given, Mapping) and all(isinstance(name, str) for name in given) and "messages" not in given
+    require(named, "chat_template_kwargs", given, expected)
+    if not _is_conversation(prompt):
+        raise OptionError("chat_template_kwargs are for a conversation; the prompt is a plain text or token ids")
+    return given
 
 
 def _check_prompt(tokens: Sequence[int], model: Model) -> None:
@@ -283,8 +301,8 @@ class _StopStrings:
     """Cuts a growing text before the first stop string; holds back what may turn out to begin one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        if "" in stops:
-            raise OptionError("stop contains an empty string: it would end every text at once")
+        texts = isinstance(stops, Sequence) and all(isinstance(stop, str) and stop for stop in stops)
+        require(texts, "stop", stops, "a text or several, none of them empty: that would end every text at once")
         self._stops = tuple(stops)
         self._held = ""
         self.found = False

@@ -140,11 +140,11 @@ def test_samplers_leave_the_logits_alone() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"temp": value} for value in (-0.1, math.nan, math.inf, "1", True)),
+        *({"temp": value} for value in (-0.1, math.nan, math.inf, "1", True, 10**400)),
         *({"top_p": value} for value in (0.0, -1.0, 1.1, math.nan)),
         *({"min_p": value} for value in (-0.1, 1.1)),
-        *({"top_k": value} for value in (-1, 1.5, "3")),
-        *({"seed": value} for value in (-1, 0.5)),
+        *({"top_k": value} for value in (-1, 1.5, "3", True)),
+        *({"seed": value} for value in (-1, 0.5, True, "1")),
     ],
 )
 def test_bad_sampler_options_are_named(wrong: dict[str, Any]) -> None:

@@ -163,8 +163,12 @@ def test_nothing_is_drafted_before_a_pass_was_timed_nor_when_it_is_off() -> None
     off = Speculation(0)
     off.passed(1, 0.1)
     assert off.draft([1, 2, 3] * 9, 8) == []
-    with pytest.raises(OptionError, match="speculate is -1"):
-        Speculation(-1)
+
+
+@pytest.mark.parametrize("longest", [-1, 2.5, True, "16", None])
+def test_bad_lengths_of_drafts_are_refused(longest: Any) -> None:
+    with pytest.raises(OptionError, match=r"^speculate is "):
+        Speculation(longest)
 
 
 # What drafts change: nothing

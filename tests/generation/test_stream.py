@@ -129,9 +129,9 @@ def test_generation_ends_when_the_context_is_full(tokenizer: Tokenizer, max_toke
     assert len(responses(model, tokenizer, [5] * 8, max_tokens=max_tokens)) == 1
 
 
-@pytest.mark.parametrize("max_tokens", [0, -2])
+@pytest.mark.parametrize("max_tokens", [0, -2, 2.5, 2.0, True, "8", None])
 def test_bad_max_tokens(tokenizer: Tokenizer, max_tokens: int) -> None:
-    with pytest.raises(OptionError, match="max_tokens"):
+    with pytest.raises(OptionError, match=r"^max_tokens is "):
         stream_generate(saying(tokenizer, "ab"), tokenizer, "a", max_tokens=max_tokens)  # type: ignore[arg-type]
 
 
@@ -146,9 +146,49 @@ def test_held_back_text_is_given_when_it_was_no_stop(tokenizer: Tokenizer) -> No
     assert [response.text for response in found] == ["b", "c", "", "", "def", "", "", "gh"]
 
 
-def test_empty_stop_string_is_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(OptionError, match="stop"):
-        stream_generate(saying(tokenizer, "ab"), tokenizer, "a", stop=["x", ""])  # type: ignore[arg-type]
+@pytest.mark.parametrize("stop", ["", ["x", ""], 7, ["x", 7], None])
+def test_bad_stop_strings_are_refused(tokenizer: Tokenizer, stop: Any) -> None:
+    with pytest.raises(OptionError, match=r"^stop is "):
+        stream_generate(saying(tokenizer, "ab"), tokenizer, "a", stop=stop)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("thinker")
+    tiny.write_tokenizer(folder)
+    (folder / "chat_template.jinja").write_text(
+        "{{ messages[0].content }}{% if enable_thinking is defined and not enable_thinking %}!{% endif %}"
+        "{% if add_generation_prompt %}>{% endif %}"
+    )
+    return Tokenizer.from_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, "a>"),
+        ({}, "a>"),
+        ({"enable_thinking": True}, "a>"),
+        ({"enable_thinking": False}, "a!>"),
+        ({"add_generation_prompt": False, "other": [1, {"b": None}]}, "a"),
+    ],
+)
+def test_variables_reach_the_chat_template(thinker: Tokenizer, given: Any, expected: str) -> None:
+    model = saying(thinker, "abc")
+    responses(model, thinker, [{"role": "user", "content": "a"}], chat_template_kwargs=given, max_tokens=1)
+    assert model.sequences[-1].tokens == thinker.encode(expected, add_special_tokens=False)
+
+
+@pytest.mark.parametrize("given", [{"messages": []}, {7: 8}, ["enable_thinking"], "enable_thinking"])
+def test_bad_template_variables_are_refused(thinker: Tokenizer, given: Any) -> None:
+    with pytest.raises(OptionError, match=r"^chat_template_kwargs "):
+        responses(saying(thinker, "ab"), thinker, [{"role": "user", "content": "a"}], chat_template_kwargs=given)
+
+
+@pytest.mark.parametrize("prompt", ["a", [5]])
+def test_template_variables_without_a_conversation_are_refused(thinker: Tokenizer, prompt: Any) -> None:
+    with pytest.raises(OptionError, match=r"^chat_template_kwargs "):
+        responses(saying(thinker, "ab"), thinker, prompt, chat_template_kwargs={"enable_thinking": False})
 
 
 @settings(deadline=None)
