@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from quantkit.generation.stream import GenerationResponse as GenerationResponse
     from quantkit.generation.stream import generate as generate
     from quantkit.generation.stream import stream_generate as stream_generate
-    from quantkit.generation.tokenizer import Tokenizer as Tokenizer
+    from quantkit.generation.text.tokenizer import Tokenizer as Tokenizer
     from quantkit.quantization.conversion import convert as convert
     from quantkit.quantization.dequantization import dequantize as dequantize
 
@@ -46,7 +46,7 @@ _MODULES = {
     "load_model": "generation.loading",
     "make_logits_processors": "generation.sampling",
     "make_sampler": "generation.sampling",
-    "Tokenizer": "generation.tokenizer",
+    "Tokenizer": "generation.text.tokenizer",
 }
 """Public name -> the module of this package that defines it."""
 

@@ -14,7 +14,7 @@ from quantkit.errors import OptionError, PackedModelError
 if TYPE_CHECKING:
     from quantkit.engine.model import Model
     from quantkit.generation.stream import GenerationResponse, Prompt
-    from quantkit.generation.tokenizer import Tokenizer
+    from quantkit.generation.text.tokenizer import Tokenizer
 
 
 @click.command("run", cls=Command, short_help="Answer a prompt.")

@@ -1,1 +1,1 @@
-"""Generation: from a prompt to text. `stream.py` is the loop; `loading.py` opens a model with its tokenizer."""
+"""Generation: prompts become text. `stream.py` is the loop, `text/` encodes and decodes, `loading.py` opens all."""

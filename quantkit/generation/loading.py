@@ -15,7 +15,7 @@ from quantkit.engine.model import Model
 from quantkit.formats import open_checkpoint
 from quantkit.formats.packed import is_packed, open_packed
 from quantkit.generation.options import is_whole, require
-from quantkit.generation.tokenizer import Tokenizer
+from quantkit.generation.text.tokenizer import Tokenizer
 from quantkit.models import registry
 
 

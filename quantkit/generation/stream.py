@@ -19,11 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import GenerationError, OptionError
-from quantkit.generation.chat_template import Message
 from quantkit.generation.options import is_whole, require
 from quantkit.generation.sampling import Logits, LogitsProcessor, Sampler, log_softmax, make_sampler
 from quantkit.generation.speculation import Speculation
-from quantkit.generation.tokenizer import Detokenizer, Tokenizer
+from quantkit.generation.stopping import StopStrings
+from quantkit.generation.text.chat_template import Message
+from quantkit.generation.text.detokenizer import Detokenizer
+from quantkit.generation.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from quantkit.engine.model import Model
@@ -147,7 +149,7 @@ def stream_generate(
     """
     expected = "a whole number from 1 up, or -1 to fill the context"
     require(is_whole(max_tokens) and (max_tokens >= 1 or max_tokens == -1), "max_tokens", max_tokens, expected)
-    stops = _StopStrings([stop] if isinstance(stop, str) else stop)
+    stops = StopStrings([stop] if isinstance(stop, str) else stop)
     speculation = Speculation(speculate)
     tokens = encode_prompt(tokenizer, prompt, chat_template_kwargs)
     _check_prompt(tokens, model)
@@ -259,7 +261,7 @@ def _responses(
     prompt_tokens: int,
     limit: int,
     detokenizer: Detokenizer,
-    stops: _StopStrings,
+    stops: StopStrings,
     eos_token_ids: frozenset[int],
     speculation: Speculation,
 ) -> Generator[GenerationResponse, None, None]:
@@ -295,39 +297,3 @@ def _responses(
             )
             if finish_reason:
                 return
-
-
-class _StopStrings:
-    """Cuts a growing text before the first stop string; holds back what may turn out to begin one."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        texts = isinstance(stops, Sequence) and all(isinstance(stop, str) and stop for stop in stops)
-        require(texts, "stop", stops, "a text or several, none of them empty: that would end every text at once")
-        self._stops = tuple(stops)
-        self._held = ""
-        self.found = False
-
-    def add(self, text: str) -> str:
-        """Return what of the text so far is final now."""
-        if self.found:
-            return ""
-        if not self._stops:
-            return text
-        held = self._held + text
-        # The one that is complete first counts, as if the text came character by character.
-        spans = [(at + len(stop), at) for stop in self._stops if (at := held.find(stop)) >= 0]
-        self.found = bool(spans)
-        end = min(spans)[1] if spans else len(held) - self._partial(held)
-        self._held = "" if self.found else held[end:]
-        return held[:end]
-
-    def finish(self) -> str:
-        """Return what was held back, now that the text has ended."""
-        held, self._held = self._held, ""
-        return held
-
-    def _partial(self, text: str) -> int:
-        """Length of the longest end of `text` with which a stop string begins."""
-        longest = max(map(len, self._stops)) - 1
-        ends = range(min(longest, len(text)), 0, -1)
-        return next((size for size in ends if any(stop.startswith(text[-size:]) for stop in self._stops)), 0)

@@ -20,7 +20,7 @@ from quantkit.errors import OptionError
 from quantkit.generation.sampling import make_logits_processors, make_sampler
 from quantkit.generation.speculation import LOSS_ALLOWED, NGRAM_SIZES, NgramIndex, PassTimes, Speculation
 from quantkit.generation.stream import GenerationResponse, stream_generate
-from quantkit.generation.tokenizer import Tokenizer
+from quantkit.generation.text.tokenizer import Tokenizer
 
 texts = st.lists(st.integers(0, 3), max_size=60)
 

@@ -10,15 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import tiny
 from bigram import BigramModel
 from quantkit.errors import GenerationError, OptionError
 from quantkit.generation.sampling import make_logits_processors, make_sampler
-from quantkit.generation.stream import PROMPT_PIECE, GenerationResponse, _StopStrings, generate, stream_generate
-from quantkit.generation.tokenizer import Tokenizer
+from quantkit.generation.stream import PROMPT_PIECE, GenerationResponse, generate, stream_generate
+from quantkit.generation.text.tokenizer import Tokenizer
 
 END_OF_TURN = tiny.SPECIALS.index("<|im_end|>")
 
@@ -189,25 +187,6 @@ def test_bad_template_variables_are_refused(thinker: Tokenizer, given: Any) -> N
 def test_template_variables_without_a_conversation_are_refused(thinker: Tokenizer, prompt: Any) -> None:
     with pytest.raises(OptionError, match=r"^chat_template_kwargs "):
         responses(saying(thinker, "ab"), thinker, prompt, chat_template_kwargs={"enable_thinking": False})
-
-
-@settings(deadline=None)
-@given(
-    pieces=st.lists(st.text("abc", max_size=4), max_size=12),
-    stops=st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
-)
-def test_stop_strings_do_not_depend_on_token_boundaries(pieces: list[str], stops: list[str]) -> None:
-    def cut(parts: Sequence[str]) -> tuple[str, bool]:
-        finder = _StopStrings(stops)
-        text = "".join([*(finder.add(part) for part in parts), finder.finish()])
-        return text, finder.found
-
-    whole = "".join(pieces)
-    assert cut(pieces) == cut([whole]) == cut(list(whole))
-    text, found = cut(pieces)
-    assert found == any(stop in whole for stop in stops)
-    assert whole.startswith(text)
-    assert not any(stop in text for stop in stops)
 
 
 def test_logits_processors_see_all_tokens_and_change_the_choice(tokenizer: Tokenizer) -> None:

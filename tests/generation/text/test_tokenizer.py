@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Backend
 
 import tiny
 from quantkit.errors import CheckpointError, GenerationError, UnsupportedError
-from quantkit.generation.tokenizer import Tokenizer
+from quantkit.generation.text.tokenizer import Tokenizer
 
 BOS, END_OF_TEXT, TURN, END_OF_TURN = range(4)  # of tiny.SPECIALS
 

@@ -11,7 +11,7 @@ import pytest
 
 from golden import chat as golden
 from quantkit.errors import CheckpointError, GenerationError, UnsupportedError
-from quantkit.generation.chat_template import ChatTemplate, choose_template
+from quantkit.generation.text.chat_template import ChatTemplate, choose_template
 
 FILE = Path("model/chat_template.jinja")
 USER = [{"role": "user", "content": "Hi"}]

@@ -2,25 +2,25 @@
 
 Encoding is done by Hugging Face's `tokenizers` from `tokenizer.json`, the only vocabulary file that is read. Around it:
 special tokens, stop tokens and sampling defaults as the checkpoint's JSON files declare them, and a streaming
-`Detokenizer`. Chat templates are `chat.py`'s; this module finds their text.
+`Detokenizer`. Chat templates are `chat_template.py`'s; this module finds their text.
 """
 
 from __future__ import annotations
 
-import codecs
 import json
 import logging
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from quantkit.errors import CheckpointError, GenerationError, UnsupportedError
-from quantkit.generation.chat_template import ChatTemplate, Message, choose_template
+from quantkit.errors import CheckpointError, GenerationError
+from quantkit.generation.text.chat_template import ChatTemplate, Message, choose_template
+from quantkit.generation.text.detokenizer import Decoding, Detokenizer, TokenBytes
+from quantkit.generation.text.files import TextFiles
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -73,7 +73,7 @@ class Tokenizer:
     """
 
     def __init__(self, files: Mapping[str, bytes | Path], origin: str | PathLike[str]) -> None:
-        source = _Files(files, Path(origin))
+        source = TextFiles(files, Path(origin))
         self.file = source.path("tokenizer.json")
         self._tokenizer = _backend(source)
         config = source.json("tokenizer_config.json")
@@ -169,13 +169,13 @@ class Tokenizer:
         return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
 
     @cached_property
-    def _decoding(self) -> _Decoding:
+    def _decoding(self) -> Decoding:
         decoder = self._tokenizer.decoder
-        return _Decoding.of(json.loads(decoder.__getstate__()) if decoder else {"type": "null"}, self.file)
+        return Decoding.of(json.loads(decoder.__getstate__()) if decoder else {"type": "null"}, self.file)
 
     @cached_property
-    def _bytes_of(self) -> _TokenBytes:
-        return _TokenBytes(self._tokenizer.id_to_token, self._decoding, self._skipped)
+    def _bytes_of(self) -> TokenBytes:
+        return TokenBytes(self._tokenizer.id_to_token, self._decoding, self._skipped)
 
     def _known(self, texts: Iterable[str]) -> list[int]:
         ids = (self._tokenizer.token_to_id(text) for text in texts)
@@ -187,143 +187,7 @@ class Tokenizer:
         return [special[text] for text in ends if text in special]
 
 
-class Detokenizer:
-    """Turns token ids into text as they arrive, in constant time per token.
-
-    Bytes go through an incremental UTF-8 decoder: a character whose bytes are spread over several tokens appears with
-    the last of them. U+FFFD appears only for bytes that no further token can mend, or for an unfinished character at
-    the end. Special tokens are silent.
-    """
-
-    def __init__(self, bytes_of: Mapping[int, bytes], lead: str) -> None:
-        self._bytes_of = bytes_of
-        self._lead = lead
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def add(self, token: int) -> str:
-        """Return the text that `token` completes, possibly none."""
-        return self._trimmed(self._utf8.decode(self._bytes_of[token]))
-
-    def finish(self) -> str:
-        """Return what is left: U+FFFD when the text ends inside of a character, otherwise nothing."""
-        return self._trimmed(self._utf8.decode(b"", final=True))
-
-    def _trimmed(self, text: str) -> str:
-        if self._lead and text:
-            text, self._lead = text.removeprefix(self._lead), ""
-        return text
-
-
-class _TokenBytes(dict[int, bytes]):
-    """Token id -> the UTF-8 bytes that it stands for, found when first asked for."""
-
-    def __init__(self, piece_of: Callable[[int], str | None], decoding: _Decoding, skipped: frozenset[int]) -> None:
-        super().__init__(dict.fromkeys(skipped, b""))
-        self._piece_of, self._decoding = piece_of, decoding
-
-    def __missing__(self, token: int) -> bytes:
-        piece = self._piece_of(token)
-        found = self[token] = b"" if piece is None else self._decoding.bytes_of(piece)
-        return found
-
-
-class _Decoding:
-    """The `decoder` section of a `tokenizer.json`, applied to one piece at a time.
-
-    A piece stays a str through the steps; raw bytes travel in it as surrogate escapes (PEP 383) until `bytes_of`.
-    """
-
-    def __init__(self, steps: Sequence[Callable[[str], str]], lead: str) -> None:
-        self._steps = steps
-        self.lead = lead  # what is taken off the beginning of a whole text
-
-    @classmethod
-    def of(cls, decoder: Mapping[str, Any], file: Path) -> _Decoding:
-        steps: list[Callable[[str], str]] = []
-        lead = ""
-        for section in decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]:
-            match section:
-                case {"type": "ByteLevel"}:
-                    steps.append(_byte_level)
-                case {"type": "ByteFallback"}:
-                    steps.append(_byte_fallback)
-                case {"type": "Replace", "pattern": {"String": pattern}, "content": content}:
-                    steps.append(partial(_replace, old=pattern, new=content))
-                case {"type": "Metaspace", "replacement": mark}:
-                    steps.append(partial(_replace, old=mark, new=" "))
-                    lead = "" if section.get("prepend_scheme") == "never" else " "
-                case {"type": "Strip", "content": content, "start": 0 | 1 as start, "stop": 0}:
-                    lead = content * start
-                case {"type": "Fuse"}:
-                    continue
-                case _:
-                    known = "ByteLevel, ByteFallback, Replace, Metaspace, Strip, Fuse and sequences of them"
-                    raise UnsupportedError(f"{file}: cannot stream the decoder {dict(section)}; supported: {known}")
-        return cls(steps, lead)
-
-    def bytes_of(self, piece: str) -> bytes:
-        for step in self._steps:
-            piece = step(piece)
-        return piece.encode("utf-8", "surrogateescape")
-
-
-def _byte_alphabet() -> dict[str, int]:
-    # GPT-2's bytes_to_unicode: printable Latin-1 stands for itself, the other bytes for 256, 257, ...
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_alphabet()
-_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")
-
-
-def _byte_level(piece: str) -> str:
-    try:
-        return bytes([_BYTE_OF[char] for char in piece]).decode("utf-8", "surrogateescape")
-    except KeyError:
-        return piece  # an added token, written as it reads
-
-
-def _replace(piece: str, old: str, new: str) -> str:
-    return piece.replace(old, new)
-
-
-def _byte_fallback(piece: str) -> str:
-    byte = _BYTE_TOKEN.fullmatch(piece)
-    return bytes.fromhex(byte[1]).decode("utf-8", "surrogateescape") if byte else piece
-
-
-class _Files:
-    """The checkpoint's small files, read with errors that name them."""
-
-    def __init__(self, files: Mapping[str, bytes | Path], origin: Path) -> None:
-        self._files, self._origin = files, origin
-
-    def path(self, name: str) -> Path:
-        held = self._files.get(name)
-        return held if isinstance(held, Path) else self._origin / name
-
-    def text(self, name: str) -> str | None:
-        held = self._files.get(name)
-        if held is None:
-            return None
-        try:
-            return (held.read_bytes() if isinstance(held, Path) else held).decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{self.path(name)}: cannot be read: {error}") from error
-
-    def json(self, name: str) -> Mapping[str, Any]:
-        try:
-            content = json.loads(self.text(name) or "{}")
-        except ValueError as error:
-            raise CheckpointError(f"{self.path(name)}: not valid JSON: {error}") from error
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{self.path(name)}: not a JSON object")
-        return content
-
-
-def _backend(source: _Files) -> tokenizers.Tokenizer:
+def _backend(source: TextFiles) -> tokenizers.Tokenizer:
     file, text = source.path("tokenizer.json"), source.text("tokenizer.json")
     if text is None:
         raise CheckpointError(f"{file} is missing: download it, or save it with transformers' fast tokenizer")
