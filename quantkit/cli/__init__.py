@@ -1,7 +1,8 @@
 """The command line: one file per command; each parses, calls the library and prints.
 
 What a command answers goes to stdout, everything else to stderr. A usage error ends with status 2, a failure with 1,
-both with one line; `--debug` shows the traceback of a failure. Ctrl-C ends with 130, a closed pipe with 141.
+both with one line; `--debug` shows the traceback of a failure. Ctrl-C ends with 130, SIGTERM with 143, SIGHUP with 129,
+a closed pipe with 141.
 
 Commands are imported when they are named, and import what they need when they run, so that `--help` answers at once.
 """
@@ -21,6 +22,7 @@ from typing import Any, NoReturn
 import click
 
 from quantkit.cli.options import Settings, debug_option
+from quantkit.cli.signals import cleaning_up
 from quantkit.errors import OptionError, QuantkitError
 
 COMMANDS = ("convert", "run", "bench", "inspect", "verify", "eval", "dequantize")
@@ -59,7 +61,9 @@ class CommandLine(click.Group):
             logging.addLevelName(level, name)
         logging.getLogger("quantkit_kernels").setLevel(logging.INFO)
         try:
-            status = super().main(args, prog_name or "quantkit", **extra | {"standalone_mode": False, "obj": settings})
+            with cleaning_up():
+                extra |= {"standalone_mode": False, "obj": settings}
+                status = super().main(args, prog_name or "quantkit", **extra)
             sys.exit(status or 0)
         except (KeyboardInterrupt, click.Abort):
             sys.exit(INTERRUPTED)

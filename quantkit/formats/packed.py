@@ -7,7 +7,7 @@ U8 `[tiles, groups, block bytes]` and `X.row_scales` F32 `[tiles, 2 or 1, 8]`; p
 All begin on multiples of 64 bytes; where that takes filling, tensors `padding.N` hold zeros.
 
 What the bytes of a block mean is specified in `quantkit_kernels.blocks`, how folders and safetensors are written in
-`output.py`. No model is known here, and nothing is computed.
+`output.py` and `writer.py`. No model is known here, and nothing is computed.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import CheckpointError, PackedModelError
+from quantkit.formats.output import PACKED_MANIFEST as MANIFEST
+from quantkit.formats.output import WEIGHTS, as_json, output_folder, write_files
 from quantkit.formats.safetensors import SafetensorsFile
-from quantkit.formats.writer import PADDING, SafetensorsWriter, as_bytes, output_folder
+from quantkit.formats.writer import PADDING, SafetensorsWriter, as_bytes
 from quantkit.tensor import Tensor, TensorSpec
 from quantkit_kernels.blocks import KINDS, expected_shapes
 
 FORMAT_VERSION = 1
-WEIGHTS, CONFIG, MANIFEST = "model.safetensors", "config.json", "quantkit.json"
+CONFIG = "config.json"
 SECTION = "quantization"
 """Where config.json lists the tensors."""
 
@@ -76,13 +78,15 @@ def write_packed(
     layouts: Mapping[str, Layout],
     files: Mapping[str, bytes | Path],
     about: Mapping[str, Any],
+    *,
+    force: bool = False,
 ) -> Iterator[PackedWriter]:
     """Write a packed folder: it appears when the block ends and every tensor was added; an exception leaves nothing.
 
     Parameters
     ----------
     path : path
-        Folder to write; a model folder that stands there is replaced, see `output.check_output`.
+        Folder to write.
     config : mapping
         config.json of the source.
     layouts : mapping of name to Layout
@@ -91,22 +95,20 @@ def write_packed(
         Copied as they are.
     about : mapping
         What quantkit.json shall say besides (source, options).
+    force : bool
+        Replace a folder that quantkit wrote, see `output.output_folder`.
 
     Raises
     ------
     PackedModelError
-        When the folder cannot be written: permission, full disk.
+        When the folder cannot be written: permission, full disk, something else of that name.
     """
     tensors = {name: {"kind": layout.kind, "shape": layout.shape} for name, layout in layouts.items()}
     section = {"quant_method": "quantkit", "format_version": FORMAT_VERSION, "tensors": tensors}
-    contents: dict[str, bytes | Path] = {CONFIG: _json({**config, SECTION: section}), **files}
+    contents: dict[str, bytes | Path] = {CONFIG: as_json({**config, SECTION: section}), **files}
     entries = {key: entry for name, layout in layouts.items() for key, entry in layout.entries(name).items()}
-    with output_folder(path) as folder:
-        digests = {}
-        for name, source in contents.items():
-            content = source if isinstance(source, bytes) else source.read_bytes()
-            (folder / name).write_bytes(content)
-            digests[name] = hashlib.sha256(content).hexdigest()
+    with output_folder(path, force=force) as folder:
+        digests = write_files(folder, contents)
         with SafetensorsWriter(folder / WEIGHTS, entries, {"format": "pt"}) as weights:
             writer = PackedWriter(weights)
             yield writer
@@ -118,7 +120,7 @@ def write_packed(
             "files": digests,
             "tensors": writer.tensors,
         }
-        (folder / MANIFEST).write_bytes(_json(manifest))
+        (folder / MANIFEST).write_bytes(as_json(manifest))
 
 
 class PackedWriter:
@@ -335,10 +337,6 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
         At the first difference; the message names file and tensor.
     """
     return list(PackedModel(path).verify())
-
-
-def _json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def _header_of(file: Path) -> bytes:

@@ -6,7 +6,7 @@ to an array, so a damaged or hostile file ends in an exception that names it. Th
 because they raise on BF16; here BF16 comes out as uint16 bit patterns.
 
 This module knows neither models nor folders: `folder.py` reads checkpoints with it and `packed.py` packed models.
-Writing is `packed.py`'s.
+Writing is `writer.py`'s.
 """
 
 from __future__ import annotations

@@ -12,12 +12,13 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from quantkit.engine.machine import peak_memory, usable_cores
 from quantkit.errors import OptionError
 from quantkit.formats import Checkpoint, open_checkpoint
+from quantkit.formats.output import check_output
 from quantkit.formats.packed import Layout, write_packed
-from quantkit.formats.writer import check_output
 from quantkit.models import registry
 from quantkit.quantization.recipe import choose
 
@@ -115,7 +116,7 @@ def convert(
     threads : int, optional
         Default: the physical cores that this process may use. The result does not depend on it.
     force : bool
-        Replace `output` if it exists.
+        Replace `output` if it exists, provided that quantkit wrote every file in it.
     progress : callable, optional
         Called after each tensor.
     dry_run : bool
@@ -131,52 +132,67 @@ def convert(
         When the output exists or cannot be written.
     """
     start = time.perf_counter()
-    checkpoint = open_checkpoint(source)
-    program = registry.record(checkpoint.config)
-    unused = checkpoint.check(program.tensors)
-    if "tokenizer.json" not in checkpoint.files:
-        logger.warning("%s: has no tokenizer.json; the packed model will not take text", checkpoint.path)
-    kinds = choose(program, quantize, overrides)
+    plan = _plan(source, quantize, overrides)
     if threads is not None and threads < 1:
         raise OptionError(f"threads: {threads} is less than 1")
-    check_output(output, force=force, source=checkpoint.path)
-    layouts = {
-        name: Layout(kinds[name], program.tensors[name].shape) for name in checkpoint.names if name in program.tensors
-    }
-    errors = {} if dry_run else _pack(checkpoint, output, layouts, quantize, overrides, threads, progress)
+    check_output(output, force=force, source=plan.checkpoint.path)
+    errors = {} if dry_run else _pack(plan, output, force=force, threads=threads or usable_cores(), progress=progress)
     return Report(
-        kinds=_by_kind(layouts),
-        source_bytes=checkpoint.nbytes,
-        unused=tuple(unused),
+        kinds=_by_kind(plan.layouts),
+        source_bytes=plan.checkpoint.nbytes,
+        unused=plan.unused,
         seconds=time.perf_counter() - start,
         peak_rss=peak_memory(),
         errors=errors,
     )
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What a conversion reads and makes, known before anything is written."""
+
+    checkpoint: Checkpoint
+    layouts: Mapping[str, Layout]  # in the order of the source's bytes
+    unused: tuple[str, ...]
+    options: Mapping[str, Any]
+
+
+def _plan(source: str | os.PathLike[str], recipe: str, overrides: Sequence[tuple[str, str]]) -> _Plan:
+    """Open a checkpoint and choose a kind for each tensor; raises what `convert` raises for both."""
+    checkpoint = open_checkpoint(source)
+    specs = registry.record(checkpoint.config).tensors
+    unused = checkpoint.check(specs)
+    if "tokenizer.json" not in checkpoint.files:
+        logger.warning("%s: has no tokenizer.json; the packed model will not take text", checkpoint.path)
+    kinds = choose(specs, recipe, overrides)
+    return _Plan(
+        checkpoint,
+        {name: Layout(kinds[name], specs[name].shape) for name in checkpoint.names if name in specs},
+        tuple(unused),
+        {"quantize": recipe, "overrides": [list(override) for override in overrides]},
+    )
+
+
 def _pack(
-    checkpoint: Checkpoint,
+    plan: _Plan,
     output: str | os.PathLike[str],
-    layouts: Mapping[str, Layout],
-    recipe: str,
-    overrides: Sequence[tuple[str, str]],
-    threads: int | None,
+    *,
+    force: bool,
+    threads: int,
     progress: Callable[[Progress], None] | None,
 ) -> dict[str, float]:
-    about = {
-        "source": {"name": checkpoint.path.name, "fingerprint": checkpoint.fingerprint()},
-        "options": {"quantize": recipe, "overrides": [list(override) for override in overrides]},
-    }
+    """Write the packed folder; returns each tensor's relative error."""
+    checkpoint, layouts = plan.checkpoint, plan.layouts
+    source = {"name": checkpoint.path.name, "fingerprint": checkpoint.fingerprint()}
+    about = {"source": source, "options": plan.options}
     errors: dict[str, float] = {}
     done, total = 0, sum(math.prod(layout.shape) for layout in layouts.values())
-    with write_packed(output, checkpoint.config, layouts, checkpoint.files, about) as writer:
+    with write_packed(output, checkpoint.config, layouts, checkpoint.files, about, force=force) as writer:
         from quantkit.quantization.encode import quantize  # heavy: after everything that can be refused
 
         for name, layout in layouts.items():
             label = f"{checkpoint.file_of(name)}: tensor {name!r}"
-            tensor, errors[name] = quantize(
-                checkpoint.tensor(name), layout.kind, label=label, threads=threads or usable_cores()
-            )
+            tensor, errors[name] = quantize(checkpoint.tensor(name), layout.kind, label=label, threads=threads)
             checkpoint.release(name)
             writer.add(name, tensor, errors[name])
             done += math.prod(layout.shape)

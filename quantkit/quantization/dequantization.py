@@ -5,18 +5,18 @@ The weights are those that the packed model computes with, rounded to fp16, unde
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import PackedModelError
-from quantkit.formats.packed import CONFIG, SECTION, WEIGHTS, PackedModel, open_packed
-from quantkit.formats.writer import SafetensorsWriter, check_output, output_folder
+from quantkit.formats.output import UNPACKED_MANIFEST, WEIGHTS, as_json, check_output, output_folder, write_files
+from quantkit.formats.packed import CONFIG, SECTION, PackedModel, open_packed
+from quantkit.formats.writer import SafetensorsWriter
 from quantkit.quantization.encode import dequantize as dequantize_tensor
 
 
@@ -30,22 +30,21 @@ def dequantize(model: str | os.PathLike[str], output: str | os.PathLike[str], *,
     output : path
         Folder to write. It appears when it is complete.
     force : bool
-        Replace `output` if it exists.
+        Replace `output` if it exists, provided that quantkit wrote every file in it.
 
     Raises
     ------
     PackedModelError
         When the packed folder is not sound, holds weights beyond fp16's range, or the output cannot be written.
     """
-    output = Path(output)
     packed = open_packed(model)
     check_output(output, force=force, source=packed.path)
     config = {key: value for key, value in packed.config.items() if key != SECTION}
     spelling = "torch_dtype" if "torch_dtype" in config else "dtype"  # of transformers before and since 5
-    with output_folder(output) as folder:
-        (folder / CONFIG).write_text(json.dumps(config | {spelling: "float16"}, indent=2) + "\n", encoding="utf-8")
-        for name, file in packed.files.items():
-            (folder / name).write_bytes(file.read_bytes())
+    with output_folder(output, force=force) as folder:
+        files = write_files(folder, {CONFIG: as_json(config | {spelling: "float16"}), **packed.files})
+        manifest = {"quantkit_version": version("quantkit"), "files": files}
+        (folder / UNPACKED_MANIFEST).write_bytes(as_json(manifest))
         shapes = {name: ("F16", packed.layouts[name].shape) for name in packed.names}
         with SafetensorsWriter(folder / WEIGHTS, shapes, {"format": "pt"}, alignment=1) as weights:
             for name in packed.names:

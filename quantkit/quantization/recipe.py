@@ -1,7 +1,7 @@
 """The choice: which tensor becomes which kind.
 
-A recipe maps the role of a tensor in the program to a kind; overrides, regular expressions over names, come after it.
-How codes are found is `quantize`'s affair. Nothing is computed here.
+A recipe maps the role of a tensor in the model to a kind; overrides, regular expressions over names, come after it.
+How codes are found is `encode.py`'s affair. Nothing is computed here.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from quantkit.errors import OptionError
-from quantkit.models.recorder import Program
-from quantkit.tensor import Role
+from quantkit.tensor import Role, TensorSpec
 from quantkit_kernels.blocks import KINDS
 
 RECIPES: Mapping[str, Mapping[Role, str]] = MappingProxyType(
@@ -26,12 +25,13 @@ FIXED: tuple[Role, ...] = ("norm", "bias")
 """Roles whose kind cannot be overridden: vectors, which weigh nothing and are computed with in f32."""
 
 
-def choose(program: Program, recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, str]:
-    """Return name -> kind for every tensor of a program.
+def choose(tensors: Mapping[str, TensorSpec], recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, str]:
+    """Return name -> kind for each of a model's tensors.
 
     Parameters
     ----------
-    program : Program
+    tensors : mapping of str to TensorSpec
+        The tensors that the model reads, by name.
     recipe : str
         A name of `RECIPES`.
     overrides : sequence of (regular expression, kind)
@@ -44,7 +44,7 @@ def choose(program: Program, recipe: str, overrides: Sequence[tuple[str, str]] =
     """
     if recipe not in RECIPES:
         raise OptionError(f"quantize: {recipe!r} is not one of {', '.join(RECIPES)}")
-    kinds = {name: RECIPES[recipe][spec.role] for name, spec in program.tensors.items()}
+    kinds = {name: RECIPES[recipe][spec.role] for name, spec in tensors.items()}
     for pattern, kind in overrides:
         if kind not in KINDS:
             raise OptionError(f"override {pattern}={kind}: {kind!r} is not one of {', '.join(KINDS)}")
@@ -52,11 +52,11 @@ def choose(program: Program, recipe: str, overrides: Sequence[tuple[str, str]] =
             expression = re.compile(pattern)
         except re.error as cause:
             raise OptionError(f"override {pattern}={kind}: {pattern!r} is no regular expression: {cause}") from cause
-        found = [name for name, spec in program.tensors.items() if spec.role not in FIXED and expression.search(name)]
+        found = [name for name, spec in tensors.items() if spec.role not in FIXED and expression.search(name)]
         if not found:
             raise OptionError(
                 f"override {pattern}={kind}: {pattern!r} is found in the name of no matrix, "
-                f"such as {next(iter(program.tensors))!r} (norms and biases stay f32)"
+                f"such as {next(iter(tensors))!r} (norms and biases stay f32)"
             )
         kinds |= dict.fromkeys(found, kind)
     return kinds

@@ -158,17 +158,19 @@ def assert_refused_at_the_end(result: Result, *words: str) -> None:
 def test_an_existing_model_is_kept_without_force(invoke, checkpoint: Path, packed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(packed, out)
-    (out / "quantkit.json").write_text("{}")
+    (out / WEIGHTS).write_text("damaged")
     assert_refused(invoke("convert", checkpoint, "-o", out), str(out), "--force")
-    assert (out / "quantkit.json").read_text() == "{}"
+    assert (out / WEIGHTS).read_text() == "damaged"
     assert invoke("convert", checkpoint, "-o", out, "--force").exit_code == 0
     assert invoke("verify", out).exit_code == 0
 
 
 def test_a_folder_of_something_else_is_never_replaced(invoke, checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "precious").write_text("data")
-    assert_refused(invoke("convert", checkpoint, "-o", tmp_path, "--force"), str(tmp_path))
-    assert os.listdir(tmp_path) == ["precious"]
+    files = {"config.json": "{}", "thesis.tex": "precious"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert_refused(invoke("convert", checkpoint, "-o", tmp_path, "--force"), str(tmp_path), "quantkit did not write")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == files
 
 
 # --- packed folders -----------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def test_the_folder_is_a_checkpoint(tmp_path: Path) -> None:
     dequantize(packed, tmp_path / "out")
     before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("source", "out"))
     assert after == before | {"torch_dtype": "float16"}
-    assert set(os.listdir(tmp_path / "out")) == set(os.listdir(tmp_path / "source"))
+    assert set(os.listdir(tmp_path / "out")) == {*os.listdir(tmp_path / "source"), "dequantized.json"}
     for name in ("tokenizer.json", "chat_template.jinja"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "source" / name).read_bytes()
     checkpoint = open_checkpoint(tmp_path / "out")
@@ -95,9 +95,19 @@ def test_what_is_refused(tmp_path: Path) -> None:
             dequantize(model, output)
     with pytest.raises(PackedModelError, match="source itself"):
         dequantize(packed, packed, force=True)
+    with pytest.raises(PackedModelError, match="quantkit did not write"):
+        dequantize(packed, tmp_path / "source", force=True)
     assert sorted(tmp_path.rglob("*")) == before
-    dequantize(packed, tmp_path / "source", force=True)
-    assert open_checkpoint(tmp_path / "source").header("model.norm.weight").kind == "f16"
+
+
+def test_force_replaces_what_dequantize_or_convert_wrote(tmp_path: Path) -> None:
+    packed = packed_folder(tmp_path)
+    convert(tmp_path / "source", tmp_path / "out", "int8")
+    dequantize(packed, tmp_path / "out", force=True)
+    dequantize(packed, tmp_path / "out", force=True)
+    assert open_checkpoint(tmp_path / "out").header("model.norm.weight").kind == "f16"
+    convert(tmp_path / "source", tmp_path / "out", force=True)
+    assert open_packed(tmp_path / "out").manifest["options"]["quantize"] == "int4"
 
 
 @pytest.mark.live

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 import tiny
 from quantkit.errors import OptionError
 from quantkit.models import registry
-from quantkit.models.recorder import Program
 from quantkit.quantization.recipe import choose
+from quantkit.tensor import TensorSpec
+
+Tensors = Mapping[str, TensorSpec]
 
 
 @pytest.fixture(scope="module")
-def program() -> Program:
-    return registry.record(tiny.config_of("llama", attention_bias=True))
+def tensors() -> Tensors:
+    return registry.record(tiny.config_of("llama", attention_bias=True)).tensors
 
 
-def test_linear_layers_become_int4_and_heads_int8(program: Program) -> None:
-    kinds = choose(program, "int4")
-    assert kinds.keys() == program.tensors.keys()
+def test_linear_layers_become_int4_and_heads_int8(tensors: Tensors) -> None:
+    kinds = choose(tensors, "int4")
+    assert kinds.keys() == tensors.keys()
     assert kinds["model.layers.1.mlp.down_proj.weight"] == "int4"
     assert kinds["model.embed_tokens.weight"] == "int8"
     assert kinds["lm_head.weight"] == "int8"
@@ -26,30 +30,28 @@ def test_linear_layers_become_int4_and_heads_int8(program: Program) -> None:
     assert kinds["model.layers.0.self_attn.q_proj.bias"] == "f32"
 
 
-def test_int8_is_int8_throughout(program: Program) -> None:
-    assert {kind for name, kind in choose(program, "int8").items() if program.tensors[name].role == "linear"} == {
-        "int8"
-    }
+def test_int8_is_int8_throughout(tensors: Tensors) -> None:
+    assert {kind for name, kind in choose(tensors, "int8").items() if tensors[name].role == "linear"} == {"int8"}
 
 
 def test_a_tied_head_is_the_embedding() -> None:
-    kinds = choose(registry.record(tiny.config_of("qwen3")), "int4")
+    kinds = choose(registry.record(tiny.config_of("qwen3")).tensors, "int4")
     assert kinds["model.embed_tokens.weight"] == "int8"
     assert "lm_head.weight" not in kinds
 
 
-def test_the_last_override_that_matches_decides(program: Program) -> None:
-    kinds = choose(program, "int4", [(r"layers\.0\.", "int8"), (r"layers\.0\.mlp", "bf16"), (r"^lm_head", "f16")])
+def test_the_last_override_that_matches_decides(tensors: Tensors) -> None:
+    kinds = choose(tensors, "int4", [(r"layers\.0\.", "int8"), (r"layers\.0\.mlp", "bf16"), (r"^lm_head", "f16")])
     assert kinds["model.layers.0.self_attn.q_proj.weight"] == "int8"
     assert kinds["model.layers.0.mlp.up_proj.weight"] == "bf16"
     assert kinds["model.layers.1.mlp.up_proj.weight"] == "int4"
     assert kinds["lm_head.weight"] == "f16"
 
 
-def test_norms_and_biases_stay(program: Program) -> None:
-    kinds = choose(program, "int4", [("", "f16")])
-    assert {kinds[name] for name, spec in program.tensors.items() if spec.role in ("norm", "bias")} == {"f32"}
-    assert {kinds[name] for name, spec in program.tensors.items() if spec.role not in ("norm", "bias")} == {"f16"}
+def test_norms_and_biases_stay(tensors: Tensors) -> None:
+    kinds = choose(tensors, "int4", [("", "f16")])
+    assert {kinds[name] for name, spec in tensors.items() if spec.role in ("norm", "bias")} == {"f32"}
+    assert {kinds[name] for name, spec in tensors.items() if spec.role not in ("norm", "bias")} == {"f16"}
 
 
 @pytest.mark.parametrize(
@@ -63,8 +65,8 @@ def test_norms_and_biases_stay(program: Program) -> None:
     ],
 )
 def test_bad_options_are_named(
-    program: Program, recipe: str, overrides: list[tuple[str, str]], words: list[str]
+    tensors: Tensors, recipe: str, overrides: list[tuple[str, str]], words: list[str]
 ) -> None:
     with pytest.raises(OptionError) as caught:
-        choose(program, recipe, overrides)
+        choose(tensors, recipe, overrides)
     assert all(word in str(caught.value) for word in words), str(caught.value)

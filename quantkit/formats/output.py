@@ -1,0 +1,249 @@
+"""Output folders: which may be written or replaced, and how they appear complete or not at all.
+
+A folder grows as a hidden sibling of its target, locked by its process. When it is complete and on the disk, one system
+call gives it its name. A folder with contents is replaced only if quantkit's own manifest lists every file in it. What
+a killed process left is removed by the next one that writes to the same target. `packed.py` and `dequantization.py` say
+what goes in, `writer.py` streams tensors into it; no model is known here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import PackedModelError
+
+WEIGHTS = "model.safetensors"
+PACKED_MANIFEST, UNPACKED_MANIFEST = "quantkit.json", "dequantized.json"
+"""Files in which quantkit lists, as keys of `files`, what it wrote beside the weights: `convert`, `dequantize`."""
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+"""What rename(2) says when its target is neither absent nor an empty folder."""
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+def check_output(path: str | os.PathLike[str], *, force: bool, source: Path) -> None:
+    """Raise `PackedModelError` when a folder cannot be written at `path`; nothing is written.
+
+    An empty folder needs no force. One with contents is replaced with `force` alone, and only if quantkit wrote every
+    file in it and it neither is nor holds the source.
+    """
+    path, source = Path(os.path.realpath(path)), Path(os.path.realpath(source))
+    if path == source or path in source.parents:
+        raise PackedModelError(f"{path}: holds the source itself; name another output")
+    above = next((folder for folder in path.parents if folder.exists()), path)
+    if not above.is_dir():
+        raise PackedModelError(f"{path}: cannot be written: {above} is not a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PackedModelError(f"{path}: cannot be written: no permission to write in {above}")
+    if os.path.ismount(path):
+        raise PackedModelError(f"{path}: is a mount point, which cannot be renamed; name a folder in it")
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise PackedModelError(f"{path}: is a file; name another output")
+    try:
+        empty, stranger = not os.listdir(path), _stranger(path)
+    except OSError as cause:
+        raise PackedModelError(f"{path}: cannot be read: {cause.strerror}") from cause
+    if not empty and not force:
+        raise PackedModelError(f"{path}: exists already; name another output, or use --force to replace it")
+    if stranger:
+        raise PackedModelError(
+            f"{path}: holds {stranger!r}, which quantkit did not write, so --force does not replace it; "
+            "name another output"
+        )
+
+
+@contextmanager
+def output_folder(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path` when the block ends; an exception leaves nothing.
+
+    Parameters
+    ----------
+    path : path
+        Missing parents are made. What stands there is checked at the end, when the new folder is complete.
+    force : bool
+        Replace a folder with contents, if quantkit wrote all of them.
+
+    Raises
+    ------
+    PackedModelError
+        When something stands at `path` that may not be replaced; it is left as it is. When the folder cannot be
+        written, whichever `OSError` says so inside the block: disk full, no permission, ...
+    """
+    target = Path(os.path.realpath(path))
+    with ExitStack() as stack:
+        try:
+            stack.callback(_remove_empty, [folder for folder in target.parents if not folder.exists()])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(target)
+            partial = _locked_folder(target, stack)
+            yield partial
+            _publish(partial, target, force=force)
+        except OSError as cause:
+            fault = "the disk is full" if cause.errno in DISK_FULL else str(cause)
+            raise PackedModelError(f"{path}: cannot be written: {fault}; nothing of it was kept") from cause
+
+
+def write_files(folder: Path, files: Mapping[str, bytes | Path]) -> dict[str, str]:
+    """Write small files, given as their bytes or the path of a copy; returns the SHA-256 of each, for the manifest."""
+    digests = {}
+    for name, source in files.items():
+        content = source if isinstance(source, bytes) else source.read_bytes()
+        (folder / name).write_bytes(content)
+        digests[name] = hashlib.sha256(content).hexdigest()
+    return digests
+
+
+def as_json(content: Mapping[str, Any]) -> bytes:
+    """Return JSON of ASCII characters alone: a lone surrogate, which a JSON file may hold, has no other form."""
+    return (json.dumps(content, indent=2) + "\n").encode("ascii")
+
+
+def _stranger(folder: Path) -> str | None:
+    """Return the name of an entry of a folder that quantkit did not write, None if there is none."""
+    ours = _written_names(folder)
+    return next((entry.name for entry in sorted(folder.iterdir()) if entry.name not in ours or entry.is_dir()), None)
+
+
+def _written_names(folder: Path) -> set[str]:
+    """Return the names of the files that quantkit wrote into a folder, as its manifest lists them."""
+    for name in (PACKED_MANIFEST, UNPACKED_MANIFEST):
+        file = folder / name
+        with suppress(OSError, ValueError, RecursionError):
+            match json.loads(file.read_bytes()) if file.is_file() else None:
+                case {"quantkit_version": str(), "files": dict(files)}:
+                    return {name, WEIGHTS, *files}
+    return set()
+
+
+def _locked_folder(target: Path, stack: ExitStack) -> Path:
+    """Make a hidden sibling of `target`, locked until the stack is closed, which removes what still has its name."""
+    while True:
+        partial = _sibling(target, "partial")
+        stack.callback(shutil.rmtree, partial, ignore_errors=True)
+        partial.mkdir()
+        with suppress(FileNotFoundError):  # another process removed it before it was locked
+            _lock(partial, fcntl.LOCK_EX, stack)
+            partial.stat()
+            return partial
+
+
+def _lock(folder: Path, mode: int, stack: ExitStack) -> bool:
+    """Lock a folder until the stack is closed; returns whether it was possible.
+
+    Some network file systems know no locks. There, no process takes the folder of another for abandoned.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    stack.callback(os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, mode)
+    except OSError:
+        return False
+    return True
+
+
+def _publish(partial: Path, target: Path, *, force: bool) -> None:
+    """Give a complete folder its name, once it is on the disk."""
+    for path in (*partial.iterdir(), partial):
+        _sync(path)
+    try:
+        partial.rename(target)  # rename(2) puts a folder in the place of nothing or of an empty folder alone
+    except OSError as cause:
+        if cause.errno not in OCCUPIED:
+            raise
+        if not force or not target.is_dir():
+            raise PackedModelError(f"{target}: was written by something else meanwhile; it is left as it is") from cause
+        _replace(partial, target)
+    _sync(target.parent)
+
+
+def _replace(partial: Path, target: Path) -> None:
+    """Exchange a complete folder with the one at `target`, and remove that one if quantkit wrote all that is in it."""
+    with ExitStack() as stack:
+        _lock(target, fcntl.LOCK_EX | fcntl.LOCK_NB, stack)  # once it has another name, nobody takes it for abandoned
+        replaced = _exchange(partial, target)
+        stranger = _stranger(replaced)  # looked for now that nobody can put anything into it by the target's name
+        if stranger:
+            replaced = _exchange(replaced, target)
+        _sync(target.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    if stranger:
+        raise PackedModelError(f"{target}: holds {stranger!r}, which quantkit did not write; it is left as it is")
+
+
+def _exchange(new: Path, target: Path) -> Path:
+    """Put a folder in the place of another; returns the path of the other.
+
+    One system call where the system has it, so that there is a folder at `target` at all times. Else two, and a process
+    killed between them leaves the old folder as a sibling, which the next writer to `target` puts back.
+    """
+    try:
+        _rename_exchange(new, target)
+        return new
+    except OSError:  # not known to the system, or not to the file system
+        replaced = _sibling(target, "replaced")
+        target.rename(replaced)
+        try:
+            new.rename(target)
+        except BaseException:
+            replaced.rename(target)
+            raise
+        return replaced
+
+
+def _rename_exchange(a: Path, b: Path) -> None:
+    """Exchange two names atomically (renameat2(2), since Linux 3.15 and glibc 2.28); raises `OSError`."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError as cause:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from cause
+    if renameat2(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), a, None, b)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sibling(target: Path, what: str) -> Path:
+    return target.parent / f".{target.name}.{secrets.token_hex(4)}.{what}"
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove siblings that no process holds a lock on, and put back an old folder that a killed process moved away."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(partial|replaced)", re.DOTALL)
+    for folder in list(target.parent.iterdir()):
+        found = pattern.fullmatch(folder.name)
+        if not found:
+            continue
+        with ExitStack() as stack, suppress(OSError):  # gone already, or no folder
+            if not _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB, stack):
+                continue
+            if found[1] == "replaced" and not target.exists():
+                folder.rename(target)
+            else:
+                shutil.rmtree(folder)

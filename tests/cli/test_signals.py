@@ -1,0 +1,70 @@
+"""A process that is asked to end leaves nothing half-written, says nothing, and tells by its status who asked."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tiny
+from quantkit.cli.signals import cleaning_up
+
+CONVERT = """
+import os, signal, sys
+from quantkit.cli import main
+from quantkit.quantization import encode
+
+number, original = int(sys.argv.pop(1)), encode.quantize
+
+def interrupted(*args, **options):
+    os.kill(os.getpid(), number)  # in the middle of the work
+    return original(*args, **options)
+
+encode.quantize = interrupted
+main()
+"""
+
+
+def convert(number: int, source: Path, out: Path, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", CONVERT, str(number), "convert", source, "-o", out]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_an_ended_convert_leaves_nothing(tmp_path: Path, number: int, status: int) -> None:
+    source = tiny.checkpoint(tmp_path / "source")
+    done = convert(number, source, tmp_path / "out")
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (status, "", "")
+    assert os.listdir(tmp_path) == ["source"]
+
+
+def test_what_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    """As under nohup."""
+    source = tiny.checkpoint(tmp_path / "source")
+    done = convert(
+        signal.SIGHUP, source, tmp_path / "out", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "out/quantkit.json").exists()
+
+
+def test_a_second_signal_does_not_interrupt_the_way_out() -> None:
+    cleaned = []
+
+    def work() -> None:
+        with cleaning_up():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGHUP)
+                cleaned.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ending:
+        work()
+    assert (ending.value.code, cleaned) == (143, [True])
+    assert signal.getsignal(signal.SIGTERM) is before
