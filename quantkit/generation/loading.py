@@ -48,9 +48,10 @@ def load_model(
     """
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
     source = open_packed(path) if is_packed(path) else open_checkpoint(path)
-    program = registry.record(source.config)
+    architecture = registry.read(source.config)
+    program = architecture.record()
     source.check(program.tensors)
-    longest = registry.context_length(source.config)
+    longest = architecture.context_length
     accepted = context is None or (is_whole(context) and 1 <= context <= longest)
     require(accepted, "context", context, f"1 to {longest}, which {Path(path).name} was made for")
     return Model(

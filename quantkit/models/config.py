@@ -52,7 +52,6 @@ class DecoderConfig:
     num_attention_heads: int
     num_key_value_heads: int | None = None
     head_dim: int | None = None
-    hidden_act: str = "silu"
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10_000.0
@@ -91,9 +90,9 @@ class DecoderConfig:
         return (self.num_key_value_heads or self.num_attention_heads) * self.head_size
 
     @property
-    def head(self) -> str:
-        """The module of the output projection: the embedding when the two are tied."""
-        return "model.embed_tokens" if self.tie_word_embeddings else "lm_head"
+    def windows(self) -> tuple[int, ...]:
+        """Attention window of each layer, 0 where a token sees all tokens before it."""
+        return (0,) * self.num_hidden_layers
 
     def _check_heads(self) -> None:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads

@@ -1,7 +1,7 @@
-"""The architectures that quantkit runs: one file each, named in one table by `config.json`'s `model_type`.
+"""The architectures that quantkit runs: `config.json`'s `model_type` -> its configuration and its forward pass.
 
-A file holds a `Config`, the fields it understands, and `forward`, which reads like the forward pass and records it as a
-program. No file, no kernel and no number is touched here.
+`read` parses a `config.json` once; what it returns records the program. A family's file holds a `Config`, the fields it
+understands, and `forward`, which reads like the forward pass. No file, no kernel and no number is touched here.
 """
 
 from __future__ import annotations
@@ -9,59 +9,79 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.config import DecoderConfig
-from quantkit.models.families import gemma3, llama, mistral, qwen2, qwen3
+from quantkit.models.families import gemma3, llama
 from quantkit.models.recorder import Program, Recorder
 
+Forward = Callable[[Any, Recorder], None]
+"""Records the forward pass of the configuration that it is given."""
 
-@dataclass(frozen=True)
-class Architecture:
+
+class Family(NamedTuple):
     """How the checkpoints of one `model_type` are configured, and how they compute."""
 
     config: type[DecoderConfig]
-    forward: Callable[[Any, Recorder], None]
+    forward: Forward
 
 
-ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "gemma3_text": Architecture(gemma3.Config, gemma3.forward),
-        "llama": Architecture(llama.Config, llama.forward),
-        "mistral": Architecture(mistral.Config, mistral.forward),
-        "qwen2": Architecture(qwen2.Config, qwen2.forward),
-        "qwen3": Architecture(qwen3.Config, qwen3.forward),
+        "gemma3_text": Family(gemma3.Config, gemma3.forward),
+        "llama": Family(llama.LlamaConfig, llama.llama),
+        "mistral": Family(llama.MistralConfig, llama.mistral),
+        "qwen2": Family(llama.Qwen2Config, llama.qwen2),
+        "qwen3": Family(llama.Qwen3Config, llama.qwen3),
     }
 )
 
 
-def record(config: Mapping[str, Any]) -> Program:
-    """Record the forward pass that a `config.json` describes.
+@dataclass(frozen=True)
+class Architecture:
+    """A model as its `config.json` describes it, read and checked."""
+
+    config: DecoderConfig
+    forward: Forward
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that the model was made for, prompt and answer together."""
+        return self.config.max_position_embeddings
+
+    def record(self) -> Program:
+        """Record the forward pass.
+
+        Raises
+        ------
+        UnsupportedError
+            The rope type, the activation or another field's value is none that quantkit can run.
+        CheckpointError
+            A field contradicts another.
+        """
+        ops = Recorder()
+        self.forward(self.config, ops)
+        return ops.program()
+
+
+def read(config: Mapping[str, Any]) -> Architecture:
+    """Read a `config.json`.
 
     Raises
     ------
     UnsupportedError
-        The model type, the rope type, the activation or another field's value is none that quantkit can run.
+        The model type is none that quantkit runs.
     CheckpointError
-        A field is missing, ill-typed or contradicts another.
+        A field is missing or ill-typed.
     """
-    architecture = _architecture(config)
-    ops = Recorder()
-    architecture.forward(architecture.config.from_dict(config), ops)
-    return ops.program()
-
-
-def context_length(config: Mapping[str, Any]) -> int:
-    """Return how many tokens the model was made for, prompt and answer together; raises as `record` does."""
-    return _architecture(config).config.from_dict(config).max_position_embeddings
-
-
-def _architecture(config: Mapping[str, Any]) -> Architecture:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointError("config.json: model_type is missing; is this a Hugging Face language model?")
-    if model_type not in ARCHITECTURES:
-        supported = ", ".join(ARCHITECTURES)
-        raise UnsupportedError(f"config.json: model_type {model_type!r} is not supported; supported are {supported}")
-    return ARCHITECTURES[model_type]
+    if model_type not in FAMILIES:
+        supported = ", ".join(FAMILIES)
+        raise UnsupportedError(
+            f"config.json: model_type {model_type!r:.60} is not supported; supported are {supported}"
+        )
+    family = FAMILIES[model_type]
+    return Architecture(family.config.from_dict(config), family.forward)

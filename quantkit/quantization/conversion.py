@@ -160,7 +160,7 @@ class _Plan:
 def _plan(source: str | os.PathLike[str], recipe: str, overrides: Sequence[tuple[str, str]]) -> _Plan:
     """Open a checkpoint and choose a kind for each tensor; raises what `convert` raises for both."""
     checkpoint = open_checkpoint(source)
-    specs = registry.record(checkpoint.config).tensors
+    specs = registry.read(checkpoint.config).record().tensors
     unused = checkpoint.check(specs)
     if "tokenizer.json" not in checkpoint.files:
         logger.warning("%s: has no tokenizer.json; the packed model will not take text", checkpoint.path)

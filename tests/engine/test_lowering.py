@@ -16,7 +16,7 @@ from quantkit_kernels.interpreter.table import SHARED, Field, Opcode
 
 
 def tiny_plan(kind="int4", model_type="llama", **overrides):
-    program = registry.record(tiny.config_of(model_type, **overrides))
+    program = registry.read(tiny.config_of(model_type, **overrides)).record()
     kinds = {name: kind if len(spec.shape) == 2 else "f32" for name, spec in program.tensors.items()}
     return plan(program, kinds)
 

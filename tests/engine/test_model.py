@@ -46,7 +46,7 @@ def sources(tmp_path_factory):
     for family, overrides in cases.items():
         folder = tiny.checkpoint(tmp_path_factory.mktemp(family), family, dtype="BF16", **overrides)
         checkpoint = open_checkpoint(folder)
-        program = registry.record(checkpoint.config)
+        program = registry.read(checkpoint.config).record()
         for recipe, kinds in RECIPES.items():
             tensors = {
                 name: quantize(checkpoint.tensor(name), kinds.get(spec.role, "f32"))[0]

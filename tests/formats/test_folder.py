@@ -18,7 +18,7 @@ import tiny
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.formats import open_checkpoint
 from quantkit.models.recorder import Program, Recorder
-from quantkit.models.registry import record
+from quantkit.models.registry import read
 from quantkit.tensor import Tensor
 
 INDEX = "model.safetensors.index.json"
@@ -270,7 +270,7 @@ def test_any_json(config: Any, index: Any, tmp_path: Path) -> None:
 def test_the_real_checkpoint() -> None:
     start = time.perf_counter()
     checkpoint = open_checkpoint(os.environ["QUANTKIT_TEST_MODEL"])
-    assert checkpoint.check(record(checkpoint.config).tensors) == []
+    assert checkpoint.check(read(checkpoint.config).record().tensors) == []
     assert time.perf_counter() - start < 1
     assert {checkpoint.header(name).kind for name in checkpoint.names} == {"f16"}
     assert {"tokenizer.json", "chat_template.jinja"} <= set(checkpoint.files)

@@ -20,7 +20,7 @@ import reference
 import tiny
 from golden.generate import CASES, HERE, ROWS, checkpoint, token_ids, transformers_logits
 from quantkit.formats import open_checkpoint
-from quantkit.models.registry import record
+from quantkit.models.registry import read
 
 TOLERANCE = 1e-4
 """Largest difference of a logit from transformers' float32; logits of the tiny checkpoints are of order one."""
@@ -80,14 +80,14 @@ def test_every_case_makes_a_difference() -> None:
 
 def test_tensors_are_those_of_transformers(subject: Subject) -> None:
     source = open_checkpoint(subject.folder)
-    program = record(source.config)
+    program = read(source.config).record()
     assert {name: spec.shape for name, spec in program.tensors.items()} == tiny.shapes(source.config)
     assert source.check(program.tensors) == []
 
 
 def test_reference_equals_transformers(subject: Subject) -> None:
     source = open_checkpoint(subject.folder)
-    answer = reference.logits(record(source.config), source, subject.prompt)
+    answer = reference.logits(read(source.config).record(), source, subject.prompt)
     assert difference(answer[list(ROWS)], subject.golden) <= TOLERANCE
 
 

@@ -16,9 +16,13 @@ import tiny
 from golden.generate import CASES
 from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
 from quantkit.models.recorder import Program
-from quantkit.models.registry import ARCHITECTURES, context_length, record
+from quantkit.models.registry import FAMILIES, read
 
-FAMILIES = list(tiny.FAMILIES)
+TYPES = list(tiny.FAMILIES)
+
+
+def record(config: dict[str, Any]) -> Program:
+    return read(config).record()
 
 
 def windows(program: Program) -> list[int]:
@@ -26,15 +30,15 @@ def windows(program: Program) -> list[int]:
 
 
 def test_every_architecture_has_a_tiny_checkpoint() -> None:
-    assert set(ARCHITECTURES) == set(tiny.FAMILIES)
+    assert set(FAMILIES) == set(tiny.FAMILIES)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", TYPES)
 def test_context_length(model_type: str) -> None:
-    assert context_length(tiny.config_of(model_type, max_position_embeddings=77)) == 77
+    assert read(tiny.config_of(model_type, max_position_embeddings=77)).context_length == 77
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", TYPES)
 @pytest.mark.parametrize("field", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"])
 def test_impossible_sizes_are_refused(model_type: str, field: str) -> None:
     for value in (0, -1, None, "64", 64.0, True, [64], 2**31, math.nan):
@@ -96,17 +100,17 @@ def test_an_unknown_model_type_lists_what_is_supported() -> None:
         record(tiny.config_of("llama") | {"model_type": "mamba"})
     for config in ({}, {"model_type": None}, {"model_type": 3}):
         with pytest.raises(CheckpointError, match="model_type is missing"):
-            context_length(config)
+            read(config)
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", TYPES)
 def test_an_unknown_activation_lists_what_is_supported(model_type: str) -> None:
     field = "hidden_activation" if model_type == "gemma3_text" else "hidden_act"
     with pytest.raises(UnsupportedError, match=rf"{field} 'relu2' is not supported; supported are silu, .*gelu"):
         record(tiny.config_of(model_type, **{field: "relu2"}))
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", TYPES)
 def test_a_missing_head_dim_may_also_be_null(model_type: str) -> None:
     sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": None}
     queries = record(tiny.config_of(model_type, head_dim=None, **sizes)).tensors[
@@ -119,6 +123,8 @@ def test_mistral_without_a_window() -> None:
     assert windows(record(tiny.config_of("mistral"))) == [16, 16]
     assert windows(record(tiny.config_of("mistral", sliding_window=None))) == [0, 0]
     assert windows(record(tiny.config_of("mistral", sliding_window=...))) == [4096, 4096]
+    mixed = ["full_attention", "sliding_attention"]
+    assert windows(record(tiny.config_of("mistral", layer_types=mixed))) == [0, 16]
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
@@ -169,9 +175,9 @@ JSON = st.recursive(
 
 
 @settings(max_examples=300, deadline=None)
-@given(data=st.data(), model_type=st.sampled_from(FAMILIES))
+@given(data=st.data(), model_type=st.sampled_from(TYPES))
 def test_any_value_of_any_field_is_understood_or_refused(data: st.DataObject, model_type: str) -> None:
-    fields = [known.name for known in dataclasses.fields(ARCHITECTURES[model_type].config)]
+    fields = [known.name for known in dataclasses.fields(FAMILIES[model_type].config)]
     changes = data.draw(st.dictionaries(st.sampled_from(fields), JSON, min_size=1, max_size=2))
     try:
         outcome = record(tiny.config_of(model_type, **changes)).operations[-1].name
@@ -196,10 +202,10 @@ def test_transformers_own_spelling_means_the_same(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.live
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", TYPES)
 def test_missing_fields_have_transformers_defaults(model_type: str, tmp_path: Path) -> None:
     sizes = {"hidden_size": 128, "intermediate_size": 160, "num_attention_heads": 32, "num_hidden_layers": 40}
     config = {"model_type": model_type, "vocab_size": 320} | sizes
     saved = as_transformers_saves_it(config, tmp_path)
     assert record(saved) == record(config)
-    assert context_length(saved) == context_length(config)
+    assert read(saved).context_length == read(config).context_length

@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.models.registry import record
+from quantkit.models.registry import read
 from quantkit.models.rope import inverse_frequencies
 
 LLAMA3 = {
@@ -66,7 +66,7 @@ def test_results_are_float32() -> None:
 @pytest.mark.parametrize("kind", ["dynamic", "yarn", "longrope", "", None, 7, ["linear"]])
 def test_other_types_are_refused_with_a_list(kind: Any) -> None:
     with pytest.raises(UnsupportedError, match=r"rope_type .* is not supported; supported are default, linear, llama3"):
-        record(tiny.config_of("llama", rope_scaling={"rope_type": kind, "factor": 2.0}))
+        read(tiny.config_of("llama", rope_scaling={"rope_type": kind, "factor": 2.0})).record()
 
 
 @pytest.mark.parametrize("name", ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"])
@@ -99,9 +99,9 @@ def test_partial_rotation_is_refused() -> None:
 def test_parameters_per_layer_type_belong_to_gemma3() -> None:
     nested = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}
     with pytest.raises(UnsupportedError, match="rope parameters of their own for full_attention, sliding_attention"):
-        record(tiny.config_of("llama", rope_parameters=nested))
+        read(tiny.config_of("llama", rope_parameters=nested)).record()
     with pytest.raises(UnsupportedError, match="rope_parameters without full_attention and sliding_attention"):
-        record(tiny.config_of("gemma3_text", rope_parameters={"rope_type": "linear", "factor": 2.0}))
+        read(tiny.config_of("gemma3_text", rope_parameters={"rope_type": "linear", "factor": 2.0})).record()
 
 
 @pytest.mark.live

@@ -16,7 +16,7 @@ import tiny
 from quantkit.errors import PackedModelError
 from quantkit.formats import open_checkpoint
 from quantkit.formats.packed import open_packed
-from quantkit.models.registry import record
+from quantkit.models.registry import read
 from quantkit.quantization.conversion import convert
 from quantkit.quantization.dequantization import dequantize
 from quantkit_kernels import blocks
@@ -51,7 +51,7 @@ def test_the_folder_is_a_checkpoint(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "chat_template.jinja"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "source" / name).read_bytes()
     checkpoint = open_checkpoint(tmp_path / "out")
-    assert checkpoint.check(record(checkpoint.config).tensors) == []
+    assert checkpoint.check(read(checkpoint.config).record().tensors) == []
 
 
 def test_the_dtype_is_spelt_as_the_config_spells_it(tmp_path: Path) -> None:

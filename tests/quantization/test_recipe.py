@@ -17,7 +17,7 @@ Tensors = Mapping[str, TensorSpec]
 
 @pytest.fixture(scope="module")
 def tensors() -> Tensors:
-    return registry.record(tiny.config_of("llama", attention_bias=True)).tensors
+    return registry.read(tiny.config_of("llama", attention_bias=True)).record().tensors
 
 
 def test_linear_layers_become_int4_and_heads_int8(tensors: Tensors) -> None:
@@ -35,7 +35,7 @@ def test_int8_is_int8_throughout(tensors: Tensors) -> None:
 
 
 def test_a_tied_head_is_the_embedding() -> None:
-    kinds = choose(registry.record(tiny.config_of("qwen3")).tensors, "int4")
+    kinds = choose(registry.read(tiny.config_of("qwen3")).record().tensors, "int4")
     assert kinds["model.embed_tokens.weight"] == "int8"
     assert "lm_head.weight" not in kinds
 

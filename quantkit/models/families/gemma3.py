@@ -14,6 +14,7 @@ from typing import Any
 
 from quantkit.errors import UnsupportedError
 from quantkit.models.config import DecoderConfig, activation, attention_windows
+from quantkit.models.decoder import Attention, GatedMLP, embed, head
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import inverse_frequencies
 
@@ -42,7 +43,6 @@ class Config(DecoderConfig):
 
     @property
     def windows(self) -> tuple[int, ...]:
-        """Attention window of each layer, 0 for none."""
         full = self.sliding_window_pattern
         default = ["sliding_attention" if i % full else "full_attention" for i in range(1, self.num_hidden_layers + 1)]
         return attention_windows(self.layer_types, default, self.sliding_window)
@@ -61,34 +61,22 @@ def forward(config: Config, ops: Recorder) -> None:
     for field in ("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"):
         if getattr(config, field):
             raise UnsupportedError(f"config.json: {field} is not supported; supported is null")
-    head_dim, bias, context = config.head_size, config.attention_bias, config.max_position_embeddings
+    size, context = config.head_size, config.max_position_embeddings
     full, local = config.rope_of("full_attention"), config.rope_of("sliding_attention")
-    full_rotation = ops.rotation(inverse_frequencies(head_dim, config.rope_theta, full, context))
-    local_rotation = ops.rotation(inverse_frequencies(head_dim, config.rope_local_base_freq, local, context))
-    act = activation("hidden_activation", config.hidden_activation)
-    scale = config.query_pre_attn_scalar**-0.5
+    full_rotation = ops.rotation(inverse_frequencies(size, config.rope_theta, full, context))
+    local_rotation = ops.rotation(inverse_frequencies(size, config.rope_local_base_freq, local, context))
     norm = partial(ops.rms_norm, eps=config.rms_norm_eps, offset=1.0)
+    bias, scale = config.attention_bias, config.query_pre_attn_scalar**-0.5
+    attention = Attention(ops, config, scale=scale, norm=norm, qkv_bias=bias, output_bias=bias)
+    mlp = GatedMLP(ops, config.intermediate_size, activation("hidden_activation", config.hidden_activation))
 
     # transformers rounds the factor to the dtype it runs in; computing in f32, so is it here.
-    h = ops.scale(ops.embed("model.embed_tokens", config.vocab_size, config.hidden_size), math.sqrt(config.hidden_size))
+    h = ops.scale(embed(ops, config), math.sqrt(config.hidden_size))
     for layer, window in enumerate(config.windows):
-        name = f"model.layers.{layer}"
-        attention, mlp, rotation = f"{name}.self_attn", f"{name}.mlp", local_rotation if window else full_rotation
-
+        name, rotation = f"model.layers.{layer}", local_rotation if window else full_rotation
         x = norm(h, f"{name}.input_layernorm")
-        q = ops.linear(x, f"{attention}.q_proj", config.query_columns, bias=bias)
-        k = ops.linear(x, f"{attention}.k_proj", config.kv_columns, bias=bias)
-        v = ops.linear(x, f"{attention}.v_proj", config.kv_columns, bias=bias)
-        q = ops.rope(norm(q, f"{attention}.q_norm", size=head_dim), rotation)
-        k = ops.rope(norm(k, f"{attention}.k_norm", size=head_dim), rotation)
-        x = ops.attention(q, k, v, layer=layer, head_dim=head_dim, scale=scale, window=window)
-        x = ops.linear(x, f"{attention}.o_proj", config.hidden_size, bias=bias)
+        x = attention(x, f"{name}.self_attn", layer=layer, rotation=rotation, window=window)
         h = ops.add(h, norm(x, f"{name}.post_attention_layernorm"))
-
-        x = norm(h, f"{name}.pre_feedforward_layernorm")
-        gate = ops.linear(x, f"{mlp}.gate_proj", config.intermediate_size)
-        up = ops.linear(x, f"{mlp}.up_proj", config.intermediate_size)
-        x = ops.linear(ops.gated(gate, up, act), f"{mlp}.down_proj", config.hidden_size)
+        x = mlp(norm(h, f"{name}.pre_feedforward_layernorm"), f"{name}.mlp")
         h = ops.add(h, norm(x, f"{name}.post_feedforward_layernorm"))
-    h = norm(ops.select(h), "model.norm")
-    ops.linear(h, config.head, config.vocab_size, role="head")
+    head(ops, config, norm(ops.select(h), "model.norm"))

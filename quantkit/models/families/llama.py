@@ -1,48 +1,132 @@
-"""Llama 1 to 3 and all that are built alike: SmolLM2, TinyLlama, Yi, DeepSeek-R1-Distill-Llama.
+"""Llama and those that are built like it: a norm before attention and before the gated MLP, heads that are rotated.
 
-Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023.
+They differ in flags. Llama 1 to 3 stands for SmolLM2, TinyLlama, Yi and many more as well. Mistral sees a window, which
+later versions leave out (`null`). Qwen2 and Qwen2.5 have biases of queries, keys and values; Qwen3 normalizes every
+query and key head before it is rotated, and frees the size of a head from the hidden size.
+
+Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023. Jiang et al., "Mistral 7B", 2023.
+Yang et al., "Qwen2 Technical Report", 2024, and "Qwen3 Technical Report", 2025.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
-from quantkit.models.config import DecoderConfig, activation
+from quantkit.models.config import DecoderConfig, activation, attention_windows, bounded
+from quantkit.models.decoder import Attention, GatedMLP, embed, head
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import inverse_frequencies
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(DecoderConfig):
+    """The fields that all of them have."""
+
+    hidden_act: str = "silu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig(Config):
     """`config.json` of model type `llama`."""
 
     attention_bias: bool = False
     mlp_bias: bool = False
 
 
-def forward(config: Config, ops: Recorder) -> None:
+@dataclass(frozen=True, kw_only=True)
+class MistralConfig(Config):
+    """`config.json` of model type `mistral`; with `layer_types`, transformers calls it `ministral`."""
+
+    num_key_value_heads: int | None = 8
+    max_position_embeddings: int = 131_072
+    sliding_window: int | None = 4096
+    layer_types: list[Any] | None = None
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        kind = "full_attention" if self.sliding_window is None else "sliding_attention"
+        return attention_windows(self.layer_types, [kind] * self.num_hidden_layers, self.sliding_window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen2Config(Config):
+    """`config.json` of model type `qwen2`."""
+
+    num_key_value_heads: int | None = 32
+    max_position_embeddings: int = 32_768
+    use_sliding_window: bool = False
+    sliding_window: int | None = 4096
+    max_window_layers: int = bounded(28, minimum=0)
+    layer_types: list[Any] | None = None
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        window = self.sliding_window if self.use_sliding_window else None
+        full = self.max_window_layers if window else self.num_hidden_layers
+        default = ["full_attention" if i < full else "sliding_attention" for i in range(self.num_hidden_layers)]
+        return attention_windows(self.layer_types, default, window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen3Config(Qwen2Config):
+    """`config.json` of model type `qwen3`."""
+
+    head_dim: int | None = 128
+    attention_bias: bool = False
+
+
+def llama(config: LlamaConfig, ops: Recorder) -> None:
     """Record the forward pass."""
+    bias = config.attention_bias
+    _forward(config, ops, qkv_bias=bias, output_bias=bias, mlp_bias=config.mlp_bias)
+
+
+def mistral(config: MistralConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    _forward(config, ops)
+
+
+def qwen2(config: Qwen2Config, ops: Recorder) -> None:
+    """Record the forward pass."""
+    _forward(config, ops, qkv_bias=True)
+
+
+def qwen3(config: Qwen3Config, ops: Recorder) -> None:
+    """Record the forward pass."""
+    _forward(config, ops, qkv_bias=config.attention_bias, output_bias=config.attention_bias, qk_norm=True)
+
+
+def _forward(
+    config: Config,
+    ops: Recorder,
+    *,
+    qkv_bias: bool = False,
+    output_bias: bool = False,
+    mlp_bias: bool = False,
+    qk_norm: bool = False,
+) -> None:
+    norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
+    attention = Attention(
+        ops,
+        config,
+        scale=config.head_size**-0.5,
+        norm=norm if qk_norm else None,
+        qkv_bias=qkv_bias,
+        output_bias=output_bias,
+    )
+    mlp = GatedMLP(ops, config.intermediate_size, activation("hidden_act", config.hidden_act), bias=mlp_bias)
     scaling = config.rope_scaling or config.rope_parameters
     rotation = ops.rotation(
         inverse_frequencies(config.head_size, config.rope_theta, scaling, config.max_position_embeddings)
     )
-    act = activation("hidden_act", config.hidden_act)
-    h = ops.embed("model.embed_tokens", config.vocab_size, config.hidden_size)
-    for layer in range(config.num_hidden_layers):
-        attention, mlp = f"model.layers.{layer}.self_attn", f"model.layers.{layer}.mlp"
 
-        x = ops.rms_norm(h, f"model.layers.{layer}.input_layernorm", config.rms_norm_eps)
-        q = ops.linear(x, f"{attention}.q_proj", config.query_columns, bias=config.attention_bias)
-        k = ops.linear(x, f"{attention}.k_proj", config.kv_columns, bias=config.attention_bias)
-        v = ops.linear(x, f"{attention}.v_proj", config.kv_columns, bias=config.attention_bias)
-        q, k = ops.rope(q, rotation), ops.rope(k, rotation)
-        x = ops.attention(q, k, v, layer=layer, head_dim=config.head_size, scale=config.head_size**-0.5)
-        h = ops.add(h, ops.linear(x, f"{attention}.o_proj", config.hidden_size, bias=config.attention_bias))
-
-        x = ops.rms_norm(h, f"model.layers.{layer}.post_attention_layernorm", config.rms_norm_eps)
-        gate = ops.linear(x, f"{mlp}.gate_proj", config.intermediate_size, bias=config.mlp_bias)
-        up = ops.linear(x, f"{mlp}.up_proj", config.intermediate_size, bias=config.mlp_bias)
-        x = ops.gated(gate, up, act)
-        h = ops.add(h, ops.linear(x, f"{mlp}.down_proj", config.hidden_size, bias=config.mlp_bias))
-    h = ops.rms_norm(ops.select(h), "model.norm", config.rms_norm_eps)
-    ops.linear(h, config.head, config.vocab_size, role="head")
+    h = embed(ops, config)
+    for layer, window in enumerate(config.windows):
+        name = f"model.layers.{layer}"
+        x = norm(h, f"{name}.input_layernorm")
+        h = ops.add(h, attention(x, f"{name}.self_attn", layer=layer, rotation=rotation, window=window))
+        x = norm(h, f"{name}.post_attention_layernorm")
+        h = ops.add(h, mlp(x, f"{name}.mlp"))
+    head(ops, config, norm(ops.select(h), "model.norm"))

@@ -1,0 +1,99 @@
+"""The parts that decoders are put together from: embedding, attention, gated MLP, head.
+
+A family's `forward` makes its parts once, from its config, and arranges them in each layer: which norms stand where,
+and what is added to what. A part that is called records its operations, under the names of tensors that most
+checkpoints use. `families/` has the arrangements, `recorder.py` the operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from quantkit.models.config import DecoderConfig
+from quantkit.models.recorder import Recorder, Value
+
+EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+
+Norm = Callable[..., Value]
+"""A norm with the family's constants: `norm(x, module)`, or `norm(x, module, size=n)` for every run of `n` columns."""
+
+
+def embed(ops: Recorder, config: DecoderConfig) -> Value:
+    """Rows of the embedding table -> `[T, hidden_size]`."""
+    return ops.embed(EMBEDDING, config.vocab_size, config.hidden_size)
+
+
+def head(ops: Recorder, config: DecoderConfig, x: Value) -> None:
+    """Logits of the wanted tokens: `x` has been selected and normalized."""
+    ops.linear(x, EMBEDDING if config.tie_word_embeddings else HEAD, config.vocab_size, role="head")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Causal self-attention with rotary embedding: what all layers of a model have in common.
+
+    Attributes
+    ----------
+    ops : Recorder
+    config : DecoderConfig
+        Has the number and size of the heads.
+    scale : float
+        Multiplies the scores, usually `head_size ** -0.5`.
+    norm : Norm, optional
+        Normalizes each head of queries and keys by itself, before it is rotated.
+    qkv_bias, output_bias : bool
+        Whether `q_proj`, `k_proj` and `v_proj`, and whether `o_proj` have a bias.
+    """
+
+    ops: Recorder
+    config: DecoderConfig
+    scale: float
+    norm: Norm | None = None
+    qkv_bias: bool = False
+    output_bias: bool = False
+
+    def __call__(self, x: Value, module: str, *, layer: int, rotation: Value, window: int = 0) -> Value:
+        """Record one layer's attention -> `[T, hidden_size]`; `layer` counts caches, and a window of 0 is none."""
+        ops, config = self.ops, self.config
+        q = ops.linear(x, f"{module}.q_proj", config.query_columns, bias=self.qkv_bias)
+        k = ops.linear(x, f"{module}.k_proj", config.kv_columns, bias=self.qkv_bias)
+        v = ops.linear(x, f"{module}.v_proj", config.kv_columns, bias=self.qkv_bias)
+        q = self._rotated(q, f"{module}.q_norm", rotation)
+        k = self._rotated(k, f"{module}.k_norm", rotation)
+        x = ops.attention(q, k, v, layer=layer, head_dim=config.head_size, scale=self.scale, window=window)
+        return ops.linear(x, f"{module}.o_proj", config.hidden_size, bias=self.output_bias)
+
+    def _rotated(self, heads: Value, norm: str, rotation: Value) -> Value:
+        if self.norm is not None:
+            heads = self.norm(heads, norm, size=self.config.head_size)
+        return self.ops.rope(heads, rotation)
+
+
+@dataclass(frozen=True)
+class GatedMLP:
+    """`down(activation(gate(x)) * up(x))`.
+
+    Attributes
+    ----------
+    ops : Recorder
+    size : int
+        Columns of gate and up, `intermediate_size`.
+    activation : str
+        The recorder's name.
+    bias : bool
+        Whether the three projections have a bias.
+    """
+
+    ops: Recorder
+    size: int
+    activation: str
+    bias: bool = False
+
+    def __call__(self, x: Value, module: str) -> Value:
+        """Record one layer's MLP -> `[T, x.columns]`."""
+        ops = self.ops
+        gate = ops.linear(x, f"{module}.gate_proj", self.size, bias=self.bias)
+        up = ops.linear(x, f"{module}.up_proj", self.size, bias=self.bias)
+        gated = ops.gated(gate, up, self.activation)
+        return ops.linear(gated, f"{module}.down_proj", x.columns, bias=self.bias)
