@@ -20,7 +20,7 @@ from quantkit.models.recorder import ACTIVATIONS, Operation, Program, Value
 from quantkit_kernels.blocks import KINDS, grid
 from quantkit_kernels.interpreter.table import FIELDS, FLOATS, SHARED, Field, Opcode
 from quantkit_kernels.linear.activations import packed_bytes
-from quantkit_kernels.linear.matmul import ROW_TILES
+from quantkit_kernels.linear.packed import ROW_TILES
 
 IN_PLACE = frozenset({Opcode.SCALE, Opcode.ADD, Opcode.RMS_NORM, Opcode.GATED, Opcode.ROPE})
 """Token steps whose output may be the row that they read."""

@@ -24,8 +24,8 @@ from quantkit.engine.workers import WorkerPool
 from quantkit.errors import GenerationError, OptionError
 from quantkit.models.recorder import Program
 from quantkit.tensor import Tensor, WeightSource
-from quantkit_kernels.attention.merge import parts_bytes
-from quantkit_kernels.attention.segments import RUN, scratch_bytes
+from quantkit_kernels.attention.operands import SPAN_TOKENS, scratch_bytes
+from quantkit_kernels.attention.sharing import partials_bytes
 from quantkit_kernels.blocks import KINDS, dequantize
 from quantkit_kernels.interpreter.table import Field, Opcode, Word
 
@@ -215,8 +215,8 @@ class Model:
             positions[token : token + count] = range(start, start + count)
             pages[token : token + count] = part.sequence.address
             wanted_tokens[wanted : wanted + len(part.wanted)] = [token + i for i in part.wanted]
-            for first in range(0, count, RUN):
-                length = min(RUN, count - first)
+            for first in range(0, count, SPAN_TOKENS):
+                length = min(SPAN_TOKENS, count - first)
                 self._runs[runs] = token + first, length, start + first, part.sequence.address
                 runs += 1
             token, wanted = token + count, wanted + len(part.wanted)
@@ -247,7 +247,7 @@ class Model:
         words[Word.RUN_TABLE] = self._runs.ctypes.data
         words[Word.COUNTERS] = self._memory(8 * (self.threads + 1) * (len(self._table) + 1))
         words[Word.SCRATCH], words[Word.SCRATCH_BYTES] = self._memory(scratch * self.threads), scratch
-        words[Word.PARTS] = self._memory(parts_bytes(self.threads))
+        words[Word.PARTS] = self._memory(partials_bytes(self.threads))
         words[Word.KV_KIND] = KINDS[kv_kind].code
 
     def _weights(self) -> dict[str, Weight]:

@@ -4,31 +4,33 @@ A page holds `PAGE` consecutive positions of one sequence, for all layers and KV
 of its own, the same in every page, so layers may differ in heads and head sizes. Of each KV head, at `page + offset +
 head * head_bytes`:
 
-    keys          [PAGE / GROUP][padded][GROUP positions]   lanes are positions: no sums over lanes
-    values        [PAGE][padded]                            lanes are channels
-    key scales    [PAGE] f32                                of int8 alone
-    value scales  [PAGE] f32                                of int8 alone
+    keys          [PAGE / KEY_ROW][padded][KEY_ROW positions]   lanes are positions: no sums over lanes
+    values        [PAGE][padded]                                lanes are channels
+    key scales    [PAGE] f32                                    of int8 alone
+    value scales  [PAGE] f32                                    of int8 alone
 
-`padded` is head_dim rounded up to whole vectors of 16 numbers, and at least 32; the padding is zero. A row of `GROUP`
-keys is a cache line of f16, so both halves are read as one stream, keys then values, 16 KiB for heads of 64 channels.
+`padded` is head_dim rounded up to whole vectors of 16 numbers, and at least 32; the padding is zero. A row of
+`KEY_ROW` keys is a cache line of f16, so both halves are read as one stream, keys then values, 16 KiB for heads of 64
+channels.
 
 Numbers are f16, saturated; or int8 codes -127..127 with one scale for each position and head, `absmax / 127`; or f32
 for the reference path.
 
-An int8 cache holds its heads rotated by a Walsh-Hadamard transform of the padded channels, in runs of `length`. A few
-channels of most keys are far larger than the others, and a scale that fits them wastes the codes of the rest; rotated,
-each channel is a sum of all, and all are about as large. Attention rotates queries as well, so that scores stay what
-they were, and results, sums of rotated values, once more, which undoes it. Both multiply by `length`, a power of
-two, by which the scales in pages are divided beforehand. Ashkboos et al., QuaRot (arXiv:2404.00456), and Liu et al.,
-SpinQuant (arXiv:2405.16406), rotate their caches so.
+An int8 cache holds its heads rotated by a Walsh-Hadamard transform, `length` channels at a time. A few channels of most
+keys are far larger than the others, and a scale that fits them wastes the codes of the rest; rotated, each channel is a
+sum of all, and all are about as large. Attention rotates queries as well, which keeps scores what they were, and
+rotates results, sums of rotated values, once more, which undoes it. Both multiply by `length`, a power of two; the
+scales in pages are divided by it beforehand. Ashkboos et al., QuaRot (arXiv:2404.00456), and Liu et al., SpinQuant
+(arXiv:2405.16406), rotate their caches so.
 
-`attention_segments.py` reads pages; `interpreter.py` calls `store_kv`; who owns them is the engine's affair.
+`segments.py` reads pages; the interpreter calls `store_kv`; the engine owns their memory.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from quantkit_kernels.blocks import KINDS
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import (
     absolute,
@@ -56,12 +58,11 @@ from quantkit_kernels.simd import (
 
 PAGE = 64
 """Positions of a page."""
-GROUP = 32
+KEY_ROW = 32
 """Positions whose keys stand side by side."""
 LONGEST = 256
 """Channels that are rotated together at most."""
-F32, F16, INT8 = 0, 1, 3
-"""`blocks.Kind.code` of the kinds of caches (a test compares)."""
+F32, F16, INT8 = (KINDS[name].code for name in ("f32", "f16", "int8"))
 SIZES = {"f32": 4, "f16": 2, "int8": 1}
 """Bytes of a number."""
 SCALES_BYTES = 2 * 4 * PAGE
@@ -117,7 +118,7 @@ def store_kv(kind, k, v, pages, position, offset, kv_heads, head_dim):
 @jit
 def _places(head, slot, channels, size):
     """Where a position's first key and first value stand."""
-    key = (slot // GROUP * channels * GROUP + slot % GROUP) * size
+    key = (slot // KEY_ROW * channels * KEY_ROW + slot % KEY_ROW) * size
     return head + key, head + (PAGE + slot) * channels * size
 
 
@@ -128,7 +129,7 @@ def _float_store(scatter, store_row, size):
         key, value = _places(head, slot, channels, size)
         for channel in range(0, channels, 16):
             left, at = head_dim - channel, 4 * channel
-            scatter(key + GROUP * size * channel, GROUP * size, load_wide_partial_f32(k + at, left))
+            scatter(key + KEY_ROW * size * channel, KEY_ROW * size, load_wide_partial_f32(k + at, left))
             store_row(value + size * channel, load_wide_partial_f32(v + at, left))
 
     return store_head
@@ -140,23 +141,25 @@ _store_f32 = _float_store(scatter_f32, store, 4)
 
 @jit
 def rotate(x, head_dim, out):
-    """Rotate the f32 numbers of a head, which may stand where the padded ones go, and make them `sqrt(length)` times as
-    large: twice is as good as a multiplication by the length of a run."""
-    length = _run_length(head_dim)
+    """Rotate the f32 numbers of a head at `x`, and pad them at `out`, which may be the same place.
+
+    This makes them `sqrt(length)` times as large: two rotations multiply by `length`.
+    """
+    length = _hadamard_length(head_dim)
     for channel in range(0, padded(head_dim), length):
-        _rotate_run(x + 4 * channel, head_dim - channel, length, out + 4 * channel)
+        _hadamard(x + 4 * channel, head_dim - channel, length, out + 4 * channel)
 
 
 @jit
-def _run_length(head_dim):
+def _hadamard_length(head_dim):
     """Channels that are rotated together: the greatest power of two that divides all, or `LONGEST`."""
     channels = padded(head_dim)
     return min(channels & -channels, LONGEST)
 
 
 @jit
-def _rotate_run(x, left, length, out):
-    """Rotate one run of channels, of which `left` are in memory and the others are 0."""
+def _hadamard(x, left, length, out):
+    """Rotate `length` channels, of which `left` are in memory and the others are 0."""
     for channel in range(0, length, 16):
         store(out + 4 * channel, hadamard_lanes(load_wide_partial_f32(x + 4 * channel, left - channel)))
     apart = 64
@@ -171,31 +174,31 @@ def _rotate_run(x, left, length, out):
 
 @jit
 def _store_int8(k, v, head, slot, head_dim):
-    channels, length, run = padded(head_dim), _run_length(head_dim), stack_f32(LONGEST)
+    channels, length, rotated = padded(head_dim), _hadamard_length(head_dim), stack_f32(LONGEST)
     key, value = _places(head, slot, channels, 1)
-    key_scale, value_scale = _scale(k, head_dim, run), _scale(v, head_dim, run)
+    key_scale, value_scale = _scale(k, head_dim, rotated), _scale(v, head_dim, rotated)
     scales = head + numbers_bytes(head_dim, 1) + 4 * slot
     put_f32(scales, key_scale / length)
     put_f32(scales + 4 * PAGE, value_scale / length)
     for begin in range(0, channels, length):
-        _rotate_run(k + 4 * begin, head_dim - begin, length, run)
+        _hadamard(k + 4 * begin, head_dim - begin, length, rotated)
         for channel in range(0, length, 16):
-            codes = _codes(load_line_f32(run + 4 * channel), key_scale)
-            scatter_i8(key + GROUP * (begin + channel), GROUP, codes)
-        _rotate_run(v + 4 * begin, head_dim - begin, length, run)
+            codes = _codes(load_line_f32(rotated + 4 * channel), key_scale)
+            scatter_i8(key + KEY_ROW * (begin + channel), KEY_ROW, codes)
+        _hadamard(v + 4 * begin, head_dim - begin, length, rotated)
         for channel in range(0, length, 16):
-            codes = _codes(load_line_f32(run + 4 * channel), value_scale)
+            codes = _codes(load_line_f32(rotated + 4 * channel), value_scale)
             store_i8(value + begin + channel, codes)
 
 
 @jit
-def _scale(x, head_dim, run):
-    """Scale of a head's codes; its rotated numbers pass through `run`."""
-    length, peak = _run_length(head_dim), zeros_wide(1, 1)
+def _scale(x, head_dim, rotated):
+    """Scale of a head's codes; `rotated` is memory for `LONGEST` of its rotated numbers."""
+    length, peak = _hadamard_length(head_dim), zeros_wide(1, 1)
     for begin in range(0, padded(head_dim), length):
-        _rotate_run(x + 4 * begin, head_dim - begin, length, run)
+        _hadamard(x + 4 * begin, head_dim - begin, length, rotated)
         for channel in range(0, length, 16):
-            peak = maximum(peak, absolute(load_line_f32(run + 4 * channel)))
+            peak = maximum(peak, absolute(load_line_f32(rotated + 4 * channel)))
     return np.float32(max_lanes(peak) / 127.0)
 
 

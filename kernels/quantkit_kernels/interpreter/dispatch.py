@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from quantkit_kernels.attention.merge import attend, pieces_of
+from quantkit_kernels.attention.operands import Heads
 from quantkit_kernels.attention.pages import store_kv
-from quantkit_kernels.attention.segments import Heads
+from quantkit_kernels.attention.sharing import attend, pieces_of
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.interpreter.table import FIELDS, Field, Opcode, Word
 from quantkit_kernels.interpreter.threads import (
@@ -34,8 +34,14 @@ from quantkit_kernels.interpreter.threads import (
     take_near,
 )
 from quantkit_kernels.linear.activations import quantize
-from quantkit_kernels.linear.matmul import ROW_TILES, linear_bf16, linear_f16, linear_f32, linear_int4, linear_int8
-from quantkit_kernels.rows.elementwise import add, copy, embed, gated, rms_norm, rope, rotation, scale
+from quantkit_kernels.linear.packed import ROW_TILES, linear_int4, linear_int8
+from quantkit_kernels.linear.plain import linear_bf16, linear_f16, linear_f32
+from quantkit_kernels.operands import Matrix, Rows
+from quantkit_kernels.rows.arithmetic import add, copy, scale
+from quantkit_kernels.rows.embedding import embed
+from quantkit_kernels.rows.gates import gated
+from quantkit_kernels.rows.norms import rms_norm
+from quantkit_kernels.rows.rotary import rope, rotation
 from quantkit_kernels.simd import get_f32, get_i64, nanoseconds, put_i64
 
 STEP_BYTES = 8 * FIELDS
@@ -239,22 +245,23 @@ def _linear(step, counter, state, now):
 @jit
 def _row_tiles(step, state, first, last, rows, tokens):
     """Row tiles `first` to `last` of a matrix product, for all tokens."""
-    weight, row_scales, bias = get_i64(step + WEIGHT), get_i64(step + ROW_SCALES), get_i64(step + BIAS)
-    columns, kind = get_i64(step + COLUMNS), get_i64(step + KIND)
-    x, x_stride = get_i64(step + A), get_i64(step + A_STRIDE)
-    y, y_stride = get_i64(step + OUT), get_i64(step + OUT_STRIDE)
-    if y == 0:
-        y, y_stride = get_i64(state + LOGITS), get_i64(state + LOGITS_STRIDE)
+    matrix = Matrix(
+        get_i64(step + WEIGHT), get_i64(step + ROW_SCALES), get_i64(step + BIAS), rows, get_i64(step + COLUMNS)
+    )
+    x, y = Rows(get_i64(step + A), get_i64(step + A_STRIDE)), Rows(get_i64(step + OUT), get_i64(step + OUT_STRIDE))
+    if y.address == 0:
+        y = Rows(get_i64(state + LOGITS), get_i64(state + LOGITS_STRIDE))
+    kind = get_i64(step + KIND)
     if kind == INT4:
-        linear_int4(first, last, weight, row_scales, bias, columns, x, x_stride, tokens, y, y_stride)
+        linear_int4(matrix, x, y, tokens, first, last)
     elif kind == INT8:
-        linear_int8(first, last, weight, row_scales, bias, columns, x, x_stride, tokens, y, y_stride)
+        linear_int8(matrix, x, y, tokens, first, last)
     elif kind == F16:
-        linear_f16(first, last, weight, bias, rows, columns, x, x_stride, tokens, y, y_stride)
+        linear_f16(matrix, x, y, tokens, first, last)
     elif kind == BF16:
-        linear_bf16(first, last, weight, bias, rows, columns, x, x_stride, tokens, y, y_stride)
+        linear_bf16(matrix, x, y, tokens, first, last)
     else:
-        linear_f32(first, last, weight, bias, rows, columns, x, x_stride, tokens, y, y_stride)
+        linear_f32(matrix, x, y, tokens, first, last)
 
 
 @jit
@@ -264,13 +271,10 @@ def _attention(step, counter, shared, state, generation, now):
         get_i64(state + KV_KIND), get_i64(step + CACHE_OFFSET), get_i64(step + KV_HEADS), get_i64(step + GROUP),
         get_i64(step + SIZE), get_f32(step + FACTOR), get_i64(step + WINDOW),
     )  # fmt: skip
-    runs = get_i64(state + RUN_TABLE)
-    pieces, segments, part_bytes = pieces_of(heads, now.runs, runs, now.threads)
+    spans = get_i64(state + RUN_TABLE)
+    pieces = pieces_of(heads, now.runs, spans, now.threads, get_i64(state + PARTS))
     if not is_current(shared, generation):  # or `pieces` may be those of a later pass
         return 0, 0
-    taken = attend(
-        heads, get_i64(step + A), get_i64(step + A_STRIDE), get_i64(step + OUT), get_i64(step + OUT_STRIDE),
-        runs, counter, now.tag, now.threads, pieces, segments, part_bytes,
-        get_i64(state + SCRATCH) + now.thread * get_i64(state + SCRATCH_BYTES), get_i64(state + PARTS),
-    )  # fmt: skip
-    return pieces, taken
+    q, out = Rows(get_i64(step + A), get_i64(step + A_STRIDE)), Rows(get_i64(step + OUT), get_i64(step + OUT_STRIDE))
+    scratch = get_i64(state + SCRATCH) + now.thread * get_i64(state + SCRATCH_BYTES)
+    return pieces.count, attend(heads, q, out, spans, pieces, counter, now.tag, scratch)

@@ -1,5 +1,5 @@
 """Attention over the paged cache against float64, and against itself: the same bits however the tokens are split into
-runs.
+spans.
 
 Pages are full of NaN before anything is stored, so a position that nobody has written cannot leak unseen.
 """
@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantkit_kernels import blocks
-from quantkit_kernels.attention import merge, segments
+from quantkit_kernels.attention import operands, sharing
 from quantkit_kernels.attention import pages as kv_pages
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.interpreter.threads import tag_of
+from quantkit_kernels.operands import Rows
 
 LAYER, LAYERS, KV_HEADS = 1, 2, 2
 TOLERANCE = 1e-5
@@ -32,16 +33,10 @@ def store_all(kind, k, v, stride, tokens, position, pages, offset, kv_heads, hea
 
 
 @jit(entry=True)
-def attend_all(
-    kind, offset, kv_heads, group, head_dim, scale, window, q, out, stride, runs, run_table, counter, threads, scratch,
-    parts,
-):  # fmt: skip
-    heads = segments.Heads(kind, offset, kv_heads, group, head_dim, scale, window)
-    pieces, per_pair, part_bytes = merge.pieces_of(heads, runs, run_table, threads)
-    return pieces - merge.attend(
-        heads, q, stride, out, stride, run_table, counter, tag_of(1), threads, pieces, per_pair, part_bytes, scratch,
-        parts,
-    )  # fmt: skip
+def attend_all(heads, q, out, spans, span_table, counter, threads, partials, scratch):
+    """Returns how many pieces are left, which should be none."""
+    pieces = sharing.pieces_of(heads, spans, span_table, threads, partials)
+    return pieces.count - sharing.attend(heads, q, out, span_table, pieces, counter, tag_of(1), scratch)
 
 
 class Cache:
@@ -66,16 +61,16 @@ class Cache:
 
     def attend(self, q, position, scale, window, threads=0):
         """q: f32 [tokens, heads, head_dim] -> the same shape. Threads that share the work take turns here."""
-        rows, group = padded(q), q.shape[1] // KV_HEADS
+        rows, heads_per_kv = padded(q), q.shape[1] // KV_HEADS
         out = np.full_like(rows, 12345)
-        run = np.array([0, len(q), position, self.table.ctypes.data], np.int64)
+        span = np.array([0, len(q), position, self.table.ctypes.data], np.int64)
         counter = np.zeros(1, np.int64)
-        scratch = np.full(segments.scratch_bytes(group, self.head_dim) // 4, np.nan, np.float32)
-        parts = np.zeros(merge.parts_bytes(threads), np.uint8)
+        scratch = np.full(operands.scratch_bytes(heads_per_kv, self.head_dim) // 4, np.nan, np.float32)
+        partials = np.zeros(sharing.partials_bytes(threads), np.uint8)
+        heads = operands.Heads(self.code, self.offset, KV_HEADS, heads_per_kv, self.head_dim, np.float32(scale), window)
         left = attend_all(
-            self.code, self.offset, KV_HEADS, group, self.head_dim, np.float32(scale), window, rows.ctypes.data,
-            out.ctypes.data, rows.strides[0], 1, run.ctypes.data, counter.ctypes.data, threads, scratch.ctypes.data,
-            parts.ctypes.data,
+            heads, Rows(rows.ctypes.data, rows.strides[0]), Rows(out.ctypes.data, rows.strides[0]), 1,
+            span.ctypes.data, counter.ctypes.data, threads, partials.ctypes.data, scratch.ctypes.data,
         )  # fmt: skip
         assert left == 0
         columns = q[0].size
@@ -90,19 +85,19 @@ def padded(x):
     return rows
 
 
-def random_tokens(length, group, head_dim, seed=0):
+def random_tokens(length, heads_per_kv, head_dim, seed=0):
     """q, k, v whose numbers are multiples of 1/64: the same on every machine, exact in f16."""
     rng = np.random.default_rng(seed)
-    heads = (KV_HEADS * group, KV_HEADS, KV_HEADS)
+    heads = (KV_HEADS * heads_per_kv, KV_HEADS, KV_HEADS)
     return [(rng.integers(-128, 129, (length, n, head_dim)) / 64).astype(np.float32) for n in heads]
 
 
-def in_runs(kind, q, k, v, runs, scale, window=0, threads=0):
-    """Store and attend run after run; `runs` is repeated until all tokens are done. Work is split for `threads`."""
+def in_spans(kind, q, k, v, lengths, scale, window=0, threads=0):
+    """Store and attend span after span; `lengths` is repeated until all tokens are done. `threads` share the work."""
     cache = Cache(kind, len(q), q.shape[2])
     out, position = [], 0
     while position < len(q):
-        end = min(position + min(runs[len(out) % len(runs)], segments.RUN), len(q))
+        end = min(position + min(lengths[len(out) % len(lengths)], operands.SPAN_TOKENS), len(q))
         cache.store(k[position:end], v[position:end], position)
         out.append(cache.attend(q[position:end], position, scale, window, threads))
         position = end
@@ -111,8 +106,8 @@ def in_runs(kind, q, k, v, runs, scale, window=0, threads=0):
 
 def exact(q, k, v, scale, window=0):
     """Attention in float64."""
-    group = q.shape[1] // KV_HEADS
-    q, k, v = (x.astype(np.float64) for x in (q, np.repeat(k, group, 1), np.repeat(v, group, 1)))
+    heads_per_kv = q.shape[1] // KV_HEADS
+    q, k, v = (x.astype(np.float64) for x in (q, np.repeat(k, heads_per_kv, 1), np.repeat(v, heads_per_kv, 1)))
     q, k, v = (x.transpose(1, 0, 2) for x in (q, k, v))
     scores = q @ k.transpose(0, 2, 1) * scale
     i, j = np.indices(scores.shape[1:])
@@ -126,7 +121,7 @@ def assert_close(got, expected):
     assert np.abs(got - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
-def run_length(channels):
+def hadamard_length(channels):
     """Channels that an int8 cache rotates together."""
     return min(channels & -channels, kv_pages.LONGEST)
 
@@ -136,7 +131,7 @@ def rotated(x):
     y = np.zeros((*x.shape[:-1], max(32, -(-x.shape[-1] // 16) * 16)), np.float32)
     y[..., : x.shape[-1]] = x
     apart = 1
-    while apart < run_length(y.shape[-1]):
+    while apart < hadamard_length(y.shape[-1]):
         pairs = y.reshape(*x.shape[:-1], -1, 2, apart)
         y = np.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], -2).reshape(y.shape)
         apart *= 2
@@ -149,7 +144,7 @@ def rounded(x):
     scale = np.abs(y).max(2, keepdims=True) / np.float32(127)
     y = np.round(y * (np.float32(1) / scale)).astype(np.float64) * scale
     basis = rotated(np.eye(y.shape[-1], dtype=np.float32)).astype(np.float64)
-    return (y @ basis / run_length(y.shape[-1]))[..., : x.shape[-1]]
+    return (y @ basis / hadamard_length(y.shape[-1]))[..., : x.shape[-1]]
 
 
 def kept(kind, k, v):
@@ -158,20 +153,20 @@ def kept(kind, k, v):
 
 
 @pytest.mark.parametrize("kind", ["f16", "int8", "f32"])
-@pytest.mark.parametrize("group", [1, 3, 7])
+@pytest.mark.parametrize("heads_per_kv", [1, 3, 7])
 @pytest.mark.parametrize(("head_dim", "length"), [(6, 330), (64, 330), (80, 200), (256, 150)])
 @pytest.mark.parametrize("window", [0, 5, 140])
-def test_equals_float64(kind, group, head_dim, length, window):
-    q, k, v = random_tokens(length, group, head_dim)
+def test_equals_float64(kind, heads_per_kv, head_dim, length, window):
+    q, k, v = random_tokens(length, heads_per_kv, head_dim)
     scale = head_dim**-0.5
-    got = in_runs(kind, q, k, v, [segments.RUN], scale, window)
+    got = in_spans(kind, q, k, v, [operands.SPAN_TOKENS], scale, window)
     assert_close(got, exact(q, *kept(kind, k, v), np.float32(scale), window))
 
 
 def test_int8_is_near_what_it_rounds():
     q, k, v = random_tokens(300, 3, 64)
     expected = exact(q, k, v, 0.125)
-    error = in_runs("int8", q, k, v, [segments.RUN], 0.125) - expected
+    error = in_spans("int8", q, k, v, [operands.SPAN_TOKENS], 0.125) - expected
     assert np.sqrt((error**2).mean()) <= INT8_ERROR * np.sqrt((expected**2).mean())
 
 
@@ -182,43 +177,43 @@ INT8_ERROR = 0.02
 @settings(deadline=None, max_examples=40)
 @given(
     st.sampled_from(["f16", "int8", "f32"]), st.integers(1, 8), st.integers(1, 128), st.integers(1, 200),
-    st.integers(0, 200), st.lists(st.integers(1, segments.RUN), min_size=1, max_size=5), st.integers(0, 3),
+    st.integers(0, 200), st.lists(st.integers(1, operands.SPAN_TOKENS), min_size=1, max_size=5), st.integers(0, 3),
     st.integers(0, 1000),
 )  # fmt: skip
-def test_any_shape_in_any_runs(kind, group, half, length, window, runs, threads, seed):
-    q, k, v = random_tokens(length, group, 2 * half, seed)
+def test_any_shape_in_any_spans(kind, heads_per_kv, half, length, window, lengths, threads, seed):
+    q, k, v = random_tokens(length, heads_per_kv, 2 * half, seed)
     scale = (2 * half) ** -0.5
-    got = in_runs(kind, q, k, v, runs, scale, window, threads)
+    got = in_spans(kind, q, k, v, lengths, scale, window, threads)
     assert_close(got, exact(q, *kept(kind, k, v), np.float32(scale), window))
-    assert got.tobytes() == in_runs(kind, q, k, v, [1], scale, window).tobytes()
+    assert got.tobytes() == in_spans(kind, q, k, v, [1], scale, window).tobytes()
 
 
 @pytest.mark.parametrize("kind", ["f16", "int8", "f32"])
-@pytest.mark.parametrize("group", [1, 3, 4, 7])
+@pytest.mark.parametrize("heads_per_kv", [1, 3, 4, 7])
 @pytest.mark.parametrize("window", [0, 100])
-def test_same_bits_in_runs_across_segments(kind, group, window):
-    q, k, v = random_tokens(2 * segments.SEGMENT + 50, group, 20)
-    alone = in_runs(kind, q, k, v, [1], 0.25, window)
-    for runs in ([segments.RUN], [7], [3, 16, 1, 5]):
+def test_same_bits_in_spans_across_segments(kind, heads_per_kv, window):
+    q, k, v = random_tokens(2 * operands.SEGMENT + 50, heads_per_kv, 20)
+    alone = in_spans(kind, q, k, v, [1], 0.25, window)
+    for lengths in ([operands.SPAN_TOKENS], [7], [3, 16, 1, 5]):
         for threads in (0, 1, 2, 7):
-            assert alone.tobytes() == in_runs(kind, q, k, v, runs, 0.25, window, threads).tobytes()
+            assert alone.tobytes() == in_spans(kind, q, k, v, lengths, 0.25, window, threads).tobytes()
 
 
 def test_large_scores_neither_overflow_nor_vanish():
     q, k, v = random_tokens(300, 3, 16)
     # Scores up to 2**16 in steps of 1/4: exact in f32.
-    assert_close(in_runs("f32", 1024 * q, k, v, [16], 1.0), exact(1024 * q, k, v, 1.0))
+    assert_close(in_spans("f32", 1024 * q, k, v, [16], 1.0), exact(1024 * q, k, v, 1.0))
 
 
 def test_one_position_gives_its_value():
     q, k, v = random_tokens(1, 3, 10)
-    got = in_runs("f16", q, k, v, [1], 1.0)
+    got = in_spans("f16", q, k, v, [1], 1.0)
     np.testing.assert_array_equal(got, np.repeat(v, 3, 1))
 
 
 def test_f16_cache_saturates():
     q, k, v = random_tokens(1, 1, 8)
-    got = in_runs("f16", q, k, v * np.float32(1e6), [1], 1.0)
+    got = in_spans("f16", q, k, v * np.float32(1e6), [1], 1.0)
     np.testing.assert_array_equal(got, np.clip(v * np.float32(1e6), -65504, 65504))
 
 
@@ -254,8 +249,8 @@ def test_store_int8():
     keys = codes[:, : 64 * 48].reshape(KV_HEADS, 2, 48, 32)[:, 0, :, 2]
     values = codes[:, 64 * 48 :].reshape(KV_HEADS, 64, 48)[:, 2]
     for x, got, scale in ((rotated(k[0]), keys, scales[:, 2]), (rotated(v[0]), values, scales[:, 66])):
-        np.testing.assert_array_equal(scale, np.abs(x).max(1) / np.float32(127) / run_length(48))
-        np.testing.assert_allclose(got * scale[:, None], x / run_length(48), atol=0.5001 * scale.max())
+        np.testing.assert_array_equal(scale, np.abs(x).max(1) / np.float32(127) / hadamard_length(48))
+        np.testing.assert_allclose(got * scale[:, None], x / hadamard_length(48), atol=0.5001 * scale.max())
         assert got[1].any() == x[1].any()
     assert np.isnan(np.delete(scales, [2, 66], axis=1)).all()
 
@@ -269,7 +264,7 @@ def rotate(x, head_dim, out):
 def test_two_rotations_multiply_by_the_length(head_dim):
     x = random_tokens(1, 1, head_dim)[1][0, 0]
     expected = rotated(x)
-    y, length = np.zeros_like(expected), run_length(expected.size)
+    y, length = np.zeros_like(expected), hadamard_length(expected.size)
     rotate(x.ctypes.data, head_dim, y.ctypes.data)
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_allclose(y @ y, length * (x @ x), rtol=1e-5)
@@ -282,21 +277,16 @@ def test_a_large_channel_does_not_drown_the_others():
     q, k, v = random_tokens(300, 3, 64)
     k[:, :, 5] = 100  # the same for all keys, as a bias makes it: no score changes
     expected = exact(q, k, v, 0.125)
-    error = in_runs("int8", q, k, v, [segments.RUN], 0.125) - expected
+    error = in_spans("int8", q, k, v, [operands.SPAN_TOKENS], 0.125) - expected
     assert np.sqrt((error**2).mean()) <= 3 * INT8_ERROR * np.sqrt((expected**2).mean())
 
 
 @pytest.mark.parametrize("kind", ["f16", "int8"])
 def test_bits_are_the_same_on_every_machine(kind):
     q, k, v = random_tokens(300, 3, 20)
-    out = in_runs(kind, q, k, v, [16], 0.25, 270)
+    out = in_spans(kind, q, k, v, [16], 0.25, 270)
     assert hashlib.sha256(out.tobytes()).hexdigest()[:12] == DIGESTS[kind]
 
 
 DIGESTS = {"f16": "edf13832fefe", "int8": "057579e7b8b1"}
 """Of the results on x86-64 with AVX2, AVX-512 VNNI and plain LLVM vectors, which are equal."""
-
-
-def test_codes_of_kinds_are_those_of_the_table():
-    codes = {"f32": kv_pages.F32, "f16": kv_pages.F16, "int8": kv_pages.INT8}
-    assert codes == {kind: blocks.KINDS[kind].code for kind in kv_pages.SIZES}

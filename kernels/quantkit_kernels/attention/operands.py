@@ -1,0 +1,148 @@
+"""What the kernels of attention take: heads, spans of query tokens, ranges of the cache, and the memory they work in.
+
+`pages.py` lays out the cache that a `CacheRange` points into; `query_blocks.py`, `segments.py`, `merge.py` and
+`sharing.py` compute.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from quantkit_kernels.attention.pages import PAGE, padded
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.simd import TILES
+
+SEGMENT = 128
+"""Positions whose maximum and sum are taken together: two pages."""
+SPAN_TOKENS = 32
+"""Tokens of a span at most."""
+QUERY_BLOCK, SMALL_QUERY_BLOCK = 6 * TILES, 4
+"""Queries that are multiplied at once with a segment of f32: as many as registers hold; and at the end of a span."""
+SCORES_STRIDE = 4 * (SEGMENT + 16)
+"""Bytes from one query's scores to the next: not a power of two, which would crowd a few sets of the cache."""
+NEVER, LEAST = -3.0e38, -2.9e38
+"""Score of a position that a query does not see; scores that it sees are above the second."""
+
+
+class Heads(NamedTuple):
+    """What is the same for all queries of a step."""
+
+    kind: int
+    """`blocks.Kind.code` of the cache."""
+    offset: int
+    """Bytes from the start of a page to the layer's first head."""
+    kv_heads: int
+    heads_per_kv: int
+    """Query heads that share a KV head."""
+    head_dim: int
+    scale: float
+    window: int
+    """Positions that a query sees, its own included; 0 for all before it."""
+
+
+class Span(NamedTuple):
+    """Consecutive query tokens of one sequence."""
+
+    first: int
+    """Number of the first token in the batch."""
+    tokens: int
+    position: int
+    """Position of the first token in its sequence."""
+    pages: int
+    """Address of the sequence's table of page addresses."""
+
+
+class Queries(NamedTuple):
+    """Some of a span's queries for one KV head. They are numbered token by token, and within a token head by head."""
+
+    rows: int
+    """Address of the first one's f32 row; the others follow, `query_width` channels each."""
+    first: int
+    count: int
+
+
+class CacheRange(NamedTuple):
+    """Consecutive positions of one KV head, within one segment."""
+
+    pages: int
+    """Address of a table of page addresses."""
+    head: int
+    """Bytes from the start of a page to the head."""
+    scales: int
+    """Bytes from the start of a page to the head's scales; 0 where numbers have none."""
+    base: int
+    """First position of the segment."""
+    low: int
+    high: int
+    """First and last position of the range."""
+    newest: int
+    """Number of the sequence's last page that may be read, for prefetching."""
+
+
+class Partial(NamedTuple):
+    """An unmerged result: attention of some queries over some positions, f32 numbers at three addresses."""
+
+    peaks: int
+    """Each query's largest score."""
+    sums: int
+    """Each query's sum of weights `exp(score - peak)`."""
+    values: int
+    """Each query's row of weighted values, `padded(head_dim)` channels."""
+
+
+class Scratch(NamedTuple):
+    """Addresses in a thread's own memory."""
+
+    scores: int
+    """Scores, then weights, of a block of queries: rows of f32, `SCORES_STRIDE` apart."""
+    queries: int
+    """Rows of a span's queries for one KV head."""
+    partial: int
+    total: int
+    factors: int
+    """Two f32 numbers for each query: what a merge multiplies the total and the partial by."""
+    widened: int
+    """The pages of a segment, widened to f32."""
+
+
+@jit
+def rounded(queries):
+    """Queries, rounded up to whole blocks and whole vectors."""
+    return (queries + QUERY_BLOCK + 15) & ~15
+
+
+@jit
+def partial_bytes(queries, head_dim):
+    """Bytes of a partial of so many queries."""
+    return 4 * rounded(queries) * (2 + padded(head_dim))
+
+
+@jit
+def partial_at(address, queries):
+    """The partial of so many queries in the memory at `address`."""
+    rows = rounded(queries)
+    return Partial(address, address + 4 * rows, address + 8 * rows)
+
+
+@jit
+def scratch_at(address, heads):
+    """The addresses in a thread's memory of `scratch_bytes`."""
+    queries, head_dim = SPAN_TOKENS * heads.heads_per_kv, heads.head_dim
+    rows = address + QUERY_BLOCK * SCORES_STRIDE
+    partial = rows + 4 * rounded(queries) * padded(head_dim)
+    total = partial + partial_bytes(queries, head_dim)
+    factors = total + partial_bytes(queries, head_dim)
+    return Scratch(address, rows, partial, total, factors, factors + 8 * rounded(queries))
+
+
+def scratch_bytes(heads_per_kv: int, head_dim: int) -> int:
+    """Bytes of memory of its own that a thread needs for attention."""
+    queries, channels = (SPAN_TOKENS * heads_per_kv + QUERY_BLOCK + 15) & ~15, padded.py_func(head_dim)
+    pages = SEGMENT // PAGE * (2 * PAGE * channels * 4 + 8 * PAGE)
+    return QUERY_BLOCK * SCORES_STRIDE + 4 * queries * (channels + 2 * (2 + channels) + 2) + pages + 64
+
+
+@jit
+def first_seen(position, window):
+    """First position that a query at `position` sees."""
+    return max(0, position - window + 1) if window else 0

@@ -1,0 +1,194 @@
+"""Matrix products `y = W x (+ bias)` straight from packed blocks: `int4` and `int8`.
+
+Each function computes some row tiles (8 rows each) for all tokens of a batch. Each (row, token) is accumulated in one
+fixed order, group after group, so results are the same to the last bit for any split of rows or tokens. Codes are
+multiplied as integers, exactly.
+
+`blocks.py` specifies the blocks, `activations.py` the int8 activations that they meet, and `simd` spells a grid of
+registers. `plain.py` multiplies weights that are not packed. The interpreter decides which rows a thread computes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from quantkit_kernels.blocks import KINDS
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.linear.activations import RECORD, START, STEP, SUM
+from quantkit_kernels.operands import Matrix, Rows, from_token
+from quantkit_kernels.simd import (
+    I8_ROWS,
+    TILES,
+    U4_ROWS,
+    broadcast_dwords,
+    broadcast_f32,
+    codes_i8,
+    dot_i8,
+    dot_u4,
+    fma,
+    high_nibbles,
+    load_rows_bytes,
+    load_rows_f32,
+    load_rows_i8,
+    load_scales_f32,
+    load_scales_u4,
+    low_nibbles,
+    prefetch,
+    rows_of,
+    scale_u4,
+    start_dot_i8,
+    store_grid,
+    tiles_of,
+    to_f32,
+    tokens_of,
+    zero_dot_u4,
+    zeros,
+    zeros_tiles,
+)
+
+INT4_BLOCK, INT8_BLOCK = KINDS["int4"].block_bytes, KINDS["int8"].block_bytes
+TOKENS = 4
+"""Tokens of the largest grid of registers. Its rows depend on the instruction set: a second one halves the loads of
+activations, which limit a product before multiplications do."""
+ROW_TILES = max(U4_ROWS, I8_ROWS) * TILES
+"""Row tiles of the largest grid."""
+PREFETCH_DISTANCE = 8192
+"""Bytes from the weights in use to those that are prefetched, for a single token, which is bound by memory."""
+MOST_GROUPS = 8
+"""Groups from one prefetch to the next, at most; a power of two."""
+
+
+class Upcoming(NamedTuple):
+    """The weights that a tile prefetches while it multiplies: with each group as many bytes as the group has."""
+
+    address: int
+    skip: int
+    """A bit mask: groups whose number shares a bit with it prefetch nothing. A single token never skips."""
+
+
+@jit
+def _groups(matrix):
+    return (matrix.columns + 31) >> 5
+
+
+@jit
+def _prefetch_blocks(address, size, like):
+    """Prefetch as many blocks of `size` bytes as `like` has row tiles; returns the address behind them."""
+    end = address + rows_of(like) * tiles_of(like) * size
+    for line in range(address, end, 64):
+        prefetch(line)
+    return end
+
+
+@jit
+def _int4_tile(like, matrix, x, y, upcoming):
+    """The first row tiles of a matrix, as many as `like` has, times as many tokens; `like` is zero."""
+    stride = INT4_BLOCK * _groups(matrix)
+    weight, record, ahead = matrix.data, x.address, upcoming.address
+    total, offset = like, like
+    for group in range(_groups(matrix)):
+        dot = zero_dot_u4(like)
+        for chunk in range(4):
+            codes = load_rows_bytes(weight + 32 * chunk, stride, like)
+            dot = dot_u4(dot, low_nibbles(codes), broadcast_dwords(record + 8 * chunk, x.stride, like))
+            dot = dot_u4(dot, high_nibbles(codes), broadcast_dwords(record + 8 * chunk + 4, x.stride, like))
+        scaled = scale_u4(dot, load_scales_u4(weight + 128, stride, like))
+        total = fma(scaled, broadcast_f32(record + STEP, x.stride, like), total)
+        offset = fma(load_rows_i8(weight + 136, stride, like), broadcast_f32(record + SUM, x.stride, like), offset)
+        if tokens_of(like) == 1 or not group & upcoming.skip:
+            ahead = _prefetch_blocks(ahead, INT4_BLOCK, like)
+        weight += INT4_BLOCK
+        record += RECORD
+    scales, mins = load_rows_f32(matrix.row_scales, 64, like), load_rows_f32(matrix.row_scales + 32, 64, like)
+    total = fma(total, scales, offset * mins)
+    if matrix.bias:
+        total = total + load_rows_f32(matrix.bias, 32, like)
+    store_grid(y.address, 32 * tiles_of(like), y.stride, total)
+
+
+@jit
+def _int8_tile(like, matrix, x, y, upcoming):
+    """As `_int4_tile`."""
+    stride = INT8_BLOCK * _groups(matrix)
+    weight, record, ahead = matrix.data, x.address, upcoming.address
+    total = like
+    for group in range(_groups(matrix)):
+        dot = start_dot_i8(record + START, x.stride, like)
+        for chunk in range(8):
+            codes = codes_i8(load_rows_bytes(weight + 32 * chunk, stride, like))
+            dot = dot_i8(dot, codes, broadcast_dwords(record + 4 * chunk, x.stride, like))
+        scaled = to_f32(dot) * load_scales_f32(weight + 256, stride, like)
+        total = fma(scaled, broadcast_f32(record + STEP, x.stride, like), total)
+        if tokens_of(like) == 1 or not group & upcoming.skip:
+            ahead = _prefetch_blocks(ahead, INT8_BLOCK, like)
+        weight += INT8_BLOCK
+        record += RECORD
+    total = total * load_rows_f32(matrix.row_scales, 32, like)
+    if matrix.bias:
+        total = total + load_rows_f32(matrix.bias, 32, like)
+    store_grid(y.address, 32 * tiles_of(like), y.stride, total)
+
+
+@jit
+def _prefetch_interval(tokens, at_once):
+    """Groups from one prefetch to the next: the more tokens meet the weights in use, the slower the next ones come."""
+    interval = 1
+    while interval < MOST_GROUPS and 2 * interval * at_once <= tokens:
+        interval *= 2
+    return interval
+
+
+def _packed_linear(multiply, block_bytes, scale_bytes, grid_rows):
+    """The product of one kind: `multiply` computes one grid of registers, of at most `grid_rows` rows."""
+
+    @jit
+    def from_tile(matrix, tile):
+        """The matrix from a row tile on."""
+        return Matrix(
+            matrix.data + tile * _groups(matrix) * block_bytes,
+            matrix.row_scales + tile * scale_bytes,
+            matrix.bias + 32 * tile if matrix.bias else 0,
+            matrix.rows,
+            matrix.columns,
+        )
+
+    @jit
+    def tiles(like, matrix, x, y, tokens, tile, last):
+        """As many row tiles as `like` has, from `tile` on, times all tokens; returns the tile behind them.
+
+        Where row tiles or tokens do not fill a grid, some are computed twice.
+        """
+        tile = min(tile, last - tiles_of(like))
+        behind = tile + rows_of(like) * tiles_of(like)
+        size = (behind - tile) * _groups(matrix) * block_bytes
+        matrix = from_tile(matrix, tile)
+        ahead = matrix.data + (size if tokens_of(like) > 1 else PREFETCH_DISTANCE)
+        end = ahead + size
+        interval = _prefetch_interval(tokens, tokens_of(like))
+        for token in range(0, tokens, tokens_of(like)):
+            start = min(token, tokens - tokens_of(like))
+            out = Rows(y.address + start * y.stride + 32 * tile, y.stride)
+            upcoming = Upcoming(ahead, interval - 1 if ahead < end else -1)
+            multiply(like, matrix, from_token(x, start), out, upcoming)
+            ahead += size // interval
+        return behind
+
+    @jit
+    def linear(matrix, x, y, tokens, first, last):
+        """Row tiles `first` to `last` for all tokens; `x` rows as `activations.quantize` packs them, `y` f32 rows."""
+        tile = first
+        while tile < last:
+            if tokens == 1 or last - first < TILES:
+                tile = tiles(zeros(1, 1), matrix, x, y, tokens, tile, last)
+            elif tokens < TOKENS:
+                tile = tiles(zeros_tiles(1, 2), matrix, x, y, tokens, tile, last)
+            elif last - tile < grid_rows * TILES:
+                tile = tiles(zeros_tiles(1, TOKENS), matrix, x, y, tokens, tile, last)
+            else:
+                tile = tiles(zeros_tiles(grid_rows, TOKENS), matrix, x, y, tokens, tile, last)
+
+    return linear
+
+
+linear_int4 = _packed_linear(_int4_tile, INT4_BLOCK, 64, U4_ROWS)
+linear_int8 = _packed_linear(_int8_tile, INT8_BLOCK, 32, I8_ROWS)

@@ -1,0 +1,119 @@
+"""Products of packed weights against the block specification, and against themselves: the same bits for any split."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arrays import address, random_weight
+from quantkit_kernels import blocks
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.linear import activations
+from quantkit_kernels.linear.packed import linear_int4, linear_int8
+from quantkit_kernels.operands import Matrix, Rows
+
+TOLERANCE = 2e-5
+"""Of f32 sums over a few hundred columns, relative to the sum of magnitudes."""
+
+
+@jit(entry=True)
+def quantize_all(x, x_stride, columns, tokens, packed, packed_stride):
+    for token in range(tokens):
+        activations.quantize(x + token * x_stride, columns, packed + token * packed_stride)
+
+
+@jit(entry=True)
+def multiply_int4(matrix, x, y, tokens, first, last):
+    linear_int4(matrix, x, y, tokens, first, last)
+
+
+@jit(entry=True)
+def multiply_int8(matrix, x, y, tokens, first, last):
+    linear_int8(matrix, x, y, tokens, first, last)
+
+
+MULTIPLY = {"int4": multiply_int4, "int8": multiply_int8}
+
+
+def quantized(x):
+    """int8 activations -> (packed records, the values that they stand for)."""
+    tokens, columns = x.shape
+    packed = np.full((tokens, activations.packed_bytes(columns)), 0xAA, np.uint8)
+    quantize_all(address(x), x.strides[0], columns, tokens, address(packed), packed.strides[0])
+    padded = np.zeros((tokens, -(-columns // 32) * 32))
+    padded[:, :columns] = x
+    groups = padded.reshape(tokens, -1, 32)
+    peak = np.abs(groups).max(-1, keepdims=True).astype(np.float32)
+    inverse = np.divide(np.float32(127), peak, out=np.zeros_like(peak), where=peak > 0)
+    codes = np.rint(groups.astype(np.float32) * inverse)
+    return packed, (codes * (peak / np.float32(127))).reshape(tokens, -1)[:, :columns]
+
+
+def product(kind, data, row_scales, bias, shape, x, shares=((0, None),)):
+    """x f32 [tokens, columns] times a weight of a shape, computed in shares of row tiles."""
+    packed, tiles = quantized(x)[0], -(-shape[0] // 8)
+    y = np.full((len(x), 8 * tiles), np.nan, np.float32)
+    matrix = Matrix(address(data), address(row_scales), address(bias), *shape)
+    for first, last in shares:
+        source, out = Rows(address(packed), packed.strides[0]), Rows(address(y), y.strides[0])
+        MULTIPLY[kind](matrix, source, out, len(x), first, tiles if last is None else last)
+    return y[:, : shape[0]]
+
+
+@pytest.mark.parametrize("kind", MULTIPLY)
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 120),
+    columns=st.integers(1, 200),
+    tokens=st.integers(1, 21),
+    with_bias=st.booleans(),
+    extreme=st.booleans(),
+    exponent=st.sampled_from([-18, 0, 15]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_product_is_the_specified_one(kind, rows, columns, tokens, with_bias, extreme, exponent, seed):
+    rng = np.random.default_rng(seed)
+    data, row_scales = random_weight(kind, rows, columns, rng, extreme=extreme)
+    value = blocks.dequantize(kind, data, row_scales, (rows, columns)).astype(np.float64)
+    x = (rng.standard_normal((tokens, columns)) * 10.0**exponent).astype(np.float32)
+    x[rng.random(x.shape) < 0.2] = 0
+    bias = None
+    if with_bias:
+        bias = np.zeros(-(-rows // 16) * 16, np.float32)
+        bias[:rows] = rng.standard_normal(rows)
+    y = product(kind, data, row_scales, bias, (rows, columns), x)
+    taken = quantized(x)[1]
+    expected = taken @ value.T + (0 if bias is None else bias[:rows])
+    magnitude = np.abs(taken) @ np.abs(value).T + (0 if bias is None else np.abs(bias[:rows])) + 1e-30
+    if kind == "int4":  # codes and mins nearly cancel: errors are relative to what cancels
+        _, scales, mins = blocks.unpack_int4(data)
+        terms = scales[:rows].astype(float) * 15 * row_scales[:, 0].reshape(-1)[:rows, None]
+        terms += np.abs(mins[:rows].astype(float)) * row_scales[:, 1].reshape(-1)[:rows, None]
+        magnitude = np.abs(taken) @ np.repeat(terms, 32, axis=1)[:, :columns].T + magnitude
+    assert np.all(np.abs(y - expected) <= TOLERANCE * magnitude)
+
+
+@pytest.mark.parametrize("kind", MULTIPLY)
+def test_same_bits_for_any_split_of_rows_and_tokens(kind):
+    rng = np.random.default_rng(7)
+    rows, columns, tokens = 109, 165, 23  # 14 row tiles: those of whole grids, and more
+    data, row_scales = random_weight(kind, rows, columns, rng)
+    bias = rng.standard_normal(112).astype(np.float32)
+    x = rng.standard_normal((tokens, columns)).astype(np.float32)
+    whole = product(kind, data, row_scales, bias, (rows, columns), x)
+    shared = product(kind, data, row_scales, bias, (rows, columns), x, ((5, None), (0, 1), (1, 5)))
+    assert whole.tobytes() == shared.tobytes()
+    for size in (1, 2, 3, 5, 8, 12):
+        parts = [
+            product(kind, data, row_scales, bias, (rows, columns), x[start : start + size])
+            for start in range(0, tokens, size)
+        ]
+        assert whole.tobytes() == np.concatenate(parts).tobytes(), f"{size} tokens at once"
+
+
+def test_activations_of_a_zero_row_are_zero():
+    packed, value = quantized(np.zeros((3, 40), np.float32))
+    assert not packed.any()
+    assert not value.any()
