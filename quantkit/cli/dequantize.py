@@ -1,4 +1,4 @@
-"""`quantkit dequantize`: a packed folder back to a fp16 checkpoint."""
+"""`quantkit dequantize`: a packed folder back to a checkpoint of 16-bit weights."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import click
 from quantkit.cli.options import Command, force_option, model_argument, output_option
 
 
-@click.command("dequantize", cls=Command, short_help="Unpack a packed model to a fp16 checkpoint.")
+@click.command("dequantize", cls=Command, short_help="Unpack a packed model to 16-bit weights.")
 @model_argument
 @output_option
 @force_option
 def command(model: Path, output: Path, force: bool) -> None:
-    """Unpack MODEL into a fp16 Hugging Face folder that other tools read.
+    """Unpack MODEL into a Hugging Face folder that other tools read.
 
-    The weights are those that the packed model computes with, rounded to fp16; what packing lost stays lost.
+    The weights are those that the packed model computes with, rounded to the 16-bit type of its source; what packing
+    lost stays lost.
     """
     from quantkit.quantization.dequantization import dequantize
 
-    dequantize(model, output, force=force)
-    click.echo(f"{output}: fp16 checkpoint of {model}")
+    dtype = dequantize(model, output, force=force)
+    click.echo(f"{output}: {dtype} checkpoint of {model}")

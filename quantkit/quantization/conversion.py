@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,9 @@ from quantkit.models import registry
 from quantkit.quantization.recipe import choose
 
 logger = logging.getLogger(__name__)
+
+DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+"""Kind of a checkpoint's tensor -> how config.json spells it."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,11 @@ def _pack(
 ) -> dict[str, float]:
     """Write the packed folder; returns each tensor's relative error."""
     checkpoint, layouts = plan.checkpoint, plan.layouts
-    source = {"name": checkpoint.path.name, "fingerprint": checkpoint.fingerprint()}
+    source = {
+        "name": checkpoint.path.name,
+        "fingerprint": checkpoint.fingerprint(),
+        "dtype": _stored_dtype(checkpoint, layouts),
+    }
     about = {"source": source, "options": plan.options}
     errors: dict[str, float] = {}
     done, total = 0, sum(math.prod(layout.shape) for layout in layouts.values())
@@ -199,6 +207,15 @@ def _pack(
             if progress:
                 progress(Progress(name, done, total))
     return errors
+
+
+def _stored_dtype(checkpoint: Checkpoint, layouts: Mapping[str, Layout]) -> str:
+    """Return the type that most weights are stored in, as config.json spells types; `dequantize` goes back to it."""
+    weights: Counter[str] = Counter()
+    for name, layout in layouts.items():
+        weights[checkpoint.header(name).kind] += math.prod(layout.shape)
+    ((kind, _),) = weights.most_common(1)
+    return DTYPES[kind]
 
 
 def _by_kind(layouts: Mapping[str, Layout]) -> tuple[KindReport, ...]:

@@ -1,6 +1,7 @@
-"""From a packed folder back to a fp16 checkpoint that other tools read.
+"""From a packed folder back to a checkpoint of 16-bit weights that other tools read.
 
-The weights are those that the packed model computes with, rounded to fp16, under the names of the original checkpoint.
+The weights are those that the packed model computes with, rounded to the source's 16-bit type, under the names of the
+original checkpoint. A model that was trained in bf16 stays one: its activations may exceed the range of fp16.
 """
 
 from __future__ import annotations
@@ -18,10 +19,17 @@ from quantkit.formats.output import UNPACKED_MANIFEST, WEIGHTS, as_json, check_o
 from quantkit.formats.packed import CONFIG, SECTION, PackedModel, open_packed
 from quantkit.formats.writer import SafetensorsWriter
 from quantkit.quantization.encode import dequantize as dequantize_tensor
+from quantkit.quantization.encode import round_to
+from quantkit_kernels.blocks import KINDS
+
+SPELLINGS = ("torch_dtype", "dtype")
+"""Fields of config.json that name the type of a model's weights: of transformers before and since 5."""
+HALVES = {"float16": ("f16", 65504.0), "bfloat16": ("bf16", 3.3895e38)}
+"""The types that a checkpoint is written in, as config.json spells them -> kind, largest number."""
 
 
-def dequantize(model: str | os.PathLike[str], output: str | os.PathLike[str], *, force: bool = False) -> None:
-    """Unpack a packed folder into a fp16 Hugging Face folder.
+def dequantize(model: str | os.PathLike[str], output: str | os.PathLike[str], *, force: bool = False) -> str:
+    """Unpack a packed folder into a Hugging Face folder of 16-bit weights.
 
     Parameters
     ----------
@@ -32,33 +40,51 @@ def dequantize(model: str | os.PathLike[str], output: str | os.PathLike[str], *,
     force : bool
         Replace `output` if it exists, provided that quantkit wrote every file in it.
 
+    Returns
+    -------
+    {"float16", "bfloat16"}
+        Type of the weights: the source's, as its config.json names it, else as most of its weights were stored. A
+        source of 32-bit weights becomes float16.
+
     Raises
     ------
     PackedModelError
-        When the packed folder is not sound, holds weights beyond fp16's range, or the output cannot be written.
+        When the packed folder is not sound, holds weights beyond the type's range, or the output cannot be written.
     """
     packed = open_packed(model)
     check_output(output, force=force, source=packed.path)
+    dtype = _source_dtype(packed)
     config = {key: value for key, value in packed.config.items() if key != SECTION}
-    spelling = "torch_dtype" if "torch_dtype" in config else "dtype"  # of transformers before and since 5
+    config |= dict.fromkeys([field for field in SPELLINGS if field in config] or SPELLINGS[1:], dtype)
     with output_folder(output, force=force) as folder:
-        files = write_files(folder, {CONFIG: as_json(config | {spelling: "float16"}), **packed.files})
+        files = write_files(folder, {CONFIG: as_json(config), **packed.files})
         manifest = {"quantkit_version": version("quantkit"), "files": files}
         (folder / UNPACKED_MANIFEST).write_bytes(as_json(manifest))
-        shapes = {name: ("F16", packed.layouts[name].shape) for name in packed.names}
+        storage = KINDS[HALVES[dtype][0]].storage
+        shapes = {name: (storage, packed.layouts[name].shape) for name in packed.names}
         with SafetensorsWriter(folder / WEIGHTS, shapes, {"format": "pt"}, alignment=1) as weights:
             for name in packed.names:
-                weights.write(name, _halves(packed, name))
+                weights.write(name, _halves(packed, name, dtype))
                 packed.release(name)
+    return dtype
 
 
-def _halves(packed: PackedModel, name: str) -> Iterator[NDArray[Any]]:
+def _source_dtype(packed: PackedModel) -> str:
+    """Return the 16-bit type of the checkpoint that a model was packed from."""
+    stored = packed.manifest.get("source")
+    candidates = [packed.config.get(field) for field in SPELLINGS]
+    candidates.append(stored.get("dtype") if isinstance(stored, dict) else None)
+    return next((dtype for dtype in candidates if isinstance(dtype, str) and dtype in HALVES), "float16")
+
+
+def _halves(packed: PackedModel, name: str, dtype: str) -> Iterator[NDArray[Any]]:
+    """Yield a tensor's weights in stripes of rows, rounded to nearest, ties to even."""
+    kind, largest = HALVES[dtype]
     for stripe in dequantize_tensor(packed.tensor(name)):
-        with np.errstate(over="ignore"):
-            half = stripe.astype(np.float16)
-        if not np.isfinite(half).all():
+        rounded, error = round_to(kind, stripe)
+        if not np.isfinite(error):
             raise PackedModelError(
                 f"{packed.path / WEIGHTS}: tensor {name!r} holds weights up to {np.abs(stripe).max():.4g}, "
-                "beyond fp16's 65504; they cannot be written as fp16"
+                f"beyond {dtype}'s {largest:.5g}; they cannot be written as {dtype}"
             )
-        yield half
+        yield rounded

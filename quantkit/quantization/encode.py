@@ -78,6 +78,15 @@ def dequantize(tensor: Tensor) -> Iterator[NDArray[np.float32]]:
         )
 
 
+def round_to(kind: str, weights: NDArray[np.float32]) -> tuple[NDArray[Any], float]:
+    """Return numbers as `f32`, `f16` or `bf16` (uint16 bit patterns), and the sum of squared errors.
+
+    They are rounded to nearest, ties to even. The error is not finite where one exceeds the range of the kind.
+    """
+    data = np.empty(weights.shape, _DTYPES[kind])
+    return data, _ENCODERS[kind](weights, data, None)
+
+
 def _stripes(shape: tuple[int, ...]) -> list[slice]:
     """Cut rows into runs of whole tiles."""
     columns = int(np.prod(shape[1:], dtype=np.int64))

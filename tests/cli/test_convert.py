@@ -65,10 +65,11 @@ def test_a_dry_run_reports_and_writes_nothing(invoke, checkpoint: Path, tmp_path
 
 
 def test_dequantize_makes_a_checkpoint_that_packs_again(invoke, packed: Path, tmp_path: Path) -> None:
-    result = invoke("dequantize", packed, "-o", tmp_path / "fp16")
+    result = invoke("dequantize", packed, "-o", tmp_path / "unpacked")
     assert (result.exit_code, result.stderr) == (0, "")
-    assert set(kinds(invoke, tmp_path / "fp16").values()) == {"f16"}
-    assert (tmp_path / "fp16/tokenizer.json").read_bytes() == (packed / "tokenizer.json").read_bytes()
-    assert invoke("convert", tmp_path / "fp16", "-o", tmp_path / "again").exit_code == 0
-    assert invoke("dequantize", packed, "-o", tmp_path / "fp16").exit_code == 1
-    assert invoke("dequantize", packed, "-o", tmp_path / "fp16", "--force").exit_code == 0
+    assert result.stdout == f"{tmp_path / 'unpacked'}: bfloat16 checkpoint of {packed}\n"
+    assert set(kinds(invoke, tmp_path / "unpacked").values()) == {"bf16"}
+    assert (tmp_path / "unpacked/tokenizer.json").read_bytes() == (packed / "tokenizer.json").read_bytes()
+    assert invoke("convert", tmp_path / "unpacked", "-o", tmp_path / "again").exit_code == 0
+    assert invoke("dequantize", packed, "-o", tmp_path / "unpacked").exit_code == 1
+    assert invoke("dequantize", packed, "-o", tmp_path / "unpacked", "--force").exit_code == 0

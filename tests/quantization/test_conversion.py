@@ -62,7 +62,8 @@ def test_the_folder_is_the_checkpoint_with_other_weights(checkpoint: Path, tmp_p
     assert section["quant_method"] == "quantkit"
     assert section["tensors"]["model.layers.0.mlp.down_proj.weight"] == {"kind": "int8", "shape": [64, 160]}
     assert manifest["options"] == {"quantize": "int4", "overrides": [["down_proj", "int8"]]}
-    assert manifest["source"] == {"name": "tiny", "fingerprint": open_checkpoint(checkpoint).fingerprint()}
+    fingerprint = open_checkpoint(checkpoint).fingerprint()
+    assert manifest["source"] == {"name": "tiny", "fingerprint": fingerprint, "dtype": "bfloat16"}
 
 
 def test_threads_change_no_byte(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""From a packed folder back to fp16: what other tools read is what the packed model computes with."""
+"""From a packed folder back to 16-bit weights: what other tools read is what the packed model computes with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import quantkit.quantization.encode
@@ -16,6 +17,7 @@ import tiny
 from quantkit.errors import PackedModelError
 from quantkit.formats import open_checkpoint
 from quantkit.formats.packed import open_packed
+from quantkit.formats.safetensors import SafetensorsFile
 from quantkit.models.registry import read
 from quantkit.quantization.conversion import convert
 from quantkit.quantization.dequantization import dequantize
@@ -28,25 +30,35 @@ def packed_folder(folder: Path, family: str = "llama", **options: Any) -> Path:
     return folder / "packed"
 
 
+def round_to_bf16(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Round to 8 significant bits, ties to even."""
+    mantissa, exponent = np.frexp(values.astype(np.float64))
+    return np.ldexp(np.rint(mantissa * 256), exponent - 8).astype(np.float32)
+
+
+ROUND = {"F16": lambda values: values.astype(np.float16).astype(np.float32), "BF16": round_to_bf16}
+
+
+@pytest.mark.parametrize("dtype", ROUND)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_weights_are_the_packed_ones_in_fp16(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str) -> None:
+def test_weights_are_the_packed_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str, dtype: str) -> None:
     monkeypatch.setattr(quantkit.quantization.encode, "STRIPE_WEIGHTS", 1000)  # several stripes a tensor
-    packed = open_packed(packed_folder(tmp_path, family, hidden_size=72))
+    packed = open_packed(packed_folder(tmp_path, family, hidden_size=72, dtype=dtype))
     dequantize(packed.path, tmp_path / "out")
-    found = load_file(tmp_path / "out/model.safetensors")
-    assert found.keys() == set(packed.names)  # and no padding, which llama.cpp's converter would refuse
+    file, found = SafetensorsFile(tmp_path / "out/model.safetensors"), open_checkpoint(tmp_path / "out")
+    assert file.header.keys() == set(packed.names)  # and no padding, which llama.cpp's converter would refuse
     for name in packed.names:
-        tensor = packed.tensor(name)
-        wanted = blocks.dequantize(tensor.kind, tensor.data, tensor.row_scales, tensor.shape).astype(np.float16)
-        assert found[name].dtype == np.float16
-        np.testing.assert_array_equal(found[name], wanted)
+        wanted, out = packed.tensor(name), found.tensor(name)
+        weights = blocks.dequantize(wanted.kind, wanted.data, wanted.row_scales, wanted.shape)
+        assert file.header[name].dtype == dtype
+        np.testing.assert_array_equal(blocks.dequantize(out.kind, out.data, None, out.shape), ROUND[dtype](weights))
 
 
 def test_the_folder_is_a_checkpoint(tmp_path: Path) -> None:
     packed = packed_folder(tmp_path)
     dequantize(packed, tmp_path / "out")
     before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("source", "out"))
-    assert after == before | {"torch_dtype": "float16"}
+    assert after == before
     assert set(os.listdir(tmp_path / "out")) == {*os.listdir(tmp_path / "source"), "dequantized.json"}
     for name in ("tokenizer.json", "chat_template.jinja"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "source" / name).read_bytes()
@@ -54,15 +66,49 @@ def test_the_folder_is_a_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.check(read(checkpoint.config).record().tensors) == []
 
 
-def test_the_dtype_is_spelt_as_the_config_spells_it(tmp_path: Path) -> None:
-    source = tiny.checkpoint(tmp_path / "source")
+@pytest.mark.parametrize(
+    ("stored", "fields", "expected"),
+    [
+        ("BF16", {"torch_dtype": "bfloat16"}, {"torch_dtype": "bfloat16"}),
+        ("F16", {"dtype": "float16"}, {"dtype": "float16"}),
+        ("F32", {"dtype": "float32"}, {"dtype": "float16"}),
+        # Saved in 32 bits, but trained in bf16.
+        ("F32", {"dtype": "bfloat16"}, {"dtype": "bfloat16"}),
+        # The config decides what other tools compute in; where it names no 16-bit type, the tensors do.
+        ("BF16", {"dtype": "float16"}, {"dtype": "float16"}),
+        ("BF16", {"dtype": "float32"}, {"dtype": "bfloat16"}),
+        ("BF16", {"dtype": "auto"}, {"dtype": "bfloat16"}),
+        ("BF16", {"dtype": ["bfloat16"]}, {"dtype": "bfloat16"}),
+        ("BF16", {}, {"dtype": "bfloat16"}),
+        ("F16", {}, {"dtype": "float16"}),
+        (
+            "BF16",
+            dict.fromkeys(["torch_dtype", "dtype"], "bfloat16"),
+            dict.fromkeys(["torch_dtype", "dtype"], "bfloat16"),
+        ),
+    ],
+)
+def test_the_type_is_the_sources(tmp_path: Path, stored: str, fields: dict[str, Any], expected: dict[str, str]) -> None:
+    source = tiny.checkpoint(tmp_path / "source", dtype=stored)
     config = json.loads((source / "config.json").read_text())
-    config["dtype"] = config.pop("torch_dtype")
-    (source / "config.json").write_text(json.dumps(config))
+    del config["torch_dtype"]
+    (source / "config.json").write_text(json.dumps(config | fields))
     convert(source, tmp_path / "packed")
-    dequantize(tmp_path / "packed", tmp_path / "out")
-    config = json.loads((tmp_path / "out/config.json").read_text())
-    assert (config["dtype"], "torch_dtype" in config) == ("float16", False)
+    assert dequantize(tmp_path / "packed", tmp_path / "out") in expected.values()
+    assert json.loads((tmp_path / "out/config.json").read_text()) == config | expected
+    kinds = {open_checkpoint(tmp_path / "out").header(name).kind for name in tiny.shapes(config)}
+    assert kinds == {{"float16": "f16", "bfloat16": "bf16"}[dtype] for dtype in expected.values()}
+
+
+def test_a_packed_folder_that_does_not_know_its_source(tmp_path: Path) -> None:
+    packed = packed_folder(tmp_path)
+    config = json.loads((packed / "config.json").read_text())
+    del config["torch_dtype"]
+    (packed / "config.json").write_text(json.dumps(config))
+    manifest = json.loads((packed / "quantkit.json").read_text())
+    for about in ({}, {"source": "x"}, {"source": {"dtype": 1}}, {"source": {"dtype": "float8"}}):
+        (packed / "quantkit.json").write_text(json.dumps({**manifest, "source": None} | about))
+        assert dequantize(packed, tmp_path / "out", force=True) == "float16"
 
 
 def test_packing_again_loses_next_to_nothing(tmp_path: Path) -> None:
@@ -71,16 +117,33 @@ def test_packing_again_loses_next_to_nothing(tmp_path: Path) -> None:
     assert max(convert(tmp_path / "out", tmp_path / "again", "int8").errors.values()) < 1e-4
 
 
-def test_weights_beyond_fp16_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "value", "words"),
+    [("float16", -1e5, r" 1e\+05.*float16's 65504"), ("bfloat16", 3.4e38, r" 3\.4e\+38.*bfloat16's 3\.3895e\+38")],
+)
+def test_weights_beyond_the_range_are_refused(tmp_path: Path, dtype: str, value: float, words: str) -> None:
     source = tiny.checkpoint(tmp_path / "source", dtype="F32")
+    config = json.loads((source / "config.json").read_text()) | {"torch_dtype": dtype}
+    (source / "config.json").write_text(json.dumps(config))
     file = source / "model.safetensors"
     tensors = {name: ("F32", array.copy()) for name, array in load_file(file).items()}
-    tensors["model.norm.weight"][1][3] = -1e5
+    tensors["model.norm.weight"][1][3] = value
     tiny.write_safetensors(file, tensors)
     convert(source, tmp_path / "packed")
-    with pytest.raises(PackedModelError, match=r"model\.norm\.weight.* 1e\+05.*65504"):
+    with pytest.raises(PackedModelError, match=rf"model\.norm\.weight.*{words}"):
         dequantize(tmp_path / "packed", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_beyond_fp16_are_written_as_bf16(tmp_path: Path) -> None:
+    source = tiny.checkpoint(tmp_path / "source", "gemma3_text")
+    file = SafetensorsFile(source / "model.safetensors")
+    tensors = {name: (file.header[name].dtype, file.array(name).copy()) for name in file.header}
+    tensors["model.norm.weight"][1][3] = 0x47C8  # 102,400
+    tiny.write_safetensors(source / "model.safetensors", tensors)
+    convert(source, tmp_path / "packed")
+    dequantize(tmp_path / "packed", tmp_path / "out")
+    assert SafetensorsFile(tmp_path / "out/model.safetensors").array("model.norm.weight")[3] == 0x47C8
 
 
 def test_what_is_refused(tmp_path: Path) -> None:
@@ -105,24 +168,26 @@ def test_force_replaces_what_dequantize_or_convert_wrote(tmp_path: Path) -> None
     convert(tmp_path / "source", tmp_path / "out", "int8")
     dequantize(packed, tmp_path / "out", force=True)
     dequantize(packed, tmp_path / "out", force=True)
-    assert open_checkpoint(tmp_path / "out").header("model.norm.weight").kind == "f16"
+    assert open_checkpoint(tmp_path / "out").header("model.norm.weight").kind == "bf16"
     convert(tmp_path / "source", tmp_path / "out", force=True)
     assert open_packed(tmp_path / "out").manifest["options"]["quantize"] == "int4"
 
 
 @pytest.mark.live
+@pytest.mark.parametrize("dtype", ROUND)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_transformers_reads_it(tmp_path: Path, family: str) -> None:
+def test_transformers_reads_it(tmp_path: Path, family: str, dtype: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    packed = open_packed(packed_folder(tmp_path, family))
+    packed = open_packed(packed_folder(tmp_path, family, dtype=dtype))
     dequantize(packed.path, tmp_path / "out")
-    model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["mismatched_keys"]
-    assert model.dtype == torch.float16
+    torch_dtype = {"F16": torch.float16, "BF16": torch.bfloat16}[dtype]
+    assert model.dtype == torch_dtype
     tensor = packed.tensor("model.layers.0.mlp.up_proj.weight")
-    wanted = blocks.dequantize(tensor.kind, tensor.data, tensor.row_scales, tensor.shape).astype(np.float16)
-    found = model.get_parameter("model.layers.0.mlp.up_proj.weight").detach().numpy()
-    np.testing.assert_array_equal(found, wanted)
+    wanted = blocks.dequantize(tensor.kind, tensor.data, tensor.row_scales, tensor.shape)
+    found = model.get_parameter("model.layers.0.mlp.up_proj.weight").detach()
+    assert torch.equal(found, torch.from_numpy(wanted).to(torch_dtype))
