@@ -6,9 +6,11 @@ The public names, each imported from its module when first used: `import quantki
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as type checkers read it; importing `typing` would be half the time of `import quantkit`
 if TYPE_CHECKING:
+    from typing import Any
+
     from quantkit.engine.model import Model as Model
     from quantkit.errors import CheckpointError as CheckpointError
     from quantkit.errors import GenerationError as GenerationError

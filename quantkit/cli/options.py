@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
+
+from quantkit.cli.streams import decode
+from quantkit.errors import OptionError
 
 
 @dataclass
@@ -24,8 +28,8 @@ def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 def debug_option() -> click.Option:
     """Make the option `--debug`, which stands before or after the command's name."""
-    text = "Show the traceback of a failure."
-    return click.Option(["--debug"], is_flag=True, expose_value=False, callback=_set_debug, help=text)
+    shown = "Show the traceback of a failure."
+    return click.Option(["--debug"], is_flag=True, expose_value=False, callback=_set_debug, help=shown)
 
 
 class Command(click.Command):
@@ -36,7 +40,24 @@ class Command(click.Command):
         self.params.append(debug_option())
 
 
-model_argument = click.argument("model", type=click.Path(path_type=Path))
+def path(value: str) -> Path:
+    """Type of arguments that are paths: `~` is the home folder; whether anything is there is the library's to say."""
+    if not value:
+        raise click.BadParameter("the path is empty")
+    return Path(os.path.expanduser(value))
+
+
+def text(value: str) -> str:
+    """Type of arguments that are texts: bytes that the locale cannot decode, surrogates in Python, are UTF-8."""
+    if not any("\ud800" <= char <= "\udfff" for char in value):
+        return value
+    try:
+        return decode(os.fsencode(value), "the argument")
+    except (OptionError, UnicodeEncodeError) as error:
+        raise click.BadParameter(str(error)) from None
+
+
+model_argument = click.argument("model", type=path)
 """A packed folder, a downloaded checkpoint folder, or a GGUF file; whether it exists is the library's to say."""
 
 threads_option = click.option(
@@ -52,9 +73,7 @@ kv_option = click.option(
     callback=lambda ctx, param, value: KV_DTYPES[value],
     help="Precision of the KV cache.",
 )
-output_option = click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder to write."
-)
+output_option = click.option("-o", "--output", type=path, required=True, metavar="DIR", help="Folder to write.")
 force_option = click.option("--force", is_flag=True, help="Replace DIR if it exists.")
 
 
@@ -72,8 +91,8 @@ def integers(minimum: int) -> Any:
         for part in ",".join(values).split(",") if values else ():
             found = RANGE.fullmatch(part)
             if not found:
-                text = f"{part!r} is neither a number nor a range such as 0-4096+1024 or 1-16*2"
-                raise click.BadParameter(text, ctx, param)
+                cause = f"{part!r} is neither a number nor a range such as 0-4096+1024 or 1-16*2"
+                raise click.BadParameter(cause, ctx, param)
             first, last, operator, by = found.groups()
             step = int(by or 1)
             number, end = int(first), int(last or first)

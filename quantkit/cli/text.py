@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from quantkit.cli.streams import printable
+
 
 def size(nbytes: float) -> str:
     """`nbytes` in decimal units with three digits: `90.5 MB`."""
@@ -15,8 +17,8 @@ def size(nbytes: float) -> str:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1, markdown: bool = False) -> str:
-    """Return an aligned table: the first `left` columns flush left, the others flush right."""
-    cells = [list(headers), *([str(cell) for cell in row] for row in rows)]
+    """Return an aligned table: the first `left` columns flush left, the others flush right; a row is one line."""
+    cells = [[_one_line(str(cell)) for cell in row] for row in (headers, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
     start, between, end = ("| ", " | ", " |") if markdown else ("", "  ", "")
     lines = [
@@ -32,3 +34,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, left: int
         rule = ("-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths))
         lines.insert(1, start + between.join(rule) + end)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def _one_line(text: str) -> str:
+    return printable(text).replace("\n", r"\n").replace("\t", r"\t")

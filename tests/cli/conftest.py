@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import tiny
-from quantkit.cli import main
+from quantkit.cli.program import command_line
 from quantkit_kernels.compile.cache import kernel_folder
 from quantkit_kernels.simd import ISA
 
@@ -19,7 +19,7 @@ Invoke = Callable[..., Result]
 @pytest.fixture
 def invoke() -> Invoke:
     """Call `quantkit` with some arguments; `input` is its stdin."""
-    return lambda *args, input=None: CliRunner().invoke(main, [str(arg) for arg in args], input=input)
+    return lambda *args, input=None: CliRunner().invoke(command_line, [str(arg) for arg in args], input=input)
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def packed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, packed to int4; not to be written to."""
     folder = tmp_path_factory.mktemp("packed") / "tiny-int4"
-    result = CliRunner().invoke(main, ["convert", str(checkpoint), "-o", str(folder)])
+    result = CliRunner().invoke(command_line, ["convert", str(checkpoint), "-o", str(folder)])
     assert result.exit_code == 0, result.stderr
     return folder
 

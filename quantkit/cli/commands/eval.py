@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from quantkit.cli.options import Command, kv_option, model_argument, threads_option
+from quantkit.cli.options import Command, kv_option, model_argument, path, threads_option
+from quantkit.cli.streams import echo, read_text
 
 
 @click.command("eval", cls=Command, short_help="Measure perplexity, and divergence from a reference.")
@@ -15,16 +16,14 @@ from quantkit.cli.options import Command, kv_option, model_argument, threads_opt
     "-f",
     "--file",
     required=True,
-    type=click.Path(path_type=Path, allow_dash=True),
+    type=path,
     help="UTF-8 text to read; - is stdin.",
 )
 @click.option(
     "-c", "--ctx-size", default=512, show_default=True, type=click.IntRange(min=8), help="Tokens of a window."
 )
 @click.option("--chunks", type=int, default=-1, show_default=True, help="Windows to read; -1 reads all.")
-@click.option(
-    "--reference", type=click.Path(path_type=Path), metavar="DIR", help="Model to compare with, read in the same pass."
-)
+@click.option("--reference", type=path, metavar="DIR", help="Model to compare with, read in the same pass.")
 @kv_option
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -45,7 +44,7 @@ def command(
     with a checkpoint as its own reference, that is what --kv-bits 8 costs. (Packed weights take rounded activations,
     which the smallest change rounds differently: a packed model is no measure of small changes.)
     """
-    from quantkit.cli.notices import Bar, read_text
+    from quantkit.cli.progress import Bar
     from quantkit.evaluation.quality import perplexity
     from quantkit.generation.loading import load, load_model
 
@@ -65,7 +64,7 @@ def command(
         import dataclasses
         import json
 
-        click.echo(json.dumps(dataclasses.asdict(found), indent=2))
+        echo(json.dumps(dataclasses.asdict(found), indent=2))
         return
     lines = [
         ("perplexity", found.perplexity),
@@ -81,4 +80,4 @@ def command(
             ("same top token", f"{other.same_top.value:.2%} ± {other.same_top.error:.2%}"),
         ]
     for name, value in lines:
-        click.echo(f"{name:22}{value}")
+        echo(f"{name:22}{value}")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantkit.cli.bench_output import FORMS, row
-from quantkit.cli.options import Command, integers, kv_option, model_argument
+from quantkit.cli.commands.bench_output import FORMS, row
+from quantkit.cli.options import Command, integers, kv_option, model_argument, path
+from quantkit.cli.streams import echo
 
 if TYPE_CHECKING:
     from quantkit.engine.model import Model
@@ -55,7 +56,7 @@ def _check_plot(ctx: click.Context, param: click.Parameter, value: Path | None) 
 @click.option(
     "--plot",
     metavar="FILE",
-    type=click.Path(path_type=Path),
+    type=path,
     callback=_check_plot,
     help="Draw speeds and rooflines into a .png or .svg file (needs the extra `plot`).",
 )
@@ -104,20 +105,20 @@ def command(
             yield row(model, loaded, measurement)
 
     for line in FORMS[output](rows()):
-        click.echo(line)
+        echo(line)
     if plot is not None:
         draw(plot, model.resolve().name, found, costs[0])
 
 
 def _measure(
-    path: Path, tests: Sequence[Test], threads: Sequence[int | None], kv_dtype: str, options: dict[str, Any]
+    folder: Path, tests: Sequence[Test], threads: Sequence[int | None], kv_dtype: str, options: dict[str, Any]
 ) -> Iterator[tuple[Model, Measurement]]:
     """Load the model with each number of threads and run all tests; the read bandwidth is kept for later commands."""
     from quantkit.evaluation.benchmark import measure, open_probe, remember_bandwidth
     from quantkit.generation.loading import load_model
 
     for count in threads:
-        with contextlib.closing(load_model(path, threads=count, kv_dtype=kv_dtype)) as model:
+        with contextlib.closing(load_model(folder, threads=count, kv_dtype=kv_dtype)) as model:
             for measurement in measure(model, tests, open_probe(model.threads), **options):
                 remember_bandwidth(model.threads, measurement.ceilings.read)
                 yield model, measurement

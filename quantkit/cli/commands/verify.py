@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from quantkit.cli.options import Command, model_argument
+from quantkit.cli.streams import echo
 
 
 @click.command("verify", cls=Command, short_help="Check a packed model against its checksums.")
@@ -16,4 +17,4 @@ def command(model: Path) -> None:
     from quantkit.formats.packed import verify
 
     checked = verify(model)
-    click.echo(f"{model}: {len(checked)} tensors are what was written")
+    echo(f"{model}: {len(checked)} tensors are what was written")

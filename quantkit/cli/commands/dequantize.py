@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from quantkit.cli.options import Command, force_option, model_argument, output_option
+from quantkit.cli.streams import echo
 
 
 @click.command("dequantize", cls=Command, short_help="Unpack a packed model to 16-bit weights.")
@@ -22,4 +23,4 @@ def command(model: Path, output: Path, force: bool) -> None:
     from quantkit.quantization.dequantization import dequantize
 
     dtype = dequantize(model, output, force=force)
-    click.echo(f"{output}: {dtype} checkpoint of {model}")
+    echo(f"{output}: {dtype} checkpoint of {model}")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantkit.cli.notices import Bar
-from quantkit.cli.options import Command, force_option, output_option, threads_option
+from quantkit.cli.options import Command, force_option, output_option, path, threads_option
+from quantkit.cli.progress import Bar
+from quantkit.cli.streams import echo
 
 if TYPE_CHECKING:
     from quantkit.quantization.conversion import Report
@@ -25,7 +26,7 @@ def _overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 
 
 @click.command("convert", cls=Command, short_help="Pack a downloaded checkpoint.")
-@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("source", type=path)
 @output_option
 @click.option(
     "-q", "--quantize", type=click.Choice(list(BITS.values())), help="Kind of the linear layers  [default: int4]"
@@ -69,8 +70,8 @@ def command(
         threads=threads,
     )
     for name in report.unused:
-        click.echo(f"warning: {source}: the model does not use tensor {name!r}; it was left out", err=True)
-    click.echo(_summary(report))
+        echo(f"warning: {source}: the model does not use tensor {name!r}; it was left out", err=True)
+    echo(_summary(report))
 
 
 def convert_with_progress(source: Path, output: Path, **options: Any) -> Report:

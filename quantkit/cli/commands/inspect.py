@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from quantkit.cli.options import Command, model_argument
+from quantkit.cli.streams import echo
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _print_tables(model: Path, config: Any, rows: list[Row]) -> None:
         )
         for row in rows
     ]
-    click.echo(table(("tensor", "kind", "shape", "size", "error"), cells, left=2))
+    echo(table(("tensor", "kind", "shape", "size", "error"), cells, left=2))
     groups = _by_kind(rows) | {"all": rows}
     totals = [
         (
@@ -98,8 +99,8 @@ def _print_tables(model: Path, config: Any, rows: list[Row]) -> None:
         )
         for kind, group in groups.items()
     ]
-    click.echo(f"\n{model}: {config['model_type']}")
-    click.echo(table(("kind", "tensors", "weights", "size", "bits/weight"), totals))
+    echo(f"\n{model}: {config['model_type']}")
+    echo(table(("kind", "tensors", "weights", "size", "bits/weight"), totals))
 
 
 def _print_json(model: Path, config: Any, rows: list[Row]) -> None:
@@ -122,4 +123,4 @@ def _print_json(model: Path, config: Any, rows: list[Row]) -> None:
         "kinds": kinds,
         "tensors": [asdict(row) for row in rows],
     }
-    click.echo(json.dumps(found, indent=2))
+    echo(json.dumps(found, indent=2))

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from quantkit.cli.options import Command, kv_option, model_argument, threads_option
+from quantkit.cli.options import Command, kv_option, model_argument, path, text, threads_option
+from quantkit.cli.progress import Bar
+from quantkit.cli.streams import echo, echo_answer, read_text
 from quantkit.errors import OptionError, PackedModelError
 
 if TYPE_CHECKING:
@@ -19,9 +21,9 @@ if TYPE_CHECKING:
 
 @click.command("run", cls=Command, short_help="Answer a prompt.")
 @model_argument
-@click.option("-p", "--prompt", metavar="TEXT", help="The prompt; - reads it from stdin.")
-@click.option("-f", "--file", type=click.Path(path_type=Path), help="Read the prompt from a file.")
-@click.option("-sys", "--system-prompt", metavar="TEXT", help="System message of the conversation.")
+@click.option("-p", "--prompt", type=text, help="The prompt; - reads it from stdin.")
+@click.option("-f", "--file", type=path, help="Read the prompt from a file.")
+@click.option("-sys", "--system-prompt", type=text, help="System message of the conversation.")
 @click.option(
     "-n",
     "--max-tokens",
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 @click.option("--presence-penalty", default=0.0, show_default=True, help="Lower logits of earlier tokens, once.")
 @click.option("--frequency-penalty", default=0.0, show_default=True, help="Lower logits of earlier tokens, each time.")
 @click.option("-s", "--seed", type=int, help="Seed of the sampling  [default: another one each time]")
-@click.option("--stop", multiple=True, metavar="TEXT", help="End before this text; may be given several times.")
+@click.option("--stop", multiple=True, type=text, help="End before this text; may be given several times.")
 @click.option(
     "--speculate",
     "--draft-max",
@@ -75,7 +77,6 @@ def command(model: Path, prompt: str | None, file: Path | None, **options: Any) 
     text = _prompt(prompt, file)
     folder = _packed(model, options["threads"])
 
-    from quantkit.cli.notices import Bar
     from quantkit.generation.loading import load
     from quantkit.generation.stream import stream_generate
 
@@ -95,22 +96,19 @@ def command(model: Path, prompt: str | None, file: Path | None, **options: Any) 
         **_sampling(tokenizer, options),
     )
     if options["display_prompt"]:
-        click.echo(text, nl=False)
+        echo_answer(text)
     try:
         for last in responses:
             bar.close()
-            sys.stdout.write(last.text)  # click.echo would take 50 µs of each token
-            sys.stdout.flush()
+            echo_answer(last.text)
     finally:
         bar.close()
         if last:
-            click.echo()
-            click.echo(_footer(loaded, last, speculating=options["speculate"] > 0), err=True)
+            echo_answer("\n")
+            echo(_footer(loaded, last, speculating=options["speculate"] > 0), err=True)
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
-    from quantkit.cli.notices import read_text
-
     if prompt is not None and file is not None:
         raise click.UsageError("give either --prompt or --file")
     if file is None and (prompt == "-" or (prompt is None and not sys.stdin.isatty())):
@@ -133,9 +131,9 @@ def _packed(model: Path, threads: int | None) -> Path:
 
     folder = cache_root() / "models" / f"{open_checkpoint(model).fingerprint()[:32]}-v{FORMAT_VERSION}"
     if not is_packed(folder):
-        from quantkit.cli.convert import convert_with_progress
+        from quantkit.cli.commands.convert import convert_with_progress
 
-        click.echo(f"packing {model} to int4, once, into {folder} ...", err=True)
+        echo(f"packing {model} to int4, once, into {folder} ...", err=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             convert_with_progress(model, folder, threads=threads)
