@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from importlib import import_module
 
+import quantkit_kernels
+
 TYPE_CHECKING = False  # as type checkers read it; importing `typing` would be half the time of `import quantkit`
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any
 
     from quantkit.engine.model import Model as Model
@@ -53,6 +56,16 @@ _MODULES = {
 """Public name -> the module of this package that defines it."""
 
 __all__ = ["__version__", *_MODULES]
+
+
+def _kernel_folder(name: str) -> Path:
+    """Let the kernels keep their machine code in the user's cache folder."""
+    from quantkit import user_cache
+
+    return user_cache.entry("kernels", name)
+
+
+quantkit_kernels.cache_folder = _kernel_folder
 
 
 def __getattr__(name: str) -> Any:

@@ -2,3 +2,16 @@
 
 Importing this package loads nothing; `blocks` needs numpy alone, every other module needs numba.
 """
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+cache_folder: Callable[[str], Path] | None = None
+"""Where compiled kernels are kept. Whoever uses this package assigns a function that takes the name of a folder and
+returns its path, or raises `OSError` where no folder can be trusted; it is called when kernels are first needed. With
+None, each process compiles the kernels anew.
+"""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import statistics
 import time
@@ -19,15 +20,17 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from quantkit import user_cache
 from quantkit.engine.machine import cpu_name
 from quantkit.errors import OptionError
 from quantkit.evaluation.operations import OperationTime, operation_times
 from quantkit.evaluation.roofline import Ceilings, Cost, Costs, Part
-from quantkit_kernels.compile.cache import cache_root
 
 if TYPE_CHECKING:
     from quantkit.engine.kv_cache import Sequence as Tokens
     from quantkit.engine.model import Model
+
+logger = logging.getLogger(__name__)
 
 PROBES = 2
 """Measurements of each ceiling before a repetition, and after the last."""
@@ -278,11 +281,15 @@ def _deviation(samples: Sequence[float]) -> float:
 
 
 def remember_bandwidth(threads: int, rate: float) -> None:
-    """Keep the bytes per second that `threads` threads were found to read, for `known_bandwidth`."""
+    """Keep the bytes per second that `threads` threads were found to read, for `known_bandwidth`, if there is room."""
     file = _bandwidth_file()
     temporary = file.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(_known() | {_key(threads): rate}, indent=2) + "\n")
-    temporary.replace(file)
+    try:
+        temporary.write_text(json.dumps(_known() | {_key(threads): rate}, indent=2) + "\n")
+        temporary.replace(file)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        logger.warning("cannot keep the measured bandwidth in %s: %s", file, error.strerror)
 
 
 def known_bandwidth(threads: int) -> float | None:
@@ -303,4 +310,4 @@ def _key(threads: int) -> str:
 
 
 def _bandwidth_file() -> Path:
-    return cache_root() / "bandwidth.json"
+    return user_cache.root() / "bandwidth.json"

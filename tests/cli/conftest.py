@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 
 import tiny
 from quantkit.cli.program import command_line
-from quantkit_kernels.compile.cache import kernel_folder
+from quantkit_kernels.compile.folder import kernel_folder
 from quantkit_kernels.simd import ISA
 
 Invoke = Callable[..., Result]

@@ -1,68 +1,114 @@
-"""The user's cache folder: compiled kernels, and models that the command line packed on the way.
+"""Compiled kernels as files: written whole, and checked before anything in them is used.
 
-Nothing in it is precious. Standard library only.
+numba's own cache unpickles whatever it finds and fails where it cannot write. Here a file begins with a checksum of
+what follows, belongs to the user, and nobody else can write to it. What is damaged is compiled again, what cannot be
+written is not kept, and either is said once. Where the files are is `folder.py`'s matter.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import inspect
 import logging
 import os
+import pickle
+import stat
 import tempfile
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+
+from quantkit_kernels.compile.folder import belongs_to_user
 
 logger = logging.getLogger(__name__)
 
+_CHECKSUM = hashlib.sha256
 
-def cache_root() -> Path:
-    """Return a writable folder: `$QUANTKIT_CACHE_DIR`, else `$XDG_CACHE_HOME/quantkit`, else `~/.cache/quantkit`.
 
-    Where that cannot be written, a folder of the user's beside the temporary files; one warning says so.
+class KernelCache(NullCache):  # type: ignore[misc]
+    """Where numba's dispatcher of an entry looks for machine code and leaves it: one file for each signature.
+
+    Parameters
+    ----------
+    function : callable
+        The entry. It closes over no values, which the name of a file would not tell.
+    folder : Path
+        The folder of `kernel_folder`: it stands for the kernels' sources, the versions and the instruction set.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return _writable(os.environ.get("QUANTKIT_CACHE_DIR") or os.path.join(base, "quantkit"))
+
+    def __init__(self, function: Callable[..., Any], folder: Path) -> None:
+        self._folder = folder
+        self._name = f"{function.__module__}.{function.__name__}"
+        source = Path(inspect.getfile(function)).read_bytes()  # of a test: the folder's name does not show its edits
+        self._identity = f"{function.__code__.co_firstlineno} {hashlib.sha256(source).hexdigest()}"
+
+    def load_overload(self, signature: Any, context: Any) -> Any:
+        """Return the compiled entry, or None if it must be compiled."""
+        context.refresh()
+        file = self._file(signature, context.codegen())
+        try:
+            content = read(file)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError):
+            _say_damaged(self._folder)
+            return None
+        return CompileResult._rebuild(context, *pickle.loads(content))
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """Write the compiled entry; where that fails, it serves this process alone."""
+        if result.library.has_dynamic_globals:
+            return
+        try:
+            write(self._file(signature, result.codegen), dumps(result._reduce()))
+        except OSError as error:
+            _say_not_kept(self._folder, error.strerror)
+
+    def _file(self, signature: Any, codegen: Any) -> Path:
+        key = f"{self._identity} {signature} {codegen.magic_tuple()}"
+        return self._folder / f"{self._name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.nbc"
 
 
-@functools.cache
-def kernel_folder(isa: str) -> Path:
-    """Return the folder of kernels compiled with an instruction set: `kernels/<hash>` in the cache.
+def read(file: Path) -> bytes:
+    """Return what `write` wrote.
 
-    numba notices edits of a cached function's own file alone, so the name carries a hash of all kernel sources, of the
-    versions of numba and llvmlite, and of the instruction set.
+    Raises `OSError` if the file cannot be read, `ValueError` if it is damaged or somebody else can write to it.
     """
-    folder = cache_root() / "kernels" / hashlib.sha256(_sources() + isa.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:
+        status = os.fstat(opened.fileno())
+        if not stat.S_ISREG(status.st_mode) or not belongs_to_user(status):
+            raise ValueError(f"{file}: not a file that the user alone can write")
+        checksum, content = opened.read(_CHECKSUM().digest_size), opened.read()
+    if _CHECKSUM(content).digest() != checksum:
+        raise ValueError(f"{file}: damaged")
+    return content
 
 
-@functools.cache
-def _sources() -> bytes:
-    digest = hashlib.sha256(f"{version('numba')} {version('llvmlite')}".encode())
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
-    return digest.digest()
-
-
-@functools.cache
-def _writable(folder: str) -> Path:
+def write(file: Path, content: bytes) -> None:
+    """Let `file` hold `content` behind its checksum: all of it or, on `OSError`, nothing."""
+    file.parent.mkdir(mode=0o700, exist_ok=True)  # another process may have pruned it
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f"{file.name}.")
     try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return Path(folder)
-    except OSError as error:
-        fallback = _beside_temporary_files()
-        logger.warning("cannot write to the cache folder %s (%s): using %s", folder, error.strerror, fallback)
-        return fallback
+        with open(handle, "wb") as opened:
+            opened.write(_CHECKSUM(content).digest() + content)
+        os.replace(temporary, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
-def _beside_temporary_files() -> Path:
-    # One folder per user, not per process, so that the next start finds it; unless somebody else was there first.
-    fallback = Path(tempfile.gettempdir()) / f"quantkit-{os.getuid()}"
-    fallback.mkdir(mode=0o700, exist_ok=True)
-    entry = fallback.lstat()
-    if entry.st_uid != os.getuid() or entry.st_mode & 0o077 or fallback.is_symlink():
-        return Path(tempfile.mkdtemp(prefix="quantkit-"))
-    return fallback
+@functools.cache
+def _say_damaged(folder: Path) -> None:
+    logger.warning("compiled kernels in %s are damaged or not the user's alone: compiling them again", folder)
+
+
+@functools.cache
+def _say_not_kept(folder: Path, cause: str) -> None:
+    logger.warning("compiled kernels are not kept in %s: %s", folder, cause)

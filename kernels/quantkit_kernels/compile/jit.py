@@ -1,8 +1,7 @@
-"""The one decorator of the kernels: every compile flag, and the folder where compiled code is kept.
+"""The one decorator of the kernels: every compile flag, and what is kept on disk.
 
 It is not a compiler: numba is. Kernels write `@jit`; the few functions that Python calls write `@jit(entry=True)`, and
-only those become machine code, with everything they call inside them (`linking.py`), and are kept on disk, in the
-folder that `cache.py` names.
+only those become machine code, with everything they call inside them (`linking.py`), and are kept on disk (`cache.py`).
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
-from numba.core import config, event
+from numba.core import event
 
-from quantkit_kernels.compile.cache import kernel_folder
+from quantkit_kernels.compile.cache import KernelCache
+from quantkit_kernels.compile.folder import kernel_folder
 from quantkit_kernels.compile.linking import PART_FLAGS, EntryCompiler, PartCompiler
 from quantkit_kernels.simd import ISA
 
@@ -39,11 +39,11 @@ def jit(function: Callable[..., Any] | None = None, *, entry: bool = False) -> A
         return functools.partial(jit, entry=entry)
     if not entry:
         return numba.njit(pipeline_class=PartCompiler, **FLAGS, **PART_FLAGS)(function)
-    previous, config.CACHE_DIR = config.CACHE_DIR, str(kernel_folder(ISA))
-    try:
-        return numba.njit(cache=True, pipeline_class=EntryCompiler, **FLAGS)(function)
-    finally:
-        config.CACHE_DIR = previous
+    compiled = numba.njit(pipeline_class=EntryCompiler, **FLAGS)(function)
+    folder = kernel_folder(ISA)
+    if folder is not None and function.__closure__ is None:
+        compiled._cache = KernelCache(function, folder)
+    return compiled
 
 
 class _Notice(event.Listener):

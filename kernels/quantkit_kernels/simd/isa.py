@@ -6,6 +6,7 @@ with it. A pass is remembered beside the kernels that it allows, so it costs not
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import logging
@@ -14,7 +15,7 @@ import os
 from numba.core import codegen, config
 from numba.core.registry import cpu_target
 
-from quantkit_kernels.compile.cache import kernel_folder
+from quantkit_kernels.compile.folder import kernel_folder
 
 from .check import agrees
 from .instruction_sets import SETS
@@ -71,11 +72,13 @@ def first_right(candidates: list[str], processor: str, features: str) -> str:
     """
     mark = "right-" + hashlib.sha256(f"{processor} {features}".encode()).hexdigest()[:16]
     for isa in candidates:
-        remembered = kernel_folder(isa) / mark
-        if remembered.exists():
+        folder = kernel_folder(isa)
+        if folder and (folder / mark).exists():
             return isa
         if agrees(SETS[isa][0], processor, features):
-            remembered.touch()
+            if folder:
+                with contextlib.suppress(OSError):  # no room: it is compared again next time
+                    (folder / mark).touch()
             return isa
         logger.warning("instruction set %s computes wrongly on this machine (%s): not used", isa, processor)
     raise RuntimeError(f"no instruction set computes rightly on this machine ({processor}): tried {candidates}")

@@ -126,15 +126,14 @@ def _packed(model: Path, threads: int | None) -> Path:
 
     if is_packed(model):
         return model
+    from quantkit import user_cache
     from quantkit.formats import open_checkpoint
-    from quantkit_kernels.compile.cache import cache_root
 
-    folder = cache_root() / "models" / f"{open_checkpoint(model).fingerprint()[:32]}-v{FORMAT_VERSION}"
+    folder = user_cache.entry("models", f"{open_checkpoint(model).fingerprint()[:32]}-v{FORMAT_VERSION}")
     if not is_packed(folder):
         from quantkit.cli.commands.convert import convert_with_progress
 
         echo(f"packing {model} to int4, once, into {folder} ...", err=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             convert_with_progress(model, folder, threads=threads)
         except PackedModelError:

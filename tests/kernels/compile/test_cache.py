@@ -1,54 +1,136 @@
-"""Where the cache lies, and what happens where it cannot."""
+"""Compiled kernels on disk: damaged files, files of others, no room."""
 
 from __future__ import annotations
 
+import errno
 import logging
-import tempfile
+import os
+import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 
-from quantkit_kernels.compile.cache import cache_root
+import quantkit_kernels
+from quantkit_kernels.compile import cache, folder
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.simd import ISA
 
 
-@pytest.mark.parametrize(
-    ("variables", "folder"),
-    [
-        ({"QUANTKIT_CACHE_DIR": "own", "XDG_CACHE_HOME": "xdg", "HOME": "home"}, "own"),
-        ({"XDG_CACHE_HOME": "xdg", "HOME": "home"}, "xdg/quantkit"),
-        ({"HOME": "home"}, "home/.cache/quantkit"),
-    ],
-)
-def test_the_variables_choose_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], folder: str
+def triple(x):
+    return 3 * x
+
+
+@pytest.fixture
+def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where kernels are kept meanwhile."""
+    monkeypatch.setattr(quantkit_kernels, "cache_folder", lambda name: tmp_path / name)
+    return folder.kernel_folder(ISA)
+
+
+def compiled_files(kernels: Path) -> list[Path]:
+    return list(kernels.glob("*.nbc"))
+
+
+def calls(how: str) -> None:
+    """Call the entry as a new process would, and check how it came to its machine code."""
+    entry = jit(entry=True)(triple)
+    assert entry(14) == 42
+    assert sum(entry.stats.cache_hits.values()) == (how == "loaded")
+
+
+def test_an_entry_is_compiled_once(kernels: Path) -> None:
+    calls("compiled")
+    (file,) = compiled_files(kernels)
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert kernels.stat().st_mode & 0o777 == 0o700
+    calls("loaded")
+    assert compiled_files(kernels) == [file]
+
+
+class Trap:
+    """What is unpickled if anything is."""
+
+    def __reduce__(self):
+        return pytest.fail, ("unpickled",)
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE = {
+    "empty": lambda file: file.write_bytes(b""),
+    "cut": lambda file: os.truncate(file, file.stat().st_size // 2),
+    "cut in its checksum": lambda file: os.truncate(file, 10),
+    "a bit": flip_a_bit,
+    "another pickle": lambda file: file.write_bytes(pickle.dumps(Trap())),
+    "a link": lambda file: file.symlink_to(file.rename(file.with_suffix(".real"))),
+    "writable by others": lambda file: file.chmod(0o666),
+    "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_compiled_again_and_one_warning_says_so(
+    kernels: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("QUANTKIT_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, str(tmp_path / value))
-    assert cache_root() == tmp_path / folder
-    assert cache_root().is_dir()
-
-
-def test_an_unwritable_folder_falls_back_with_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("QUANTKIT_CACHE_DIR", str(tmp_path / "file/cache"))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    calls("compiled")
+    (file,) = compiled_files(kernels)
+    size = file.stat().st_size
+    DAMAGE[damage](file)
     with caplog.at_level(logging.WARNING):
-        folders = {cache_root() for _ in range(3)}
-    (folder,) = folders
-    assert folder.parent == tmp_path
-    assert folder.stat().st_mode & 0o077 == 0
-    assert [str(tmp_path / "file/cache") in record.getMessage() for record in caplog.records] == [True]
+        calls("compiled")
+    (record,) = caplog.records
+    assert str(kernels) in record.getMessage()
+    calls("loaded")
+    assert file.stat().st_size == size
+    assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_fallback_that_others_can_write_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("QUANTKIT_CACHE_DIR", str(tmp_path / "file/other"))
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr("os.getuid", lambda: 12345)
-    folder = cache_root()
-    assert folder.is_dir()
-    assert folder != tmp_path / "quantkit-12345"
+def test_a_file_of_another_user_is_not_used(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls("compiled")
+    (file,) = compiled_files(kernels)
+    me = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: me + 1)
+    with pytest.raises(ValueError, match="not a file that the user alone can write"):
+        cache.read(file)
+
+
+def fail(*args: object, **kwargs: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(("module", "name"), [(cache.tempfile, "mkstemp"), (os, "replace")])
+def test_without_room_an_entry_serves_its_process_and_one_warning_names_the_folder(
+    kernels: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, module: object, name: str
+) -> None:
+    monkeypatch.setattr(module, name, fail)
+    for _ in range(2):
+        calls("compiled")
+    (record,) = caplog.records
+    assert record.getMessage() == f"compiled kernels are not kept in {kernels}: No space left on device"
+    assert not [path for path in kernels.iterdir() if "triple" in path.name]
+
+
+def test_a_folder_that_was_removed_meanwhile_is_made_again(kernels: Path) -> None:
+    shutil.rmtree(kernels)
+    calls("compiled")
+    assert kernels.stat().st_mode & 0o777 == 0o700
+    calls("loaded")
+
+
+def test_closures_are_not_kept(kernels: Path) -> None:
+    """The names of files would not tell them apart."""
+
+    def adder(number):
+        @jit(entry=True)
+        def add(x):
+            return x + number
+
+        return add
+
+    assert [adder(number)(1) for number in (1, 10)] == [2, 11]
+    assert compiled_files(kernels) == []

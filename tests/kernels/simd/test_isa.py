@@ -12,7 +12,7 @@ import pytest
 from llvmlite import ir
 from numba.core.registry import cpu_target
 
-from quantkit_kernels.compile import cache
+import quantkit_kernels
 from quantkit_kernels.simd import check, isa
 from quantkit_kernels.simd.instruction_sets import SETS, Avx2, Avx512Vnni, AvxVnni, Dot, Neon
 from quantkit_kernels.simd.memory import _narrow_f16, _widen_f16
@@ -24,9 +24,8 @@ HERE = isa.usable_sets(FEATURES)
 
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Nothing is remembered; compiled kernels stay where they are."""
-    monkeypatch.setattr(cache, "cache_root", lambda: tmp_path)
-    monkeypatch.setattr(isa, "kernel_folder", cache.kernel_folder.__wrapped__)
+    """Nothing is remembered from before."""
+    monkeypatch.setattr(quantkit_kernels, "cache_folder", lambda name: tmp_path / name)
     return tmp_path
 
 
@@ -114,6 +113,15 @@ def test_a_pass_is_remembered_and_a_failure_is_not(empty_cache: Path, monkeypatc
     assert compared == [generic, wrong, wrong]
     isa.first_right(["generic"], "another processor", FEATURES)
     assert compared == [generic, wrong, wrong, generic]
+
+
+def test_without_a_folder_the_choice_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for place in (None, lambda name: tmp_path / "missing" / name):
+        monkeypatch.setattr(quantkit_kernels, "cache_folder", place)
+        assert isa.first_right(["generic"], PROCESSOR, FEATURES) == "generic"
+    assert len(caplog.records) == 1
 
 
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
