@@ -25,7 +25,8 @@ stands elsewhere.
 
 `f16`, `bf16` and `f32` are plain row-major numbers; numpy has no bf16, so its bit patterns are carried as uint16.
 
-`matmul.py` computes with these bytes, `search.py` finds codes and scales; both are tested against the functions below.
+`linear/packed.py` and `rows/embedding.py` compute with these bytes, `search.py` finds codes and scales; all are tested
+against the functions below.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The two ceilings of this machine, measured, not looked up: bytes read and int8 multiply-adds per second.
 
-Decoding reads every weight once, so plain reads bound it; prompts share each read between tokens, so the instruction
-set's dot product, on registers, bounds them. Not a benchmark of quantkit: `quantkit.evaluation.benchmark` puts its
-figures beside these. Both drift on shared machines, so a `Probe` is kept and asked again close to what it is compared
-with.
+Decoding reads every weight once, so memory bandwidth bounds it. A prompt's tokens share each read, so the instruction
+set's int8 dot product bounds them. This is not a benchmark of quantkit: `quantkit.evaluation.benchmark` compares its
+figures with these. On shared machines both change with time, so a `Probe` is kept and asked again close to what it is
+compared with.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from quantkit_kernels.simd import (
 )
 
 READ_BYTES = 512 << 20
-"""Read by all threads together at a time: far more than the caches hold."""
+"""Bytes that all threads read together in one measurement: far more than the caches hold."""
 DOTS = 12
-"""Dot products under way at once: more than the latency of one hides."""
+"""Independent dot products in flight: enough to hide the latency of one."""
 DOT_MACS = 32 * TILES
-"""Multiply-adds of one."""
+"""Multiply-adds of one dot product."""
 ROUNDS = 100_000
-"""Of `DOTS` dot products, by each thread at a time: some milliseconds."""
+"""Rounds of `DOTS` dot products by each thread in one measurement: some milliseconds."""
 CODES_BYTES = 64 * 8
-"""A few registers of codes, in the first-level cache."""
+"""A few registers of codes, which stay in the first-level cache."""
 
 
 @jit(entry=True)
 def _read(address, size, result):
-    """Read `size` bytes, a multiple of 256, and store something that depends on all of them."""
+    """Read `size` bytes, a multiple of 256, and store a number that depends on all of them."""
     a = b = c = d = load_i32(address)
     for _ in range(size >> 8):
         a = a + load_i32(address) + load_i32(address + 32)
@@ -57,11 +57,11 @@ def _read(address, size, result):
 
 @jit(entry=True)
 def _multiply(address, rounds, result):
-    """Run `rounds * DOTS` dot products as a matrix product does: one register of codes meets `DOTS` of activations."""
+    """Compute `rounds * DOTS` dot products as a matrix product does: one register of codes times `DOTS` activations."""
     like = zeros_tiles(1, DOTS)
     dots, x = zero_dot_u4(like), broadcast_dwords(address, 4, like)
     for i in range(rounds):
-        # The codes change, or there would be nothing to do in the loop.
+        # The codes change, or the compiler would move the work out of the loop.
         dots = dot_u4(dots, load_rows_bytes(address + 64 * (i & 7), 32, like), x)
     store_grid(result, 0, 32 * TILES, scale_u4(dots, load_scales_u4(address, 0, like)))
 
@@ -75,36 +75,36 @@ class Probe:
         self._memory = np.ones(self._share * threads, np.uint8)
         self._codes = np.full(CODES_BYTES, 3, np.uint8)
         self._results = np.zeros((threads, DOTS * 8 * TILES), np.float32)
-        for work in (_read, _multiply):  # compiled before the first measurement
-            work(self._codes.ctypes.data, 256, self._results.ctypes.data)
+        for kernel in (_read, _multiply):  # compiled before the first measurement
+            kernel(self._codes.ctypes.data, 256, self._results.ctypes.data)
 
     def read_bandwidth(self, repeats: int = 3) -> list[float]:
         """Bytes per second, `repeats` times."""
         address = self._memory.ctypes.data
-        parts = [(address + thread * self._share, self._share) for thread in range(self.threads)]
-        return [self._share * self.threads / self._seconds(_read, parts) for _ in range(repeats)]
+        shares = [(address + thread * self._share, self._share) for thread in range(self.threads)]
+        return [self._share * self.threads / self._seconds(_read, shares) for _ in range(repeats)]
 
     def int8_peak(self, repeats: int = 3) -> list[float]:
         """Multiply-adds of int8 per second, `repeats` times."""
-        parts = [(self._codes.ctypes.data, ROUNDS)] * self.threads
+        shares = [(self._codes.ctypes.data, ROUNDS)] * self.threads
         macs = ROUNDS * DOTS * DOT_MACS * self.threads
-        return [macs / self._seconds(_multiply, parts) for _ in range(repeats)]
+        return [macs / self._seconds(_multiply, shares) for _ in range(repeats)]
 
-    def _seconds(self, work: Callable[[int, int, int], None], parts: list[tuple[int, int]]) -> float:
-        """Run one part on each thread, all at once; returns the time from the first start to the last end."""
-        gate = threading.Barrier(len(parts))
-        times = np.zeros((len(parts), 2))
+    def _seconds(self, kernel: Callable[[int, int, int], None], shares: list[tuple[int, int]]) -> float:
+        """Give one share to each thread, all at once; returns the time from the first start to the last end."""
+        gate = threading.Barrier(len(shares))
+        times = np.zeros((len(shares), 2))
 
-        def run(thread: int) -> None:
+        def measure(thread: int) -> None:
             gate.wait()
             times[thread, 0] = time.perf_counter()
-            work(*parts[thread], self._results[thread].ctypes.data)
+            kernel(*shares[thread], self._results[thread].ctypes.data)
             times[thread, 1] = time.perf_counter()
 
-        others = [threading.Thread(target=run, args=(thread,)) for thread in range(1, len(parts))]
+        others = [threading.Thread(target=measure, args=(thread,)) for thread in range(1, len(shares))]
         for other in others:
             other.start()
-        run(0)
+        measure(0)
         for other in others:
             other.join()
         return float(times[:, 1].max() - times[:, 0].min())

@@ -33,6 +33,7 @@ import numpy as np
 from quantkit_kernels.blocks import KINDS
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import (
+    F16_MAX,
     absolute,
     get_i64,
     hadamard_lanes,
@@ -99,20 +100,23 @@ def layer_bytes(kind: str, kv_heads: int, head_dim: int) -> int:
 def store_kv(kind, k, v, pages, position, offset, kv_heads, head_dim):
     """Write one token's keys and values, f32 rows of `kv_heads * head_dim`, into its sequence's page.
 
-    The layer begins `offset` bytes behind the start of the page.
+    The layer begins `offset` bytes behind the start of the page. Returns whether a number was beyond the range of f16,
+    and stored as its largest.
     """
     step = head_bytes(kind, head_dim)
     head = get_i64(pages + 8 * (position >> 6)) + offset
     slot = position & 63
+    peak = zeros_wide(1, 1)
     for _ in range(kv_heads):
         if kind == F16:
-            _store_f16(k, v, head, slot, head_dim)
+            peak = maximum(peak, _store_f16(k, v, head, slot, head_dim))
         elif kind == INT8:
             _store_int8(k, v, head, slot, head_dim)
         else:
             _store_f32(k, v, head, slot, head_dim)
         k, v = k + 4 * head_dim, v + 4 * head_dim
         head += step
+    return max_lanes(peak) > F16_MAX
 
 
 @jit
@@ -125,12 +129,16 @@ def _places(head, slot, channels, size):
 def _float_store(scatter, store_row, size):
     @jit
     def store_head(k, v, head, slot, head_dim):
-        channels = padded(head_dim)
+        """Store one head; returns the largest magnitudes in 16 lanes."""
+        channels, peak = padded(head_dim), zeros_wide(1, 1)
         key, value = _places(head, slot, channels, size)
         for channel in range(0, channels, 16):
-            left, at = head_dim - channel, 4 * channel
-            scatter(key + KEY_ROW * size * channel, KEY_ROW * size, load_wide_partial_f32(k + at, left))
-            store_row(value + size * channel, load_wide_partial_f32(v + at, left))
+            left = head_dim - channel
+            keys, values = load_wide_partial_f32(k + 4 * channel, left), load_wide_partial_f32(v + 4 * channel, left)
+            scatter(key + KEY_ROW * size * channel, KEY_ROW * size, keys)
+            store_row(value + size * channel, values)
+            peak = maximum(peak, maximum(absolute(keys), absolute(values)))
+        return peak
 
     return store_head
 

@@ -1,1 +1,1 @@
-"""Matrix products of packed or plain weights, and the int8 activations that packed ones take."""
+"""Matrix products of packed or plain weights, and the int8 activations that packed weights are multiplied with."""

@@ -1,12 +1,12 @@
-"""Activations quantized on the fly: f32 rows -> int8 groups of 32, in the order in which `matmul.py` reads them.
+"""Activations quantized before a product of packed weights: f32 rows -> int8 in groups of 32 columns.
 
-A token is a row of records, one of 44 bytes for each group of 32 columns, so that a matrix product walks memory once,
-in order:
+A token is a row of records, one of 44 bytes for each group, in the order in which `packed.py` reads them:
 
     32 bytes   codes q, -127..127
     f32        step d = absmax / 127 of the group: x is about d * q
     f32        d * sum(q), which multiplies the mins of `int4`
-    i32        -128 * sum(q), where dot products begin that take the codes of `int8` plus 128
+    i32        -128 * sum(q): instruction sets that multiply unsigned codes add 128 to those of `int8`, and their dot
+               products begin here
 
 Columns past the last are zero.
 """
@@ -34,7 +34,7 @@ GROUP = 32
 RECORD = 44
 """Bytes of one group."""
 STEP, SUM, START = 32, 36, 40
-"""Where d, d * sum(q) and -128 * sum(q) stand in a record."""
+"""Byte offsets of d, d * sum(q) and -128 * sum(q) in a record."""
 
 
 def packed_bytes(columns: int) -> int:
@@ -56,6 +56,7 @@ def quantize(x, columns, packed):
 
 @jit
 def _group(a, b, record):
+    """Quantize one group, whose 32 numbers are in two registers."""
     peak = max_lanes(maximum(absolute(a), absolute(b)))
     inverse = splat_wide(127.0 / peak if peak > 0.0 else 0.0)
     a, b = to_i32(round_even(a * inverse)), to_i32(round_even(b * inverse))

@@ -1,8 +1,8 @@
-"""Exponential and the activations of gated layers, on f32 registers of `WIDE` lanes.
+"""The exponential and the activation functions, on f32 registers of `WIDE` lanes.
 
 Each is a polynomial in a fixed order of fused multiply-adds, so every instruction set gives the same bits; none calls
-the C library. NaN stays NaN, infinities give the limits. The formulas keep small results accurate relative to
-themselves, not only to one: `gelu(-5)` is not the difference of two numbers near one.
+the C library. NaN stays NaN, infinities give the limits. Small results have a small relative error, not only a small
+absolute one: `gelu(-5)` is not computed as the difference of two numbers near one.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ LOG2_E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.42860677e-6
 """ln 2 in two parts; the first has so few bits that its products with whole numbers are exact."""
 LOWEST, HIGHEST = -104.0, 89.0
-"""Below the one exp is 0, above the other it is infinite."""
+"""exp is 0 below the first, and infinite above the second."""
 SMALLEST = -87.0
-"""Its exponential is normal: one power of two scales it."""
+"""The exponential of a smaller number would not be a normal f32, which one power of two can scale."""
 FAR = 15.0
-"""gelu(-15) and beyond is 0 in f32."""
+"""gelu(x) is 0 in f32 for x <= -15."""
 SQRT_HALF = 0.7071067811865476
 SQRT_2_OVER_PI = 0.7978845608028654
 
@@ -53,7 +53,7 @@ def exp(x):
 
 @jit
 def exp_negative(x):
-    """e**x for x <= 0, within 2 ulp, 0 below -87. The weights of attention take it millions of times.
+    """e**x for x <= 0, within 2 ulp, 0 below -87: faster than `exp`, for the weights of attention.
 
     The polynomial is minimax for |r| <= ln(2) / 2, with relative error 3e-9.
     """
@@ -70,10 +70,10 @@ def exp_negative(x):
 
 @jit
 def _logistic(x, y):
-    """x / (1 + exp(-y)), where y has the sign of x; the exponential never grows above 1."""
+    """x / (1 + exp(-y)), where y has the sign of x. The exponential is of a negative number, so it never overflows."""
     zero = splat_wide(0.0)
     e = exp(zero - absolute(y))
-    # clamp: -infinity times e = 0 would be NaN.
+    # Clamped, because -infinity times an e of 0 would be NaN.
     return fma(clamp(x, splat_wide(LOWEST), zero), e, maximum(x, zero)) / (e + splat_wide(1.0))
 
 
@@ -114,7 +114,7 @@ def gelu(x):
     p = fma(p, v, splat_wide(0.726262569))
     p = fma(p, v, splat_wide(0.643721402))
     p = fma(p, v, splat_wide(0.42161274))
-    # exp magnifies what x**2 / 2 loses by rounding, so that is computed and put back.
+    # exp magnifies the rounding error of x**2 / 2, so the error is computed and corrected.
     half = size * splat_wide(0.5)
     square = half * size
     lost = fma(half, size, splat_wide(0.0) - square)

@@ -7,8 +7,8 @@ blocked. Functions take `like`, a vector whose grid the result follows; addresse
 
 `vectors.py` is the ground; `memory.py` loads and stores; `arithmetic.py` computes; `codes.py` multiplies packed codes
 with the instruction set that `isa.py` chose from `instruction_sets.py` and `check.py` compared with numpy; `scalars.py`
-has single numbers, atomics and what threads need. Kernels import from here and are in `matmul.py`, `attention.py`, ...;
-the decorator that compiles them is in `jit.py`.
+has single numbers, atomics and what threads need. Kernels import from here alone; `compile/jit.py` has the decorator
+that compiles them.
 """
 
 from .arithmetic import (
@@ -48,6 +48,7 @@ from .codes import (
 )
 from .isa import I8_ROWS, ISA, TILES, U4_ROWS
 from .memory import (
+    F16_MAX,
     broadcast_dwords,
     broadcast_f32,
     load_bf16,

@@ -27,9 +27,12 @@ TOLERANCE = 1e-5
 
 @jit(entry=True)
 def store_all(kind, k, v, stride, tokens, position, pages, offset, kv_heads, head_dim):
+    """Returns how many tokens saturated."""
+    saturated = 0
     for token in range(tokens):
         row = token * stride
-        kv_pages.store_kv(kind, k + row, v + row, pages, position + token, offset, kv_heads, head_dim)
+        saturated += kv_pages.store_kv(kind, k + row, v + row, pages, position + token, offset, kv_heads, head_dim)
+    return saturated
 
 
 @jit(entry=True)
@@ -52,9 +55,9 @@ class Cache:
         self.table = np.array([page.ctypes.data for page in self.pages[::-1]], np.int64)
 
     def store(self, k, v, position):
-        """k, v: f32 [tokens, KV_HEADS, head_dim]."""
+        """k, v: f32 [tokens, KV_HEADS, head_dim]. Returns how many tokens saturated."""
         rows = [padded(x) for x in (k, v)]
-        store_all(
+        return store_all(
             self.code, *(x.ctypes.data for x in rows), rows[0].strides[0], len(k), position, self.table.ctypes.data,
             self.offset, KV_HEADS, self.head_dim,
         )  # fmt: skip
@@ -215,6 +218,20 @@ def test_f16_cache_saturates():
     q, k, v = random_tokens(1, 1, 8)
     got = in_spans("f16", q, k, v * np.float32(1e6), [1], 1.0)
     np.testing.assert_array_equal(got, np.clip(v * np.float32(1e6), -65504, 65504))
+
+
+@pytest.mark.parametrize("kind", ["f16", "int8", "f32"])
+@pytest.mark.parametrize("head_dim", [6, 64])
+def test_store_says_whether_it_saturates(kind, head_dim):
+    cache = Cache(kind, 70, head_dim)
+    k, v = np.full((2, 3, KV_HEADS, head_dim), 65504, np.float32)
+    assert not cache.store(k, -v, 0)
+    for x in (k, v):
+        x[1, -1, -1] = -65505
+        assert cache.store(k, v, 63) == (kind == "f16")
+        x[1, -1, -1] = 0
+    k[0], v[2] = np.inf, -np.inf
+    assert cache.store(k, v, 63) == 2 * (kind == "f16")
 
 
 @pytest.mark.parametrize("kind", ["f16", "f32"])
