@@ -28,6 +28,9 @@ LogitsProcessor = Callable[[Sequence[int], Logits], Logits]
 _LEAST_TEMPERATURE = 1e-5
 """Below this a division by the temperature could overflow, and the likeliest token has all probability anyway."""
 
+_FEW_TOKENS = 4096
+"""Fewer tokens than this are counted by sorting them, more with a counter for each token of the vocabulary."""
+
 _NUCLEUS_FLOORS = (-5.0, -10.0, -math.inf)
 """How far below the greatest logit top-p looks for its nucleus before it looks at all tokens."""
 
@@ -85,7 +88,7 @@ def make_logits_processors(
     repetition_penalty: float = 1.0,
     presence_penalty: float = 0.0,
     frequency_penalty: float = 0.0,
-    last_n: int = 64,
+    last_n: int = -1,
 ) -> list[LogitsProcessor]:
     """Make the penalties for tokens that were there before.
 
@@ -98,7 +101,8 @@ def make_logits_processors(
     frequency_penalty : float
         Is subtracted for each time that the token was there; 0 is off.
     last_n : int
-        How many tokens back to look, the prompt's included (llama.cpp's `--repeat-last-n`); -1 looks at all.
+        How many tokens back to look, the prompt's included (llama.cpp's `--repeat-last-n`); -1 looks at all, as
+        transformers does, and 0 at none.
 
     Returns
     -------
@@ -119,7 +123,7 @@ def make_logits_processors(
         return []
 
     def penalize(tokens: Sequence[int], logits: Logits) -> Logits:
-        seen, counts = np.unique(np.asarray(tokens[-last_n:] if last_n > 0 else tokens, np.int64), return_counts=True)
+        seen, counts = _counted(np.asarray(tokens[-last_n:] if last_n > 0 else tokens, np.int64))
         scores = logits[seen]
         scores = np.where(scores > 0, scores / repetition_penalty, scores * repetition_penalty)
         penalized = logits.copy()
@@ -134,6 +138,15 @@ def log_softmax(logits: Logits) -> NDArray[np.float32]:
     shifted = logits - logits.max()
     normalizer = np.float32(math.log(np.exp(shifted).sum(dtype=np.float64)))
     return np.asarray(shifted - normalizer, np.float32)
+
+
+def _counted(tokens: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the distinct tokens, and how often each is there."""
+    if tokens.size < _FEW_TOKENS:
+        return np.unique(tokens, return_counts=True)
+    counts = np.bincount(tokens)
+    seen = np.flatnonzero(counts)
+    return seen, counts[seen]
 
 
 def _greedy(logits: Logits) -> int:

@@ -26,6 +26,13 @@ def test_perplexity(invoke, packed: Path, text: Path) -> None:
     assert scored.endswith("45 in 3 windows of 32")
 
 
+def test_special_tokens_in_the_text_are_ordinary_characters(invoke, packed: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("<|im_end|>" * 16)
+    result = invoke("eval", packed, "-f", text, "-c", 8)
+    assert result.stdout.endswith("in 20 windows of 8\n")  # ten characters each, and a BOS before them
+
+
 def test_a_model_beside_its_checkpoint(invoke, packed: Path, checkpoint: Path, text: Path) -> None:
     result = invoke("eval", packed, "-f", text, *SMALL, "--reference", checkpoint)
     assert result.exit_code == 0, result.stderr

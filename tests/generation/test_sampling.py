@@ -181,6 +181,32 @@ def test_penalties_look_back_so_far() -> None:
         assert penalize([0, 1, 2], logits).tolist() == expected
 
 
+@settings(deadline=None)
+@given(
+    tokens=st.lists(st.integers(0, 19), min_size=1, max_size=30),
+    last_n=st.integers(-1, 40),
+    penalties=st.tuples(st.sampled_from([0.5, 1.3]), st.sampled_from([0.0, 0.5]), st.sampled_from([-0.25, 0.75])),
+    few=st.sampled_from([0, 4096]),
+)
+def test_penalties_by_definition(tokens: list[int], last_n: int, penalties: tuple[float, ...], few: int) -> None:
+    repetition, presence, frequency = penalties
+    logits = np.random.default_rng(4).normal(size=20).astype(np.float32)
+    expected = logits.astype(np.float64)
+    for token, count in Counter(tokens if last_n < 0 else tokens[len(tokens) - min(last_n, len(tokens)) :]).items():
+        expected[token] *= 1 / repetition if expected[token] > 0 else repetition
+        expected[token] -= presence + count * frequency
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quantkit.generation.sampling._FEW_TOKENS", few)
+        for process in make_logits_processors(repetition, presence, frequency, last_n):
+            logits = process(tokens, logits)
+    assert np.allclose(logits, expected, atol=1e-6)
+
+
+def test_penalties_look_at_the_whole_text_unless_told() -> None:
+    (penalize,) = make_logits_processors(presence_penalty=1.0)
+    assert penalize([0, *[1] * 10_000], array(1.0, 1.0, 1.0)).tolist() == [0.0, 0.0, 1.0]
+
+
 def test_penalties_that_are_off_cost_nothing() -> None:
     assert make_logits_processors() == []
     assert make_logits_processors(repetition_penalty=1.3, last_n=0) == []

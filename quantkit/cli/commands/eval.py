@@ -39,6 +39,8 @@ def command(
 ) -> None:
     """Measure how well MODEL predicts a text, as llama-perplexity does: the second half of each window is scored.
 
+    What spells a special token in the text, such as <unk>, is read as ordinary characters.
+
     With --reference, usually the checkpoint that MODEL was packed from, also the Kullback-Leibler divergence from its
     predictions. A checkpoint that is not packed is run in f32 arithmetic. The reference keeps its KV cache in 16 bits:
     with a checkpoint as its own reference, that is what --kv-bits 8 costs. (Packed weights take rounded activations,
@@ -53,7 +55,7 @@ def command(
     with Bar("evaluating") as bar:
         found = perplexity(
             loaded,
-            tokenizer.encode(text),
+            tokenizer.encode(text, split_special_tokens=True),
             ctx_size,
             chunks,
             bos_token_id=tokenizer.bos_token_id if tokenizer.adds_bos else None,

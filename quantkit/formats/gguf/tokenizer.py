@@ -15,6 +15,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from quantkit.errors import UnsupportedError
+from quantkit.formats.end_tokens import end_tokens
 from quantkit.formats.gguf.file import GGUFFile
 
 logger = logging.getLogger(__name__)
@@ -69,8 +70,7 @@ UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4
 """Values of `tokenizer.ggml.token_type` for tokens that are found in text before it is split."""
 
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
-END_TEXTS = ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>", "<|endoftext|>")
-"""Control tokens that end a turn whether or not the metadata declares them, as in llama.cpp."""
+"""Metadata that declare a token which ends a text or a turn."""
 
 
 def check_tokenizer(file: GGUFFile) -> None:
@@ -125,6 +125,9 @@ class _Tokens:
             raise file.mapped.fault(f"has {len(self._texts)} tokens but {len(self._types)} token types")
         if len(self._vocabulary) != len(self._texts):
             raise file.mapped.fault("its token list names a token twice")
+        self._ends = end_tokens(self._vocabulary.get, lambda token: self._types[token] == CONTROL)
+        for token in self._ends.values():
+            self._types[token] = CONTROL
 
     def tokenizer(self) -> Tokenizer:
         """Build the tokenizer with the library itself, so it is known to load."""
@@ -167,11 +170,9 @@ class _Tokens:
     def generation_config(self) -> dict[str, object]:
         """What generation_config.json says: where generation begins and every token that ends it."""
         declared = [self._id(key) for key in END_KEYS]
-        known = [self._vocabulary.get(text) for text in END_TEXTS]
-        ends = [number for number in declared if number is not None]
-        ends += [number for number in known if number is not None and self._types[number] == CONTROL]
+        ends = {number for number in declared if number is not None} | set(self._ends.values())
         begin = self._id("bos_token_id")
-        return {"eos_token_id": sorted(set(ends))} | ({} if begin is None else {"bos_token_id": begin})
+        return {"eos_token_id": sorted(ends)} | ({} if begin is None else {"bos_token_id": begin})
 
     def _added(self, what: str, default: bool) -> int | None:
         number = self._id(f"{what}_token_id")

@@ -67,7 +67,10 @@ class Decoding:
         self.lead = lead  # what is taken off the beginning of a whole text
 
     @classmethod
-    def of(cls, decoder: Mapping[str, Any], file: Path) -> Self:
+    def of(cls, decoder: Mapping[str, Any] | None, file: Path) -> Self:
+        """Read the section, which may be missing; raises `UnsupportedError` for a decoder that cannot be streamed."""
+        if decoder is None:
+            return cls([], "")
         steps: list[Callable[[str], str]] = []
         lead = ""
         for section in decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]:

@@ -56,11 +56,23 @@ def test_special_tokens_are_found_in_text(pair: tuple[Tokenizer, Tokenizer]) -> 
 
 
 def test_user_defined_tokens_are_kept_in_the_text(tmp_path: Path) -> None:
-    types = [4 if number == 3 else 1 for number in range(len(TOKENS))]
+    types = [4 if number == 2 else 1 for number in range(len(TOKENS))]
     tokenizer = rebuilt(tmp_path, {"tokenizer.ggml.token_type": (types, ARRAY)})
+    ids = tokenizer.encode("the<|im_start|>", add_special_tokens=False).ids
+    assert ids[-1] == 2
+    assert tokenizer.decode(ids) == "the<|im_start|>"
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4])
+def test_the_end_of_a_turn_is_known_by_its_text(kind: int, tmp_path: Path) -> None:
+    types = [kind if number == 3 else 1 for number in range(len(TOKENS))]
+    path = write(tmp_path / "tiny.gguf", {"tokenizer.ggml.token_type": (types, ARRAY)}, tensors={})
+    files = tokenizer_files(GGUFFile(path))
+    tokenizer = Tokenizer.from_str(files["tokenizer.json"].decode())
     ids = tokenizer.encode("the<|im_end|>", add_special_tokens=False).ids
     assert ids[-1] == 3
-    assert tokenizer.decode(ids) == "the<|im_end|>"
+    assert tokenizer.decode(ids) == "the"
+    assert json.loads(files["generation_config.json"])["eos_token_id"] == [1, 3]
 
 
 @pytest.mark.parametrize(
