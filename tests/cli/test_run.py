@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 import tiny
 
 FEW = ("-n", 8)
+GREEDY = ("--temp", 0)
 
 
 def answer(invoke, packed: Path, *args: object, **kwargs: str) -> str:
@@ -17,24 +20,49 @@ def answer(invoke, packed: Path, *args: object, **kwargs: str) -> str:
     return result.stdout
 
 
+def footer(invoke, packed: Path, *args: object) -> dict[str, str]:
+    """What stands behind an answer, by the names of its lines."""
+    result = invoke("run", packed, *FEW, *args)
+    assert result.exit_code == 0, result.stderr
+    lines = (line.partition(":") for line in result.stderr.splitlines())
+    return {name: text.strip() for name, _, text in lines}
+
+
+def changed(packed: Path, folder: Path, files: dict[str, str]) -> Path:
+    """The packed model with other contents in some files; an empty one is left out."""
+    folder.mkdir()
+    for file in packed.iterdir():
+        if file.name not in files:
+            (folder / file.name).symlink_to(file)
+    for name, content in files.items():
+        if content:
+            (folder / name).write_text(content)
+    return folder
+
+
+def recommending(packed: Path, folder: Path, **fields: object) -> Path:
+    """The packed model with another `generation_config.json`."""
+    return changed(packed, folder, {"generation_config.json": json.dumps({"eos_token_id": [1, 3], **fields})})
+
+
 def test_the_answer_is_on_stdout_and_the_footer_on_stderr(invoke, packed: Path) -> None:
     result = invoke("run", packed, "-p", "hello there", *FEW)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.endswith("\n")
-    footer = dict(line.split(":", 1) for line in result.stderr.strip().splitlines()[-5:])
-    assert list(footer) == ["prompt", "generation", "weights", "KV cache", "peak memory"]
-    assert " 8 tokens, " in footer["generation"]
-    assert "GB/s" in footer["weights"]
-    assert footer["KV cache"].endswith(" tokens, f16")
+    found = footer(invoke, packed, "-p", "hello there")
+    assert list(found) == ["sampling", "end", "prompt", "generation", "weights", "KV cache", "peak memory"]
+    assert found["generation"].startswith("8 tokens, ")
+    assert "GB/s" in found["weights"]
+    assert found["KV cache"].endswith(" tokens, f16")
 
 
 def test_a_prompt_comes_from_an_option_a_file_or_stdin(invoke, packed: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompt.txt"
     file.write_text("hello there\n")
-    expected = answer(invoke, packed, "-p", "hello there")
-    assert answer(invoke, packed, "-f", file) == expected
-    assert answer(invoke, packed, "-p", "-", input="hello there\n") == expected
-    assert answer(invoke, packed, input="hello there") == expected
+    expected = answer(invoke, packed, *GREEDY, "-p", "hello there")
+    assert answer(invoke, packed, *GREEDY, "-f", file) == expected
+    assert answer(invoke, packed, *GREEDY, "-p", "-", input="hello there\n") == expected
+    assert answer(invoke, packed, *GREEDY, input="hello there") == expected
 
 
 def test_the_chat_template_is_applied_unless_ignored(invoke, packed: Path) -> None:
@@ -46,21 +74,40 @@ def test_the_chat_template_is_applied_unless_ignored(invoke, packed: Path) -> No
 
 
 def test_the_model_without_a_template_continues_the_text(invoke, packed: Path, tmp_path: Path) -> None:
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    for file in packed.iterdir():
-        if file.name != "chat_template.jinja":
-            (bare / file.name).symlink_to(file)
-    assert answer(invoke, bare, "-p", "hello") == answer(invoke, packed, "-p", "hello", "--ignore-chat-template")
-    refused = invoke("run", bare, "-p", "hello", "-sys", "be brief")
-    assert refused.exit_code == 2
-    assert "--system-prompt" in refused.stderr
+    bare = changed(packed, tmp_path / "bare", {"chat_template.jinja": ""})
+    asked = (*GREEDY, "-p", "hello")
+    assert answer(invoke, bare, *asked) == answer(invoke, packed, *asked, "--ignore-chat-template")
+    for option, value in (("--system-prompt", "be brief"), ("--chat-template-kwargs", "{}")):
+        refused = invoke("run", bare, "-p", "hello", option, value)
+        assert refused.exit_code == 2
+        assert f"{option} needs a chat template" in refused.stderr
+
+
+def test_variables_reach_the_chat_template(invoke, packed: Path, tmp_path: Path) -> None:
+    template = "{% if thinking %}let me see: {% endif %}{{ messages[0].content }}"
+    folder = changed(packed, tmp_path / "thinking", {"chat_template.jinja": template})
+    with_thoughts = ("--chat-template-kwargs", '{"thinking": true}')
+    without = ("--chat-template-kwargs", '{"thinking": false}')
+    counts = [
+        int(footer(invoke, folder, "-p", "hi", *args)["prompt"].split()[0]) for args in ((), without, with_thoughts)
+    ]
+    assert counts[0] == counts[1] < counts[2]
+
+
+@pytest.mark.parametrize("variables", ["", "{", "[1]", "null", "[" * 100_000, '{"messages": []}', "1" * 5000])
+def test_variables_that_are_none_are_refused(invoke, packed: Path, variables: str) -> None:
+    result = invoke("run", packed, "-p", "hi", "--chat-template-kwargs", variables)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert re.search("chat.template.kwargs", result.stderr)
+    assert result.stderr.count("\n") == 1
 
 
 def test_the_prompt_is_displayed_on_demand(invoke, packed: Path) -> None:
-    plain = answer(invoke, packed, "-p", "hello", "--ignore-chat-template")
-    assert answer(invoke, packed, "-p", "hello", "--ignore-chat-template", "--display-prompt") == "hello" + plain
-    assert answer(invoke, packed, "-p", "hello", "--ignore-chat-template", "--no-display-prompt") == plain
+    asked = (*GREEDY, "-p", "hello", "--ignore-chat-template")
+    plain = answer(invoke, packed, *asked)
+    assert answer(invoke, packed, *asked, "--display-prompt") == "hello" + plain
+    assert answer(invoke, packed, *asked, "--no-display-prompt") == plain
 
 
 def test_a_seed_repeats_a_text_and_threads_do_not_change_it(invoke, packed: Path) -> None:
@@ -82,7 +129,7 @@ def test_aliases_of_other_tools_are_understood(invoke, packed: Path) -> None:
 
 
 def test_speculation_changes_the_footer_alone(invoke, packed: Path) -> None:
-    prompt = ("-p", "one two three one two three", "--ignore-eos")
+    prompt = ("-p", "one two three one two three", "--ignore-eos", *GREEDY)
     plain = answer(invoke, packed, *prompt)
     for spelling in ("--speculate", "--draft-max", "--num-draft-tokens"):
         result = invoke("run", packed, *prompt, *FEW, spelling, 4)
@@ -94,16 +141,72 @@ def test_speculation_changes_the_footer_alone(invoke, packed: Path) -> None:
 
 
 def test_the_checkpoints_own_sampling_is_the_default(invoke, packed: Path, tmp_path: Path) -> None:
-    sampled = tmp_path / "sampled"
-    sampled.mkdir()
-    for file in packed.iterdir():
-        if file.name != "generation_config.json":
-            (sampled / file.name).symlink_to(file)
-    (sampled / "generation_config.json").write_text('{"do_sample": true, "temperature": 3.0, "eos_token_id": [1, 3]}')
+    sampled = recommending(packed, tmp_path / "sampled", do_sample=True, temperature=3.0)
     seeded = ("-p", "hello", "-s", 1, "--ignore-eos")
     explicit = answer(invoke, packed, *seeded, "--temp", 3, "--top-k", 50)
     assert answer(invoke, sampled, *seeded) == explicit
-    assert answer(invoke, sampled, *seeded, "--temp", 0) == answer(invoke, packed, *seeded)
+    assert answer(invoke, sampled, *seeded, "--temp", 0) == answer(invoke, packed, *seeded, "--temp", 0)
+
+
+LLAMA_CPP = "--temp 0.8 --top-k 40 --top-p 0.95 --min-p 0.05"
+
+
+@pytest.mark.parametrize(
+    ("recommended", "asked", "expected"),
+    [
+        ({}, (), f"{LLAMA_CPP} --seed N"),
+        ({"repetition_penalty": 1.0}, (), f"{LLAMA_CPP} --seed N"),
+        ({}, ("--top-k", 0, "--seed", 7), "--temp 0.8 --top-k 0 --top-p 0.95 --min-p 0.05 --seed 7"),
+        ({}, GREEDY, "--temp 0"),
+        (
+            {"do_sample": True, "temperature": 0.6, "top_p": 0.9},
+            ("--top-p", 0.5),
+            "--temp 0.6 --top-k 50 --top-p 0.5 --min-p 0.05 --seed N",
+        ),
+        ({"repetition_penalty": 1.3}, (), "--temp 0 --repeat-penalty 1.3"),
+        ({"repetition_penalty": 1.3}, ("--repeat-penalty", 1), "--temp 0"),
+    ],
+)
+def test_what_was_asked_then_what_is_recommended_then_llama_cpps(
+    invoke, packed: Path, tmp_path: Path, recommended: dict[str, object], asked: tuple[object, ...], expected: str
+) -> None:
+    folder = recommending(packed, tmp_path / "model", **recommended)
+    found = footer(invoke, folder, "-p", "hello", *asked)["sampling"]
+    assert re.fullmatch(re.escape(expected).replace("N", r"\d+"), found)
+
+
+def test_the_footer_says_how_to_repeat_an_answer(invoke, packed: Path) -> None:
+    asked = ("run", packed, "-p", "hello", "-n", 24, "--ignore-eos")
+    first, second = invoke(*asked), invoke(*asked)
+    options = [re.search("sampling: +(.*)", result.stderr)[1].split() for result in (first, second)]
+    assert options[0] != options[1]
+    assert first.stdout != second.stdout
+    assert invoke(*asked, *options[0]).stdout == first.stdout
+
+
+def test_penalties_look_back_as_far_as_asked(invoke, packed: Path, tmp_path: Path) -> None:
+    seeded = ("-p", "hello", "--ignore-eos", *GREEDY, "-n", 80)
+    whole, near, none = (
+        answer(invoke, packed, *seeded, "--repeat-penalty", 1.8, *window)
+        for window in ((), ("--repeat-last-n", 4), ("--repetition-context-size", 0))
+    )
+    assert len({whole, near, none}) == 3
+    assert none == answer(invoke, packed, *seeded)
+    recommended = recommending(packed, tmp_path / "model", repetition_penalty=1.8)
+    assert answer(invoke, recommended, *seeded) == whole
+    assert invoke("run", packed, "-p", "a", "--repeat-last-n", -2).exit_code == 2
+
+
+def test_the_footer_says_why_an_answer_ended(invoke, packed: Path, tmp_path: Path) -> None:
+    def end(folder: Path, *args: object) -> str:
+        return footer(invoke, folder, *GREEDY, "-p", "hello", *args)["end"]
+
+    assert end(packed, "--ignore-eos") == "length, --max-tokens 8"
+    assert end(packed, "--ignore-eos", "-n", -1) == "length, the context is full"
+    text = answer(invoke, packed, *GREEDY, "-p", "hello", "--ignore-eos", "--ignore-chat-template")
+    assert end(packed, "--ignore-eos", "--ignore-chat-template", "--stop", text[2]) == "stop, --stop"
+    everything = recommending(packed, tmp_path / "model", eos_token_id=list(range(320)))
+    assert end(everything) == "stop, end of text"
 
 
 @pytest.mark.parametrize(
@@ -137,10 +240,10 @@ def test_a_prompt_that_is_not_text_is_refused(invoke, packed: Path, tmp_path: Pa
 
 def test_a_checkpoint_is_packed_once_into_the_cache(invoke, packed: Path, model_cache: Path, tmp_path: Path) -> None:
     checkpoint = tiny.checkpoint(tmp_path / "tiny-llama")
-    first = invoke("run", checkpoint, "-p", "hello", *FEW)
+    first = invoke("run", checkpoint, "-p", "hello", *FEW, *GREEDY)
     assert first.exit_code == 0, first.stderr
     (folder,) = model_cache.iterdir()
     assert f"into {folder}" in first.stderr
-    again = invoke("run", checkpoint, "-p", "hello", *FEW)
+    again = invoke("run", checkpoint, "-p", "hello", *FEW, *GREEDY)
     assert "packing" not in again.stderr
-    assert first.stdout == again.stdout == answer(invoke, packed, "-p", "hello")
+    assert first.stdout == again.stdout == answer(invoke, packed, *GREEDY, "-p", "hello")

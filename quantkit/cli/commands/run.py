@@ -10,13 +10,28 @@ import click
 
 from quantkit.cli.options import Command, kv_option, model_argument, path, text, threads_option
 from quantkit.cli.progress import Bar
+from quantkit.cli.sampling import choose_sampling, sampling_options
 from quantkit.cli.streams import echo, echo_answer, read_text
 from quantkit.errors import OptionError, PackedModelError
 
 if TYPE_CHECKING:
     from quantkit.engine.model import Model
-    from quantkit.generation.stream import GenerationResponse, Prompt
+    from quantkit.generation.stream import GenerationResponse
     from quantkit.generation.text.tokenizer import Tokenizer
+
+
+def _json_object(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, Any] | None:
+    if value is None:
+        return None
+    import json
+
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise click.BadParameter(f"not JSON: {error}", ctx, param) from None
+    if not isinstance(found, dict):
+        raise click.BadParameter("not a JSON object", ctx, param)
+    return found
 
 
 @click.command("run", cls=Command, short_help="Answer a prompt.")
@@ -32,25 +47,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Tokens to generate at most; -1 fills the context.",
 )
-@click.option(
-    "--temp", "--temperature", type=float, help="Temperature; 0 is greedy  [default: the model's own, else 0]"
-)
-@click.option("--top-k", type=int, help="Sample among the likeliest K; 0 is off  [default: the model's own, else 0]")
-@click.option(
-    "--top-p", type=float, help="Sample among those that hold this probability  [default: the model's own, else 1]"
-)
-@click.option(
-    "--min-p", type=float, help="Drop tokens below this share of the likeliest  [default: the model's own, else 0]"
-)
-@click.option(
-    "--repeat-penalty",
-    "--repetition-penalty",
-    type=float,
-    help="Divide logits of earlier tokens  [default: the model's own, else 1]",
-)
-@click.option("--presence-penalty", default=0.0, show_default=True, help="Lower logits of earlier tokens, once.")
-@click.option("--frequency-penalty", default=0.0, show_default=True, help="Lower logits of earlier tokens, each time.")
-@click.option("-s", "--seed", type=int, help="Seed of the sampling  [default: another one each time]")
+@sampling_options
 @click.option("--stop", multiple=True, type=text, help="End before this text; may be given several times.")
 @click.option(
     "--speculate",
@@ -65,6 +62,12 @@ if TYPE_CHECKING:
 @click.option("-c", "--ctx-size", type=int, help="Tokens of the context  [default: what the model was made for]")
 @kv_option
 @threads_option
+@click.option(
+    "--chat-template-kwargs",
+    metavar="JSON",
+    callback=_json_object,
+    help="Further variables of the chat template: '{\"enable_thinking\": false}' for Qwen3.",
+)
 @click.option("--ignore-chat-template", is_flag=True, help="Continue the prompt as it is.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end of the text.")
 @click.option("--display-prompt/--no-display-prompt", help="Print the prompt before the answer.", show_default=True)
@@ -73,8 +76,13 @@ def command(model: Path, prompt: str | None, file: Path | None, **options: Any) 
 
     A model that has a chat template gets the prompt as a user's message. A checkpoint that is not packed is converted
     to int4 first, once; the packed model is kept in the user's cache.
+
+    Tokens are sampled as the model's makers recommend, else as llama.cpp does by default. The lines behind the answer
+    name the settings and the seed: given as options, they repeat it. --temp 0 takes the likeliest tokens.
+
+    On a terminal, control characters in an answer are spelled out, as \\x1b; a pipe or a file gets them as they are.
     """
-    text = _prompt(prompt, file)
+    asked = _prompt(prompt, file)
     folder = _packed(model, options["threads"])
 
     from quantkit.generation.loading import load
@@ -83,20 +91,21 @@ def command(model: Path, prompt: str | None, file: Path | None, **options: Any) 
     loaded, tokenizer = load(
         folder, threads=options["threads"], context=options["ctx_size"], kv_dtype=options["kv_dtype"]
     )
+    arguments, sampling = choose_sampling(tokenizer, options)
     bar, last = Bar("reading the prompt"), None
     responses = stream_generate(
         loaded,
         tokenizer,
-        _messages(tokenizer, text, options),
+        **_conversation(tokenizer, asked, options),
+        **arguments,
         max_tokens=options["max_tokens"],
         stop=options["stop"],
         ignore_eos=options["ignore_eos"],
         speculate=options["speculate"],
         progress=bar.update,
-        **_sampling(tokenizer, options),
     )
     if options["display_prompt"]:
-        echo_answer(text)
+        echo_answer(asked)
     try:
         for last in responses:
             bar.close()
@@ -105,7 +114,7 @@ def command(model: Path, prompt: str | None, file: Path | None, **options: Any) 
         bar.close()
         if last:
             echo_answer("\n")
-            echo(_footer(loaded, last, speculating=options["speculate"] > 0), err=True)
+            echo(_footer(loaded, last, sampling, _end(last, tokenizer, options), options["speculate"] > 0), err=True)
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
@@ -142,38 +151,33 @@ def _packed(model: Path, threads: int | None) -> Path:
     return folder
 
 
-def _messages(tokenizer: Tokenizer, text: str, options: dict[str, Any]) -> Prompt:
-    system = options["system_prompt"]
+def _conversation(tokenizer: Tokenizer, asked: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the prompt, as `stream_generate` takes it: a conversation where there is a template, else a text."""
+    system, variables = options["system_prompt"], options["chat_template_kwargs"]
     if options["ignore_chat_template"] or not tokenizer.has_chat_template:
-        if system is not None:
-            raise OptionError("--system-prompt needs a chat template, and none is used here")
-        return text
-    messages = [{"role": "user", "content": text}] if text else []
-    return [{"role": "system", "content": system}, *messages] if messages and system is not None else messages
+        for option, value in (("--system-prompt", system), ("--chat-template-kwargs", variables)):
+            if value is not None:
+                raise OptionError(f"{option} needs a chat template, and none is used here")
+        return {"prompt": asked}
+    if not asked:
+        return {"prompt": []}
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    return {"prompt": [*messages, {"role": "user", "content": asked}], "chat_template_kwargs": variables}
 
 
-def _sampling(tokenizer: Tokenizer, options: dict[str, Any]) -> dict[str, Any]:
-    """Sampler and penalties: what was asked for, else what the checkpoint recommends, else greedy."""
-    from quantkit.generation.sampling import make_logits_processors, make_sampler
-
-    recommended = {
-        "temp": tokenizer.generation_defaults.get("temperature", 0.0),
-        "top_k": tokenizer.generation_defaults.get("top_k", 0),
-        "top_p": tokenizer.generation_defaults.get("top_p", 1.0),
-        "min_p": tokenizer.generation_defaults.get("min_p", 0.0),
-        "repeat_penalty": tokenizer.generation_defaults.get("repetition_penalty", 1.0),
-    }
-    chosen: dict[str, Any] = {
-        name: default if options[name] is None else options[name] for name, default in recommended.items()
-    }
-    penalty = chosen.pop("repeat_penalty")
-    return {
-        "sampler": make_sampler(**chosen, seed=options["seed"]),
-        "logits_processors": make_logits_processors(penalty, options["presence_penalty"], options["frequency_penalty"]),
-    }
+def _end(last: GenerationResponse, tokenizer: Tokenizer, options: dict[str, Any]) -> str:
+    """Why an answer ended, in the words of its `finish_reason`."""
+    match last.finish_reason:
+        case "stop":
+            ended = last.token in tokenizer.eos_token_ids or not options["stop"]
+            return "stop, end of text" if ended else "stop, --stop"
+        case "length":
+            limited = last.generation_tokens == options["max_tokens"]
+            return f"length, --max-tokens {options['max_tokens']}" if limited else "length, the context is full"
+    return "interrupted"
 
 
-def _footer(model: Model, last: GenerationResponse, *, speculating: bool) -> str:
+def _footer(model: Model, last: GenerationResponse, sampling: str, end: str, speculating: bool) -> str:
     from quantkit.cli.text import size
     from quantkit.engine.machine import peak_memory
     from quantkit.evaluation.benchmark import known_bandwidth
@@ -186,6 +190,8 @@ def _footer(model: Model, last: GenerationResponse, *, speculating: bool) -> str
     cached = last.prompt_tokens + last.generation_tokens - 1  # the last token is not run
     cache = model.cache_shape
     lines = {
+        "sampling": sampling,
+        "end": end,
         "prompt": f"{last.prompt_tokens} tokens, {last.prompt_tps:.1f} tokens/s",
         "generation": f"{last.generation_tokens} tokens, {last.generation_tps:.1f} tokens/s",
         "speculation": f"{last.draft_n_accepted} of {last.draft_n} drafted tokens accepted",
