@@ -20,20 +20,25 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, left: int
     """Return an aligned table: the first `left` columns flush left, the others flush right; a row is one line."""
     cells = [[_one_line(str(cell)) for cell in row] for row in (headers, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
-    start, between, end = ("| ", " | ", " |") if markdown else ("", "  ", "")
-    lines = [
-        start
-        + between.join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        + end
-        for row in cells
-    ]
+    lines = [table_line(row, widths, left=left, markdown=markdown) for row in cells]
     if markdown:
-        rule = ("-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths))
-        lines.insert(1, start + between.join(rule) + end)
-    return "\n".join(line.rstrip() for line in lines)
+        lines.insert(1, table_rule(widths, left=left))
+    return "\n".join(lines)
+
+
+def table_line(cells: Iterable[str], widths: Sequence[int], *, left: int = 1, markdown: bool = False) -> str:
+    """Return a line of a table whose widths are known before its rows are; for the options see `table`."""
+    padded = [
+        cell.ljust(width) if i < left else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return f"| {' | '.join(padded)} |" if markdown else "  ".join(padded).rstrip()
+
+
+def table_rule(widths: Sequence[int], *, left: int = 1) -> str:
+    """Return the line below the headers of a markdown table."""
+    dashes = ("-" * width if i < left else "-" * (width - 1) + ":" for i, width in enumerate(widths))
+    return table_line(dashes, widths, left=left, markdown=True)
 
 
 def _one_line(text: str) -> str:

@@ -72,7 +72,7 @@ def draw(path: Path, title: str, measurements: Sequence[Measurement], costs: Cos
     for axes, panel in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
         panel(axes, measurements, costs)
         _finish(axes)
-    figure.suptitle(_title(title, measurements), fontsize=11)
+    figure.suptitle(_title(title, measurements), fontsize=11, parse_math=False)
     try:
         figure.savefig(path, dpi=160)
     except OSError as cause:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -83,6 +84,14 @@ def test_plots_are_pictures(invoke, packed: Path, tmp_path: Path, suffix: str, l
     result = invoke("bench", packed, "-p", "8", "-n", "2", "-r", "1", *lists, "--plot", picture)
     assert result.exit_code == 0, result.stderr
     assert picture.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", [r"$\frac$", os.fsdecode(b"caf\xe9"), "\x1b[1m"])
+def test_plots_of_models_with_odd_names(invoke, packed: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(packed, tmp_path / name)
+    result = invoke("bench", tmp_path / name, "-p", "8", "-n", "0", "-r", "1", "--plot", tmp_path / "speed.svg")
+    assert result.exit_code == 0, result.stderr
 
 
 def test_a_plot_without_matplotlib_is_refused_before_the_model_is_looked_at(invoke, tmp_path, monkeypatch) -> None:

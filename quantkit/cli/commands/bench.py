@@ -11,7 +11,7 @@ import click
 
 from quantkit.cli.commands.bench_output import FORMS, row
 from quantkit.cli.options import Command, integers, kv_option, model_argument, path
-from quantkit.cli.streams import echo
+from quantkit.cli.streams import echo, printable
 
 if TYPE_CHECKING:
     from quantkit.engine.model import Model
@@ -107,7 +107,8 @@ def command(
     for line in FORMS[output](rows()):
         echo(line)
     if plot is not None:
-        draw(plot, model.resolve().name, found, costs[0])
+        name = printable(model.resolve().name).encode(errors="replace").decode()
+        draw(plot, name, found, costs[0])
 
 
 def _measure(

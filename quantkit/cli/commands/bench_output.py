@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantkit.cli.text import size, table, table_line, table_rule
+
 if TYPE_CHECKING:
     from quantkit.engine.model import Model
     from quantkit.evaluation.benchmark import Measurement
@@ -91,7 +93,7 @@ def _rate(value: float) -> str:
 
 COLUMNS: Mapping[str, tuple[int, Callable[[Row], str]]] = {
     "model": (22, lambda row: row["model_type"]),
-    "size": (8, lambda row: _size(row["model_size"])),
+    "size": (8, lambda row: size(row["model_size"])),
     "params": (10, lambda row: f"{row['model_n_params'] / 1e6:.2f} M"),
     "backend": (7, lambda row: row["backends"]),
     "threads": (7, lambda row: str(row["n_threads"])),
@@ -101,15 +103,9 @@ COLUMNS: Mapping[str, tuple[int, Callable[[Row], str]]] = {
     "of read": (7, lambda row: f"{row['bandwidth_share']:.0%}"),
     "GMAC/s": (6, lambda row: f"{row['gmacs']:.1f}"),
     "of int8": (7, lambda row: f"{row['int8_share']:.0%}"),
-    "KV": (7, lambda row: _size(row["kv_size"])),
+    "KV": (7, lambda row: size(row["kv_size"])),
 }
 """Of the table: width, and what stands there."""
-
-
-def _size(nbytes: float) -> str:
-    from quantkit.cli.text import size
-
-    return size(nbytes)
 
 
 def markdown(rows: Iterator[Row]) -> Iterator[str]:
@@ -118,22 +114,14 @@ def markdown(rows: Iterator[Row]) -> Iterator[str]:
     seen: list[Row] = []
     for row in rows:
         if not seen:
-            yield _line(COLUMNS, widths)
-            yield "|" + "|".join("-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths)) + "|"
+            yield table_line(COLUMNS, widths, markdown=True)
+            yield table_rule(widths)
         seen.append(row)
-        yield _line([show(row) for _, show in COLUMNS.values()], widths)
+        yield table_line([show(row) for _, show in COLUMNS.values()], widths, markdown=True)
     yield from _machine(seen)
     for row in seen:
         if row["operations"]:
             yield from _operations(row)
-
-
-def _line(cells: Any, widths: list[int]) -> str:
-    padded = (
-        cell.ljust(width) if i == 0 else cell.rjust(width)
-        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    )
-    return f"| {' | '.join(padded)} |"
 
 
 def _machine(rows: list[Row]) -> Iterator[str]:
@@ -157,8 +145,6 @@ def _span(values: list[float]) -> str:
 
 def _operations(row: Row) -> Iterator[str]:
     """Where the time of a test went, the slowest operation first."""
-    from quantkit.cli.text import table
-
     unit = f"prompt of {row['n_prompt']} tokens" if row["n_prompt"] else "token"
     sequences = f", {row['n_parallel']} sequences" if row["n_parallel"] > 1 else ""
     yield f"\n{row['test']}, {row['n_threads']} threads{sequences}: each {unit}\n"
