@@ -48,6 +48,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "rope_scaling": None,
     },
     "mistral": {"architectures": ["MistralForCausalLM"], "sliding_window": 16},
+    "ministral": {
+        "architectures": ["MinistralForCausalLM"],
+        "head_dim": 16,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "sliding_window": 16,
+    },
     "qwen2": {
         "architectures": ["Qwen2ForCausalLM"],
         "max_window_layers": 1,

@@ -9,11 +9,12 @@ parameters.
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeGuard
+from typing import Any, ClassVar, Self, TypeGuard
 
 from quantkit.errors import CheckpointError, UnsupportedError
 
@@ -43,7 +44,18 @@ def bounded(default: Any = dataclasses.MISSING, *, minimum: int = 1, maximum: in
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """The fields that all families share; `None` stands for `null` and for missing."""
+    """The fields that all families share; `None` stands for `null` and for missing.
+
+    Attributes
+    ----------
+    IGNORED : frozenset of str
+        Fields that the family's own code in transformers does not read either, though other families compute with them.
+    default_theta : float
+        The base of rotary embedding where the config has none.
+    """
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset()
+    default_theta: ClassVar[float] = 10_000.0
 
     vocab_size: int
     hidden_size: int
@@ -54,7 +66,9 @@ class DecoderConfig:
     head_dim: int | None = None
     max_position_embeddings: int = 2048
     rms_norm_eps: float = 1e-6
-    rope_theta: float = 10_000.0
+    rope_theta: float | None = None
+    partial_rotary_factor: float | None = None
+    original_max_position_embeddings: int | None = None
     rope_scaling: Mapping[str, Any] | None = None
     rope_parameters: Mapping[str, Any] | None = None
     tie_word_embeddings: bool = False
@@ -73,6 +87,11 @@ class DecoderConfig:
         decoder = cls(**values)
         decoder._check_heads()
         return decoder
+
+    @classmethod
+    def used(cls) -> frozenset[str]:
+        """Names of the fields that the family uses, and of those that it alone may ignore."""
+        return cls.IGNORED.union(known.name for known in dataclasses.fields(cls))
 
     @property
     def head_size(self) -> int:
@@ -113,11 +132,16 @@ def is_positive(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and 2.0**-126 <= value <= 2.0**127
 
 
+def shown(value: Any) -> str:
+    """Return a value of a config in at most 60 characters, for messages; nested values are not followed far."""
+    return f"{reprlib.repr(value):.60}"
+
+
 def activation(field_name: str, value: str) -> str:
     """Return the recorder's name of an activation function; raises `UnsupportedError` for an unknown one."""
     if value not in _ACTIVATIONS:
         known = ", ".join(_ACTIVATIONS)
-        raise UnsupportedError(f"config.json: {field_name} {value!r} is not supported; supported are {known}")
+        raise UnsupportedError(f"config.json: {field_name} {shown(value)} is not supported; supported are {known}")
     return _ACTIVATIONS[value]
 
 
@@ -139,7 +163,7 @@ def attention_windows(layer_types: list[Any] | None, default: list[str], sliding
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
             raise UnsupportedError(
-                f"config.json: layer_types has {kind!r}; supported are full_attention and sliding_attention"
+                f"config.json: layer_types has {shown(kind)}; supported are full_attention and sliding_attention"
             )
     if sliding_window is None and "sliding_attention" in kinds:
         raise CheckpointError("config.json: layer_types has sliding_attention, but there is no sliding_window")
@@ -160,7 +184,7 @@ def _read(config: Mapping[str, Any], known: dataclasses.Field[Any], hint: Any) -
     bounds = {"minimum": 1, "maximum": 2**31 - 1} | dict(known.metadata)
     if not _is(kind, value, **bounds):
         expected = _EXPECTED[kind].format(**bounds)
-        raise CheckpointError(f"config.json: {known.name} is {value!r:.60}, not {expected}")
+        raise CheckpointError(f"config.json: {known.name} is {shown(value)}, not {expected}")
     return float(value) if kind is float else value
 
 

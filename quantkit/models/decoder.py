@@ -7,11 +7,13 @@ checkpoints use. `families/` has the arrangements, `recorder.py` the operations.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from quantkit.models.config import DecoderConfig
 from quantkit.models.recorder import Recorder, Value
+from quantkit.models.rope import rotary
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
@@ -27,6 +29,11 @@ def embed(ops: Recorder, config: DecoderConfig) -> Value:
 def head(ops: Recorder, config: DecoderConfig, x: Value) -> None:
     """Logits of the wanted tokens: `x` has been selected and normalized."""
     ops.linear(x, EMBEDDING if config.tie_word_embeddings else HEAD, config.vocab_size, role="head")
+
+
+def rotation(ops: Recorder, config: DecoderConfig, parameters: Mapping[str, Any]) -> Value:
+    """Cosines and sines that layers with the same rope parameters share."""
+    return ops.rotation(*rotary(parameters, head_dim=config.head_size, context_length=config.max_position_embeddings))
 
 
 @dataclass(frozen=True)

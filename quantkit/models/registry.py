@@ -12,8 +12,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.models.config import DecoderConfig
+from quantkit.models.config import DecoderConfig, shown
 from quantkit.models.families import gemma3, llama
+from quantkit.models.fields import check_unused
 from quantkit.models.recorder import Program, Recorder
 
 Forward = Callable[[Any, Recorder], None]
@@ -31,6 +32,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "gemma3_text": Family(gemma3.Config, gemma3.forward),
         "llama": Family(llama.LlamaConfig, llama.llama),
+        "ministral": Family(llama.MistralConfig, llama.mistral),
         "mistral": Family(llama.MistralConfig, llama.mistral),
         "qwen2": Family(llama.Qwen2Config, llama.qwen2),
         "qwen3": Family(llama.Qwen3Config, llama.qwen3),
@@ -71,7 +73,7 @@ def read(config: Mapping[str, Any]) -> Architecture:
     Raises
     ------
     UnsupportedError
-        The model type is none that quantkit runs.
+        The model type is none that quantkit runs, or a field asks for something that its family does not compute.
     CheckpointError
         A field is missing or ill-typed.
     """
@@ -81,7 +83,9 @@ def read(config: Mapping[str, Any]) -> Architecture:
     if model_type not in FAMILIES:
         supported = ", ".join(FAMILIES)
         raise UnsupportedError(
-            f"config.json: model_type {model_type!r:.60} is not supported; supported are {supported}"
+            f"config.json: model_type {shown(model_type)} is not supported; supported are {supported}"
         )
     family = FAMILIES[model_type]
-    return Architecture(family.config.from_dict(config), family.forward)
+    parsed = family.config.from_dict(config)
+    check_unused(config, parsed)
+    return Architecture(parsed, family.forward)

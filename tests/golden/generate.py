@@ -65,6 +65,7 @@ CASES = {
     "mistral": Case("mistral"),
     "mistral_no_window": Case("mistral", {"sliding_window": None, "head_dim": 24}),
     "mistral_layer_types": Case("mistral", {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]}),
+    "ministral": Case("ministral"),
     "qwen2": Case("qwen2"),
     "qwen2_window": Case("qwen2", {"use_sliding_window": True}),
     "qwen3": Case("qwen3"),

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.registry import read
-from quantkit.models.rope import inverse_frequencies
+from quantkit.models.rope import merged, rotary
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -20,6 +20,12 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+
+
+def inverse_frequencies(head_dim: int, theta: float, parameters: Any, context_length: int) -> tuple[float, ...]:
+    given = {"rope_theta": theta, **merged({"in rope_scaling": parameters})}
+    return rotary(given, head_dim=head_dim, context_length=context_length).inverse_frequencies
+
 
 TOLERANCE = 2**-23 * 16
 """Relative. torch's float32 power is off by one unit here and there; llama3's blending multiplies it up to eleven."""
@@ -35,8 +41,78 @@ def test_linear() -> None:
         assert inverse_frequencies(8, 16.0, {spelling: "linear", "factor": 4}, 64) == (0.25, 0.125, 0.0625, 0.03125)
 
 
-def test_a_theta_among_the_parameters_wins() -> None:
-    assert inverse_frequencies(4, 10_000.0, {"rope_theta": 16.0}, 64) == (1.0, 0.25)
+def angles(**overrides: Any) -> tuple[float, ...]:
+    operations = read(tiny.config_of("llama", hidden_size=32, **({"rope_theta": ...} | overrides))).record().operations
+    return next(step.parameters["inverse_frequencies"] for step in operations if step.name == "rotation")
+
+
+def test_neither_spelling_drops_the_fields_of_the_other() -> None:
+    expected = (0.25, 0.125, 0.0625, 0.03125)
+    linear, theta = {"type": "linear", "factor": 4.0}, {"rope_theta": 16.0}
+    assert angles(rope_theta=16.0, rope_scaling=linear) == expected
+    assert angles(rope_parameters=linear | theta) == expected
+    assert angles(rope_theta=16, rope_parameters=linear) == expected
+    assert angles(rope_scaling=linear, rope_parameters=theta) == expected
+    assert angles(rope_scaling=theta, rope_parameters=linear) == expected
+    assert angles(rope_scaling={"rope_type": "linear"}, rope_parameters={"factor": 4} | theta) == expected
+    both = linear | theta | {"rope_type": "linear"}
+    assert angles(rope_theta=16.0, rope_scaling=both, rope_parameters=both) == expected
+    nothing = {"rope_type": None, "type": None, "factor": None, "rope_theta": None}
+    assert angles(rope_theta=16.0, rope_scaling=linear, rope_parameters=nothing) == expected
+
+
+def test_the_original_length_may_stand_at_the_top_level() -> None:
+    scaling = {name: value for name, value in LLAMA3.items() if name != "original_max_position_embeddings"}
+    expected = angles(rope_scaling=LLAMA3 | {"original_max_position_embeddings": 4})
+    assert angles(rope_scaling=scaling, original_max_position_embeddings=4) == expected
+    assert angles(rope_scaling=scaling) != expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}},
+            r"rope_theta is 10000\.0 at the top level, but 500000\.0 in rope_parameters",
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "rope_type": "llama3"}},
+            r"rope_type is 'linear' in rope_scaling, but 'llama3' in rope_scaling",
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"rope_type": "default"}},
+            r"rope_type is 'linear' in rope_scaling, but 'default' in rope_parameters",
+        ),
+        (
+            {"partial_rotary_factor": 1.0, "rope_parameters": {"partial_rotary_factor": 0.5}},
+            r"partial_rotary_factor is 1\.0 at the top level, but 0\.5 in rope_parameters",
+        ),
+    ],
+)
+def test_places_that_contradict_each_other_are_refused(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"config\.json: {message}"):
+        angles(**overrides)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "name"),
+    [
+        ({"factor": 2.0}, "factor"),
+        ({"rope_type": "linear", "factor": 2.0, "attention_factor": 0.5}, "attention_factor"),
+        ({"rope_type": "linear", "factor": 2.0, "beta_fast": 32}, "beta_fast"),
+        ({"rope_type": "default", "long_factor": [2.0]}, "long_factor"),
+        (LLAMA3 | {"mscale": 0.7}, "mscale"),
+    ],
+)
+def test_parameters_of_other_types_are_refused(parameters: dict[str, Any], name: str) -> None:
+    with pytest.raises(UnsupportedError, match=rf"the rope parameter {name} is .*rope_type '\w+' does not use it"):
+        angles(rope_scaling=parameters)
+
+
+def test_parameters_that_change_nothing_are_not() -> None:
+    neutral = {"factor": 1.0, "attention_factor": 1, "mscale": None, "mrope_section": [2, 1, 1], "finetuned": True}
+    assert angles(rope_scaling=neutral) == angles()
+    assert angles(rope_theta=None) == angles()
 
 
 def test_llama3_keeps_short_wavelengths_stretches_long_ones_and_blends_between() -> None:
@@ -63,14 +139,14 @@ def test_results_are_float32() -> None:
         assert float(np.float32(value)) == value
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "yarn", "longrope", "", None, 7, ["linear"]])
+@pytest.mark.parametrize("kind", ["dynamic", "yarn", "longrope", "", 7, ["linear"]])
 def test_other_types_are_refused_with_a_list(kind: Any) -> None:
     with pytest.raises(UnsupportedError, match=r"rope_type .* is not supported; supported are default, linear, llama3"):
         read(tiny.config_of("llama", rope_scaling={"rope_type": kind, "factor": 2.0})).record()
 
 
 @pytest.mark.parametrize("name", ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"])
-@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, 10**400, "8", True, None])
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, 10**400, "8", True])
 def test_hostile_parameters_are_refused(name: str, value: Any) -> None:
     with pytest.raises(CheckpointError, match=f"the rope parameter {name} is"):
         inverse_frequencies(64, 1e4, LLAMA3 | {name: value}, 8192)
@@ -92,16 +168,37 @@ def test_contradicting_parameters_are_refused() -> None:
 
 
 def test_partial_rotation_is_refused() -> None:
-    with pytest.raises(UnsupportedError, match="partial_rotary_factor"):
-        inverse_frequencies(64, 1e4, {"partial_rotary_factor": 0.5}, 8192)
+    for overrides in ({"partial_rotary_factor": 0.5}, {"rope_parameters": {"partial_rotary_factor": 0.5}}):
+        with pytest.raises(UnsupportedError, match=r"partial_rotary_factor is 0\.5"):
+            angles(**overrides)
 
 
 def test_parameters_per_layer_type_belong_to_gemma3() -> None:
     nested = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}
     with pytest.raises(UnsupportedError, match="rope parameters of their own for full_attention, sliding_attention"):
         read(tiny.config_of("llama", rope_parameters=nested)).record()
-    with pytest.raises(UnsupportedError, match="rope_parameters without full_attention and sliding_attention"):
-        read(tiny.config_of("gemma3_text", rope_parameters={"rope_type": "linear", "factor": 2.0})).record()
+    message = "rope_parameters has 'factor'; supported are full_attention and sliding_attention"
+    for parameters in ({"rope_type": "linear", "factor": 2.0}, nested | {"factor": 2.0}):
+        with pytest.raises(UnsupportedError, match=message):
+            read(tiny.config_of("gemma3_text", rope_parameters=parameters)).record()
+    with pytest.raises(CheckpointError, match=r"what stands in rope_parameters\.full_attention is 1, not an object"):
+        read(tiny.config_of("gemma3_text", rope_parameters={"full_attention": 1})).record()
+
+
+def test_gemma3_has_two_bases() -> None:
+    def bases(**overrides: Any) -> list[float]:
+        fields = {"head_dim": 4, "rope_theta": ..., "rope_local_base_freq": ...} | overrides
+        operations = read(tiny.config_of("gemma3_text", **fields)).record().operations
+        steps = [step for step in operations if step.name == "rotation"]
+        return [round(step.parameters["inverse_frequencies"][1] ** -2) for step in steps]
+
+    assert bases() == [1_000_000, 10_000]
+    assert bases(rope_theta=400.0, rope_local_base_freq=100.0) == [400, 100]
+    assert bases(rope_theta=400.0, rope_parameters={"sliding_attention": {"rope_theta": 100.0}}) == [400, 100]
+    linear = {"rope_type": "linear", "factor": 2.0}
+    assert bases(rope_scaling=linear, rope_parameters={"full_attention": {"rope_theta": 400.0}}) == [1600, 10_000]
+    with pytest.raises(CheckpointError, match=r"rope_theta is 100\.0 in rope_parameters\.sliding_attention, but 400"):
+        bases(rope_local_base_freq=400.0, rope_parameters={"sliding_attention": {"rope_theta": 100.0}})
 
 
 @pytest.mark.live

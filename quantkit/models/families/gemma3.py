@@ -7,16 +7,17 @@ multiplied by the square root of its size. Gemma Team, "Gemma 3 Technical Report
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from quantkit.errors import UnsupportedError
-from quantkit.models.config import DecoderConfig, activation, attention_windows
-from quantkit.models.decoder import Attention, GatedMLP, embed, head
+from quantkit.models.config import DecoderConfig, activation, attention_windows, shown
+from quantkit.models.decoder import Attention, GatedMLP, embed, head, rotation
 from quantkit.models.recorder import Recorder
-from quantkit.models.rope import inverse_frequencies
+from quantkit.models.rope import beside, merged
+
+_THETA = {"full_attention": 1_000_000.0, "sliding_attention": 10_000.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +30,13 @@ class Config(DecoderConfig):
     head_dim: int | None = 256
     hidden_activation: str = "gelu_pytorch_tanh"
     max_position_embeddings: int = 131_072
-    rope_theta: float = 1_000_000.0
-    rope_local_base_freq: float = 10_000.0
+    rope_local_base_freq: float | None = None
     tie_word_embeddings: bool = True
     attention_bias: bool = False
     query_pre_attn_scalar: float = 256.0
     sliding_window: int | None = 4096
     sliding_window_pattern: int = 6
     layer_types: list[Any] | None = None
-    final_logit_softcapping: float | None = None
-    attn_logit_softcapping: float | None = None
-    use_bidirectional_attention: bool | None = None
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -47,24 +44,25 @@ class Config(DecoderConfig):
         default = ["sliding_attention" if i % full else "full_attention" for i in range(1, self.num_hidden_layers + 1)]
         return attention_windows(self.layer_types, default, self.sliding_window)
 
-    def rope_of(self, layer_type: str) -> Mapping[str, Any]:
-        """Rope parameters of one type of layer; `rope_scaling`, the old spelling, is for full attention alone."""
+    def rope_of(self, layer_type: str) -> dict[str, Any]:
+        """Rope parameters of one type of layer; what the old spellings say is for full attention alone."""
         nested = self.rope_parameters or {}
-        if nested and not nested.keys() & {"full_attention", "sliding_attention"}:
-            raise UnsupportedError("config.json: rope_parameters without full_attention and sliding_attention")
-        own = nested.get(layer_type) or {}
-        return {**own, **(self.rope_scaling or {})} if layer_type == "full_attention" else own
+        if other := nested.keys() - _THETA.keys():
+            raise UnsupportedError(
+                f"config.json: rope_parameters has {shown(min(other))}; supported are {' and '.join(_THETA)}"
+            )
+        spellings = {f"in rope_parameters.{layer_type}": nested.get(layer_type)}
+        if layer_type == "full_attention":
+            spellings |= {"at the top level": beside(self), "in rope_scaling": self.rope_scaling}
+        else:
+            spellings |= {"in rope_local_base_freq": {"rope_theta": self.rope_local_base_freq}}
+        return {"rope_theta": _THETA[layer_type], **merged(spellings)}
 
 
 def forward(config: Config, ops: Recorder) -> None:
     """Record the forward pass."""
-    for field in ("final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention"):
-        if getattr(config, field):
-            raise UnsupportedError(f"config.json: {field} is not supported; supported is null")
-    size, context = config.head_size, config.max_position_embeddings
-    full, local = config.rope_of("full_attention"), config.rope_of("sliding_attention")
-    full_rotation = ops.rotation(inverse_frequencies(size, config.rope_theta, full, context))
-    local_rotation = ops.rotation(inverse_frequencies(size, config.rope_local_base_freq, local, context))
+    full = rotation(ops, config, config.rope_of("full_attention"))
+    local = rotation(ops, config, config.rope_of("sliding_attention"))
     norm = partial(ops.rms_norm, eps=config.rms_norm_eps, offset=1.0)
     bias, scale = config.attention_bias, config.query_pre_attn_scalar**-0.5
     attention = Attention(ops, config, scale=scale, norm=norm, qkv_bias=bias, output_bias=bias)
@@ -73,9 +71,9 @@ def forward(config: Config, ops: Recorder) -> None:
     # transformers rounds the factor to the dtype it runs in; computing in f32, so is it here.
     h = ops.scale(embed(ops, config), math.sqrt(config.hidden_size))
     for layer, window in enumerate(config.windows):
-        name, rotation = f"model.layers.{layer}", local_rotation if window else full_rotation
+        name, angles = f"model.layers.{layer}", local if window else full
         x = norm(h, f"{name}.input_layernorm")
-        x = attention(x, f"{name}.self_attn", layer=layer, rotation=rotation, window=window)
+        x = attention(x, f"{name}.self_attn", layer=layer, rotation=angles, window=window)
         h = ops.add(h, norm(x, f"{name}.post_attention_layernorm"))
         x = mlp(norm(h, f"{name}.pre_feedforward_layernorm"), f"{name}.mlp")
         h = ops.add(h, norm(x, f"{name}.post_feedforward_layernorm"))

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from quantkit.models.config import DecoderConfig, activation, attention_windows, bounded
-from quantkit.models.decoder import Attention, GatedMLP, embed, head
+from quantkit.models.decoder import Attention, GatedMLP, embed, head, rotation
 from quantkit.models.recorder import Recorder
-from quantkit.models.rope import inverse_frequencies
+from quantkit.models.rope import parameters_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,7 @@ class LlamaConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class MistralConfig(Config):
-    """`config.json` of model type `mistral`; with `layer_types`, transformers calls it `ministral`."""
+    """`config.json` of model types `mistral` and `ministral`: transformers' name of a `mistral` with `layer_types`."""
 
     num_key_value_heads: int | None = 8
     max_position_embeddings: int = 131_072
@@ -51,8 +51,8 @@ class MistralConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen2Config(Config):
-    """`config.json` of model type `qwen2`."""
+class QwenConfig(Config):
+    """The fields that Qwen2 and Qwen3 have."""
 
     num_key_value_heads: int | None = 32
     max_position_embeddings: int = 32_768
@@ -70,7 +70,14 @@ class Qwen2Config(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen3Config(Qwen2Config):
+class Qwen2Config(QwenConfig):
+    """`config.json` of model type `qwen2`, whose queries, keys and values have biases whatever the config says."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"attention_bias", "qkv_bias"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen3Config(QwenConfig):
     """`config.json` of model type `qwen3`."""
 
     head_dim: int | None = 128
@@ -117,16 +124,13 @@ def _forward(
         output_bias=output_bias,
     )
     mlp = GatedMLP(ops, config.intermediate_size, activation("hidden_act", config.hidden_act), bias=mlp_bias)
-    scaling = config.rope_scaling or config.rope_parameters
-    rotation = ops.rotation(
-        inverse_frequencies(config.head_size, config.rope_theta, scaling, config.max_position_embeddings)
-    )
 
+    angles = rotation(ops, config, parameters_of(config))
     h = embed(ops, config)
     for layer, window in enumerate(config.windows):
         name = f"model.layers.{layer}"
         x = norm(h, f"{name}.input_layernorm")
-        h = ops.add(h, attention(x, f"{name}.self_attn", layer=layer, rotation=rotation, window=window))
+        h = ops.add(h, attention(x, f"{name}.self_attn", layer=layer, rotation=angles, window=window))
         x = norm(h, f"{name}.post_attention_layernorm")
         h = ops.add(h, mlp(x, f"{name}.mlp"))
     head(ops, config, norm(ops.select(h), "model.norm"))
