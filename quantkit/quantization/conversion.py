@@ -1,7 +1,8 @@
 """From a checkpoint to a packed folder, one tensor at a time.
 
-Everything that can be refused is refused first, from configuration and headers, before anything heavy is imported or
-a byte written. Memory then holds one tensor: its mapped pages are given back behind the search.
+Everything that can be refused is refused first, from configuration, headers and the files that say something about
+text, before numba is imported or a byte written. Memory then holds one tensor: its mapped pages are given back behind
+the search.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from quantkit.engine.machine import peak_memory, usable_cores
 from quantkit.errors import OptionError
 from quantkit.formats import Checkpoint, open_checkpoint
-from quantkit.formats.output import check_output
+from quantkit.formats.output import as_json, check_output
 from quantkit.formats.packed import Layout, write_packed
 from quantkit.models import registry
 from quantkit.quantization.recipe import choose
@@ -166,8 +168,7 @@ def _plan(source: str | os.PathLike[str], recipe: str, overrides: Sequence[tuple
     checkpoint = open_checkpoint(source)
     specs = registry.read(checkpoint.config).record().tensors
     unused = checkpoint.check(specs)
-    if "tokenizer.json" not in checkpoint.files:
-        logger.warning("%s: has no tokenizer.json; the packed model will not take text", checkpoint.path)
+    _check_text_files(checkpoint)
     kinds = choose(specs, recipe, overrides)
     return _Plan(
         checkpoint,
@@ -175,6 +176,17 @@ def _plan(source: str | os.PathLike[str], recipe: str, overrides: Sequence[tuple
         tuple(unused),
         {"quantize": recipe, "overrides": [list(override) for override in overrides]},
     )
+
+
+def _check_text_files(checkpoint: Checkpoint) -> None:
+    """Open the tokenizer, chat template and generation settings as `run` would; raises what it would raise."""
+    from quantkit.generation.text.tokenizer import Tokenizer
+
+    if "tokenizer.json" not in checkpoint.files:
+        logger.warning("%s: has no tokenizer.json; the packed model will not take text", checkpoint.path)
+        return
+    tokenizer = Tokenizer({**checkpoint.files, "config.json": as_json(checkpoint.config)}, checkpoint.path)
+    tokenizer.detokenizer()  # whose section of tokenizer.json is read when the first answer needs it
 
 
 def _pack(
@@ -188,7 +200,7 @@ def _pack(
     """Write the packed folder; returns each tensor's relative error."""
     checkpoint, layouts = plan.checkpoint, plan.layouts
     source = {
-        "name": checkpoint.path.name,
+        "name": _name_of(checkpoint.path),
         "fingerprint": checkpoint.fingerprint(),
         "dtype": _stored_dtype(checkpoint, layouts),
     }
@@ -207,6 +219,11 @@ def _pack(
             if progress:
                 progress(Progress(name, done, total))
     return errors
+
+
+def _name_of(path: Path) -> str:
+    """Return the last part of a path, also of `.` and `..`; a byte that is not UTF-8 reads as U+FFFD."""
+    return os.fsencode(os.path.basename(os.path.abspath(path))).decode("utf-8", "replace")
 
 
 def _stored_dtype(checkpoint: Checkpoint, layouts: Mapping[str, Layout]) -> str:

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -186,10 +187,61 @@ def test_the_preflight_loads_nothing_heavy(tmp_path: Path) -> None:
     code = (
         "import sys; from quantkit import convert;"
         f"convert({str(source)!r}, {str(tmp_path / 'out')!r}, dry_run=True);"
-        "print(sorted({'numba', 'llvmlite', 'tokenizers', 'click', 'rich'} & set(sys.modules)))"
+        "print(sorted({'numba', 'llvmlite', 'click', 'rich'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+TEXT_FILES: dict[str, tuple[str, str | Callable[[str], str], str]] = {
+    "half a tokenizer": ("tokenizer.json", lambda text: text[: len(text) // 2], "tokenizers library"),
+    "an empty tokenizer": ("tokenizer.json", "", "tokenizers library"),
+    "half a tokenizer_config": ("tokenizer_config.json", lambda text: text[:-5], "JSON"),
+    "generation_config with a comma too many": ("generation_config.json", '{"eos_token_id": 1,}', "JSON"),
+    "generation_config that is a list": ("generation_config.json", "[1]", "JSON object"),
+    "an end token that is a text": ("generation_config.json", '{"eos_token_id": "</s>"}', "eos_token_id"),
+    "an end token that is a list in a list": ("generation_config.json", '{"eos_token_id": [[1]]}', "eos_token_id"),
+    "an end token in config": (
+        "config.json",
+        lambda text: text.replace('"eos_token_id": 1', '"eos_token_id": 1.5'),
+        "eos",
+    ),
+    "a decoder that cannot be streamed": (
+        "tokenizer.json",
+        lambda text: json.dumps(
+            json.loads(text)
+            | {"decoder": {"type": "CTC", "pad_token": "_", "word_delimiter_token": "|", "cleanup": True}}
+        ),
+        "decoder",
+    ),
+}
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("fault", TEXT_FILES)
+def test_files_about_text_are_looked_into_before_any_work(tmp_path: Path, fault: str, dry_run: bool) -> None:
+    source = poison(tiny.checkpoint(tmp_path / "source"), "lm_head.weight")  # which nobody gets to see
+    name, content, words = TEXT_FILES[fault]
+    text = (source / name).read_text()
+    (source / name).write_text(content if isinstance(content, str) else content(text))
+    assert (source / name).read_text() != text
+    with pytest.raises(QuantkitError, match=rf"{source / name}: .*{words}"):
+        convert(source, tmp_path / "out", dry_run=dry_run)
+    assert os.listdir(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize("name", ["a\nb", os.fsdecode(b"\xff\xfe"), "\x1b[31mred", "模型", "-q", " "])
+def test_odd_names_of_the_source(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny.checkpoint(tmp_path / "plain").rename(tmp_path / name)
+    (source / "inside").mkdir()
+    monkeypatch.chdir(source / "inside")
+    for number, spelling in enumerate((source, f"{source}/", "..", "../.", f"../../{name}")):
+        convert(spelling, tmp_path / str(number))
+        manifest = json.loads((tmp_path / str(number) / "quantkit.json").read_bytes())
+        assert manifest["source"]["name"] == os.fsencode(name).decode("utf-8", "replace")
+    monkeypatch.chdir(source)
+    convert(".", tmp_path / "out")
+    assert json.loads((tmp_path / "out/quantkit.json").read_bytes())["source"] == manifest["source"]
 
 
 def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path) -> None:
