@@ -95,7 +95,8 @@ def _log_to_stderr() -> None:
     logging.basicConfig(handlers=[handler])
     for level, name in {logging.INFO: "note", logging.WARNING: "warning"}.items():
         logging.addLevelName(level, name)
-    logging.getLogger("quantkit_kernels").setLevel(logging.INFO)
+    for package in ("quantkit", "quantkit_kernels"):
+        logging.getLogger(package).setLevel(logging.INFO)
 
 
 def _report(error: Exception, settings: Settings) -> int:

@@ -137,15 +137,16 @@ def _locked_folder(target: Path, stack: ExitStack) -> Path:
         stack.callback(shutil.rmtree, partial, ignore_errors=True)
         partial.mkdir()
         with suppress(FileNotFoundError):  # another process removed it before it was locked
-            _lock(partial, fcntl.LOCK_EX, stack)
+            lock(partial, fcntl.LOCK_EX, stack)
             partial.stat()
             return partial
 
 
-def _lock(folder: Path, mode: int, stack: ExitStack) -> bool:
-    """Lock a folder until the stack is closed; returns whether it was possible.
+def lock(folder: Path, mode: int, stack: ExitStack) -> bool:
+    """Lock a folder until a stack is closed; `mode` is flock(2)'s.
 
-    Some network file systems know no locks. There, no process takes the folder of another for abandoned.
+    Returns whether it was possible. Some network file systems know no locks; there, no process takes the folder of
+    another for abandoned. Raises `OSError` when there is no such folder.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     stack.callback(os.close, descriptor)
@@ -174,7 +175,7 @@ def _publish(partial: Path, target: Path, *, force: bool) -> None:
 def _replace(partial: Path, target: Path) -> None:
     """Exchange a complete folder with the one at `target`, and remove that one if quantkit wrote all that is in it."""
     with ExitStack() as stack:
-        _lock(target, fcntl.LOCK_EX | fcntl.LOCK_NB, stack)  # once it has another name, nobody takes it for abandoned
+        lock(target, fcntl.LOCK_EX | fcntl.LOCK_NB, stack)  # once it has another name, nobody takes it for abandoned
         replaced = _exchange(partial, target)
         stranger = _stranger(replaced)  # looked for now that nobody can put anything into it by the target's name
         if stranger:
@@ -241,7 +242,7 @@ def _remove_abandoned(target: Path) -> None:
         if not found:
             continue
         with ExitStack() as stack, suppress(OSError):  # gone already, or no folder
-            if not _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB, stack):
+            if not lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB, stack):
                 continue
             if found[1] == "replaced" and not target.exists():
                 folder.rename(target)

@@ -18,6 +18,8 @@ from quantkit.tensor import Tensor
 from quantkit_kernels.blocks import KINDS, ROWS, expected_shapes
 from quantkit_kernels.blocks import dequantize as dequantize_rows
 
+ENCODER_VERSION = 1
+"""Goes up when the same weights become other bytes, so that nobody takes old packed copies for new ones."""
 STRIPE_WEIGHTS = 1 << 18
 """About how many weights are worked on at once by each thread: 1 MB of f32, which stays in its cache."""
 

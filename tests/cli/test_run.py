@@ -234,12 +234,15 @@ def test_a_prompt_that_is_not_text_is_refused(invoke, packed: Path, tmp_path: Pa
     assert f"{file}: not UTF-8" in result.stderr
 
 
-def test_a_checkpoint_is_packed_once_into_the_cache(invoke, packed: Path, model_cache: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_packed_once_into_the_cache(
+    invoke, packed: Path, model_cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     checkpoint = tiny.checkpoint(tmp_path / "tiny-llama")
     first = invoke("run", checkpoint, "-p", "hello", *FEW, *GREEDY)
     assert first.exit_code == 0, first.stderr
     (folder,) = model_cache.iterdir()
-    assert f"into {folder}" in first.stderr
+    assert f"packing {checkpoint} to int4, once, into {folder}" in caplog.text
+    caplog.clear()
     again = invoke("run", checkpoint, "-p", "hello", *FEW, *GREEDY)
-    assert "packing" not in again.stderr
+    assert "packing" not in caplog.text
     assert first.stdout == again.stdout == answer(invoke, packed, *GREEDY, "-p", "hello")

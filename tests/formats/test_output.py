@@ -358,16 +358,16 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> No
 
 
 def test_a_folder_swept_before_it_is_locked_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target, original = tmp_path / "out", output._lock
+    target, original = tmp_path / "out", output.lock
     swept = []
 
     def slow_lock(folder: Path, mode: int, stack: ExitStack) -> bool:
-        monkeypatch.setattr(output, "_lock", original)
+        monkeypatch.setattr(output, "lock", original)
         output._remove_abandoned(target)  # by another process, between our mkdir and our lock
         swept.append(not folder.exists())
         return original(folder, mode, stack)
 
-    monkeypatch.setattr(output, "_lock", slow_lock)
+    monkeypatch.setattr(output, "lock", slow_lock)
     write(target)
     assert swept == [True]
     assert contents(target) == model("new")
@@ -376,10 +376,10 @@ def test_a_folder_swept_before_it_is_locked_is_made_again(tmp_path: Path, monkey
 
 def test_a_folder_locked_by_its_remover_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process is removing the folder while we wait for its lock."""
-    original = output._lock
+    original = output.lock
 
     def slow_lock(folder: Path, mode: int, stack: ExitStack) -> bool:
-        monkeypatch.setattr(output, "_lock", original)
+        monkeypatch.setattr(output, "lock", original)
         sweeper = os.open(folder, os.O_RDONLY)
         fcntl.flock(sweeper, fcntl.LOCK_EX)
 
@@ -390,7 +390,7 @@ def test_a_folder_locked_by_its_remover_is_made_again(tmp_path: Path, monkeypatc
         threading.Timer(0.1, sweep).start()
         return original(folder, mode, stack)
 
-    monkeypatch.setattr(output, "_lock", slow_lock)
+    monkeypatch.setattr(output, "lock", slow_lock)
     write(tmp_path / "out")
     assert os.listdir(tmp_path) == ["out"]
 

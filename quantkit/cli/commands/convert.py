@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -60,26 +60,22 @@ def command(
     """
     if bits and quantize and BITS[bits] != quantize:
         raise click.UsageError(f"--quantize {quantize} contradicts --bits {bits}")
-    report = convert_with_progress(
-        source,
-        output,
-        quantize=quantize or BITS[bits or "4"],
-        overrides=overrides,
-        dry_run=dry_run,
-        force=force,
-        threads=threads,
-    )
-    for name in report.unused:
-        echo(f"warning: {source}: the model does not use tensor {name!r}; it was left out", err=True)
-    echo(_summary(report))
-
-
-def convert_with_progress(source: Path, output: Path, **options: Any) -> Report:
-    """Call `quantkit.quantization.conversion.convert`, with a bar on a terminal's stderr."""
     from quantkit.quantization.conversion import convert
 
     with Bar("packing") as bar:
-        return convert(source, output, progress=lambda now: bar.update(now.done, now.total, now.tensor), **options)
+        report = convert(
+            source,
+            output,
+            quantize=quantize or BITS[bits or "4"],
+            overrides=overrides,
+            dry_run=dry_run,
+            force=force,
+            threads=threads,
+            progress=lambda now: bar.update(now.done, now.total, now.tensor),
+        )
+    for name in report.unused:
+        echo(f"warning: {source}: the model does not use tensor {name!r}; it was left out", err=True)
+    echo(_summary(report))
 
 
 def _summary(report: Report) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from quantkit.cli.options import Command, kv_option, model_argument, path, text,
 from quantkit.cli.progress import Bar
 from quantkit.cli.sampling import choose_sampling, sampling_options
 from quantkit.cli.streams import echo, echo_answer, read_text
-from quantkit.errors import OptionError, PackedModelError
+from quantkit.errors import OptionError
 
 if TYPE_CHECKING:
     from quantkit.engine.model import Model
@@ -83,14 +84,10 @@ def command(model: Path, prompt: str | None, file: Path | None, **options: Any) 
     On a terminal, control characters in an answer are spelled out, as \\x1b; a pipe or a file gets them as they are.
     """
     asked = _prompt(prompt, file)
-    folder = _packed(model, options["threads"])
+    loaded, tokenizer = _load(model, options)
 
-    from quantkit.generation.loading import load
     from quantkit.generation.stream import stream_generate
 
-    loaded, tokenizer = load(
-        folder, threads=options["threads"], context=options["ctx_size"], kv_dtype=options["kv_dtype"]
-    )
     arguments, sampling = choose_sampling(tokenizer, options)
     bar, last = Bar("reading the prompt"), None
     responses = stream_generate(
@@ -129,26 +126,17 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
     return prompt
 
 
-def _packed(model: Path, threads: int | None) -> Path:
-    """Return the packed folder of a model, converting a checkpoint into the user's cache at its first use."""
-    from quantkit.formats.packed import FORMAT_VERSION, is_packed
+def _load(model: Path, options: dict[str, Any]) -> tuple[Model, Tokenizer]:
+    """Open a model, after packing a checkpoint into the user's cache at its first use."""
+    from quantkit.generation.loading import load
+    from quantkit.quantization.packed_copies import packed_copy
 
-    if is_packed(model):
-        return model
-    from quantkit import user_cache
-    from quantkit.formats import open_checkpoint
-
-    folder = user_cache.entry("models", f"{open_checkpoint(model).fingerprint()[:32]}-v{FORMAT_VERSION}")
-    if not is_packed(folder):
-        from quantkit.cli.commands.convert import convert_with_progress
-
-        echo(f"packing {model} to int4, once, into {folder} ...", err=True)
-        try:
-            convert_with_progress(model, folder, threads=threads)
-        except PackedModelError:
-            if not is_packed(folder):  # else another process was faster
-                raise
-    return folder
+    threads = options["threads"]
+    with ExitStack() as stack:
+        with Bar("packing") as bar:
+            copy = packed_copy(model, threads=threads, progress=lambda now: bar.update(now.done, now.total, now.tensor))
+            folder = stack.enter_context(copy)
+        return load(folder, threads=threads, context=options["ctx_size"], kv_dtype=options["kv_dtype"])
 
 
 def _conversation(tokenizer: Tokenizer, asked: str, options: dict[str, Any]) -> dict[str, Any]:
