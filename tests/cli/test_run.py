@@ -163,6 +163,8 @@ LLAMA_CPP = "--temp 0.8 --top-k 40 --top-p 0.95 --min-p 0.05"
             ("--top-p", 0.5),
             "--temp 0.6 --top-k 50 --top-p 0.5 --min-p 0.05 --seed N",
         ),
+        ({"repetition_penalty": 1.3}, (), "--temp 0 --repeat-penalty 1.3"),
+        ({"repetition_penalty": 1.3}, ("--repeat-penalty", 1), "--temp 0"),
     ],
 )
 def test_what_was_asked_then_what_is_recommended_then_llama_cpps(
@@ -190,6 +192,8 @@ def test_penalties_look_back_as_far_as_asked(invoke, packed: Path, tmp_path: Pat
     )
     assert len({whole, near, none}) == 3
     assert none == answer(invoke, packed, *seeded)
+    recommended = recommending(packed, tmp_path / "model", repetition_penalty=1.8)
+    assert answer(invoke, recommended, *seeded) == whole
     assert invoke("run", packed, "-p", "a", "--repeat-last-n", -2).exit_code == 2
 
 
