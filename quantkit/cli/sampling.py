@@ -80,7 +80,7 @@ def sampling_options(command: Callable[..., None]) -> Callable[..., None]:
             "-s",
             "--seed",
             type=click.IntRange(min=-1),
-            default=-1,
+            default=0,
             show_default=True,
             help="Seed of the sampling; -1 takes another one each time.",
         ),
@@ -114,9 +114,7 @@ def choose_sampling(tokenizer: Tokenizer, asked: Mapping[str, Any]) -> tuple[dic
     """
     from quantkit.generation.sampling import make_logits_processors, make_sampler
 
-    recommended = dict(tokenizer.generation_defaults)
-    if recommended.get("repetition_penalty", 1.0) != 1.0:
-        recommended.setdefault("temperature", 0.0)  # such a checkpoint is meant to be decoded greedily
+    recommended = tokenizer.generation_defaults
     chosen: dict[str, Any] = {
         name: recommended.get(setting.field, setting.default) if asked[name] is None else asked[name]
         for name, setting in SETTINGS.items()

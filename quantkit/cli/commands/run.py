@@ -78,8 +78,8 @@ def command(model: Path, prompt: str | None, file: Path | None, **options: Any) 
     A model that has a chat template gets the prompt as a user's message. A checkpoint that is not packed is converted
     to int4 first, once; the packed model is kept in the user's cache.
 
-    Tokens are sampled as the model's makers recommend, else as llama.cpp does by default. The lines behind the answer
-    name the settings and the seed: given as options, they repeat it. --temp 0 takes the likeliest tokens.
+    Tokens are sampled as the model's makers recommend, else as llama.cpp does by default; --temp 0 takes the likeliest.
+    The same command gives the same answer, --seed another one; the lines behind the answer name all that decided it.
 
     On a terminal, control characters in an answer are spelled out, as \\x1b; a pipe or a file gets them as they are.
     """
