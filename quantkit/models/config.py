@@ -60,7 +60,7 @@ class DecoderConfig:
     vocab_size: int
     hidden_size: int
     intermediate_size: int
-    num_hidden_layers: int = bounded(maximum=10_000)
+    num_hidden_layers: int = bounded(maximum=1000)
     num_attention_heads: int
     num_key_value_heads: int | None = None
     head_dim: int | None = None

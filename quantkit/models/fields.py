@@ -128,7 +128,10 @@ COMPUTING: Mapping[str, tuple[Any, ...] | Neutral] = MappingProxyType(
     | _each("no_rope_layers", _rotated_everywhere)
     | _each("no_rope_layer_interval nope_layer_interval layer_rope_theta", (0,))
     | _each("position_embedding_type", ("rope", "rotary"))
-    | _each("rope_interleaved rope_interleave use_mrope use_dynamic_ntk use_logn_attn use_mem_rope", (False,))
+    | _each(
+        "rope_interleaved rope_interleave rope_traditional use_mrope use_dynamic_ntk use_logn_attn use_mem_rope",
+        (False,),
+    )
     | _each("alibi use_alibi learned_pos_emb", (False,))
     # Attention.
     | _each("sliding_window sliding_window_size attention_window_size window_size", _window_beyond_context)

@@ -71,7 +71,7 @@ def test_missing_sizes_are_named(field: str) -> None:
         ("num_key_value_heads", 0, "a whole number"),
         ("head_dim", -8, "a whole number"),
         ("max_position_embeddings", 1.5, "a whole number"),
-        ("num_hidden_layers", 10_001, "a whole number from 1 to 10000"),
+        ("num_hidden_layers", 1001, "a whole number from 1 to 1000"),
     ],
 )
 def test_ill_typed_fields_are_refused(field: str, value: Any, expected: str) -> None:

@@ -1,0 +1,37 @@
+"""Configs as they occur in public repositories, old and new spellings: each is recorded, or refused by the right name.
+
+`configs.json` has facts alone, keys and values; `parameters` is the number of weights that the model is known to have,
+`windows` the attention windows of its layers, `refused` what an error says.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantkit.errors import QuantkitError
+from quantkit.models.registry import read
+
+CONFIGS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("configs.json").read_text())
+
+
+@pytest.mark.parametrize("name", [name for name, row in CONFIGS.items() if "refused" not in row])
+def test_recorded(name: str) -> None:
+    row = CONFIGS[name]
+    architecture = read(row["config"])
+    program = architecture.record()
+    assert sum(math.prod(spec.shape) for spec in program.tensors.values()) == row["parameters"]
+    assert architecture.context_length == row["context"]
+    windows = {step.parameters["window"] for step in program.operations if step.name == "attention"}
+    assert windows == set(row.get("windows", [0]))
+
+
+@pytest.mark.parametrize("name", [name for name, row in CONFIGS.items() if "refused" in row])
+def test_refused(name: str) -> None:
+    with pytest.raises(QuantkitError, match=rf"^config\.json: .*{re.escape(CONFIGS[name]['refused'])}"):
+        read(CONFIGS[name]["config"]).record()
