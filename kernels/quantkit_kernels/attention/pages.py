@@ -170,14 +170,14 @@ def _hadamard(x, left, length, out):
     """Rotate `length` channels, of which `left` are in memory and the others are 0."""
     for channel in range(0, length, 16):
         store(out + 4 * channel, hadamard_lanes(load_wide_partial_f32(x + 4 * channel, left - channel)))
-    apart = 64
-    while apart < 4 * length:
-        for begin in range(out, out + 4 * length, 2 * apart):
-            for low in range(begin, begin + apart, 64):
-                a, b = load_line_f32(low), load_line_f32(low + apart)
+    distance = 64
+    while distance < 4 * length:
+        for begin in range(out, out + 4 * length, 2 * distance):
+            for low in range(begin, begin + distance, 64):
+                a, b = load_line_f32(low), load_line_f32(low + distance)
                 store(low, a + b)
-                store(low + apart, a - b)
-        apart *= 2
+                store(low + distance, a - b)
+        distance *= 2
 
 
 @jit

@@ -18,7 +18,7 @@ from quantkit_kernels.attention import operands, sharing
 from quantkit_kernels.attention import pages as kv_pages
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.interpreter.threads import tag_of
-from quantkit_kernels.operands import Rows
+from quantkit_kernels.operands import Rows, from_token
 
 LAYER, LAYERS, KV_HEADS = 1, 2, 2
 TOLERANCE = 1e-5
@@ -26,20 +26,22 @@ TOLERANCE = 1e-5
 
 
 @jit(entry=True)
-def store_all(kind, k, v, stride, tokens, position, pages, offset, kv_heads, head_dim):
+def store_all(heads, k, v, tokens, position, pages):
     """Returns how many tokens saturated."""
     saturated = 0
     for token in range(tokens):
-        row = token * stride
-        saturated += kv_pages.store_kv(kind, k + row, v + row, pages, position + token, offset, kv_heads, head_dim)
+        keys, values = from_token(k, token).address, from_token(v, token).address
+        saturated += kv_pages.store_kv(
+            heads.kind, keys, values, pages, position + token, heads.offset, heads.kv_heads, heads.head_dim
+        )
     return saturated
 
 
 @jit(entry=True)
-def attend_all(heads, q, out, spans, span_table, counter, threads, partials, scratch):
+def attend_all(heads, q, out, span, counter, threads, partials, scratch):
     """Returns how many pieces are left, which should be none."""
-    pieces = sharing.pieces_of(heads, spans, span_table, threads, partials)
-    return pieces.count - sharing.attend(heads, q, out, span_table, pieces, counter, tag_of(1), scratch)
+    pieces = sharing.pieces_of(heads, 1, span, threads, partials)
+    return pieces.count - sharing.attend(heads, q, out, span, pieces, counter, tag_of(1), scratch)
 
 
 class Cache:
@@ -54,13 +56,13 @@ class Cache:
         self.pages = np.full((count, LAYERS * size), 0xFF, np.uint8)
         self.table = np.array([page.ctypes.data for page in self.pages[::-1]], np.int64)
 
+    def heads(self, heads_per_kv=1, scale=1.0, window=0):
+        return operands.Heads(self.code, self.offset, KV_HEADS, heads_per_kv, self.head_dim, np.float32(scale), window)
+
     def store(self, k, v, position):
         """k, v: f32 [tokens, KV_HEADS, head_dim]. Returns how many tokens saturated."""
-        rows = [padded(x) for x in (k, v)]
-        return store_all(
-            self.code, *(x.ctypes.data for x in rows), rows[0].strides[0], len(k), position, self.table.ctypes.data,
-            self.offset, KV_HEADS, self.head_dim,
-        )  # fmt: skip
+        keys, values = padded(k), padded(v)
+        return store_all(self.heads(), rows_of(keys), rows_of(values), len(k), position, self.table.ctypes.data)
 
     def attend(self, q, position, scale, window, threads=0):
         """q: f32 [tokens, heads, head_dim] -> the same shape. Threads that share the work take turns here."""
@@ -70,15 +72,18 @@ class Cache:
         counter = np.zeros(1, np.int64)
         scratch = np.full(operands.scratch_bytes(heads_per_kv, self.head_dim) // 4, np.nan, np.float32)
         partials = np.zeros(sharing.partials_bytes(threads), np.uint8)
-        heads = operands.Heads(self.code, self.offset, KV_HEADS, heads_per_kv, self.head_dim, np.float32(scale), window)
         left = attend_all(
-            heads, Rows(rows.ctypes.data, rows.strides[0]), Rows(out.ctypes.data, rows.strides[0]), 1,
-            span.ctypes.data, counter.ctypes.data, threads, partials.ctypes.data, scratch.ctypes.data,
+            self.heads(heads_per_kv, scale, window), rows_of(rows), rows_of(out), span.ctypes.data, counter.ctypes.data,
+            threads, partials.ctypes.data, scratch.ctypes.data,
         )  # fmt: skip
         assert left == 0
         columns = q[0].size
         assert (out[:, columns:] == 12345).all(), "wrote past the last head"
         return out[:, :columns].reshape(q.shape)
+
+
+def rows_of(array):
+    return Rows(array.ctypes.data, array.strides[0])
 
 
 def padded(x):
