@@ -1,24 +1,20 @@
 """Chat templates: the jinja2 text in a checkpoint that turns a list of messages into a prompt.
 
-A template is data from the internet, so it runs in jinja2's immutable sandbox with exactly the helpers that templates
-written for transformers use. This module reads no files and knows no tokens: `tokenizer.py` hands it the texts that it
-found and encodes what comes out.
+A template is data from the internet. It runs in jinja2's immutable sandbox, in a process with limits of time and memory
+(`template_process.py`), with exactly the helpers that templates written for transformers use. This module reads no
+files and knows no tokens: `tokenizer.py` hands it what it found and encodes what comes out.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
-from quantkit.errors import CheckpointError, GenerationError, UnsupportedError
-
-if TYPE_CHECKING:
-    import jinja2
+from quantkit.errors import CheckpointError, GenerationError
+from quantkit.generation.text.template_process import ERRORS, TemplateProcess
 
 Message = Mapping[str, Any]
 """One turn of a conversation: `{"role": "user", "content": "..."}`, and what else a template may read."""
@@ -30,25 +26,28 @@ class ChatTemplate:
 
     Attributes
     ----------
-    source : str
-        The jinja2 text.
+    held : Any
+        What the file holds: the jinja2 text, or a list of `{"name", "template"}`. It is looked into when it is used,
+        since a model can be used without its template.
     file : Path
         Where it was found; errors name it.
     special_tokens : Mapping
         Variables such as `bos_token` and `eos_token` that the template may write.
     """
 
-    source: str
+    held: Any
     file: Path
-    special_tokens: Mapping[str, str]
+    special_tokens: Mapping[str, Any]
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
         """Write the messages as a prompt, special tokens included (so encode it without adding any).
 
+        Of several named templates, `tool_use` is taken where `tools` are given, else `default`, or the only one.
+
         Parameters
         ----------
         messages : sequence of dict
-            The conversation, oldest first.
+            The conversation, oldest first, of what JSON can hold: texts, numbers, lists and dicts.
         add_generation_prompt : bool
             End with what opens the assistant's turn.
         **variables
@@ -57,96 +56,60 @@ class ChatTemplate:
         Raises
         ------
         GenerationError
-            When the template refuses these messages (unknown role, roles that do not alternate, ...) or fails on them.
+            When the template refuses these messages (unknown role, roles that do not alternate, ...), fails on them, or
+            takes more time or memory than any honest one (`template_process.py` has the limits).
         UnsupportedError
             When the template is not valid jinja2 or tries to leave the sandbox.
+        CheckpointError
+            When the file holds no template, or several of which none is the default.
         """
-        from jinja2.exceptions import SecurityError
-
         if not messages:
             raise GenerationError("the conversation is empty: give at least one message")
+        source = self._source(tools=variables.get("tools") is not None)
         given = {"tools": None, "documents": None, **self.special_tokens, **variables}
-        template = self._template
+        given |= {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
         try:
-            return template.render(messages=messages, add_generation_prompt=add_generation_prompt, **given)
-        except SecurityError as error:
-            raise UnsupportedError(f"{self.file}: the chat template leaves the sandbox: {error}") from error
-        except Exception as error:  # whatever foreign code may raise
-            raise GenerationError(f"{self.file}: the chat template refuses these messages: {error}") from error
+            answer = self._process.render(source, given)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise GenerationError(f"a chat template takes what JSON can hold, and this is not: {error}") from error
+        except OSError as error:
+            raise GenerationError(f"cannot start the process that renders chat templates: {error}") from error
+        if "text" in answer:
+            return answer["text"]
+        kind, text = ERRORS[answer["error"]]
+        raise kind(f"{self.file}: {text.format(message=answer['message'])}")
+
+    def _source(self, *, tools: bool) -> str:
+        if not isinstance(self.held, list):
+            if not isinstance(self.held, str):
+                raise CheckpointError(f"{self.file}: chat_template is neither a text nor a list of named templates")
+            return self.held
+        try:
+            texts = {str(entry["name"]): str(entry["template"]) for entry in self.held}
+        except (TypeError, KeyError) as error:
+            raise CheckpointError(f"{self.file}: an entry of chat_template lacks its name or its template") from error
+        for name in ("tool_use", "default") if tools else ("default",):
+            if name in texts:
+                return texts[name]
+        if len(texts) != 1:
+            names = ", ".join(texts) or "none"
+            raise CheckpointError(f"{self.file}: no chat template is named 'default', only: {names}")
+        return next(iter(texts.values()))
 
     @cached_property
-    def _template(self) -> jinja2.Template:
-        from jinja2 import TemplateSyntaxError
-
-        try:
-            return _environment().from_string(self.source)
-        except TemplateSyntaxError as error:
-            raise UnsupportedError(f"{self.file}: the chat template, line {error.lineno}: {error}") from error
+    def _process(self) -> TemplateProcess:
+        return TemplateProcess()
 
 
-def choose_template(candidates: Mapping[Path, Any], special_tokens: Mapping[str, str]) -> ChatTemplate | None:
+def choose_template(candidates: Mapping[Path, Any], special_tokens: Mapping[str, Any]) -> ChatTemplate | None:
     """Return the first template there is, or None.
 
     Parameters
     ----------
     candidates : Mapping
-        File -> what it holds, in order of precedence: None, the text, or a list of `{"name", "template"}` of which the
-        one named `default` (or the only one) counts.
-
-    Raises
-    ------
-    CheckpointError
-        When a file holds something else.
+        File -> what it holds, in order of precedence; None and an empty text are none.
+    special_tokens : Mapping
+        See `ChatTemplate`.
     """
-    for file, held in candidates.items():
-        if held is None or held == "":
-            continue
-        source = _default_template(held, file) if isinstance(held, list) else held
-        if not isinstance(source, str):
-            raise CheckpointError(f"{file}: chat_template is neither a text nor a list of named templates")
-        return ChatTemplate(source, file, special_tokens)
-    return None
-
-
-def _default_template(named: list[Any], file: Path) -> str:
-    try:
-        texts = {str(entry["name"]): str(entry["template"]) for entry in named}
-    except (TypeError, KeyError) as error:
-        raise CheckpointError(f"{file}: an entry of chat_template lacks its name or its template") from error
-    if "default" in texts:
-        return texts["default"]
-    if len(texts) != 1:
-        raise CheckpointError(f"{file}: no chat template is named 'default', only: {', '.join(texts) or 'none'}")
-    return next(iter(texts.values()))
-
-
-def _environment() -> jinja2.Environment:
-    """Build the environment in which transformers renders templates (its `utils/chat_template_utils.py`)."""
-    from jinja2 import TemplateError
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.nodes import Node
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}...{% endgeneration %}` marks the assistant's words for training; here it is transparent."""
-
-        tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
-
-        def parse(self, parser: Parser) -> list[Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def raise_exception(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, **layout: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **layout)  # jinja2's own would escape HTML
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
-    return environment
+    held = ((file, content) for file, content in candidates.items() if content is not None and content != "")
+    return next((ChatTemplate(content, file, special_tokens) for file, content in held), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -99,21 +100,47 @@ def test_empty_conversation_is_refused() -> None:
 def test_first_file_with_a_template_counts() -> None:
     chosen = choose_template({Path("a"): None, Path("b"): "", Path("c"): "C", Path("d"): "D"}, {})
     assert chosen is not None
-    assert (chosen.source, chosen.file) == ("C", Path("c"))
+    assert (chosen.held, chosen.file) == ("C", Path("c"))
     assert choose_template({Path("a"): None}, {}) is None
 
 
-def test_default_among_named_templates() -> None:
-    named = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
-    chosen, only = (choose_template({FILE: held}, {}) for held in (named, named[:1]))
-    assert chosen is not None
-    assert only is not None
-    assert (chosen.source, only.source) == ("D", "T")
+NAMED = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+
+
+@pytest.mark.parametrize(
+    ("held", "variables", "expected"),
+    [
+        (NAMED, {}, "D"),
+        (NAMED, {"tools": [{}]}, "T"),
+        (NAMED, {"tools": None}, "D"),
+        (NAMED[:1], {}, "T"),
+        (NAMED[1:], {"tools": []}, "D"),
+    ],
+)
+def test_choice_among_named_templates(held: Any, variables: dict[str, Any], expected: str) -> None:
+    assert ChatTemplate(held, FILE, {}).render(USER, **variables) == expected
 
 
 @pytest.mark.parametrize(
     "held", [7, {"default": "x"}, [], [{"name": "a"}], ["x"], [{"name": n, "template": "x"} for n in "ab"]]
 )
-def test_malformed_templates_name_the_file(held: object) -> None:
+def test_malformed_templates_are_refused_when_they_are_used(held: object) -> None:
+    chosen = choose_template({FILE: held}, {})
+    assert chosen is not None
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja"):
-        choose_template({FILE: held}, {})
+        chosen.render(USER)
+
+
+@pytest.mark.parametrize("value", [object(), {1, 2}, b"a", {(1, 2): 3}])
+def test_variables_that_json_cannot_hold_are_refused(value: object) -> None:
+    with pytest.raises(GenerationError, match="a chat template takes what JSON can hold"):
+        render("x", other=value)
+
+
+def test_mappings_and_tuples_are_taken_for_dicts_and_lists() -> None:
+    messages = (MappingProxyType({"role": "user", "content": ("a", "b")}),)
+    assert ChatTemplate("{{ messages[0].content[1] }}", FILE, {}).render(messages) == "b"
+
+
+def test_half_a_surrogate_pair_passes() -> None:
+    assert render("{{ messages[0].content }}", [{"role": "user", "content": "a\ud83db"}]) == "a\ud83db"

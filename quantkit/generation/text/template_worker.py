@@ -1,0 +1,111 @@
+"""Renders chat templates in a process of its own: a script that reads a JSON object a line and answers with one.
+
+`template_process.py` starts it. A template is a program from the internet. jinja2's immutable sandbox keeps it from
+Python's insides, but not from filling all memory or computing for ever; a process can be given limits for both. Nothing
+of quantkit is imported here, so that the process starts quickly.
+
+The first line says `path` (where Python finds modules) and the limits: `memory` (bytes, of the process), `seconds` (of
+processor time for one text) and `characters` (of one text). Each further line says `source` and `variables`. An answer
+says either `text`, or `error` (a key of `template_process.ERRORS`) and `message`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from datetime import datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import jinja2
+
+LONGEST_MESSAGE = 500
+"""Characters of what a template says when it fails."""
+
+
+def main() -> None:
+    """Answer until standard input ends."""
+    limits = json.loads(sys.stdin.buffer.readline())
+    sys.path[:] = limits["path"]
+    _environment()
+    resource.setrlimit(resource.RLIMIT_AS, (limits["memory"], limits["memory"]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for line in sys.stdin.buffer:
+        _limit_time(limits["seconds"])
+        try:
+            answer = _answer(line, limits["characters"])
+        except MemoryError:
+            answer = _failure("memory", "")
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def _limit_time(seconds: int) -> None:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    soft = int(used.ru_utime + used.ru_stime) + 1 + seconds
+    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+
+
+def _answer(line: bytes, most_characters: int) -> dict[str, str]:
+    from jinja2.exceptions import SecurityError, TemplateSyntaxError
+
+    try:
+        request = json.loads(line)
+        text = _template(request["source"]).render(request["variables"])
+    except MemoryError:
+        raise
+    except TemplateSyntaxError as error:
+        return _failure("syntax", f"line {error.lineno}: {error}")
+    except SecurityError as error:
+        return _failure("sandbox", error)
+    except Exception as error:  # whatever foreign code may raise
+        return _failure("refused", error)
+    return {"text": text} if len(text) <= most_characters else _failure("length", "")
+
+
+def _failure(error: str, message: object) -> dict[str, str]:
+    return {"error": error, "message": str(message)[:LONGEST_MESSAGE]}
+
+
+@cache
+def _template(source: str) -> jinja2.Template:
+    return _environment().from_string(source)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """Build the environment in which transformers renders templates (its `utils/chat_template_utils.py`)."""
+    from jinja2 import TemplateError
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}...{% endgeneration %}` marks the assistant's words for training; here it is transparent."""
+
+        tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
+
+        def parse(self, parser: Parser) -> list[Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    def tojson(value: Any, ensure_ascii: bool = False, **layout: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **layout)  # jinja2's own would escape HTML
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
+    return environment
+
+
+if __name__ == "__main__":
+    main()
