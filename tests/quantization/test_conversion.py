@@ -194,6 +194,16 @@ def test_the_preflight_loads_nothing_heavy(tmp_path: Path) -> None:
 
 
 TEXT_FILES: dict[str, tuple[str, str | Callable[[str], str], str]] = {
+    "a pointer for the tokenizer": (
+        "tokenizer.json",
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9085657\n",
+        "Git LFS pointer",
+    ),
+    "a pointer for the template": (
+        "chat_template.jinja",
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9085\n",
+        "Git LFS pointer",
+    ),
     "half a tokenizer": ("tokenizer.json", lambda text: text[: len(text) // 2], "tokenizers library"),
     "an empty tokenizer": ("tokenizer.json", "", "tokenizers library"),
     "half a tokenizer_config": ("tokenizer_config.json", lambda text: text[:-5], "JSON"),

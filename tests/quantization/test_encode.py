@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,15 @@ from numpy.typing import NDArray
 import quantkit.quantization.encode
 import tiny
 from quantkit.errors import CheckpointError
-from quantkit.quantization.encode import dequantize, quantize
+from quantkit.quantization.encode import ENCODER_VERSION, dequantize, quantize
 from quantkit.tensor import Tensor
 from quantkit_kernels import blocks
 
 LARGEST_ERROR = {"f32": 0.0, "bf16": 3e-6, "f16": 5e-8, "int8": 4.6e-5, "int4": 6e-3}
 """Relative squared error of normally distributed weights."""
+
+BYTES_OF_VERSION = {1: "16eb1f0b78368b16aa4d4e7ed33a4cad5a55c7278dfa82cafdcaab39489bcf39"}
+"""`ENCODER_VERSION` -> SHA-256 of one matrix in all kinds. Other bytes need another version: packed copies are kept."""
 
 
 def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
@@ -45,6 +49,14 @@ def test_error_is_small_and_told(source_kind: str, kind: str) -> None:
     wanted = values(before).astype(np.float64)
     assert error == pytest.approx(np.square(values(after) - wanted).sum() / np.square(wanted).sum(), rel=1e-4)
     assert error <= LARGEST_ERROR[kind]
+
+
+def test_other_bytes_are_another_version() -> None:
+    digest = hashlib.sha256()
+    for kind in blocks.KINDS:
+        tensor, _ = quantize(source(tiny.weight("pinned", (45, 100))), kind)
+        digest.update(tensor.data.tobytes() + (b"" if tensor.row_scales is None else tensor.row_scales.tobytes()))
+    assert digest.hexdigest() == BYTES_OF_VERSION[ENCODER_VERSION]
 
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])
