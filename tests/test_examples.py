@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,13 +17,42 @@ import tiny
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def test_quickstart_on_a_folder(tmp_path: Path) -> None:
-    folder = tiny.checkpoint(tmp_path / "tiny", max_position_embeddings=512)
-    command = [sys.executable, EXAMPLES / "quickstart.py", folder]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+def quickstart(model: Path, folder: Path) -> str:
+    """What `quickstart.py MODEL` says, started in a folder."""
+    command = [sys.executable, EXAMPLES / "quickstart.py", model]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder, errors="replace")
     assert done.returncode == 0, done.stderr
-    for part in ("Packed model", "int4", "6.52 bits per weight", "What is gravity?", "generation: "):
-        assert part in done.stdout
+    assert "generation: " in done.stderr
+    return done.stdout
+
+
+def test_quickstart_packs_a_model_once(tmp_path: Path) -> None:
+    folder = tiny.checkpoint(tmp_path / "tiny", max_position_embeddings=512)
+    first, second = quickstart(folder, tmp_path), quickstart(folder, tmp_path)
+    assert "$ quantkit convert tiny -o tiny-int4\n" in first
+    assert "6.52 bits per weight" in first
+    assert second == first[first.index("\n$ quantkit run tiny-int4 -p 'What is gravity?") :]
+    assert (tmp_path / "tiny-int4/quantkit.json").is_file()
+
+    tiny.checkpoint(folder, max_position_embeddings=512, seed=1)
+    assert "$ quantkit convert tiny -o tiny-int4 --force\n" in quickstart(folder, tmp_path)
+
+
+def test_quickstart_prints_a_command_that_runs(tmp_path: Path) -> None:
+    folder = tiny.checkpoint(tmp_path / "tiny", max_position_embeddings=512)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    program, *arguments = shlex.split(quickstart(folder, elsewhere).splitlines()[-1])
+    assert Path(program).name == "quantkit"
+    assert subprocess.run([program, *arguments], cwd=elsewhere, capture_output=True).returncode == 0
+
+
+def test_quickstart_passes_a_failure_on(tmp_path: Path) -> None:
+    command = [sys.executable, EXAMPLES / "quickstart.py", tmp_path / "nothing"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
 
 
 def test_the_comparison_says_what_it_lacks(tmp_path: Path) -> None:
