@@ -134,7 +134,7 @@ def _locked_folder(target: Path, stack: ExitStack) -> Path:
     """Make a hidden sibling of `target`, locked until the stack is closed, which removes what still has its name."""
     while True:
         partial = _sibling(target, "partial")
-        stack.callback(shutil.rmtree, partial, ignore_errors=True)
+        stack.callback(_discard, partial)
         partial.mkdir()
         with suppress(FileNotFoundError):  # another process removed it before it was locked
             lock(partial, fcntl.LOCK_EX, stack)
@@ -173,15 +173,17 @@ def _publish(partial: Path, target: Path, *, force: bool) -> None:
 
 
 def _replace(partial: Path, target: Path) -> None:
-    """Exchange a complete folder with the one at `target`, and remove that one if quantkit wrote all that is in it."""
+    """Exchange a complete folder with the one at `target`, if quantkit wrote all that is in it; remove that one."""
     with ExitStack() as stack:
         lock(target, fcntl.LOCK_EX | fcntl.LOCK_NB, stack)  # once it has another name, nobody takes it for abandoned
-        replaced = _exchange(partial, target)
-        stranger = _stranger(replaced)  # looked for now that nobody can put anything into it by the target's name
-        if stranger:
-            replaced = _exchange(replaced, target)
-        _sync(target.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+        stranger = _stranger(target)
+        if not stranger:
+            replaced = _exchange(partial, target)
+            stranger = _stranger(replaced)  # again, now that nothing more can come in by the target's name
+            if stranger:
+                replaced = _exchange(replaced, target)
+            _sync(target.parent)
+            _discard(replaced)
     if stranger:
         raise PackedModelError(f"{target}: holds {stranger!r}, which quantkit did not write; it is left as it is")
 
@@ -228,6 +230,12 @@ def _sibling(target: Path, what: str) -> Path:
     return target.parent / f".{target.name}.{secrets.token_hex(4)}.{what}"
 
 
+def _discard(folder: Path) -> None:
+    """Remove a hidden folder, unless it was a target, with a manifest, and holds what somebody else put there."""
+    if not (_written_names(folder) and _stranger(folder)):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _remove_empty(folders: Iterable[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
@@ -247,4 +255,4 @@ def _remove_abandoned(target: Path) -> None:
             if found[1] == "replaced" and not target.exists():
                 folder.rename(target)
             else:
-                shutil.rmtree(folder)
+                _discard(folder)

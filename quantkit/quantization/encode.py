@@ -90,7 +90,7 @@ def round_to(kind: str, weights: NDArray[np.float32]) -> tuple[NDArray[Any], flo
 
 
 def _stripes(shape: tuple[int, ...]) -> list[slice]:
-    """Cut rows into runs of whole tiles."""
+    """Cut rows into stripes of whole tiles."""
     columns = int(np.prod(shape[1:], dtype=np.int64))
     step = max(1, STRIPE_WEIGHTS // (ROWS * max(1, columns))) * ROWS
     return [slice(begin, begin + step) for begin in range(0, shape[0], step)]

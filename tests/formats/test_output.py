@@ -300,7 +300,9 @@ with output.output_folder(target, force=True) as folder:
     if moment == "before the exchange":
         output._exchange = die
     if moment == "after the exchange":
-        output._stranger = die
+        output._exchange = lambda new, target: die(exchange(new, target))
+    if moment == "after the exchange, with a stranger":
+        output._exchange = lambda new, target: die((target / "notes.txt").write_text("precious"), exchange(new, target))
     if moment == "between two renames":
         output._exchange = two_renames
 """
@@ -327,6 +329,17 @@ def test_a_kill_at_any_moment(tmp_path: Path, moment: str, left: str | None) -> 
         raise RuntimeError
     assert os.listdir(tmp_path) == ["out"]
     assert contents(target) == model(left or "old")
+
+
+def test_a_kill_when_somebody_wrote_into_the_old_folder_at_the_last_moment(tmp_path: Path) -> None:
+    target = fill(tmp_path / "out")
+    moment = "after the exchange, with a stranger"
+    done = subprocess.run([sys.executable, "-c", KILLED, target, moment], timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    write(target, "newer", force=True)
+    assert contents(target) == model("newer")
+    (left,) = set(os.listdir(tmp_path)) - {"out"}
+    assert contents(tmp_path / left) == model("old") | {"notes.txt": "precious"}
 
 
 WRITE_AND_WAIT = """
