@@ -16,6 +16,7 @@ from quantkit.models.config import DecoderConfig, shown
 from quantkit.models.families import gemma3, llama
 from quantkit.models.fields import check_unused
 from quantkit.models.recorder import Program, Recorder
+from quantkit.models.rope import context_of
 
 Forward = Callable[[Any, Recorder], None]
 """Records the forward pass of the configuration that it is given."""
@@ -50,7 +51,7 @@ class Architecture:
     @property
     def context_length(self) -> int:
         """Tokens that the model was made for, prompt and answer together."""
-        return self.config.max_position_embeddings
+        return context_of(self.config)
 
     def record(self) -> Program:
         """Record the forward pass.

@@ -18,10 +18,16 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.config import DecoderConfig, is_positive, shown
 
 Parameters = Mapping[str, Any]
-_Angles = NDArray[np.float32]
+_Floats = NDArray[np.float32]
+_Scaled = tuple[_Floats, float]
+"""Angles of the pairs of channels, and `Rotary.factor`."""
 
 BESIDE = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
 """Rope parameters that may stand in `config.json` itself."""
+
+
+LONGEST = 2**31 - 1
+"""Tokens of a context at most."""
 
 
 class Rotary(NamedTuple):
@@ -85,6 +91,19 @@ def beside(config: DecoderConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in BESIDE}
 
 
+def context_of(config: DecoderConfig) -> int:
+    """Return for how many tokens a model was made, prompt and answer together.
+
+    With yarn they are `factor` times the original length, also where `max_position_embeddings` does not say so.
+    """
+    longest = config.max_position_embeddings
+    parameters = _with_lengths(parameters_of(config), longest)
+    if parameters.get("rope_type") != "yarn":
+        return longest
+    stretched = _number(parameters, "original_max_position_embeddings") * _factor(parameters)
+    return min(max(longest, int(stretched)), LONGEST)
+
+
 def rotary(parameters: Parameters, *, head_dim: int, context_length: int) -> Rotary:
     """Return the angles of each pair of channels.
 
@@ -104,7 +123,8 @@ def rotary(parameters: Parameters, *, head_dim: int, context_length: int) -> Rot
     Raises
     ------
     UnsupportedError
-        The rope type is unknown, has parameters that it does not use, or rotates only a part of the channels.
+        The rope type is unknown, has parameters that it does not use, rotates only a part of the channels, or turns
+        them differently in long texts.
     CheckpointError
         A parameter is missing, is not a positive number, or leads beyond float32.
 
@@ -112,7 +132,7 @@ def rotary(parameters: Parameters, *, head_dim: int, context_length: int) -> Rot
     ----------
     Su et al., "RoFormer", 2021. `modeling_rope_utils.py` of transformers.
     """
-    parameters = {"original_max_position_embeddings": context_length, **parameters}
+    parameters = _with_lengths(parameters, context_length)
     kind = parameters.get("rope_type", "default")
     if not isinstance(kind, str) or kind not in _SCALINGS:
         supported = ", ".join(_SCALINGS)
@@ -127,14 +147,18 @@ def rotary(parameters: Parameters, *, head_dim: int, context_length: int) -> Rot
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     with np.errstate(all="ignore"):
         powers = _number(parameters, "rope_theta") ** exponents.astype(np.float64)
-        angles = scaling.angles(np.float32(1) / powers.astype(np.float32), parameters)
-    if not np.isfinite(angles).all():
+        angles, factor = scaling.compute(powers.astype(np.float32), parameters)
+    if not (np.isfinite(angles).all() and is_positive(factor)):
         raise CheckpointError(f"config.json: the rope parameters {shown(parameters)} are out of float32's range")
-    return Rotary(tuple(angles.tolist()))
+    return Rotary(tuple(angles.tolist()), factor)
+
+
+def _with_lengths(parameters: Parameters, longest: int) -> dict[str, Any]:
+    return {"original_max_position_embeddings": longest, **parameters, "max_position_embeddings": longest}
 
 
 def _check_unused(parameters: Parameters, kind: str, uses: frozenset[str]) -> None:
-    for name in _SCALING_PARAMETERS - uses:
+    for name in sorted(_SCALING_PARAMETERS - uses):
         if parameters.get(name) not in (None, 1):
             raise UnsupportedError(
                 f"config.json: the rope parameter {name} is {shown(parameters[name])}, "
@@ -142,15 +166,22 @@ def _check_unused(parameters: Parameters, kind: str, uses: frozenset[str]) -> No
             )
 
 
-def _default(angles: _Angles, parameters: Parameters) -> _Angles:
-    return angles
+def _default(periods: _Floats, parameters: Parameters) -> _Scaled:
+    return np.reciprocal(periods), 1.0
 
 
-def _linear(angles: _Angles, parameters: Parameters) -> _Angles:
-    return angles / np.float32(_number(parameters, "factor"))
+def _dynamic(periods: _Floats, parameters: Parameters) -> _Scaled:
+    # The base grows with what is longer than `max_position_embeddings`, and no text here is.
+    _number(parameters, "factor")
+    return np.reciprocal(periods), 1.0
 
 
-def _llama3(angles: _Angles, parameters: Parameters) -> _Angles:
+def _linear(periods: _Floats, parameters: Parameters) -> _Scaled:
+    angles: _Floats = np.reciprocal(periods)
+    return angles / np.float32(_number(parameters, "factor")), 1.0
+
+
+def _llama3(periods: _Floats, parameters: Parameters) -> _Scaled:
     # Short wavelengths stay, long ones are stretched by `factor`, those between are blended.
     factor, low, high, original = (
         _number(parameters, name)
@@ -158,33 +189,100 @@ def _llama3(angles: _Angles, parameters: Parameters) -> _Angles:
     )
     if high <= low:
         raise CheckpointError(f"config.json: high_freq_factor {high} must be greater than low_freq_factor {low}")
+    angles = np.reciprocal(periods)
     wavelengths = 2 * math.pi / angles
     blend = (original / wavelengths - low) / (high - low)
     blended = (1 - blend) * angles / factor + blend * angles
     stretched = np.where(wavelengths > original / low, angles / factor, blended)
-    return np.where(wavelengths < original / high, angles, stretched)
+    return np.where(wavelengths < original / high, angles, stretched), 1.0
+
+
+def _yarn(periods: _Floats, parameters: Parameters) -> _Scaled:
+    # Pairs that turn more than `beta_fast` times within the original length stay, those that turn less than `beta_slow`
+    # times are stretched by `factor`, and a ramp over the pairs blends between (Peng et al., "YaRN", 2023).
+    factor, original = _factor(parameters), _number(parameters, "original_max_position_embeddings")
+    theta, pairs = _number(parameters, "rope_theta"), len(periods)
+    if theta <= 1:
+        raise CheckpointError(f"config.json: the rope parameter rope_theta is {theta}, not greater than 1")
+
+    def pair_that_turns(times: float) -> float:
+        return pairs * math.log(original / (times * 2 * math.pi)) / math.log(theta)
+
+    first = pair_that_turns(_number(parameters, "beta_fast", 32.0))
+    last = pair_that_turns(_number(parameters, "beta_slow", 1.0))
+    if parameters.get("truncate", True):
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, 2 * pairs - 1)
+    ramp = (np.arange(pairs, dtype=np.float32) - np.float32(first)) / np.float32(last - first or 0.001)
+    kept = 1 - np.clip(ramp, 0, 1)
+    angles = np.reciprocal(np.float32(factor) * periods) * (1 - kept) + np.reciprocal(periods) * kept
+    if parameters.get("mscale") and parameters.get("mscale_all_dim"):
+        default = _yarn_scale(factor, _number(parameters, "mscale"))
+        default /= _yarn_scale(factor, _number(parameters, "mscale_all_dim"))
+    else:
+        default = _yarn_scale(factor, 1.0)
+    return angles, _number(parameters, "attention_factor", default)
+
+
+def _yarn_scale(factor: float, mscale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def _longrope(periods: _Floats, parameters: Parameters) -> _Scaled:
+    # Each pair has its own factors: one for texts within the original length, another for longer ones.
+    longest, original = parameters["max_position_embeddings"], _number(parameters, "original_max_position_embeddings")
+    short, long = (_numbers(parameters, name, len(periods)) for name in ("short_factor", "long_factor"))
+    if longest > original and short != long:
+        raise UnsupportedError(
+            "config.json: longrope whose short_factor and long_factor differ is not supported beyond "
+            f"original_max_position_embeddings, {original:.0f} tokens"
+        )
+    factor = _factor(parameters)
+    if original <= 1:
+        raise CheckpointError("config.json: the rope parameter original_max_position_embeddings is not greater than 1")
+    default = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return np.reciprocal(np.array(short, np.float32) * periods), _number(parameters, "attention_factor", default)
 
 
 class _Scaling(NamedTuple):
-    angles: Callable[[_Angles, Parameters], _Angles]
+    compute: Callable[[_Floats, Parameters], _Scaled]
     uses: frozenset[str]
 
 
 _SCALINGS = {
     "default": _Scaling(_default, frozenset()),
     "linear": _Scaling(_linear, frozenset({"factor"})),
+    "dynamic": _Scaling(_dynamic, frozenset({"factor"})),
     "llama3": _Scaling(_llama3, frozenset({"factor", "low_freq_factor", "high_freq_factor"})),
+    "yarn": _Scaling(
+        _yarn, frozenset({"factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"})
+    ),
+    "longrope": _Scaling(_longrope, frozenset({"factor", "attention_factor", "short_factor", "long_factor"})),
 }
 
-_SCALING_PARAMETERS = frozenset(
-    {"factor", "low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow", "mscale"}
-    | {"mscale_all_dim", "short_factor", "long_factor", "short_mscale", "long_mscale", "alpha"}
+_SCALING_PARAMETERS = frozenset({"alpha", "short_mscale", "long_mscale"}).union(
+    *(scaling.uses for scaling in _SCALINGS.values())
 )
 """Parameters that change the angles of some rope type, unless they are 1."""
 
 
-def _number(parameters: Parameters, name: str) -> float:
-    value = parameters.get(name)
+def _factor(parameters: Parameters) -> float:
+    """By how much the original length is stretched: `factor`, or the ratio of the two lengths."""
+    original = _number(parameters, "original_max_position_embeddings")
+    return _number(parameters, "factor", parameters["max_position_embeddings"] / original)
+
+
+def _numbers(parameters: Parameters, name: str, count: int) -> list[float]:
+    values = parameters.get(name)
+    if not isinstance(values, list) or len(values) != count or not all(is_positive(value) for value in values):
+        raise CheckpointError(
+            f"config.json: the rope parameter {name} is {shown(values)}, not {count} positive numbers"
+        )
+    return [float(value) for value in values]
+
+
+def _number(parameters: Parameters, name: str, default: float | None = None) -> float:
+    value = parameters.get(name, default)
     if not is_positive(value):
         raise CheckpointError(f"config.json: the rope parameter {name} is {shown(value)}, not a positive number")
     return float(value)

@@ -42,6 +42,16 @@ _LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 
+# Beyond the original length, with pairs on both sides of yarn's ramp and on it.
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 2.0}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "factor": 4.0,
+    "short_factor": [1.0, 1.1, 1.3, 1.7, 2.5, 3.0, 3.5, 4.0],
+    "long_factor": [1.0, 1.1, 1.3, 1.7, 2.5, 3.0, 3.5, 4.0],
+    "original_max_position_embeddings": 32,
+}
+
 CASES = {
     "llama": Case("llama"),
     "llama_awkward_sizes": Case(
@@ -62,6 +72,8 @@ CASES = {
     "llama_rope_parameters": Case(
         "llama", {"rope_theta": ..., "rope_scaling": ..., "rope_parameters": _LLAMA3 | {"rope_theta": 500.0}}
     ),
+    "llama_yarn_rope": Case("llama", {"rope_scaling": _YARN}),
+    "llama_longrope": Case("llama", {"rope_scaling": _LONGROPE}),
     "mistral": Case("mistral"),
     "mistral_no_window": Case("mistral", {"sliding_window": None, "head_dim": 24}),
     "mistral_layer_types": Case("mistral", {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]}),

@@ -21,6 +21,9 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+"""As Qwen 2.5 and 3 recommend it for long texts."""
+
 
 def inverse_frequencies(head_dim: int, theta: float, parameters: Any, context_length: int) -> tuple[float, ...]:
     given = {"rope_theta": theta, **merged({"in rope_scaling": parameters})}
@@ -134,14 +137,83 @@ def test_llama3_uses_the_context_length_when_the_original_is_not_given() -> None
     assert inverse_frequencies(64, 1e4, without, 8192) == inverse_frequencies(64, 1e4, LLAMA3, 1)
 
 
+def test_yarn_keeps_fast_pairs_stretches_slow_ones_and_blends_between() -> None:
+    plain = np.array(inverse_frequencies(128, 1e6, None, 0))
+    scaled, factor = rotary(YARN | {"rope_theta": 1e6}, head_dim=128, context_length=32768)
+    turns = 32768 * plain / (2 * math.pi)
+    kept = turns > 40
+    stretched = turns < 0.8
+    assert kept.sum() == 23
+    assert stretched.sum() == 23
+    np.testing.assert_array_equal(np.array(scaled)[kept], plain[kept])
+    np.testing.assert_allclose(np.array(scaled)[stretched], plain[stretched] / 4, rtol=1e-6)
+    assert np.all(np.diff(scaled) < 0)
+    assert factor == pytest.approx(0.1 * math.log(4) + 1)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, 0.1 * math.log(4) + 1),
+        ({"attention_factor": 0.7}, 0.7),
+        ({"mscale": 0.5, "mscale_all_dim": 1.0}, (0.05 * math.log(4) + 1) / (0.1 * math.log(4) + 1)),
+        ({"mscale": 0.5}, 0.1 * math.log(4) + 1),
+        ({"mscale": 0.5, "mscale_all_dim": 0}, 0.1 * math.log(4) + 1),
+        ({"factor": 0.5}, 1.0),
+        ({"factor": None, "original_max_position_embeddings": 8192}, 0.1 * math.log(4) + 1),
+    ],
+)
+def test_scores_under_yarn(more: dict[str, Any], expected: float) -> None:
+    parameters = merged({"": {**YARN, **more}}) | {"rope_theta": 1e4}
+    assert rotary(parameters, head_dim=64, context_length=32768).factor == pytest.approx(expected)
+
+
+def test_yarn_makes_the_context_longer() -> None:
+    def context(length: int, **more: Any) -> int:
+        return read(tiny.config_of("llama", max_position_embeddings=length, rope_scaling=YARN | more)).context_length
+
+    assert context(32768) == 131072
+    assert context(40960) == 131072
+    assert context(163840) == 163840
+    assert context(32768, original_max_position_embeddings=None) == 131072
+    assert context(32768, factor=1e30) == 2**31 - 1
+    assert context(32768, rope_type="linear", original_max_position_embeddings=None) == 32768
+
+
+def test_longrope_within_the_original_length_has_its_short_factors() -> None:
+    short, long = [1.0, 2.0, 4.0, 8.0], [10.0, 20.0, 40.0, 80.0]
+    parameters = {"rope_type": "longrope", "rope_theta": 16.0, "short_factor": short, "long_factor": long}
+    scaled, factor = rotary(parameters, head_dim=8, context_length=64)
+    assert scaled == (1.0, 0.25, 0.0625, 0.015625)
+    assert factor == 1.0
+    beyond = parameters | {"original_max_position_embeddings": 16}
+    with pytest.raises(UnsupportedError, match=r"longrope whose short_factor and long_factor differ .* 16 tokens"):
+        rotary(beyond, head_dim=8, context_length=64)
+    scaled, factor = rotary(beyond | {"long_factor": short}, head_dim=8, context_length=64)
+    assert scaled == (1.0, 0.25, 0.0625, 0.015625)
+    assert factor == pytest.approx(math.sqrt(1 + math.log(4) / math.log(16)))
+    for factors in (short[:3], [*short[:3], 0], [*short[:3], "8"], 4, None, {}):
+        with pytest.raises(CheckpointError, match=r"the rope parameter short_factor is .*, not 4 positive numbers"):
+            rotary(parameters | {"short_factor": factors or 0}, head_dim=8, context_length=64)
+
+
+def test_dynamic_changes_nothing_within_the_context() -> None:
+    assert inverse_frequencies(64, 1e4, {"type": "dynamic", "factor": 2.0}, 4096) == inverse_frequencies(
+        64, 1e4, None, 1
+    )
+    with pytest.raises(UnsupportedError, match=r"rope parameter alpha is 1000\.0"):
+        inverse_frequencies(64, 1e4, {"type": "dynamic", "factor": 1.0, "alpha": 1000.0}, 4096)
+
+
 def test_results_are_float32() -> None:
     for value in inverse_frequencies(80, 1e6, LLAMA3, 1):
         assert float(np.float32(value)) == value
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "yarn", "longrope", "", 7, ["linear"]])
+@pytest.mark.parametrize("kind", ["mrope", "proportional", "", 7, ["linear"]])
 def test_other_types_are_refused_with_a_list(kind: Any) -> None:
-    with pytest.raises(UnsupportedError, match=r"rope_type .* is not supported; supported are default, linear, llama3"):
+    message = r"rope_type .* is not supported; supported are default, linear, dynamic, llama3, yarn, longrope"
+    with pytest.raises(UnsupportedError, match=message):
         read(tiny.config_of("llama", rope_scaling={"rope_type": kind, "factor": 2.0})).record()
 
 
@@ -201,19 +273,49 @@ def test_gemma3_has_two_bases() -> None:
         bases(rope_local_base_freq=400.0, rope_parameters={"sliding_attention": {"rope_theta": 100.0}})
 
 
+FACTORS = [1.0 + i / 16 for i in range(128)]
+
+
+def longrope(head_dim: int, **more: Any) -> dict[str, Any]:
+    factors = FACTORS[: head_dim // 2]
+    return {"rope_type": "longrope", "short_factor": factors, "long_factor": factors, **more}
+
+
 @pytest.mark.live
 @pytest.mark.parametrize("head_dim", [64, 80, 128, 256])
 @pytest.mark.parametrize("theta", [10_000.0, 500_000.0, 1_000_000.0])
-@pytest.mark.parametrize("parameters", [None, {"rope_type": "linear", "factor": 3.0}, LLAMA3])
-def test_transformers_computes_the_same(head_dim: int, theta: float, parameters: dict[str, Any] | None) -> None:
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        None,
+        {"rope_type": "linear", "factor": 3.0},
+        {"rope_type": "dynamic", "factor": 3.0},
+        LLAMA3,
+        YARN,
+        YARN | {"original_max_position_embeddings": 512, "beta_fast": 16, "beta_slow": 0.5, "truncate": False},
+        YARN | {"mscale": 0.7, "mscale_all_dim": 1.0},
+        YARN | {"attention_factor": 1.25},
+        {"rope_type": "yarn", "factor": 8},
+        "longrope",
+        "longrope beyond",
+    ],
+)
+def test_transformers_computes_the_same(head_dim: int, theta: float, parameters: Any) -> None:
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+    if parameters == "longrope":
+        parameters = longrope(head_dim)
+    if parameters == "longrope beyond":
+        parameters = longrope(head_dim, original_max_position_embeddings=512)
     config = LlamaConfig(
         hidden_size=4 * head_dim,
         num_attention_heads=4,
         rope_theta=theta,
         rope_scaling=parameters and dict(parameters),
     )
-    expected = LlamaRotaryEmbedding(config).inv_freq.numpy()
-    np.testing.assert_allclose(inverse_frequencies(head_dim, theta, parameters, 2048), expected, rtol=TOLERANCE)
+    expected = LlamaRotaryEmbedding(config)
+    given = {"rope_theta": theta, **(parameters or {})}
+    computed = rotary(given, head_dim=head_dim, context_length=config.max_position_embeddings)
+    np.testing.assert_allclose(computed.inverse_frequencies, expected.inv_freq.numpy(), rtol=TOLERANCE)
+    assert computed.factor == pytest.approx(expected.attention_scaling, rel=1e-12)
