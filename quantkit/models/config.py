@@ -3,7 +3,7 @@
 A family's `Config` inherits `DecoderConfig` and adds its own fields: the name, type and default of a field are those of
 transformers. Values come from a downloaded file and are believed only within bounds, so that no later step meets a
 text where a number should be, or a model of a billion layers. Nothing here knows a family; `rope.py` reads rotary
-parameters.
+parameters, and `fields.py` judges the fields that a family does not use.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from quantkit.models.recorder import Recorder
 from quantkit.models.rope import beside, merged
 
 _THETA = {"full_attention": 1_000_000.0, "sliding_attention": 10_000.0}
+"""Base of rotary embedding of each type of layer, where the config has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
