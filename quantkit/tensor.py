@@ -1,29 +1,55 @@
-"""A tensor as it lies in memory or in a mapped file: kind, true shape, bytes.
+"""A tensor, as every part of quantkit knows it: `TensorSpec` describes one, `Tensor` holds its numbers.
 
-The common coin between what reads files (`checkpoint/`, `packed.py`) and what uses them (`engine.py`, `convert.py`).
-It knows no file format and computes nothing; block layouts are specified in `quantkit_kernels.blocks`.
+Programs say by specs what they read, formats say by specs what a file holds, and both meet without knowing each other.
+No file format is known here and nothing is computed; the layout of blocks is specified in `quantkit_kernels.blocks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Role = Literal["embedding", "linear", "head", "norm", "bias"]
-"""What a tensor is for; a quantization recipe chooses its kind by this."""
+Role = Literal["embedding", "linear", "head", "norm", "bias", "unknown"]
+"""What a tensor is for; a quantization recipe chooses its kind by this. A file alone does not know it."""
+ANY = "any"
+"""The kind in the spec of a tensor that may be of any kind."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that a program reads: its name in the checkpoint, true shape and role."""
+    """What is known of a tensor without its numbers: what a program asks for, or what a file offers.
+
+    Attributes
+    ----------
+    name : str
+        Full name, `model.layers.0.mlp.up_proj.weight`.
+    shape : tuple of int
+        True shape, without the padding of blocks: `(rows, cols)` or `(n,)`.
+    role : str
+        What a program uses it for.
+    kind : str
+        A name of `quantkit_kernels.blocks.KINDS`; in a program `ANY`, for it reads all kinds.
+    aliases : tuple of str
+        Other names under which a checkpoint may store it; the first that is there counts, `name` before all.
+    optional : bool
+        Where a checkpoint has no such tensor, it stands for zeros.
+    """
 
     name: str
     shape: tuple[int, ...]
-    role: Role
+    role: Role = "unknown"
+    kind: str = ANY
+    aliases: tuple[str, ...] = ()
+    optional: bool = False
+
+    @property
+    def weights(self) -> int:
+        """Number of elements, without padding."""
+        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -52,14 +78,3 @@ class Tensor:
     def nbytes(self) -> int:
         """Bytes that the tensor occupies, row scales included."""
         return self.data.nbytes + (0 if self.row_scales is None else self.row_scales.nbytes)
-
-
-class WeightSource(Protocol):
-    """What a model can be loaded from: an open packed folder or an open checkpoint."""
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """`config.json`."""
-
-    def tensor(self, name: str) -> Tensor:
-        """Return a tensor by its full name (`...weight`); raises `CheckpointError` when there is none."""

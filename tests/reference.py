@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.formats import ModelSource
 from quantkit.models.recorder import Operation, Program
-from quantkit.tensor import WeightSource
 from quantkit_kernels import blocks
 
 Matrix = NDArray[np.float64]
@@ -24,14 +24,14 @@ GROUP = 32
 
 
 def logits(
-    program: Program, source: WeightSource, token_ids: Sequence[int], *, quantize_activations: bool = False
+    program: Program, source: ModelSource, token_ids: Sequence[int], *, quantize_activations: bool = False
 ) -> Matrix:
     """Return the logits `[T, vocab_size]` of every token of one fresh sequence.
 
     Parameters
     ----------
     program : Program
-    source : WeightSource
+    source : ModelSource
         Its tensors may be of any kind.
     token_ids : sequence of int
     quantize_activations : bool
@@ -57,7 +57,7 @@ def quantized(x: Matrix) -> Matrix:
 
 
 class _Machine:
-    def __init__(self, source: WeightSource, token_ids: NDArray[np.int64], quantize_activations: bool) -> None:
+    def __init__(self, source: ModelSource, token_ids: NDArray[np.int64], quantize_activations: bool) -> None:
         self.source, self.token_ids, self.quantize_activations = source, token_ids, quantize_activations
 
     def weight(self, name: str) -> Matrix:

@@ -31,6 +31,7 @@ against the functions below.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -101,6 +102,13 @@ def expected_shapes(kind: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...],
         raise ValueError(f"{kind} holds matrices, not shape {shape}")
     tiles, groups = grid(*shape)
     return (tiles, groups, spec.block_bytes), (tiles, spec.scales, ROWS)
+
+
+def nbytes(kind: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor by its true shape, padding and row scales included."""
+    data, row_scales = expected_shapes(kind, shape)
+    bits = 8 if row_scales else int(KINDS[kind].bits)
+    return math.prod(data) * bits // 8 + (4 * math.prod(row_scales) if row_scales else 0)
 
 
 def pack_int4(codes: NDArray[np.uint8], scales: NDArray[np.uint8], mins: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -22,8 +22,9 @@ from quantkit.engine.kv_cache import CacheShape, PagePool, Sequence
 from quantkit.engine.lowering import LINE_FLOATS, Plan, Weight, plan, rotation_name
 from quantkit.engine.workers import WorkerPool
 from quantkit.errors import GenerationError, OptionError
+from quantkit.formats.source import ModelSource
 from quantkit.models.recorder import Program
-from quantkit.tensor import Tensor, WeightSource
+from quantkit.tensor import Tensor
 from quantkit_kernels.attention.operands import SPAN_TOKENS, scratch_bytes
 from quantkit_kernels.attention.sharing import partials_bytes
 from quantkit_kernels.blocks import KINDS, dequantize
@@ -53,7 +54,7 @@ class Model:
     ----------
     program : Program
         Its recorded forward pass.
-    source : WeightSource
+    source : ModelSource
         Where the tensors come from, packed or not; kept open as long as the model lives.
     context_length : int
         Tokens that a sequence may hold.
@@ -64,7 +65,7 @@ class Model:
     """
 
     def __init__(
-        self, program: Program, source: WeightSource, *, context_length: int, threads: int, kv_kind: str = "f16"
+        self, program: Program, source: ModelSource, *, context_length: int, threads: int, kv_kind: str = "f16"
     ) -> None:
         if threads < 1:
             raise OptionError(f"threads: {threads} is not a positive number")

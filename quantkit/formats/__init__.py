@@ -1,7 +1,6 @@
-"""The source: a downloaded checkpoint as configuration, tokenizer files and lazily read tensors.
+"""Models on disk. One door, `open(path)`, whatever the format; what comes out is a `ModelSource`.
 
-`open_checkpoint` is the one way in. It answers in well under a second, since it reads headers only, and refuses what
-cannot be converted before any work is done.
+Opening takes well under a second, since headers alone are read, and refuses what cannot be used before any work.
 """
 
 from __future__ import annotations
@@ -10,39 +9,41 @@ import os
 from pathlib import Path
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.formats.source import Checkpoint, Header
+from quantkit.formats.magic import Magic, magic_of
+from quantkit.formats.source import ModelSource
 
-__all__ = ["Checkpoint", "Header", "open_checkpoint"]
+__all__ = ["ModelSource", "open"]
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a checkpoint: a Hugging Face folder, or a GGUF file (extra `gguf`).
+def open(path: str | os.PathLike[str]) -> ModelSource:
+    """Open a model: a packed folder, a Hugging Face folder, or a GGUF file (extra `gguf`).
 
     Parameters
     ----------
-    path : path of the folder, or of a file that ends in `.gguf`
+    path : path of the folder or file; what it is decides its contents, not its name
 
     Raises
     ------
     CheckpointError
         When something is missing, truncated or damaged; the message names the file.
+    PackedModelError
+        When that is so in a packed folder.
     UnsupportedError
         When the weights are pickles, already quantized, or of a kind that quantkit does not read.
     """
     path = Path(path)
     if path.is_dir():
-        from quantkit.formats.folder import FolderCheckpoint
+        from quantkit.formats.folder import FolderSource
+        from quantkit.formats.packed import PackedModel, is_packed
 
-        ggufs = sorted(path.glob("*.gguf"))
-        if ggufs and not any(path.glob("*.safetensors")):
-            raise CheckpointError(f"{path}: holds GGUF files; name one of them, such as {ggufs[0]}")
-        return FolderCheckpoint(path)
-    if not path.exists():
-        raise CheckpointError(f"{path}: no such file or folder")
-    if path.suffix == ".gguf":
-        from quantkit.formats.gguf.checkpoint import GGUFCheckpoint
+        return PackedModel(path) if is_packed(path) else FolderSource(path)
+    kind = magic_of(path)
+    if kind is Magic.GGUF:
+        from quantkit.formats.gguf.checkpoint import GGUFSource
 
-        return GGUFCheckpoint(path)
-    if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
-        raise UnsupportedError(f"{path}: is a pickle, which can run code when it is read; use a safetensors version")
-    raise CheckpointError(f"{path}: is neither a folder nor a .gguf file; name the folder that holds config.json")
+        return GGUFSource(path)
+    if kind is Magic.PICKLE:
+        raise UnsupportedError(f"{path}: is {kind.value}")
+    if kind is Magic.SAFETENSORS:
+        raise CheckpointError(f"{path}: is one file of a model; name the folder that holds it and config.json")
+    raise CheckpointError(f"{path}: is {kind.value}")

@@ -1,23 +1,26 @@
 """A checkpoint folder as Hugging Face lays it out: config.json, safetensors in one file or in shards, tokenizer files.
 
 Opening reads headers and small JSON files alone, so whatever cannot work is refused at once: pickles, checkpoints that
-are quantized already, missing or truncated shards. Whether the tensors fit the architecture is `Checkpoint.check`'s
-question, since only a recorded program knows what it needs.
+are quantized already, truncated shards. Whether the tensors fit the architecture is `ModelSource.check`'s question,
+since only a recorded program knows what it needs; shards and tensors that are named and missing matter no sooner.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
-from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
+from quantkit.formats.json_files import read_file, read_object
+from quantkit.formats.magic import Magic, magic_of
 from quantkit.formats.safetensors import SafetensorsFile
-from quantkit.formats.source import Checkpoint, Header
-from quantkit.tensor import Tensor
+from quantkit.formats.source import ModelSource
+from quantkit.tensor import Tensor, TensorSpec
 
+CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SIDECARS = (
@@ -33,25 +36,26 @@ SIDECARS = (
     "chat_template.json",
 )
 KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-PICKLES = ("*.bin", "*.pt", "*.pth")
-MAX_TEXT_BYTES = 100_000_000
+NUMBERED = re.compile(r"(.*)-(\d+)-of-(\d+)(\.\w+)?")
+"""Name of a shard, whose number and count stand in it."""
 
 
-class FolderCheckpoint(Checkpoint):
+class FolderSource(ModelSource):
     """An open checkpoint folder.
 
     Raises
     ------
     CheckpointError
-        When config.json or a shard is missing, truncated or damaged.
+        When config.json or all weights are missing, or a file is truncated or damaged.
     UnsupportedError
         When the weights are pickles or already quantized.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._config = _read_object(path / "config.json")
+        self._config = read_object(path / CONFIG)
         self._check_config()
+        self._absent: dict[str, str] = {}
         self._shards = self._open_shards()
 
     @property
@@ -59,8 +63,8 @@ class FolderCheckpoint(Checkpoint):
         return self._config
 
     @property
-    def files(self) -> Mapping[str, bytes | Path]:
-        return MappingProxyType({name: self.path / name for name in SIDECARS if (self.path / name).is_file()})
+    def files(self) -> Mapping[str, Path]:
+        return MappingProxyType({name: self.path / name for name in SIDECARS if (self.path / name).exists()})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -71,7 +75,7 @@ class FolderCheckpoint(Checkpoint):
         entries = (shard.header[name] for name, shard in self._shards.items())
         return sum(entry.end - entry.begin for entry in entries)
 
-    def header(self, name: str) -> Header:
+    def spec(self, name: str) -> TensorSpec:
         shard = self._shard(name)
         dtype, shape, *_ = shard.header[name]
         if dtype not in KINDS:
@@ -79,11 +83,11 @@ class FolderCheckpoint(Checkpoint):
                 f"{shard.path}: tensor {name!r} has dtype {dtype}; quantkit reads {', '.join(KINDS)}: "
                 "use the unquantized checkpoint"
             )
-        return Header(KINDS[dtype], shape)
+        return TensorSpec(name, shape, kind=KINDS[dtype])
 
-    def tensor(self, name: str) -> Tensor:
-        kind, shape = self.header(name)
-        return Tensor(kind, shape, self._shards[name].array(name))
+    def tensor(self, name: str, *, copy: bool = False) -> Tensor:
+        spec = self.spec(name)
+        return Tensor(spec.kind, spec.shape, self._shards[name].array(name, copy=copy))
 
     def release(self, name: str) -> None:
         self._shard(name).release(name)
@@ -91,21 +95,24 @@ class FolderCheckpoint(Checkpoint):
     def file_of(self, name: str) -> Path:
         return self._shard(name).path
 
-    def _texts(self) -> Iterator[bytes]:
-        for file in self.files.values():
-            yield _read(cast(Path, file))
+    def _evidence(self) -> Iterator[bytes]:
+        for file in (self.path / CONFIG, *self.files.values()):
+            yield file.name.encode()
+            yield read_file(file)
+        for shard in dict.fromkeys(self._shards.values()):
+            yield shard.identity()
 
-    def _sample(self, name: str) -> bytes:
-        return self._shards[name].sample(name)
+    def _absence(self, name: str) -> str:
+        return self._absent.get(name) or super()._absence(name)
 
     def _shard(self, name: str) -> SafetensorsFile:
         shard = self._shards.get(name)
         if shard is None:
-            raise CheckpointError(f"{self.path}: has no tensor {name!r}")
+            raise CheckpointError(self._absence(name))
         return shard
 
     def _check_config(self) -> None:
-        file = self.path / "config.json"
+        file = self.path / CONFIG
         if not isinstance(self._config.get("model_type"), str):
             raise CheckpointError(f"{file}: has no model_type; is this the folder of a language model?")
         for field in ("quantization_config", "quantization"):
@@ -118,17 +125,23 @@ class FolderCheckpoint(Checkpoint):
                 )
 
     def _open_shards(self) -> dict[str, SafetensorsFile]:
-        """Return the shard that holds each tensor, in the order of bytes."""
+        """Return the file that holds each tensor, in the order of bytes."""
         if (self.path / SINGLE).exists():
             file = SafetensorsFile(self.path / SINGLE)
             return dict.fromkeys(file.header, file)
         if not (self.path / INDEX).exists():
-            raise self._without_weights()
+            files = [SafetensorsFile(file) for file in self._unindexed()]
+            return {name: file for file in files for name in file.header}
         weight_map = self._read_index()
-        shards = {shard: SafetensorsFile(self.path / shard) for shard in sorted(set(weight_map.values()))}
+        present = [shard for shard in sorted(set(weight_map.values())) if (self.path / shard).exists()]
+        if not present:
+            raise CheckpointError(f"{self.path}: has none of the shards that {INDEX} names; finish the download")
+        shards = {shard: SafetensorsFile(self.path / shard) for shard in present}
         for name, shard in weight_map.items():
-            if name not in shards[shard].header:
-                raise CheckpointError(f"{self.path / shard}: has no tensor {name!r}, though {INDEX} says so")
+            if shard not in shards:
+                self._absent[name] = f"{self.path / shard}: is missing, with tensor {name!r}; finish the download"
+            elif name not in shards[shard].header:
+                self._absent[name] = f"{self.path / shard}: has no tensor {name!r}, though {INDEX} says so"
         # Where a name stands in two shards, the index decides.
         return {
             name: file for shard, file in shards.items() for name in file.header if weight_map.get(name, shard) == shard
@@ -136,50 +149,37 @@ class FolderCheckpoint(Checkpoint):
 
     def _read_index(self) -> dict[str, str]:
         file = self.path / INDEX
-        weight_map = _read_object(file).get("weight_map")
+        weight_map = read_object(file).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(f"{file}: has no weight_map")
         for shard in weight_map.values():
-            if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
                 raise CheckpointError(f"{file}: {shard!r} is not the name of a file in this folder")
-        missing = sorted(shard for shard in set(weight_map.values()) if not (self.path / shard).exists())
-        if missing:
+        return weight_map
+
+    def _unindexed(self) -> list[Path]:
+        """Return the safetensors files of a folder that has no index: one, or all shards of a set."""
+        kinds = {file: magic_of(file) for file in sorted(self.path.iterdir()) if file.is_file()}
+        files = [file for file, kind in kinds.items() if kind is Magic.SAFETENSORS]
+        shards = [NUMBERED.fullmatch(file.name) for file in files]
+        if len(files) == 1 and not shards[0]:
+            return files
+        sets = {shard and shard.group(1, 3, 4) for shard in shards}
+        if files and len(sets) == 1 and shards[0] and len(files) == int(shards[0][3]):
+            return files
+        if files:
             raise CheckpointError(
-                f"{self.path}: {len(missing)} of {len(set(weight_map.values()))} shards are missing "
-                f"({', '.join(map(repr, missing[:3]))}{', ...' if len(missing) > 3 else ''}); finish the download"
+                f"{self.path}: has neither {SINGLE} nor {INDEX}, and {files[0].name!r} is not all: finish the download"
             )
-        return cast(dict[str, str], weight_map)
+        raise self._without_weights(kinds)
 
-    def _without_weights(self) -> Exception:
-        pickles = sorted(file.name for pattern in PICKLES for file in self.path.glob(pattern))
-        if pickles:
-            return UnsupportedError(
-                f"{self.path}: its weights are pickles ({pickles[0]}), which can run code when they are read; "
-                "use a safetensors version, or make one with transformers' save_pretrained"
-            )
-        if any(self.path.glob("model-*-of-*.safetensors")):
-            return CheckpointError(f"{self.path / INDEX}: is missing; finish the download")
+    def _without_weights(self, kinds: Mapping[Path, Magic]) -> QuantkitError:
+        for file, kind in kinds.items():
+            if kind is Magic.PICKLE:
+                return UnsupportedError(
+                    f"{self.path}: its weights are pickles ({file.name}), which can run code when they are read; "
+                    "use a safetensors version, or make one with transformers' save_pretrained"
+                )
+            if kind is Magic.GGUF:
+                return CheckpointError(f"{self.path}: holds GGUF files; name one of them, such as {file}")
         return CheckpointError(f"{self.path}: has neither {SINGLE} nor {INDEX}")
-
-
-def _read(file: Path) -> bytes:
-    """Read a small file; raises `CheckpointError` naming it."""
-    try:
-        if file.stat().st_size > MAX_TEXT_BYTES:
-            raise CheckpointError(f"{file}: is larger than {MAX_TEXT_BYTES} bytes")
-        return file.read_bytes()
-    except FileNotFoundError as cause:
-        raise CheckpointError(f"{file}: is missing; is this the folder of a checkpoint?") from cause
-    except OSError as cause:
-        raise CheckpointError(f"{file}: cannot be read: {cause.strerror or cause}") from cause
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object from a small file; raises `CheckpointError` naming it."""
-    try:
-        content = json.loads(_read(file))
-    except (ValueError, RecursionError) as cause:
-        raise CheckpointError(f"{file}: is not JSON; download it again") from cause
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file}: is not a JSON object")
-    return content

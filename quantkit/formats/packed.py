@@ -13,25 +13,26 @@ What the bytes of a block mean is specified in `quantkit_kernels.blocks`, how fo
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from quantkit.errors import CheckpointError, PackedModelError
+from quantkit.errors import PackedModelError
+from quantkit.formats.json_files import read_file, read_object
 from quantkit.formats.output import PACKED_MANIFEST as MANIFEST
 from quantkit.formats.output import WEIGHTS, as_json, output_folder, write_files
 from quantkit.formats.safetensors import SafetensorsFile
+from quantkit.formats.source import ModelSource
 from quantkit.formats.writer import PADDING, SafetensorsWriter, as_bytes
 from quantkit.tensor import Tensor, TensorSpec
-from quantkit_kernels.blocks import KINDS, expected_shapes
+from quantkit_kernels.blocks import KINDS, expected_shapes, nbytes
 
 FORMAT_VERSION = 1
 CONFIG = "config.json"
@@ -39,26 +40,11 @@ SECTION = "quantization"
 """Where config.json lists the tensors."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Kind and true shape of a packed model's tensor."""
-
-    kind: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor, row scales included."""
-        data, row_scales = expected_shapes(self.kind, self.shape)
-        spec = KINDS[self.kind]
-        bits = 8 if spec.block_bytes else int(spec.bits)
-        return int(np.prod(data, dtype=np.int64)) * bits // 8 + 4 * int(np.prod(row_scales or 0, dtype=np.int64))
-
-    def entries(self, name: str) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Name -> (dtype, shape) of what stands for the tensor in the file: data, then row scales."""
-        data, row_scales = expected_shapes(self.kind, self.shape)
-        found = {name: (KINDS[self.kind].storage, data)}
-        return found if row_scales is None else found | {row_scales_name(name): ("F32", row_scales)}
+def entries_of(spec: TensorSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name -> (dtype, shape) of what stands for a tensor in the file: data, then row scales."""
+    data, row_scales = expected_shapes(spec.kind, spec.shape)
+    found = {spec.name: (KINDS[spec.kind].storage, data)}
+    return found if row_scales is None else found | {row_scales_name(spec.name): ("F32", row_scales)}
 
 
 def row_scales_name(name: str) -> str:
@@ -75,7 +61,7 @@ def is_packed(path: str | os.PathLike[str]) -> bool:
 def write_packed(
     path: str | os.PathLike[str],
     config: Mapping[str, Any],
-    layouts: Mapping[str, Layout],
+    specs: Mapping[str, TensorSpec],
     files: Mapping[str, bytes | Path],
     about: Mapping[str, Any],
     *,
@@ -89,7 +75,7 @@ def write_packed(
         Folder to write.
     config : mapping
         config.json of the source.
-    layouts : mapping of name to Layout
+    specs : mapping of name to TensorSpec
         The tensors to come, in the order of the file: its header is written first, the data streamed behind it.
     files : mapping of name to bytes or Path
         Copied as they are.
@@ -103,10 +89,10 @@ def write_packed(
     PackedModelError
         When the folder cannot be written: permission, full disk, something else of that name.
     """
-    tensors = {name: {"kind": layout.kind, "shape": layout.shape} for name, layout in layouts.items()}
+    tensors = {name: {"kind": spec.kind, "shape": spec.shape} for name, spec in specs.items()}
     section = {"quant_method": "quantkit", "format_version": FORMAT_VERSION, "tensors": tensors}
     contents: dict[str, bytes | Path] = {CONFIG: as_json({**config, SECTION: section}), **files}
-    entries = {key: entry for name, layout in layouts.items() for key, entry in layout.entries(name).items()}
+    entries = {key: entry for spec in specs.values() for key, entry in entries_of(spec).items()}
     with output_folder(path, force=force) as folder:
         digests = write_files(folder, contents)
         with SafetensorsWriter(folder / WEIGHTS, entries, {"format": "pt"}) as weights:
@@ -116,7 +102,7 @@ def write_packed(
             "format_version": FORMAT_VERSION,
             "quantkit_version": version("quantkit"),
             **about,
-            "header_sha256": hashlib.sha256(_header_of(folder / WEIGHTS)).hexdigest(),
+            "header_sha256": hashlib.sha256(SafetensorsFile(folder / WEIGHTS).raw_header()).hexdigest(),
             "files": digests,
             "tensors": writer.tensors,
         }
@@ -141,19 +127,18 @@ class PackedWriter:
         self.tensors[name] = {**lost, "sha256": digest.hexdigest()}
 
 
-class PackedModel:
-    """An open packed folder; its tensors are read-only maps of the file. It is a `WeightSource`.
+class PackedModel(ModelSource):
+    """An open packed folder; its tensors are read-only maps of the file.
 
     Everything but checksums is checked when it is opened: no address that a kernel gets points outside the file.
 
     Attributes
     ----------
     path : Path
-    config : Mapping
-        config.json.
     manifest : Mapping
         quantkit.json.
-    layouts : Mapping of name to Layout
+    specs : Mapping of name to TensorSpec
+        Kind and shape of all tensors.
 
     Raises
     ------
@@ -161,53 +146,62 @@ class PackedModel:
         When something is missing, damaged or inconsistent, or of another format version.
     """
 
+    error = PackedModelError
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.manifest = self._read_manifest()
-        self.config = self._read_json(CONFIG)
-        self.layouts = self._read_layouts()
+        self._config = read_object(self.path / CONFIG, PackedModelError)
+        self.specs = self._read_specs()
         self._weights = SafetensorsFile(self.path / WEIGHTS, PackedModelError)
         self._check_entries()
+        self._names = tuple(name for name in self._weights.header if name in self.specs)
         for name in self.names:
-            row_scales = self.tensor(name).row_scales
-            if row_scales is not None and not np.isfinite(row_scales).all():
+            scales = self._row_scales(self.spec(name), copy=True)
+            if scales is not None and not np.isfinite(scales).all():
                 raise self._fault(WEIGHTS, f"the row scales of {name!r} are not finite")
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Names of all tensors, in the order of their bytes."""
-        return tuple(name for name in self._weights.header if name in self.layouts)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors, row scales included."""
-        return sum(layout.nbytes for layout in self.layouts.values())
+    def config(self) -> Mapping[str, Any]:
+        return self._config
 
     @property
     def files(self) -> Mapping[str, Path]:
-        """Files of the model besides config, weights and manifest."""
-        return {name: self.path / name for name in self.manifest["files"] if name != CONFIG}
+        names = (name for name in self.manifest["files"] if name != CONFIG)
+        return {name: self.path / name for name in names if (self.path / name).exists()}
 
-    def tensor(self, name: str) -> Tensor:
-        """Return a tensor; raises `CheckpointError` when there is none of this name."""
-        layout = self.layouts.get(name)
-        if layout is None:
-            raise CheckpointError(f"{self.path}: has no tensor {name!r}")
-        scales = self._weights.array(row_scales_name(name)) if KINDS[layout.kind].scales else None
-        return Tensor(layout.kind, layout.shape, self._weights.array(name), scales)
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._names
+
+    @property
+    def nbytes(self) -> int:
+        return sum(nbytes(spec.kind, spec.shape) for spec in self.specs.values())
+
+    def spec(self, name: str) -> TensorSpec:
+        if name not in self.specs:
+            raise PackedModelError(self._absence(name))
+        return self.specs[name]
+
+    def tensor(self, name: str, *, copy: bool = False) -> Tensor:
+        spec = self.spec(name)
+        return Tensor(spec.kind, spec.shape, self._weights.array(name, copy=copy), self._row_scales(spec, copy=copy))
 
     def release(self, name: str) -> None:
-        """Give the pages that a tensor mapped back to the system; the tensor stays usable."""
-        for key in self.layouts[name].entries(name):
+        for key in entries_of(self.spec(name)):
             self._weights.release(key)
 
-    def check(self, tensors: Mapping[str, TensorSpec]) -> None:
-        """Raise `PackedModelError` where the tensors are not those that the recorded program reads."""
-        for spec in tensors.values():
-            layout = self.layouts.get(spec.name)
-            if layout is None or layout.shape != spec.shape:
-                found = f"has shape {layout.shape}" if layout else "is missing"
-                raise self._fault(WEIGHTS, f"tensor {spec.name!r} {found}; its configuration asks for {spec.shape}")
+    def file_of(self, name: str) -> Path:
+        return self._weights.path
+
+    def _evidence(self) -> Iterator[bytes]:
+        for name in (MANIFEST, CONFIG, *self.files):
+            yield name.encode()
+            yield read_file(self.path / name, PackedModelError)
+        yield self._weights.identity()
+
+    def _row_scales(self, spec: TensorSpec, *, copy: bool) -> NDArray[np.float32] | None:
+        return self._weights.array(row_scales_name(spec.name), copy=copy) if KINDS[spec.kind].scales else None
 
     def verify(self) -> Iterator[str]:
         """Compare every byte with its checksum; yields the name of each tensor that is what was written.
@@ -218,9 +212,9 @@ class PackedModel:
             At the first difference; the message names file and tensor.
         """
         for name, expected in self.manifest["files"].items():
-            if hashlib.sha256(self._read(name)).hexdigest() != expected:
+            if hashlib.sha256(read_file(self.path / name, PackedModelError)).hexdigest() != expected:
                 raise self._fault(name, "differs from what was written")
-        if hashlib.sha256(_header_of(self.path / WEIGHTS)).hexdigest() != self.manifest["header_sha256"]:
+        if hashlib.sha256(self._weights.raw_header()).hexdigest() != self.manifest["header_sha256"]:
             raise self._fault(WEIGHTS, "its header differs from what was written")
         for name in self._weights.header:
             if name.startswith(PADDING) and self._weights.array(name).any():
@@ -234,13 +228,12 @@ class PackedModel:
 
     def _digest(self, name: str) -> str:
         digest = hashlib.sha256()
-        for key in self.layouts[name].entries(name):
-            digest.update(as_bytes(self._weights.array(key)))
-            self._weights.release(key)
+        for key in entries_of(self.spec(name)):
+            digest.update(as_bytes(self._weights.array(key, copy=True)))
         return digest.hexdigest()
 
     def _check_entries(self) -> None:
-        expected = {key: entry for name, layout in self.layouts.items() for key, entry in layout.entries(name).items()}
+        expected = {key: entry for spec in self.specs.values() for key, entry in entries_of(spec).items()}
         header = self._weights.header
         for key, (dtype, shape) in expected.items():
             if key not in header:
@@ -258,7 +251,7 @@ class PackedModel:
             raise PackedModelError(f"{self.path}: no such folder")
         if not is_packed(self.path):
             raise PackedModelError(f"{self.path}: is not a packed model: it has no {MANIFEST}; convert it first")
-        manifest = self._read_json(MANIFEST)
+        manifest = read_object(self.path / MANIFEST, PackedModelError)
         self._check_version(MANIFEST, manifest.get("format_version"))
         match manifest:
             case {"files": dict(files), "tensors": dict(tensors), "header_sha256": str()}:
@@ -275,18 +268,18 @@ class PackedModel:
             raise self._fault(MANIFEST, f"its entry for tensor {name!r} is malformed")
         return manifest
 
-    def _read_layouts(self) -> dict[str, Layout]:
+    def _read_specs(self) -> dict[str, TensorSpec]:
         section = self.config.get(SECTION)
         if not isinstance(section, dict) or not isinstance(section.get("tensors"), dict):
             raise self._fault(CONFIG, f"has no section {SECTION!r} that lists the tensors")
         self._check_version(CONFIG, section.get("format_version"))
-        layouts = {name: self._layout(name, entry) for name, entry in section["tensors"].items()}
-        if layouts.keys() != self.manifest["tensors"].keys():
-            (name, *_) = layouts.keys() ^ self.manifest["tensors"].keys()
+        specs = {name: self._spec(name, entry) for name, entry in section["tensors"].items()}
+        if specs.keys() != self.manifest["tensors"].keys():
+            (name, *_) = specs.keys() ^ self.manifest["tensors"].keys()
             raise self._fault(CONFIG, f"and {MANIFEST} disagree about tensor {name!r}")
-        return layouts
+        return specs
 
-    def _layout(self, name: str, entry: Any) -> Layout:
+    def _spec(self, name: str, entry: Any) -> TensorSpec:
         match entry:
             case {"kind": str(kind), "shape": [*shape]} if kind in KINDS and all(
                 type(size) is int and 0 < size < 2**31 for size in shape
@@ -296,7 +289,7 @@ class PackedModel:
                 raise self._fault(CONFIG, f"its entry for tensor {name!r} is malformed: {entry!r:.100}")
         if len(shape) not in ((2,) if KINDS[kind].block_bytes else (1, 2)):
             raise self._fault(CONFIG, f"tensor {name!r} of kind {kind} has the impossible shape {shape}")
-        return Layout(kind, tuple(shape))
+        return TensorSpec(name, tuple(shape), kind=kind)
 
     def _check_version(self, name: str, version: Any) -> None:
         if type(version) is not int or version != FORMAT_VERSION:
@@ -304,28 +297,8 @@ class PackedModel:
                 name, f"has format version {version!r}; this quantkit reads {FORMAT_VERSION}: convert the model again"
             )
 
-    def _read_json(self, name: str) -> dict[str, Any]:
-        try:
-            content = json.loads(self._read(name))
-        except (ValueError, RecursionError) as cause:
-            raise self._fault(name, "is not JSON; convert or copy the model again") from cause
-        if not isinstance(content, dict):
-            raise self._fault(name, "is not a JSON object")
-        return content
-
-    def _read(self, name: str) -> bytes:
-        try:
-            return (self.path / name).read_bytes()
-        except OSError as cause:
-            raise self._fault(name, f"cannot be read: {cause.strerror or cause}") from cause
-
     def _fault(self, name: str, message: str) -> PackedModelError:
         return PackedModelError(f"{self.path / name}: {message}")
-
-
-def open_packed(path: str | os.PathLike[str]) -> PackedModel:
-    """Open a packed folder; raises `PackedModelError` when it is not sound, see `PackedModel`."""
-    return PackedModel(path)
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
@@ -337,10 +310,3 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
         At the first difference; the message names file and tensor.
     """
     return list(PackedModel(path).verify())
-
-
-def _header_of(file: Path) -> bytes:
-    """Length and header of a safetensors file, as they stand there."""
-    with file.open("rb") as stream:
-        length = stream.read(8)
-        return length + stream.read(int.from_bytes(length, "little"))

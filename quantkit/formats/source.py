@@ -1,38 +1,47 @@
-"""What every checkpoint offers, wherever its bytes come from: configuration, sidecar files, lazily read tensors.
+"""What a model on disk offers, whatever its format: configuration, small files, specs of tensors, lazily read tensors.
 
-`folder.py` and `gguf.py` implement it; `convert.py`, `load.py` and the command line see nothing but this class.
+`folder.py`, `gguf/` and `packed.py` implement `ModelSource`; `quantkit.formats.open` returns the right one. Everybody
+else sees this class alone. A source knows nothing of architectures: `select` brings together the tensors that it holds
+and those that a recorded program reads.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from quantkit.errors import CheckpointError
+import numpy as np
+
+from quantkit.errors import CheckpointError, QuantkitError
 from quantkit.tensor import Tensor, TensorSpec
 
+logger = logging.getLogger(__name__)
 
-class Header(NamedTuple):
-    """What is known of a tensor without touching its data: one of `f32`, `f16`, `bf16`, and its shape."""
+_COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn_rot_embd\.weight)$")
+"""Buffers that some checkpoints store and every program computes by itself."""
+_BLOCK = re.compile(r".*?\.\d+\.")
+"""The numbered block that a tensor's name begins with: `model.layers.0.`"""
 
-    kind: str
-    shape: tuple[int, ...]
 
-
-class Checkpoint(ABC):
-    """A downloaded model, opened: headers read and checked, no tensor touched. It is a `WeightSource`.
+class ModelSource(ABC):
+    """A model on disk, opened: headers read and checked, no tensor touched.
 
     Attributes
     ----------
     path : Path
         The folder or file that was opened.
+    error : class
+        Of the exceptions that say that the model is damaged.
     """
 
     path: Path
+    error: type[QuantkitError] = CheckpointError
 
     @property
     @abstractmethod
@@ -52,15 +61,23 @@ class Checkpoint(ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes of all tensors in the source."""
+        """Bytes of all tensors on disk."""
 
     @abstractmethod
-    def header(self, name: str) -> Header:
-        """Return a tensor's kind and shape; raises `CheckpointError` when it is missing or of an unreadable dtype."""
+    def spec(self, name: str) -> TensorSpec:
+        """Return a tensor's kind and shape; raises the source's error when it is missing or of an unreadable type."""
 
     @abstractmethod
-    def tensor(self, name: str) -> Tensor:
-        """Return a tensor by its full name (`...weight`); raises `CheckpointError` as `header` does."""
+    def tensor(self, name: str, *, copy: bool = False) -> Tensor:
+        """Return a tensor by its full name (`...weight`); raises as `spec` does.
+
+        Parameters
+        ----------
+        name : str
+        copy : bool
+            Read it into memory. A map, the default, is faster and costs no memory, but the process dies of SIGBUS when
+            the file is truncated while it is in use; a copy raises the source's error instead.
+        """
 
     @abstractmethod
     def release(self, name: str) -> None:
@@ -71,51 +88,143 @@ class Checkpoint(ABC):
         """Return the file that holds a tensor, for messages."""
 
     @abstractmethod
-    def _texts(self) -> Iterator[bytes]:
-        """Yield the contents of everything that is not a tensor and small enough to be read whole."""
+    def _evidence(self) -> Iterator[bytes]:
+        """Yield what, taken together, changes whenever a byte of the model changes."""
 
-    @abstractmethod
-    def _sample(self, name: str) -> bytes:
-        """Return a few bytes from the middle of a tensor as stored."""
+    def _absence(self, name: str) -> str:
+        """Say which tensor is not there, and why, if it is known."""
+        return f"{self.path}: has no tensor {name!r}"
+
+    def identity(self) -> str:
+        """Return a SHA-256 that changes whenever a byte of the model on this disk changes.
+
+        It covers the small files and the headers whole; of files of weights size, inode, and the times of the last
+        change, in nanoseconds. A copy of the model has another identity: it is no checksum of the contents.
+        """
+        digest = hashlib.sha256()
+        for evidence in self._evidence():
+            digest.update(len(evidence).to_bytes(8, "little") + evidence)
+        return digest.hexdigest()
 
     def check(self, tensors: Mapping[str, TensorSpec]) -> list[str]:
-        """Compare the tensors with those that the recorded program reads.
+        """Compare the tensors with those that a recorded program reads.
 
         Returns
         -------
         list of str
-            Names of tensors that the program does not read: left-overs such as rotary `inv_freq` buffers, the second
-            copy of a tied head, or a sign that the architecture is not what config.json says.
+            Names of tensors that the program does not read, unless they are a second copy (of a tied head) or what
+            every program computes by itself (rotary frequencies).
 
         Raises
         ------
-        CheckpointError
-            When a tensor is missing, or has another shape or dtype than the config asks for.
+        the source's error
+            When a tensor is missing or has another shape than the program asks for; when the program leaves out a
+            tensor of a layer that it uses, such as a bias: the model would compute something else.
         """
-        names = set(self.names)
+        stored = self._stored(tensors)
         for spec in tensors.values():
-            if spec.name not in names:
-                raise CheckpointError(
-                    f"{self.path}: has no tensor {spec.name!r} {spec.shape}, which its configuration asks for; "
-                    "the download is incomplete or the configuration belongs to another model"
+            self._check_shape(spec, stored.get(spec.name))
+        read = set(stored.values())
+        copies = {name for spec in tensors.values() for name in (spec.name, *spec.aliases)}
+        unused = [name for name in self.names if name not in read | copies and not _COMPUTED.search(name)]
+        layers = {layer for name in read for layer in _layers(name)}
+        for name in unused:
+            if layers.intersection(_layers(name)):
+                raise self.error(
+                    f"{self.file_of(name)}: the model does not use tensor {name!r} of a layer that it uses: the "
+                    "configuration is of another model, or asks for what quantkit does not compute"
                 )
-            shape = self.header(spec.name).shape
-            if shape != spec.shape:
-                raise CheckpointError(
-                    f"{self.file_of(spec.name)}: tensor {spec.name!r} has shape {shape}, "
-                    f"its configuration asks for {spec.shape}"
-                )
-        return [name for name in self.names if name not in tensors]
+        return unused
 
-    def fingerprint(self) -> str:
-        """Return a SHA-256 over configuration, sidecar files, and every tensor's name, kind, shape and 64 of its bytes.
+    def select(self, tensors: Mapping[str, TensorSpec]) -> Selection:
+        """Return the source with those tensors alone that a recorded program reads, under the program's names.
 
-        It tells apart checkpoints of the same shape without reading them whole; it is no checksum of the contents.
+        What is left out is logged in one warning; raises as `check` does.
         """
-        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True, default=str).encode())
-        for text in self._texts():
-            digest.update(text)
-        for name in sorted(self.names):
-            digest.update(f"\n{name}\n".encode("utf-8", "surrogatepass"))
-            digest.update(self._sample(name))
-        return digest.hexdigest()
+        unused = self.check(tensors)
+        if unused:
+            more = f" and {len(unused) - 1} more, such as {unused[-1]!r}" if unused[1:] else ""
+            logger.warning("%s: the model does not use tensor %r%s; left out", self.path, unused[0], more)
+        return Selection(self, tensors, self._stored(tensors), unused)
+
+    def _stored(self, tensors: Mapping[str, TensorSpec]) -> dict[str, str]:
+        """Name in the program -> name in the source, of each tensor that is there."""
+        names = set(self.names)
+        found = {
+            spec.name: next((name for name in (spec.name, *spec.aliases) if name in names), "")
+            for spec in tensors.values()
+        }
+        return {name: stored for name, stored in found.items() if stored}
+
+    def _check_shape(self, spec: TensorSpec, stored: str | None) -> None:
+        if stored is None:
+            if spec.optional:
+                return
+            raise self.error(
+                f"{self._absence(spec.name)}; its configuration asks for one of shape {spec.shape}: "
+                "the download is incomplete or the configuration belongs to another model"
+            )
+        if (shape := self.spec(stored).shape) != spec.shape:
+            raise self.error(
+                f"{self.file_of(stored)}: tensor {stored!r} has shape {shape}, its configuration asks for {spec.shape}"
+            )
+
+
+class Selection(ModelSource):
+    """The tensors of a source that a program reads, under the program's names; `ModelSource.select` makes it.
+
+    Attributes
+    ----------
+    unused : tuple of str
+        Tensors of the source that are left out, harmless ones excepted.
+    """
+
+    def __init__(
+        self, source: ModelSource, tensors: Mapping[str, TensorSpec], stored: Mapping[str, str], unused: Sequence[str]
+    ) -> None:
+        self.path, self.error, self.unused = source.path, source.error, tuple(unused)
+        self._source, self._tensors, self._stored_names = source, tensors, stored
+        order = {name: place for place, name in enumerate(source.names)}
+        self._names = tuple(sorted(tensors, key=lambda name: order.get(stored.get(name, ""), len(order))))
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self._source.config
+
+    @property
+    def files(self) -> Mapping[str, bytes | Path]:
+        return self._source.files
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self._names
+
+    @property
+    def nbytes(self) -> int:
+        return self._source.nbytes
+
+    def spec(self, name: str) -> TensorSpec:
+        stored = self._stored_names.get(name)
+        return replace(self._tensors[name], kind="f32" if stored is None else self._source.spec(stored).kind)
+
+    def tensor(self, name: str, *, copy: bool = False) -> Tensor:
+        stored = self._stored_names.get(name)
+        if stored is None:
+            return Tensor("f32", self._tensors[name].shape, np.zeros(self._tensors[name].shape, np.float32))
+        return self._source.tensor(stored, copy=copy)
+
+    def release(self, name: str) -> None:
+        if name in self._stored_names:
+            self._source.release(self._stored_names[name])
+
+    def file_of(self, name: str) -> Path:
+        return self._source.file_of(self._stored_names[name]) if name in self._stored_names else self.path
+
+    def _evidence(self) -> Iterator[bytes]:
+        return self._source._evidence()
+
+
+def _layers(name: str) -> set[str]:
+    """The module that a tensor belongs to, and the numbered block, if any."""
+    block = _BLOCK.match(name)
+    return {name.rpartition(".")[0] + "."} | ({block[0]} if block else set())

@@ -10,10 +10,10 @@ import json
 import os
 from pathlib import Path
 
+from quantkit import formats
 from quantkit.engine.machine import usable_cores
 from quantkit.engine.model import Model
-from quantkit.formats import open_checkpoint
-from quantkit.formats.packed import is_packed, open_packed
+from quantkit.formats import ModelSource
 from quantkit.generation.options import is_whole, require
 from quantkit.generation.text.tokenizer import Tokenizer
 from quantkit.models import registry
@@ -46,35 +46,45 @@ def load_model(
     QuantkitError
         The folder is damaged, incomplete or of a kind that quantkit does not run; the message names file and cause.
     """
-    require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
-    source = open_packed(path) if is_packed(path) else open_checkpoint(path)
-    architecture = registry.read(source.config)
-    program = architecture.record()
-    source.check(program.tensors)
-    longest = architecture.context_length
-    accepted = context is None or (is_whole(context) and 1 <= context <= longest)
-    require(accepted, "context", context, f"1 to {longest}, which {Path(path).name} was made for")
-    return Model(
-        program,
-        source,
-        context_length=longest if context is None else context,
-        threads=usable_cores() if threads is None else threads,
-        kv_kind=kv_dtype,
-    )
+    _check_threads(threads)
+    return _model(formats.open(path), threads, context, kv_dtype)
 
 
 def load(
     path: str | os.PathLike[str], *, threads: int | None = None, context: int | None = None, kv_dtype: str = "f16"
 ) -> tuple[Model, Tokenizer]:
     """Open a model folder (or GGUF file) with its tokenizer; options and errors as `load_model`."""
-    tokenizer = load_tokenizer(path)
-    return load_model(path, threads=threads, context=context, kv_dtype=kv_dtype), tokenizer
+    _check_threads(threads)
+    source = formats.open(path)
+    tokenizer = _tokenizer(source)
+    return _model(source, threads, context, kv_dtype), tokenizer
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Open the tokenizer of a model folder or GGUF file alone."""
     if Path(path).is_dir():
         return Tokenizer.from_folder(path)
-    checkpoint = open_checkpoint(path)
-    config = json.dumps(dict(checkpoint.config)).encode()
-    return Tokenizer({**checkpoint.files, "config.json": config}, Path(path))
+    return _tokenizer(formats.open(path))
+
+
+def _check_threads(threads: int | None) -> None:
+    require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
+
+
+def _model(source: ModelSource, threads: int | None, context: int | None, kv_dtype: str) -> Model:
+    architecture = registry.read(source.config)
+    program, longest = architecture.record(), architecture.context_length
+    accepted = context is None or (is_whole(context) and 1 <= context <= longest)
+    require(accepted, "context", context, f"1 to {longest}, which {source.path.name} was made for")
+    return Model(
+        program,
+        source.select(program.tensors),
+        context_length=longest if context is None else context,
+        threads=usable_cores() if threads is None else threads,
+        kv_kind=kv_dtype,
+    )
+
+
+def _tokenizer(source: ModelSource) -> Tokenizer:
+    config = json.dumps(dict(source.config)).encode()
+    return Tokenizer({**source.files, "config.json": config}, source.path)

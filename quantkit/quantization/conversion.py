@@ -1,29 +1,31 @@
 """From a checkpoint to a packed folder, one tensor at a time.
 
 Everything that can be refused is refused first, from configuration, headers and the files that say something about
-text, before numba is imported or a byte written. Memory then holds one tensor: its mapped pages are given back behind
-the search.
+text, before numba is imported or a byte written. Memory then holds one tensor, read whole, so that a source which is
+truncated meanwhile is an error and no signal.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from quantkit import formats
 from quantkit.engine.machine import peak_memory, usable_cores
-from quantkit.errors import OptionError
-from quantkit.formats import Checkpoint, open_checkpoint
+from quantkit.errors import CheckpointError, OptionError, UnsupportedError
 from quantkit.formats.output import as_json, check_output
-from quantkit.formats.packed import Layout, write_packed
+from quantkit.formats.packed import PackedModel, write_packed
+from quantkit.formats.source import ModelSource, Selection
 from quantkit.models import registry
 from quantkit.quantization.recipe import choose
+from quantkit.tensor import TensorSpec
+from quantkit_kernels.blocks import nbytes
 
 logger = logging.getLogger(__name__)
 
@@ -141,12 +143,12 @@ def convert(
     plan = _plan(source, quantize, overrides)
     if threads is not None and threads < 1:
         raise OptionError(f"threads: {threads} is less than 1")
-    check_output(output, force=force, source=plan.checkpoint.path)
+    check_output(output, force=force, source=plan.source.path)
     errors = {} if dry_run else _pack(plan, output, force=force, threads=threads or usable_cores(), progress=progress)
     return Report(
-        kinds=_by_kind(plan.layouts),
-        source_bytes=plan.checkpoint.nbytes,
-        unused=plan.unused,
+        kinds=_by_kind(plan.specs),
+        source_bytes=plan.source.nbytes,
+        unused=plan.source.unused,
         seconds=time.perf_counter() - start,
         peak_rss=peak_memory(),
         errors=errors,
@@ -157,35 +159,35 @@ def convert(
 class _Plan:
     """What a conversion reads and makes, known before anything is written."""
 
-    checkpoint: Checkpoint
-    layouts: Mapping[str, Layout]  # in the order of the source's bytes
-    unused: tuple[str, ...]
+    source: Selection
+    specs: Mapping[str, TensorSpec]  # in the order of the source's bytes
     options: Mapping[str, Any]
 
 
-def _plan(source: str | os.PathLike[str], recipe: str, overrides: Sequence[tuple[str, str]]) -> _Plan:
+def _plan(path: str | os.PathLike[str], recipe: str, overrides: Sequence[tuple[str, str]]) -> _Plan:
     """Open a checkpoint and choose a kind for each tensor; raises what `convert` raises for both."""
-    checkpoint = open_checkpoint(source)
-    specs = registry.read(checkpoint.config).record().tensors
-    unused = checkpoint.check(specs)
-    _check_text_files(checkpoint)
-    kinds = choose(specs, recipe, overrides)
+    model = formats.open(path)
+    if isinstance(model, PackedModel):
+        raise UnsupportedError(f"{model.path}: is packed already; convert the checkpoint that it was made of")
+    tensors = registry.read(model.config).record().tensors
+    source = model.select(tensors)
+    _check_text_files(source)
+    kinds = choose(tensors, recipe, overrides)
     return _Plan(
-        checkpoint,
-        {name: Layout(kinds[name], specs[name].shape) for name in checkpoint.names if name in specs},
-        tuple(unused),
+        source,
+        {name: replace(tensors[name], kind=kinds[name]) for name in source.names},
         {"quantize": recipe, "overrides": [list(override) for override in overrides]},
     )
 
 
-def _check_text_files(checkpoint: Checkpoint) -> None:
+def _check_text_files(source: ModelSource) -> None:
     """Open the tokenizer, chat template and generation settings as `run` would; raises what it would raise."""
     from quantkit.generation.text.tokenizer import Tokenizer
 
-    if "tokenizer.json" not in checkpoint.files:
-        logger.warning("%s: has no tokenizer.json; the packed model will not take text", checkpoint.path)
+    if "tokenizer.json" not in source.files:
+        logger.warning("%s: has no tokenizer.json; the packed model will not take text", source.path)
         return
-    tokenizer = Tokenizer({**checkpoint.files, "config.json": as_json(checkpoint.config)}, checkpoint.path)
+    tokenizer = Tokenizer({**source.files, "config.json": as_json(source.config)}, source.path)
     tokenizer.detokenizer()  # whose section of tokenizer.json is read when the first answer needs it
 
 
@@ -198,26 +200,27 @@ def _pack(
     progress: Callable[[Progress], None] | None,
 ) -> dict[str, float]:
     """Write the packed folder; returns each tensor's relative error."""
-    checkpoint, layouts = plan.checkpoint, plan.layouts
-    source = {
-        "name": _name_of(checkpoint.path),
-        "fingerprint": checkpoint.fingerprint(),
-        "dtype": _stored_dtype(checkpoint, layouts),
+    source, specs = plan.source, plan.specs
+    identity = source.identity()
+    about = {
+        "source": {"name": _name_of(source.path), "identity": identity, "dtype": _stored_dtype(source)},
+        "options": plan.options,
     }
-    about = {"source": source, "options": plan.options}
     errors: dict[str, float] = {}
-    done, total = 0, sum(math.prod(layout.shape) for layout in layouts.values())
-    with write_packed(output, checkpoint.config, layouts, checkpoint.files, about, force=force) as writer:
+    done, total = 0, sum(spec.weights for spec in specs.values())
+    with write_packed(output, source.config, specs, source.files, about, force=force) as writer:
         from quantkit.quantization.encode import quantize  # heavy: after everything that can be refused
 
-        for name, layout in layouts.items():
-            label = f"{checkpoint.file_of(name)}: tensor {name!r}"
-            tensor, errors[name] = quantize(checkpoint.tensor(name), layout.kind, label=label, threads=threads)
-            checkpoint.release(name)
-            writer.add(name, tensor, errors[name])
-            done += math.prod(layout.shape)
+        for name, spec in specs.items():
+            label = f"{source.file_of(name)}: tensor {name!r}"
+            tensor = source.tensor(name, copy=True)
+            packed, errors[name] = quantize(tensor, spec.kind, label=label, threads=threads)
+            writer.add(name, packed, errors[name])
+            done += spec.weights
             if progress:
                 progress(Progress(name, done, total))
+        if formats.open(source.path).identity() != identity:
+            raise CheckpointError(f"{source.path}: was changed while it was packed; pack it again")
     return errors
 
 
@@ -226,21 +229,21 @@ def _name_of(path: Path) -> str:
     return os.fsencode(os.path.basename(os.path.abspath(path))).decode("utf-8", "replace")
 
 
-def _stored_dtype(checkpoint: Checkpoint, layouts: Mapping[str, Layout]) -> str:
+def _stored_dtype(source: Selection) -> str:
     """Return the type that most weights are stored in, as config.json spells types; `dequantize` goes back to it."""
     weights: Counter[str] = Counter()
-    for name, layout in layouts.items():
-        weights[checkpoint.header(name).kind] += math.prod(layout.shape)
+    for spec in map(source.spec, source.names):
+        weights[spec.kind] += spec.weights
     ((kind, _),) = weights.most_common(1)
     return DTYPES[kind]
 
 
-def _by_kind(layouts: Mapping[str, Layout]) -> tuple[KindReport, ...]:
-    groups: dict[str, list[Layout]] = {}
-    for layout in layouts.values():
-        groups.setdefault(layout.kind, []).append(layout)
+def _by_kind(specs: Mapping[str, TensorSpec]) -> tuple[KindReport, ...]:
+    kinds: dict[str, list[TensorSpec]] = {}
+    for spec in specs.values():
+        kinds.setdefault(spec.kind, []).append(spec)
     rows = (
-        KindReport(kind, len(group), sum(math.prod(one.shape) for one in group), sum(one.nbytes for one in group))
-        for kind, group in groups.items()
+        KindReport(kind, len(group), sum(one.weights for one in group), sum(nbytes(kind, one.shape) for one in group))
+        for kind, group in kinds.items()
     )
     return tuple(sorted(rows, key=lambda row: -row.nbytes))

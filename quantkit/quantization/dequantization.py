@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from quantkit.errors import PackedModelError
 from quantkit.formats.output import UNPACKED_MANIFEST, WEIGHTS, as_json, check_output, output_folder, write_files
-from quantkit.formats.packed import CONFIG, SECTION, PackedModel, open_packed
+from quantkit.formats.packed import CONFIG, SECTION, PackedModel
 from quantkit.formats.writer import SafetensorsWriter
 from quantkit.quantization.encode import dequantize as dequantize_tensor
 from quantkit.quantization.encode import round_to
@@ -51,7 +51,7 @@ def dequantize(model: str | os.PathLike[str], output: str | os.PathLike[str], *,
     PackedModelError
         When the packed folder is not sound, holds weights beyond the type's range, or the output cannot be written.
     """
-    packed = open_packed(model)
+    packed = PackedModel(model)
     check_output(output, force=force, source=packed.path)
     dtype = _source_dtype(packed)
     config = {key: value for key, value in packed.config.items() if key != SECTION}
@@ -61,11 +61,10 @@ def dequantize(model: str | os.PathLike[str], output: str | os.PathLike[str], *,
         manifest = {"quantkit_version": version("quantkit"), "files": files}
         (folder / UNPACKED_MANIFEST).write_bytes(as_json(manifest))
         storage = KINDS[HALVES[dtype][0]].storage
-        shapes = {name: (storage, packed.layouts[name].shape) for name in packed.names}
+        shapes = {name: (storage, packed.spec(name).shape) for name in packed.names}
         with SafetensorsWriter(folder / WEIGHTS, shapes, {"format": "pt"}, alignment=1) as weights:
             for name in packed.names:
                 weights.write(name, _halves(packed, name, dtype))
-                packed.release(name)
     return dtype
 
 
@@ -80,7 +79,7 @@ def _source_dtype(packed: PackedModel) -> str:
 def _halves(packed: PackedModel, name: str, dtype: str) -> Iterator[NDArray[Any]]:
     """Yield a tensor's weights in stripes of rows, rounded to nearest, ties to even."""
     kind, largest = HALVES[dtype]
-    for stripe in dequantize_tensor(packed.tensor(name)):
+    for stripe in dequantize_tensor(packed.tensor(name, copy=True)):
         rounded, error = round_to(kind, stripe)
         if not np.isfinite(error):
             raise PackedModelError(

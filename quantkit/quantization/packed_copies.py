@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from quantkit import user_cache
+from quantkit import formats, user_cache
 from quantkit.errors import PackedModelError
 from quantkit.formats.output import lock
 from quantkit.formats.packed import FORMAT_VERSION, PackedModel, is_packed
@@ -70,18 +70,8 @@ def packed_copy(
 
 def _key(path: str | os.PathLike[str]) -> str:
     """Return a hash of what decides the bytes of a model's copy."""
-    decisive = [_identity(Path(path)), RECIPE, ENCODER_VERSION, FORMAT_VERSION]
+    decisive = [formats.open(path).identity(), RECIPE, ENCODER_VERSION, FORMAT_VERSION]
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32]
-
-
-def _identity(path: Path) -> list[tuple[str, int, int, int, int]]:
-    """Return what changes whenever a byte of a model's files changes."""
-    found = []
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        with suppress(OSError):  # what cannot be read is the conversion's to refuse
-            status = file.stat()
-            found.append((file.name, status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns))
-    return found
 
 
 def _held(folder: Path, stack: ExitStack) -> bool:

@@ -68,7 +68,7 @@ DAMAGED_WEIGHTS: dict[str, tuple[Callable[[bytes], bytes], tuple[str, ...]]] = {
     "truncated data": (lambda raw: raw[:-100], ()),
     "overlapping offsets": (edit_header(lambda h: h[UP].update(data_offsets=h["lm_head.weight"]["data_offsets"])), ()),
     "offsets beyond the file": (edit_header(lambda h: h[UP].update(data_offsets=[1 << 40, (1 << 40) + 20480])), ()),
-    "offsets below zero": (edit_header(lambda h: h[UP].update(data_offsets=[-20480, 0])), (UP,)),
+    "offsets below zero": (edit_header(lambda h: h[UP].update(data_offsets=[-20480, 0])), ("-20480",)),
     "wrong shape for the config": (edit_header(lambda h: h[UP].update(shape=[64, 160])), (UP, "160")),
     "wrong dtype": (edit_header(lambda h: h[UP].update(dtype="I16")), (UP, "I16")),
     "missing tensor": (edit_header(lambda h: h.update({"other": h.pop(UP)})), (UP,)),
@@ -116,12 +116,14 @@ def test_a_missing_shard(invoke, tmp_path: Path) -> None:
 
 def test_pickles_are_refused(invoke, tmp_path: Path) -> None:
     folder = tiny.checkpoint(tmp_path / "source")
-    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"PK\3\4" + bytes(100))
     assert_refused(invoke("convert", folder, "-o", tmp_path / "out"), "pytorch_model.bin", "safetensors")
     assert os.listdir(tmp_path) == ["source"]
 
 
-def test_an_unexpected_tensor_is_reported(invoke, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["convert", "run", "eval"])
+def test_a_tensor_that_is_left_out_is_reported_once(invoke, tmp_path: Path, command: str, caplog, model_cache) -> None:
     folder = tiny.checkpoint(tmp_path / "source")
     config = json.loads((folder / "config.json").read_text())
     tensors = {
@@ -130,9 +132,10 @@ def test_an_unexpected_tensor_is_reported(invoke, tmp_path: Path) -> None:
     }
     tensors["adapter.weight"] = ("BF16", np.zeros((2, 2), np.uint16))
     tiny.write_safetensors(folder / WEIGHTS, tensors)
-    result = invoke("convert", folder, "-o", tmp_path / "out")
-    assert result.exit_code == 0
-    assert "adapter.weight" in result.stderr
+    options = {"convert": ("-o", tmp_path / "out"), "run": ("-p", "a", "-n", "1"), "eval": ("-f", "-", "-c", "8")}
+    result = invoke(command, folder, *options[command], input="a text of some words")
+    assert result.exit_code == 0, result.stderr
+    assert caplog.text.count("the model does not use tensor 'adapter.weight'") == 1
 
 
 def test_a_missing_tokenizer_stops_run_and_names_the_file(invoke, packed: Path, tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
+
 import tiny
 
 SHAPES = tiny.shapes(tiny.config_of("llama"))
@@ -39,3 +41,12 @@ def test_a_checkpoint_is_inspected_as_it_is(invoke, checkpoint: Path) -> None:
     assert found["bits_per_weight"] == 16
     assert found["nbytes"] == 2 * sum(math.prod(shape) for shape in SHAPES.values())
     assert found["kinds"].keys() == {"bf16"}
+
+
+def test_a_tensor_of_a_strange_type_hides_no_other(invoke, tmp_path: Path) -> None:
+    folder = tiny.checkpoint(tmp_path)
+    values = {"a.weight": ("F8_E4M3FNUZ", np.ones(4, np.uint8)), "b.weight": ("BF16", np.ones(4, np.uint16))}
+    tiny.write_safetensors(folder / "model.safetensors", values)
+    result = invoke("inspect", folder, "--json")
+    assert [row["name"] for row in json.loads(result.stdout)["tensors"]] == ["b.weight"]
+    assert "tensor 'a.weight' has dtype F8_E4M3FNUZ" in result.stderr

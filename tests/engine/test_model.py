@@ -11,9 +11,9 @@ import pytest
 
 import reference
 import tiny
+from quantkit import formats
 from quantkit.engine.model import Model
 from quantkit.errors import GenerationError, OptionError
-from quantkit.formats import open_checkpoint
 from quantkit.models import registry
 from quantkit.models.recorder import Recorder
 from quantkit.quantization.encode import quantize
@@ -45,7 +45,7 @@ def sources(tmp_path_factory):
     cases = {"llama": {"hidden_size": 72, "intermediate_size": 100, "head_dim": 18}, "gemma3_text": {}}
     for family, overrides in cases.items():
         folder = tiny.checkpoint(tmp_path_factory.mktemp(family), family, dtype="BF16", **overrides)
-        checkpoint = open_checkpoint(folder)
+        checkpoint = formats.open(folder)
         program = registry.read(checkpoint.config).record()
         for recipe, kinds in RECIPES.items():
             tensors = {

@@ -114,3 +114,6 @@ def test_sizes() -> None:
     assert blocks.expected_shapes("bf16", (9, 33)) == ((9, 33), None)
     with pytest.raises(ValueError, match="matrices"):
         blocks.expected_shapes("int4", (9,))
+    assert blocks.nbytes("int4", (9, 33)) == 4 * 144 + 2 * 2 * 8 * 4
+    assert blocks.nbytes("int8", (8, 32)) == 264 + 8 * 4
+    assert [blocks.nbytes(kind, (9, 33)) for kind in ("f32", "f16", "bf16")] == [1188, 594, 594]

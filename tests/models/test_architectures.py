@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import reference
 import tiny
 from golden.generate import CASES, HERE, ROWS, checkpoint, token_ids, transformers_logits
-from quantkit.formats import open_checkpoint
+from quantkit import formats
 from quantkit.models.registry import read
 
 TOLERANCE = 1e-4
@@ -46,7 +46,7 @@ class Subject:
 @pytest.fixture(scope="module", params=CASES)
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     folder = checkpoint(tmp_path_factory.mktemp(request.param), CASES[request.param])
-    return Subject(request.param, folder, token_ids(open_checkpoint(folder).config["vocab_size"]))
+    return Subject(request.param, folder, token_ids(formats.open(folder).config["vocab_size"]))
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +79,14 @@ def test_every_case_makes_a_difference() -> None:
 
 
 def test_tensors_are_those_of_transformers(subject: Subject) -> None:
-    source = open_checkpoint(subject.folder)
+    source = formats.open(subject.folder)
     program = read(source.config).record()
     assert {name: spec.shape for name, spec in program.tensors.items()} == tiny.shapes(source.config)
     assert source.check(program.tensors) == []
 
 
 def test_reference_equals_transformers(subject: Subject) -> None:
-    source = open_checkpoint(subject.folder)
+    source = formats.open(subject.folder)
     answer = reference.logits(read(source.config).record(), source, subject.prompt)
     assert difference(answer[list(ROWS)], subject.golden) <= TOLERANCE
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import tiny
+from quantkit import formats
 from quantkit.errors import CheckpointError, OptionError, PackedModelError, QuantkitError, UnsupportedError
-from quantkit.formats import open_checkpoint
-from quantkit.formats.packed import open_packed, verify
+from quantkit.formats.packed import PackedModel, verify
 from quantkit.quantization.conversion import Progress, convert
 from quantkit_kernels import blocks
 
@@ -39,15 +39,15 @@ def numbers(tensor: Any) -> Any:
 def test_every_family(tmp_path: Path, family: str) -> None:
     source = tiny.checkpoint(tmp_path / "source", family, hidden_size=72, dtype="F16")
     report = convert(source, tmp_path / "out")
-    before, after = open_checkpoint(source), open_packed(tmp_path / "out")
+    before, after = formats.open(source), PackedModel(tmp_path / "out")
     assert verify(tmp_path / "out") == list(after.names) == list(before.names)
     for name in before.names:
         wanted, found = numbers(before.tensor(name)), numbers(after.tensor(name))
         error = float(np.square(found - wanted).sum() / np.square(wanted).sum())
-        assert error <= LARGEST_ERROR[after.layouts[name].kind]
+        assert error <= LARGEST_ERROR[after.specs[name].kind]
         assert report.errors[name] == pytest.approx(error, rel=1e-3)
         assert after.manifest["tensors"][name].get("relative_error", 0.0) == report.errors[name]
-    assert {after.layouts[name].kind for name in after.names} == {"int4", "int8", "f32"}
+    assert {after.specs[name].kind for name in after.names} == {"int4", "int8", "f32"}
 
 
 def test_the_folder_is_the_checkpoint_with_other_weights(checkpoint: Path, tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ def test_the_folder_is_the_checkpoint_with_other_weights(checkpoint: Path, tmp_p
     assert section["quant_method"] == "quantkit"
     assert section["tensors"]["model.layers.0.mlp.down_proj.weight"] == {"kind": "int8", "shape": [64, 160]}
     assert manifest["options"] == {"quantize": "int4", "overrides": [["down_proj", "int8"]]}
-    fingerprint = open_checkpoint(checkpoint).fingerprint()
-    assert manifest["source"] == {"name": "tiny", "fingerprint": fingerprint, "dtype": "bfloat16"}
+    identity = formats.open(checkpoint).identity()
+    assert manifest["source"] == {"name": "tiny", "identity": identity, "dtype": "bfloat16"}
 
 
 def test_threads_change_no_byte(checkpoint: Path, tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_threads_change_no_byte(checkpoint: Path, tmp_path: Path) -> None:
 def test_report_and_progress(checkpoint: Path, tmp_path: Path) -> None:
     steps: list[Progress] = []
     report = convert(checkpoint, tmp_path / "out", progress=steps.append)
-    packed = open_packed(tmp_path / "out")
-    weights = sum(int(np.prod(layout.shape)) for layout in packed.layouts.values())
+    packed = PackedModel(tmp_path / "out")
+    weights = sum(int(np.prod(spec.shape)) for spec in packed.specs.values())
     assert [step.tensor for step in steps] == list(packed.names)
     assert (steps[-1].done, steps[-1].total) == (weights, weights)
     assert [row.kind for row in report.kinds] == ["int4", "int8", "f32"]
@@ -93,10 +93,10 @@ def test_report_and_progress(checkpoint: Path, tmp_path: Path) -> None:
 def test_int8_and_any_kind_by_override(checkpoint: Path, tmp_path: Path) -> None:
     overrides = [("embed", "f16"), ("lm_head", "bf16"), (r"layers\.0\.", "f32")]
     report = convert(checkpoint, tmp_path / "out", "int8", overrides=overrides)
-    packed = open_packed(tmp_path / "out")
-    kinds = {layout.kind for layout in packed.layouts.values()}
+    packed = PackedModel(tmp_path / "out")
+    kinds = {spec.kind for spec in packed.specs.values()}
     assert kinds == {"int8", "f16", "bf16", "f32"}
-    assert all(report.errors[name] <= LARGEST_ERROR[layout.kind] for name, layout in packed.layouts.items())
+    assert all(report.errors[name] <= LARGEST_ERROR[spec.kind] for name, spec in packed.specs.items())
     verify(tmp_path / "out")
 
 
@@ -113,7 +113,7 @@ def test_what_the_model_does_not_use_is_reported_and_left_out(tmp_path: Path) ->
     (source / "config.json").write_text(json.dumps(config))
     report = convert(source, tmp_path / "out")
     assert report.unused == ("lm_head.weight",)
-    assert "lm_head.weight" not in open_packed(tmp_path / "out").names
+    assert "lm_head.weight" not in PackedModel(tmp_path / "out").names
 
 
 def test_a_missing_tokenizer_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -129,7 +129,7 @@ def test_force_replaces_a_model_and_nothing_else(checkpoint: Path, tmp_path: Pat
     with pytest.raises(PackedModelError, match=r"out: exists .*--force"):
         convert(checkpoint, tmp_path / "out")
     convert(checkpoint, tmp_path / "out", force=True)
-    assert open_packed(tmp_path / "out").manifest["options"]["quantize"] == "int4"
+    assert PackedModel(tmp_path / "out").manifest["options"]["quantize"] == "int4"
     (tmp_path / "home" / "documents").mkdir(parents=True)
     (tmp_path / "file").write_text("data")
     source = tiny.checkpoint(tmp_path / "source")

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file
 
 import quantkit.quantization.encode
 import tiny
+from quantkit import formats
 from quantkit.errors import PackedModelError
-from quantkit.formats import open_checkpoint
-from quantkit.formats.packed import open_packed
+from quantkit.formats.packed import PackedModel
 from quantkit.formats.safetensors import SafetensorsFile
 from quantkit.models.registry import read
 from quantkit.quantization.conversion import convert
@@ -43,9 +43,9 @@ ROUND = {"F16": lambda values: values.astype(np.float16).astype(np.float32), "BF
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_weights_are_the_packed_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str, dtype: str) -> None:
     monkeypatch.setattr(quantkit.quantization.encode, "STRIPE_WEIGHTS", 1000)  # several stripes a tensor
-    packed = open_packed(packed_folder(tmp_path, family, hidden_size=72, dtype=dtype))
+    packed = PackedModel(packed_folder(tmp_path, family, hidden_size=72, dtype=dtype))
     dequantize(packed.path, tmp_path / "out")
-    file, found = SafetensorsFile(tmp_path / "out/model.safetensors"), open_checkpoint(tmp_path / "out")
+    file, found = SafetensorsFile(tmp_path / "out/model.safetensors"), formats.open(tmp_path / "out")
     assert file.header.keys() == set(packed.names)  # and no padding, which llama.cpp's converter would refuse
     for name in packed.names:
         wanted, out = packed.tensor(name), found.tensor(name)
@@ -62,7 +62,7 @@ def test_the_folder_is_a_checkpoint(tmp_path: Path) -> None:
     assert set(os.listdir(tmp_path / "out")) == {*os.listdir(tmp_path / "source"), "dequantized.json"}
     for name in ("tokenizer.json", "chat_template.jinja"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "source" / name).read_bytes()
-    checkpoint = open_checkpoint(tmp_path / "out")
+    checkpoint = formats.open(tmp_path / "out")
     assert checkpoint.check(read(checkpoint.config).record().tensors) == []
 
 
@@ -96,7 +96,7 @@ def test_the_type_is_the_sources(tmp_path: Path, stored: str, fields: dict[str, 
     convert(source, tmp_path / "packed")
     assert dequantize(tmp_path / "packed", tmp_path / "out") in expected.values()
     assert json.loads((tmp_path / "out/config.json").read_text()) == config | expected
-    kinds = {open_checkpoint(tmp_path / "out").header(name).kind for name in tiny.shapes(config)}
+    kinds = {formats.open(tmp_path / "out").spec(name).kind for name in tiny.shapes(config)}
     assert kinds == {{"float16": "f16", "bfloat16": "bf16"}[dtype] for dtype in expected.values()}
 
 
@@ -168,9 +168,9 @@ def test_force_replaces_what_dequantize_or_convert_wrote(tmp_path: Path) -> None
     convert(tmp_path / "source", tmp_path / "out", "int8")
     dequantize(packed, tmp_path / "out", force=True)
     dequantize(packed, tmp_path / "out", force=True)
-    assert open_checkpoint(tmp_path / "out").header("model.norm.weight").kind == "bf16"
+    assert formats.open(tmp_path / "out").spec("model.norm.weight").kind == "bf16"
     convert(tmp_path / "source", tmp_path / "out", force=True)
-    assert open_packed(tmp_path / "out").manifest["options"]["quantize"] == "int4"
+    assert PackedModel(tmp_path / "out").manifest["options"]["quantize"] == "int4"
 
 
 @pytest.mark.live
@@ -180,7 +180,7 @@ def test_transformers_reads_it(tmp_path: Path, family: str, dtype: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    packed = open_packed(packed_folder(tmp_path, family, dtype=dtype))
+    packed = PackedModel(packed_folder(tmp_path, family, dtype=dtype))
     dequantize(packed.path, tmp_path / "out")
     model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto", output_loading_info=True)
     assert not report["missing_keys"]

@@ -73,8 +73,6 @@ def command(
             threads=threads,
             progress=lambda now: bar.update(now.done, now.total, now.tensor),
         )
-    for name in report.unused:
-        echo(f"warning: {source}: the model does not use tensor {name!r}; it was left out", err=True)
     echo(_summary(report))
 
 

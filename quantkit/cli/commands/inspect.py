@@ -12,6 +12,7 @@ import click
 
 from quantkit.cli.options import Command, model_argument
 from quantkit.cli.streams import echo
+from quantkit.errors import QuantkitError
 
 
 @dataclass(frozen=True)
@@ -43,24 +44,22 @@ def command(model: Path, as_json: bool) -> None:
 
 
 def _read(model: Path) -> tuple[Any, list[Row]]:
-    from quantkit.formats import open_checkpoint
-    from quantkit.formats.packed import is_packed, open_packed
-    from quantkit_kernels.blocks import KINDS
+    from quantkit import formats
+    from quantkit.formats.packed import PackedModel
+    from quantkit_kernels.blocks import nbytes
 
-    if is_packed(model):
-        packed = open_packed(model)
-        errors = packed.manifest["tensors"]
-        return packed.config, [
-            Row(name, tensor.kind, tensor.shape, tensor.nbytes, errors[name].get("relative_error"))
-            for name in packed.names
-            for tensor in [packed.tensor(name)]
-        ]
-    checkpoint = open_checkpoint(model)
-    return checkpoint.config, [
-        Row(name, kind, shape, math.prod(shape) * int(KINDS[kind].bits) // 8)
-        for name in checkpoint.names
-        for kind, shape in [checkpoint.header(name)]
-    ]
+    source = formats.open(model)
+    written = source.manifest["tensors"] if isinstance(source, PackedModel) else {}
+    rows = []
+    for name in source.names:
+        try:
+            spec = source.spec(name)
+        except QuantkitError as error:  # of a type that quantkit does not read; the others are listed
+            echo(f"warning: {error}", err=True)
+            continue
+        relative_error = written.get(name, {}).get("relative_error")
+        rows.append(Row(name, spec.kind, spec.shape, nbytes(spec.kind, spec.shape), relative_error))
+    return source.config, rows
 
 
 def _by_kind(rows: list[Row]) -> dict[str, list[Row]]:

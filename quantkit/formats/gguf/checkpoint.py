@@ -5,7 +5,7 @@ tensors stay what they are): rounding moves a weight by at most 2^-11 of itself,
 block type, and takes half the memory of f32. llama.cpp's converter reorders the rows of q_proj and k_proj of this
 architecture so that rotary embedding turns neighbouring columns; that is undone here.
 
-The file's layout is `gguf_file.py`'s business, the tokenizer `gguf_tokenizer.py`'s.
+`file.py` reads the layout of the file, `tokenizer.py` its tokenizer.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.formats.gguf.file import Entry, GGUFFile, gguf_package
+from quantkit.formats.gguf.file import GGUFFile, gguf_package
 from quantkit.formats.gguf.tokenizer import check_tokenizer, tokenizer_files
-from quantkit.formats.source import Checkpoint, Header
-from quantkit.tensor import Tensor
+from quantkit.formats.mapped import Entry
+from quantkit.formats.source import ModelSource
+from quantkit.tensor import Tensor, TensorSpec
 
 NAMES = {
     "token_embd": "model.embed_tokens",
@@ -49,7 +50,7 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id")
 CHUNK = 1 << 20  # weights that are de-quantized at a time
 
 
-class GGUFCheckpoint(Checkpoint):
+class GGUFSource(ModelSource):
     """An open GGUF file.
 
     Raises
@@ -88,21 +89,23 @@ class GGUFCheckpoint(Checkpoint):
     def nbytes(self) -> int:
         return sum(entry.end - entry.begin for entry in self._entries.values())
 
-    def header(self, name: str) -> Header:
+    def spec(self, name: str) -> TensorSpec:
         entry = self._entry(name)
-        if entry.type in PLAIN:
-            return Header(PLAIN[entry.type][0], entry.shape)
-        if entry.type not in self._dequantizable:
-            raise UnsupportedError(f"{self.path}: tensor {name!r} has type {entry.type}, which gguf cannot de-quantize")
-        return Header("f16", entry.shape)
+        if entry.dtype in PLAIN:
+            return TensorSpec(name, entry.shape, kind=PLAIN[entry.dtype][0])
+        if entry.dtype not in self._dequantizable:
+            raise UnsupportedError(
+                f"{self.path}: tensor {name!r} has type {entry.dtype}, which gguf cannot de-quantize"
+            )
+        return TensorSpec(name, entry.shape, kind="f16")
 
-    def tensor(self, name: str) -> Tensor:
-        kind, shape = self.header(name)
-        entry, order = self._entries[name], self._row_order(name)
-        if entry.type in PLAIN:
-            data = self._file.mapped.view(PLAIN[entry.type][1], shape, entry.begin)
-            return Tensor(kind, shape, data if order is None else data[order])
-        return Tensor(kind, shape, self._dequantize(name, entry, order))
+    def tensor(self, name: str, *, copy: bool = False) -> Tensor:
+        spec, entry, order = self.spec(name), self._entries[name], self._row_order(name)
+        if entry.dtype in PLAIN:
+            get = self._file.mapped.read if copy else self._file.mapped.view
+            data = get(PLAIN[entry.dtype][1], entry.shape, entry.begin)
+            return Tensor(spec.kind, spec.shape, data if order is None else data[order])
+        return Tensor(spec.kind, spec.shape, self._dequantize(name, entry, order))
 
     def release(self, name: str) -> None:
         entry = self._entry(name)
@@ -111,17 +114,13 @@ class GGUFCheckpoint(Checkpoint):
     def file_of(self, name: str) -> Path:
         return self.path
 
-    def _texts(self) -> Iterator[bytes]:
-        yield self._file.mapped.bytes[: min((entry.begin for entry in self._entries.values()), default=0)]
-
-    def _sample(self, name: str) -> bytes:
-        kind, shape, begin, end = self._entries[name]
-        middle = (begin + end) // 2
-        return f"{kind} {shape}\n".encode() + self._file.mapped.bytes[middle : min(middle + 64, end)]
+    def _evidence(self) -> Iterator[bytes]:
+        yield self._file.mapped.identity()
+        yield self._file.raw_header()
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:
-            raise CheckpointError(f"{self.path}: has no tensor {name!r}")
+            raise CheckpointError(self._absence(name))
         return self._entries[name]
 
     @cached_property
@@ -129,7 +128,7 @@ class GGUFCheckpoint(Checkpoint):
         """Types of this file's tensors that the installed gguf package de-quantizes: it is asked for one block each."""
         package = gguf_package()
         supported = set()
-        for name in {entry.type for entry in self._entries.values()} - PLAIN.keys():
+        for name in {entry.dtype for entry in self._entries.values()} - PLAIN.keys():
             kind = package.GGMLQuantizationType[name]
             try:
                 package.dequantize(np.zeros((1, package.GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
@@ -140,9 +139,9 @@ class GGUFCheckpoint(Checkpoint):
 
     def _dequantize(self, name: str, entry: Entry, order: NDArray[np.intp] | None) -> NDArray[np.float16]:
         package = gguf_package()
-        kind = package.GGMLQuantizationType[entry.type]
+        kind = package.GGMLQuantizationType[entry.dtype]
         rows = math.prod(entry.shape[:-1])
-        raw = self._file.mapped.view("u1", (rows, (entry.end - entry.begin) // max(rows, 1)), entry.begin)
+        raw = self._file.mapped.read("u1", (rows, (entry.end - entry.begin) // max(rows, 1)), entry.begin)
         result = np.empty((rows, entry.shape[-1]), np.float16)
         step = max(1, CHUNK // max(1, entry.shape[-1]))
         for start in range(0, rows, step):
@@ -239,7 +238,7 @@ class GGUFCheckpoint(Checkpoint):
         kind, shape, begin, _ = self._file.tensors[ROPE_FACTORS]
         if kind != "F32" or shape != (head_dim // 2,):
             raise CheckpointError(f"{self.path}: tensor {ROPE_FACTORS!r} is not F32 of shape ({head_dim // 2},)")
-        factors = self._file.mapped.view("<f4", shape, begin)
+        factors = self._file.mapped.read("<f4", shape, begin)
         factor = float(factors.max(initial=1.0))
         if factor == 1.0:
             return None

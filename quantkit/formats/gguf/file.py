@@ -4,7 +4,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 an
 here and not by `gguf.GGUFReader`, which follows the counts of a damaged file without end and takes seconds for a large
 vocabulary. Tensor types, their block sizes and de-quantization are the `gguf` package's (extra `gguf`).
 
-What the metadata means is asked in `gguf.py` and `gguf_tokenizer.py`.
+What the metadata means is asked in `checkpoint.py` and `tokenizer.py`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import os
 import struct
 from collections.abc import Iterator, Mapping
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from quantkit.errors import UnsupportedError
-from quantkit.formats.mapped import MappedFile
+from quantkit.formats.mapped import Entry, MappedFile
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -27,15 +27,6 @@ MAX_DIMENSIONS = 4
 DEFAULT_ALIGNMENT = 32
 
 T = TypeVar("T", bool, int, float, str)
-
-
-class Entry(NamedTuple):
-    """Where a tensor lies; `shape` has the rows first, as in numpy; `begin` and `end` count from the file's start."""
-
-    type: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
 
 
 def gguf_package() -> ModuleType:
@@ -82,6 +73,7 @@ class GGUFFile:
         alignment = self.value("general.alignment", int, DEFAULT_ALIGNMENT)
         if alignment < 1 or alignment & (alignment - 1):
             raise self.mapped.fault(f"general.alignment is {alignment}, not a power of two")
+        self._header_bytes = cursor.position
         start = -(-cursor.position // alignment) * alignment
         entries = {name: self._entry(name, start, *info) for name, info in infos.items()}
         self.tensors: Mapping[str, Entry] = dict(sorted(entries.items(), key=lambda item: item[1].begin))
@@ -95,6 +87,10 @@ class GGUFFile:
         if isinstance(value, bool) != (kind is bool) or not isinstance(value, (kind, int) if kind is float else kind):
             raise self.mapped.fault(f"its metadata {key} is not of type {kind.__name__}")
         return kind(value)
+
+    def raw_header(self) -> bytes:
+        """Return metadata and places of tensors as they stand in the file."""
+        return self.mapped.read("u1", (self._header_bytes,), 0).tobytes()
 
     def _unique(self, items: Iterator[tuple[str, Any]], what: str) -> dict[str, Any]:
         result: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import tiny
+from quantkit import formats
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.formats import open_checkpoint
 from quantkit.formats.gguf.checkpoint import hugging_face_name, llama3_factors
 from tiny_gguf import ARRAY, CONFIG, F32, TEXT, U32, Changes, gguf_name, metadata, weights, write
 
@@ -41,12 +42,12 @@ def test_names() -> None:
     [("F32", "f32", 0), ("F16", "f16", 2**-11), ("BF16", "bf16", 2**-8), ("Q8_0", "f16", 2**-7), ("Q4_1", "f16", 0.1)],
 )
 def test_tensors(kind: str, expected: str, tolerance: float, file: Path) -> None:
-    checkpoint = open_checkpoint(write(file, kind=GGMLQuantizationType[kind]))
+    checkpoint = formats.open(write(file, kind=GGMLQuantizationType[kind]))
     assert sorted(checkpoint.names) == sorted(tiny.shapes(CONFIG))
     for name, values in weights().items():
         tensor = checkpoint.tensor(name)
-        assert tensor.kind == checkpoint.header(name).kind == (expected if values.ndim == 2 else "f32")
-        assert tensor.shape == tensor.data.shape == checkpoint.header(name).shape == values.shape
+        assert tensor.kind == checkpoint.spec(name).kind == (expected if values.ndim == 2 else "f32")
+        assert tensor.shape == tensor.data.shape == checkpoint.spec(name).shape == values.shape
         got = tensor.data.astype(np.float32)
         if tensor.kind == "bf16":
             got = (tensor.data.astype(np.uint32) << 16).view(np.float32)
@@ -55,7 +56,7 @@ def test_tensors(kind: str, expected: str, tolerance: float, file: Path) -> None
 
 
 def test_dequantized_values_are_the_gguf_package_s(file: Path) -> None:
-    checkpoint = open_checkpoint(write(file, kind=GGMLQuantizationType.Q5_0))
+    checkpoint = formats.open(write(file, kind=GGMLQuantizationType.Q5_0))
     name = "model.layers.1.mlp.down_proj.weight"
     stored = gguf.quantize(weights()[name], GGMLQuantizationType.Q5_0)
     expected = gguf.dequantize(stored, GGMLQuantizationType.Q5_0).astype(np.float16)
@@ -63,7 +64,7 @@ def test_dequantized_values_are_the_gguf_package_s(file: Path) -> None:
 
 
 def test_tensors_larger_than_a_chunk(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint = open_checkpoint(write(file, kind=GGMLQuantizationType.Q8_0))
+    checkpoint = formats.open(write(file, kind=GGMLQuantizationType.Q8_0))
     whole = {name: checkpoint.tensor(name).data for name in checkpoint.names}
     monkeypatch.setattr("quantkit.formats.gguf.checkpoint.CHUNK", 64 * 7)
     for name, expected in whole.items():
@@ -72,7 +73,7 @@ def test_tensors_larger_than_a_chunk(file: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_biases_are_reordered_too(file: Path) -> None:
     values = weights(attention_bias=True)
-    checkpoint = open_checkpoint(write(file, tensors=values))
+    checkpoint = formats.open(write(file, tensors=values))
     assert checkpoint.config["attention_bias"] is True
     for name in ("q_proj", "k_proj", "v_proj"):
         name = f"model.layers.0.self_attn.{name}.bias"
@@ -80,21 +81,21 @@ def test_biases_are_reordered_too(file: Path) -> None:
 
 
 def test_config(file: Path) -> None:
-    config = open_checkpoint(write(file)).config
+    config = formats.open(write(file)).config
     for field in CONFIG:
         expected = CONFIG[field]
         assert config[field] == (pytest.approx(expected) if isinstance(expected, float) else expected), field
     assert config["head_dim"] == 16
-    untied = open_checkpoint(write(file, tensors=weights(tie_word_embeddings=False)))
+    untied = formats.open(write(file, tensors=weights(tie_word_embeddings=False)))
     assert untied.config["tie_word_embeddings"] is False
     assert untied.tensor("lm_head.weight").shape == (tiny.VOCAB_SIZE, 64)
 
 
 def test_rope_scaling(file: Path) -> None:
     linear = {"llama.rope.scaling.type": ("linear", TEXT), "llama.rope.scaling.factor": (4.0, F32)}
-    assert open_checkpoint(write(file, linear)).config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
+    assert formats.open(write(file, linear)).config["rope_scaling"] == {"rope_type": "linear", "factor": 4.0}
     with pytest.raises(UnsupportedError, match="rope scaling 'yarn'"):
-        open_checkpoint(write(file, linear | {"llama.rope.scaling.type": ("yarn", TEXT)}))
+        formats.open(write(file, linear | {"llama.rope.scaling.type": ("yarn", TEXT)}))
 
 
 # Of Llama 3.2 1B (theta 500000, head size 64), computed by transformers: base frequency / scaled frequency.
@@ -111,7 +112,7 @@ def test_llama3_factors() -> None:
 def test_llama3_rope_is_recognized(file: Path) -> None:
     theta = {"llama.rope.freq_base": (500000.0, F32)}
     factors = llama3_factors(500000.0, 16, 8.0).astype(np.float32)
-    checkpoint = open_checkpoint(write(file, theta, weights() | {"rope_freqs.weight": factors}))
+    checkpoint = formats.open(write(file, theta, weights() | {"rope_freqs.weight": factors}))
     assert checkpoint.config["rope_scaling"] == {
         "rope_type": "llama3",
         "factor": 8.0,
@@ -121,14 +122,14 @@ def test_llama3_rope_is_recognized(file: Path) -> None:
     }
     assert "rope_freqs.weight" not in checkpoint.names
     ones = np.ones(8, np.float32)
-    assert open_checkpoint(write(file, theta, weights() | {"rope_freqs.weight": ones})).config["rope_scaling"] is None
+    assert formats.open(write(file, theta, weights() | {"rope_freqs.weight": ones})).config["rope_scaling"] is None
     factors[3] *= 1.1
     with pytest.raises(UnsupportedError, match="not those of Llama 3"):
-        open_checkpoint(write(file, theta, weights() | {"rope_freqs.weight": factors}))
+        formats.open(write(file, theta, weights() | {"rope_freqs.weight": factors}))
 
 
 def test_files(file: Path) -> None:
-    files = open_checkpoint(write(file, {"tokenizer.ggml.eot_token_id": (2, U32)})).files
+    files = formats.open(write(file, {"tokenizer.ggml.eot_token_id": (2, U32)})).files
     assert files["chat_template.jinja"] == b"{{ messages }}"
     # Declared are 1 and 2; token 3 is <|im_end|>, which ends a turn in any file.
     assert json.loads(bytes(files["generation_config.json"])) == {"bos_token_id": 0, "eos_token_id": [1, 2, 3]}
@@ -136,18 +137,18 @@ def test_files(file: Path) -> None:
     assert (config["bos_token"], config["eos_token"]) == ("<|begin_of_text|>", "<|end_of_text|>")
 
 
-def test_fingerprint(file: Path, tmp_path: Path) -> None:
-    first = open_checkpoint(write(file)).fingerprint()
-    values = weights()
-    values["model.layers.1.mlp.up_proj.weight"] += 1
-    assert open_checkpoint(write(tmp_path / "other.gguf", tensors=values)).fingerprint() != first
-    template = {"tokenizer.chat_template": ("other", TEXT)}
-    assert open_checkpoint(write(tmp_path / "template.gguf", template)).fingerprint() != first
-    assert open_checkpoint(write(tmp_path / "same.gguf")).fingerprint() == first
+def test_identity(file: Path) -> None:
+    write(file)
+    first = formats.open(file).identity()
+    assert formats.open(file).identity() == first
+    content, before = file.read_bytes(), file.stat()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert formats.open(file).identity() != first
 
 
 def test_unknown_tensors_are_reported_not_read(file: Path) -> None:
-    checkpoint = open_checkpoint(write(file, tensors=weights() | {"strange": np.zeros((2, 32), np.float32)}))
+    checkpoint = formats.open(write(file, tensors=weights() | {"strange": np.zeros((2, 32), np.float32)}))
     assert "strange" in checkpoint.names
 
 
@@ -170,14 +171,14 @@ def test_refuses(name: str, file: Path) -> None:
     write(file, changes)
     start = time.perf_counter()
     with pytest.raises(error, match=message) as caught:
-        open_checkpoint(file)
+        formats.open(file)
     assert time.perf_counter() - start < 1
     assert str(file) in str(caught.value)
 
 
 def test_refuses_other_architectures(file: Path) -> None:
     with pytest.raises(UnsupportedError, match="architecture 'qwen2'"):
-        open_checkpoint(write(file, architecture="qwen2"))
+        formats.open(write(file, architecture="qwen2"))
 
 
 def test_refuses_types_that_gguf_cannot_dequantize(file: Path) -> None:
@@ -191,15 +192,16 @@ def test_refuses_types_that_gguf_cannot_dequantize(file: Path) -> None:
     ):
         file.write_bytes(content[:place] + int(code).to_bytes(4, "little") + content[place + 4 :])
         with pytest.raises(error, match=message):
-            open_checkpoint(file)
+            formats.open(file)
     file.write_bytes(content[:place] + int(GGMLQuantizationType.I32).to_bytes(4, "little") + content[place + 4 :])
     with pytest.raises(UnsupportedError, match="has type I32"):
-        open_checkpoint(file).header("model.embed_tokens.weight")
+        formats.open(file).spec("model.embed_tokens.weight")
 
 
 DAMAGED: dict[str, tuple[Callable[[bytes], bytes], type[Exception], str]] = {
-    "empty": (lambda b: b"", CheckpointError, "is not a GGUF file"),
-    "other magic": (lambda b: b"GGML" + b[4:], CheckpointError, "is not a GGUF file"),
+    "empty": (lambda b: b"", CheckpointError, "is empty"),
+    "other magic": (lambda b: b"GGML" + b[4:], CheckpointError, "of no format that quantkit knows"),
+    "older magic": (lambda b: b"tjgg" + b[4:], CheckpointError, "from before GGUF"),
     "version 1": (lambda b: b[:4] + b"\1\0\0\0" + b[8:], UnsupportedError, "GGUF version 1"),
     "big-endian": (lambda b: b[:4] + b"\0\0\0\3" + b[8:], UnsupportedError, "little-endian"),
     "cut in the header": (lambda b: b[:1000], CheckpointError, "header does not end within the file"),
@@ -224,7 +226,7 @@ def test_refuses_damaged(name: str, file: Path) -> None:
     damage, error, message = DAMAGED[name]
     file.write_bytes(damage(write(file).read_bytes()))
     with pytest.raises(error, match=message) as caught:
-        open_checkpoint(file)
+        formats.open(file)
     assert str(file) in str(caught.value)
 
 
@@ -234,7 +236,7 @@ def test_a_tensor_without_rows(file: Path) -> None:
     place = content.index(name) + len(name) + 4 + 8  # its second dimension
     file.write_bytes(content[:place] + bytes(8) + content[place + 8 :])
     with pytest.raises(CheckpointError, match="impossible shape"):
-        open_checkpoint(file)
+        formats.open(file)
 
 
 def test_overlapping_tensors(file: Path) -> None:
@@ -243,17 +245,17 @@ def test_overlapping_tensors(file: Path) -> None:
     place = content.index(name) + len(name) + 4 + 2 * 8 + 4  # its offset
     file.write_bytes(content[:place] + bytes(8) + content[place + 8 :])
     with pytest.raises(CheckpointError, match="overlaps its neighbour"):
-        open_checkpoint(file)
+        formats.open(file)
 
 
 def test_values_beyond_f16(file: Path) -> None:
     values = weights()
     name = "model.layers.0.mlp.up_proj.weight"
     values[name] = values[name] * 0 + 60000
-    checkpoint = open_checkpoint(write(file, tensors=values, kind=GGMLQuantizationType.Q8_0))
+    checkpoint = formats.open(write(file, tensors=values, kind=GGMLQuantizationType.Q8_0))
     assert np.isfinite(checkpoint.tensor(name).data).all()
     values[name] *= 100
-    checkpoint = open_checkpoint(write(file, tensors=values, kind=GGMLQuantizationType.Q8_0))
+    checkpoint = formats.open(write(file, tensors=values, kind=GGMLQuantizationType.Q8_0))
     with pytest.raises(CheckpointError, match=r"up_proj\.weight' has values beyond f16"):
         checkpoint.tensor(name)
 
@@ -262,15 +264,15 @@ def test_without_the_gguf_package(file: Path, monkeypatch: pytest.MonkeyPatch) -
     write(file)
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UnsupportedError, match=r"pip install 'quantkit\[gguf\]'"):
-        open_checkpoint(file)
+        formats.open(file)
 
 
 def use_everything(path: Path) -> None:
     """Open the file and ask for all there is; only quantkit's own errors may come out."""
     with suppress(CheckpointError, UnsupportedError):
-        checkpoint = open_checkpoint(path)
+        checkpoint = formats.open(path)
         json.dumps(checkpoint.config)
-        checkpoint.fingerprint()
+        checkpoint.identity()
         for name in checkpoint.names:
             with suppress(CheckpointError, UnsupportedError):
                 checkpoint.tensor(name)
@@ -326,7 +328,7 @@ def test_any_metadata(data: st.DataObject, tmp_path: Path) -> None:
 def test_transformers_reads_the_same(file: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    checkpoint = open_checkpoint(write(file, kind=GGMLQuantizationType.Q4_0))
+    checkpoint = formats.open(write(file, kind=GGMLQuantizationType.Q4_0))
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     theirs = {name: values.float().numpy() for name, values in model.state_dict().items()}
     for name in checkpoint.names:
