@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import tiny
 from golden.generate import CASES
 from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
+from quantkit.models.fields import COMPUTING
 from quantkit.models.recorder import Program
 from quantkit.models.registry import FAMILIES, read
 
@@ -168,7 +169,7 @@ JSON = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(data=st.data(), model_type=st.sampled_from(TYPES))
 def test_any_value_of_any_field_is_understood_or_refused(data: st.DataObject, model_type: str) -> None:
-    fields = [known.name for known in dataclasses.fields(FAMILIES[model_type].config)]
+    fields = [known.name for known in dataclasses.fields(FAMILIES[model_type].config)] + sorted(COMPUTING)
     changes = data.draw(st.dictionaries(st.sampled_from(fields), JSON, min_size=1, max_size=2))
     try:
         outcome = record(tiny.config_of(model_type, **changes)).operations[-1].name

@@ -20,7 +20,10 @@ from quantkit.models.registry import read
 CONFIGS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("configs.json").read_text())
 
 
-@pytest.mark.parametrize("name", [name for name, row in CONFIGS.items() if "refused" not in row])
+RECORDED = [name for name, row in CONFIGS.items() if "refused" not in row]
+
+
+@pytest.mark.parametrize("name", RECORDED)
 def test_recorded(name: str) -> None:
     row = CONFIGS[name]
     architecture = read(row["config"])
@@ -35,3 +38,15 @@ def test_recorded(name: str) -> None:
 def test_refused(name: str) -> None:
     with pytest.raises(QuantkitError, match=rf"^config\.json: .*{re.escape(CONFIGS[name]['refused'])}"):
         read(CONFIGS[name]["config"]).record()
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("name", RECORDED)
+def test_transformers_own_spelling_means_the_same(name: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    config = CONFIGS[name]["config"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert read(saved).record() == read(config).record()
