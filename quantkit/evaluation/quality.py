@@ -107,7 +107,8 @@ def perplexity(
     model : Model
         The model to measure.
     tokens : sequence of int
-        The whole text's tokens; what is left after the last full window is ignored.
+        The whole text's tokens; what is left after the last full window is ignored. llama-perplexity reads the spelling
+        of a special token as ordinary text: so does `tokenizer.encode(text, split_special_tokens=True)`.
     context : int
         Tokens of a window, 8 or more. Its first `context // 2` predictions are not scored, and nor is the last.
     chunks : int, optional

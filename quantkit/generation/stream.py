@@ -187,11 +187,10 @@ def encode_prompt(
     if _is_conversation(prompt):
         text = tokenizer.apply_chat_template(cast("Sequence[Message]", prompt), **variables)
         return tokenizer.encode(text, add_special_tokens=False)
+    numbers = isinstance(prompt, Sequence | np.ndarray) and not isinstance(prompt, bytes)
+    if not numbers or not all(is_whole(token) for token in prompt):
+        raise GenerationError(f"the prompt is {prompt!r:.60}; expected a text, token ids, or messages")
     return [int(token) for token in cast("Sequence[int]", prompt)]
-
-
-def _is_conversation(prompt: Prompt) -> bool:
-    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
 def _template_variables(given: Mapping[str, Any] | None, prompt: Prompt) -> Mapping[str, Any]:
@@ -203,6 +202,10 @@ def _template_variables(given: Mapping[str, Any] | None, prompt: Prompt) -> Mapp
     if not _is_conversation(prompt):
         raise OptionError("chat_template_kwargs are for a conversation; the prompt is a plain text or token ids")
     return given
+
+
+def _is_conversation(prompt: Prompt) -> bool:
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
 def _check_prompt(tokens: Sequence[int], model: Model) -> None:

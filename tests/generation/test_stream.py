@@ -106,6 +106,12 @@ def test_empty_prompt_is_refused_at_once(tokenizer: Tokenizer, prompt: Any) -> N
     assert model.sequences == []
 
 
+@pytest.mark.parametrize("prompt", [7, None, [1.5], ["a"], [True], b"a", {"role": "user"}, [[5]], np.ones((2, 2), int)])
+def test_a_prompt_of_another_kind_is_refused(tokenizer: Tokenizer, prompt: Any) -> None:
+    with pytest.raises(GenerationError, match="expected a text, token ids, or messages"):
+        stream_generate(saying(tokenizer, "ab"), tokenizer, prompt)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("token", [-1, tiny.VOCAB_SIZE])
 def test_token_outside_the_vocabulary_is_named(tokenizer: Tokenizer, token: int) -> None:
     with pytest.raises(GenerationError, match=f"token id {token} is outside .* 0 to {tiny.VOCAB_SIZE - 1}"):

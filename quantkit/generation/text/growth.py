@@ -20,9 +20,11 @@ MOST_GROWTH = 100
 """A text may become so many times as long, counted in characters. The worst honest one is 18 times (NFKC)."""
 SLICE = 256
 """Characters of a text that are tried out at once."""
+MOST_STEPS = 256
 LONGEST_REPLACEMENT = 256
 LONGEST_CHARSMAP = 2_000_000
-"""Characters of what a step may write for a match, and of a step's table (base64). Published ones: 4 and 400,000."""
+"""Steps of a part; characters of what a step may write for a match, and of its table (base64). Published ones have a
+dozen, 4 and 400,000."""
 
 _GROWTH = {"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 3, "BertNormalizer": 3, "ByteLevel": 4}
 """What a step makes of a character at most; those that are not named here do not make more than one of it."""
@@ -81,6 +83,8 @@ def _steps(section: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
 
 
 def _most_growth(steps: list[Mapping[str, Any]], file: Path) -> float:
+    if len(steps) > MOST_STEPS:
+        raise CheckpointError(f"{file}: rewrites text in {len(steps)} steps; it is damaged or hostile")
     growth = 1.0
     for step in steps:
         match step:

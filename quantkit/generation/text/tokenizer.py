@@ -89,7 +89,8 @@ class Tokenizer:
         if not self.eos_token_ids:
             _log.warning("%s declares no end-of-text token: only limits end a generation", origin)
         begins = declared_ids(model, "bos_token_id", source.path("config.json"))
-        self.bos_token_id = named.get("bos_token", begins[0] if begins else None)
+        bos = named.get("bos_token")
+        self.bos_token_id = bos if bos is not None else begins[0] if begins else None
         self.generation_defaults: Mapping[str, float] = recommended_sampling(generation, generation_file)
         self._leading = self._begin(config.get("add_bos_token"))
 

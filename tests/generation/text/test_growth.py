@@ -66,6 +66,11 @@ def test_an_endless_table_is_refused_at_once() -> None:
         Tokenizer(BYTE_LEVEL | {"tokenizer.json": json.dumps(content).encode()}, "model")
 
 
+def test_endless_steps_are_refused_at_once() -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: rewrites text in 1000 steps"):
+        with_parts(BYTE_LEVEL, pre_tokenizer=pre_tokenizers.Sequence([pre_tokenizers.Digits()] * 1000))
+
+
 @pytest.mark.parametrize(
     ("parts", "section"),
     [

@@ -67,6 +67,13 @@ def test_what_begins_a_text_and_that_nothing_ends_it(
     assert tokenizer.encode("Hi", add_special_tokens=False) == tokenizer.encode("Hi")[-2:]
 
 
+def test_the_bos_is_the_named_one_or_that_of_the_config() -> None:
+    names = {"bos_token": "<|im_start|>"}
+    assert opened(tokenizer_config=names, config={"bos_token_id": BOS}).bos_token_id == TURN
+    for unknown in ({}, {"bos_token": "<no such token>"}, {"bos_token": None}):
+        assert opened(tokenizer_config=unknown, config={"bos_token_id": BOS}).bos_token_id == BOS
+
+
 def test_a_bos_that_no_file_names_is_not_added() -> None:
     tokenizer = opened(rebuilt(post_processor=None), tokenizer_config={"add_bos_token": True}, config={})
     assert len(tokenizer.encode("Hi")) == 2
