@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import PackedModelError
+from quantkit.formats.json_files import read_object
 
 WEIGHTS = "model.safetensors"
 PACKED_MANIFEST, UNPACKED_MANIFEST = "quantkit.json", "dequantized.json"
@@ -122,9 +123,8 @@ def _stranger(folder: Path) -> str | None:
 def _written_names(folder: Path) -> set[str]:
     """Return the names of the files that quantkit wrote into a folder, as its manifest lists them."""
     for name in (PACKED_MANIFEST, UNPACKED_MANIFEST):
-        file = folder / name
-        with suppress(OSError, ValueError, RecursionError):
-            match json.loads(file.read_bytes()) if file.is_file() else None:
+        with suppress(PackedModelError):
+            match read_object(folder / name, PackedModelError):
                 case {"quantkit_version": str(), "files": dict(files)}:
                     return {name, WEIGHTS, *files}
     return set()

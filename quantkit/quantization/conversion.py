@@ -18,10 +18,11 @@ from typing import Any
 
 from quantkit import formats
 from quantkit.engine.machine import peak_memory, usable_cores
-from quantkit.errors import CheckpointError, OptionError, UnsupportedError
+from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.formats.output import as_json, check_output
-from quantkit.formats.packed import PackedModel, write_packed
+from quantkit.formats.packed import PackedModel, PackedWriter, write_packed
 from quantkit.formats.source import ModelSource, Selection
+from quantkit.generation.options import is_whole, require
 from quantkit.models import registry
 from quantkit.quantization.recipe import choose
 from quantkit.tensor import TensorSpec
@@ -135,14 +136,13 @@ def convert(
     CheckpointError, UnsupportedError
         When the checkpoint is damaged, incomplete, holds NaN or infinity, or is of a kind that quantkit does not run.
     OptionError
-        For unknown kinds, or overrides that match nothing.
+        For unknown kinds, overrides that match nothing, or `threads` that is no whole number from 1 up.
     PackedModelError
         When the output exists or cannot be written.
     """
     start = time.perf_counter()
     plan = _plan(source, quantize, overrides)
-    if threads is not None and threads < 1:
-        raise OptionError(f"threads: {threads} is less than 1")
+    require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
     check_output(output, force=force, source=plan.source.path)
     errors = {} if dry_run else _pack(plan, output, force=force, threads=threads or usable_cores(), progress=progress)
     return Report(
@@ -200,28 +200,29 @@ def _pack(
     progress: Callable[[Progress], None] | None,
 ) -> dict[str, float]:
     """Write the packed folder; returns each tensor's relative error."""
-    source, specs = plan.source, plan.specs
-    identity = source.identity()
-    about = {
-        "source": {"name": _name_of(source.path), "identity": identity, "dtype": _stored_dtype(source)},
-        "options": plan.options,
-    }
+    source, identity = plan.source, plan.source.identity()
+    about = {"source": {"name": _name_of(source.path), "dtype": _stored_dtype(source)}, "options": plan.options}
     errors: dict[str, float] = {}
-    done, total = 0, sum(spec.weights for spec in specs.values())
-    with write_packed(output, source.config, specs, source.files, about, force=force) as writer:
-        from quantkit.quantization.encode import quantize  # heavy: after everything that can be refused
-
-        for name, spec in specs.items():
-            label = f"{source.file_of(name)}: tensor {name!r}"
-            tensor = source.tensor(name, copy=True)
-            packed, errors[name] = quantize(tensor, spec.kind, label=label, threads=threads)
-            writer.add(name, packed, errors[name])
+    done, total = 0, sum(spec.weights for spec in plan.specs.values())
+    with write_packed(output, source.config, plan.specs, source.files, about, force=force) as writer:
+        for name, spec in plan.specs.items():
+            errors[name] = _pack_tensor(source, spec, writer, threads)
             done += spec.weights
             if progress:
                 progress(Progress(name, done, total))
         if formats.open(source.path).identity() != identity:
             raise CheckpointError(f"{source.path}: was changed while it was packed; pack it again")
     return errors
+
+
+def _pack_tensor(source: ModelSource, spec: TensorSpec, writer: PackedWriter, threads: int) -> float:
+    """Read a tensor, write it in the kind of its spec, forget it; returns its relative error."""
+    from quantkit.quantization.encode import quantize  # heavy: after everything that can be refused
+
+    label = f"{source.file_of(spec.name)}: tensor {spec.name!r}"
+    packed, error = quantize(source.tensor(spec.name, copy=True), spec.kind, label=label, threads=threads)
+    writer.add(spec.name, packed, error)
+    return error
 
 
 def _name_of(path: Path) -> str:

@@ -61,7 +61,7 @@ def packed_copy(
     with ExitStack() as stack:
         if not _held(folder, stack):
             logger.info("packing %s to %s, once, into %s ...", path, RECIPE, folder)
-            # Another process may have been faster. Its copy has the same bytes, and is replaced at one blow.
+            # Another process may have been faster. Its copy has the same bytes, and is replaced by one system call.
             convert(path, folder, RECIPE, threads=threads, progress=progress, force=True)
             _held(folder, stack)
             _remove_older(folder, name_of_source)

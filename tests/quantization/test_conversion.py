@@ -63,8 +63,7 @@ def test_the_folder_is_the_checkpoint_with_other_weights(checkpoint: Path, tmp_p
     assert section["quant_method"] == "quantkit"
     assert section["tensors"]["model.layers.0.mlp.down_proj.weight"] == {"kind": "int8", "shape": [64, 160]}
     assert manifest["options"] == {"quantize": "int4", "overrides": [["down_proj", "int8"]]}
-    identity = formats.open(checkpoint).identity()
-    assert manifest["source"] == {"name": "tiny", "identity": identity, "dtype": "bfloat16"}
+    assert manifest["source"] == {"name": "tiny", "dtype": "bfloat16"}
 
 
 def test_threads_change_no_byte(checkpoint: Path, tmp_path: Path) -> None:
@@ -167,6 +166,7 @@ def test_nan_leaves_nothing(tmp_path: Path, name: str) -> None:
         ({}, {"quantize": "int3"}, OptionError, "int3"),
         ({}, {"overrides": [("nothing", "int8")]}, OptionError, "nothing"),
         ({}, {"threads": 0}, OptionError, "threads"),
+        ({}, {"threads": 1.5}, OptionError, "threads"),
         ({}, {"output": "source/config.json/out"}, PackedModelError, "config.json"),
     ],
 )
