@@ -183,6 +183,15 @@ def test_variables_reach_the_chat_template(thinker: Tokenizer, given: Any, expec
     assert model.sequences[-1].tokens == thinker.encode(expected, add_special_tokens=False)
 
 
+def test_half_a_surrogate_pair_reads_as_a_replacement_character(thinker: Tokenizer) -> None:
+    model = saying(thinker, "abc")
+    for prompt, expected in (("a\ud800", "a\ufffd"), ([{"role": "user", "content": "a\udcff"}], "a\ufffd>")):
+        responses(model, thinker, prompt, max_tokens=1)
+        assert model.sequences[-1].tokens[-len(expected.encode()) :] == thinker.encode(
+            expected, add_special_tokens=False
+        )
+
+
 @pytest.mark.parametrize("given", [{"messages": []}, {7: 8}, ["enable_thinking"], "enable_thinking"])
 def test_bad_template_variables_are_refused(thinker: Tokenizer, given: Any) -> None:
     with pytest.raises(OptionError, match=r"^chat_template_kwargs "):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,7 +21,7 @@ from tokenizers import AddedToken, Tokenizer
 from quantkit.errors import CheckpointError, GenerationError, QuantkitError
 from quantkit.formats.end_tokens import end_tokens
 from quantkit.generation.text.files import TextFiles
-from quantkit.generation.text.growth import Normalizer, check_growth
+from quantkit.generation.text.growth import MOST_GROWTH, Normalizer, check_growth
 from quantkit.generation.text.special_tokens import SpecialTokens
 
 FILE = "tokenizer.json"
@@ -28,6 +29,9 @@ MOST_UNASSIGNED = 4096
 """Ids between the vocabulary and the tokens that another file adds, at most."""
 MOST_LEADING = 16
 """Tokens that a post-processor puts before a text, at most."""
+
+_NORMALIZED_TOKEN = re.compile(r'"normalized"\s*:\s*true|\\u00[67]')
+"""What a file holds that has a token which the normalizer is applied to; the second part is an escaped letter."""
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +69,8 @@ class Vocabulary:
         if text is None:
             raise CheckpointError(f"{self.file} is missing: download it, or save it with transformers' fast tokenizer")
         with self._errors("not a tokenizer that the tokenizers library can read", CheckpointError):
+            if _NORMALIZED_TOKEN.search(text):
+                self._check_added(json.loads(text))
             self._library = Tokenizer.from_str(text)
             self._library.no_truncation()
             self._library.no_padding()
@@ -100,7 +106,10 @@ class Vocabulary:
     def encode(self, text: str, *, split_special_tokens: bool) -> list[int]:
         """Return the ids of a text, nothing added; raises `GenerationError` where the library fails on it."""
         with self._errors("the tokenizer fails on this text", GenerationError):
-            self._normalizer.check(text)
+            if self._normalizer.explodes(text):
+                raise GenerationError(
+                    f"{self.file}: its normalizer makes this text more than {MOST_GROWTH} times as long"
+                )
             library = self._splitting if split_special_tokens else self._library
             return library.encode(text, add_special_tokens=False).ids
 
@@ -129,6 +138,7 @@ class Vocabulary:
         added = self._added
         new, changed = {}, []
         for declared, entry in special.added.items():
+            self._check_token(entry.content, self._normalizer)
             token = self.id_of(entry.content)
             if token is None:
                 new[declared] = entry
@@ -178,6 +188,18 @@ class Vocabulary:
 
     def _next_id(self) -> int:
         return max(self._library.get_vocab().values(), default=-1) + 1
+
+    def _check_added(self, content: Mapping[str, Any]) -> None:
+        """Refuse a file whose normalizer explodes on one of its own tokens: the library tries them when it opens it."""
+        normalizer = Normalizer(content.get("normalizer"), self.file)
+        for entry in content.get("added_tokens") or ():
+            self._check_token(entry["content"], normalizer)
+
+    def _check_token(self, text: str, normalizer: Normalizer) -> None:
+        if normalizer.explodes(text):
+            raise CheckpointError(
+                f"{self.file}: its normalizer makes the token {text!r:.60} more than {MOST_GROWTH} times as long"
+            )
 
     def _leading(self) -> tuple[int, ...]:
         found = _leading_ids(_section(self._library.post_processor))

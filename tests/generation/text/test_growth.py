@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Backend
 
 from quantkit.errors import CheckpointError, GenerationError
 from quantkit.generation.text.tokenizer import Tokenizer
-from tiny_tokenizers import BYTE_FALLBACK, BYTE_LEVEL
+from tiny_tokenizers import BYTE_FALLBACK, BYTE_LEVEL, edited
 
 Part = normalizers.Normalizer | pre_tokenizers.PreTokenizer | decoders.Decoder
 
@@ -43,6 +43,29 @@ def test_an_exploding_normalizer_is_refused_when_it_explodes(name: str) -> None:
     tokenizer = with_parts(BYTE_LEVEL, normalizer=EXPLODING[name])
     with pytest.raises(GenerationError, match=r"tokenizer\.json: its normalizer makes this text more than 100 times"):
         tokenizer.encode("é a b")
+
+
+TOKEN_EXPLODES = r"tokenizer\.json: its normalizer makes the token 'xa' more than 100 times as long"
+
+
+@pytest.mark.parametrize("spelling", ['"normalized": true', '"\\u006eormalized":true'])
+def test_an_added_token_that_explodes_is_refused_at_once(spelling: str) -> None:
+    content = json.loads(BYTE_LEVEL["tokenizer.json"])
+    content["normalizer"] = {
+        "type": "Sequence",
+        "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}] * 40,
+    }
+    number = len(content["model"]["vocab"])
+    flags = '"lstrip": false, "rstrip": false, "single_word": false, "special": false'
+    token = f'{{"id": {number}, "content": "xa", {flags}, {spelling}}}'
+    text = json.dumps(content).replace('"added_tokens": [', f'"added_tokens": [{token}, ')
+    with pytest.raises(CheckpointError, match=TOKEN_EXPLODES):
+        Tokenizer(BYTE_LEVEL | {"tokenizer.json": text.encode()}, "model")
+
+
+def test_a_token_of_another_file_that_explodes_is_refused_at_once() -> None:
+    with pytest.raises(CheckpointError, match=TOKEN_EXPLODES):
+        with_parts(edited(added_tokens={"xa": 320}), normalizer=EXPLODING["doubling"])
 
 
 def test_a_text_that_does_not_grow_passes() -> None:
