@@ -22,8 +22,9 @@ Norm = Callable[..., Value]
 
 
 def embed(ops: Recorder, config: DecoderConfig) -> Value:
-    """Rows of the embedding table -> `[T, hidden_size]`."""
-    return ops.embed(EMBEDDING, config.vocab_size, config.hidden_size)
+    """Rows of the embedding table -> `[T, hidden_size]`; tied to the head, it may be stored as the head."""
+    alias = HEAD if config.tie_word_embeddings else ""
+    return ops.embed(EMBEDDING, config.vocab_size, config.hidden_size, alias=alias)
 
 
 def head(ops: Recorder, config: DecoderConfig, x: Value) -> None:
@@ -50,7 +51,8 @@ class Attention:
     norm : Norm, optional
         Normalizes each head of queries and keys by itself, before it is rotated.
     qkv_bias, output_bias : bool
-        Whether `q_proj`, `k_proj` and `v_proj`, and whether `o_proj` have a bias.
+        Whether `q_proj`, `k_proj` and `v_proj`, and whether `o_proj` have a bias; that of `o_proj` may be missing, as
+        where Qwen's weights bear another family's name.
     """
 
     ops: Recorder
@@ -69,7 +71,7 @@ class Attention:
         q = self._rotated(q, f"{module}.q_norm", rotation)
         k = self._rotated(k, f"{module}.k_norm", rotation)
         x = ops.attention(q, k, v, layer=layer, head_dim=config.head_size, scale=self.scale, window=window)
-        return ops.linear(x, f"{module}.o_proj", config.hidden_size, bias=self.output_bias)
+        return ops.linear(x, f"{module}.o_proj", config.hidden_size, bias=self.output_bias, optional_bias=True)
 
     def _rotated(self, heads: Value, norm: str, rotation: Value) -> Value:
         if self.norm is not None:

@@ -77,9 +77,13 @@ class Recorder:
         """Return what has been recorded so far; the last operation's output is the logits."""
         return Program(tuple(self._operations), MappingProxyType(dict(self._tensors)))
 
-    def embed(self, module: str, vocab_size: int, hidden_size: int) -> Value:
-        """Rows of the embedding table, one per token -> `[T, hidden_size]`."""
-        table = self._tensor(f"{module}.weight", (vocab_size, hidden_size), "embedding")
+    def embed(self, module: str, vocab_size: int, hidden_size: int, *, alias: str = "") -> Value:
+        """Rows of the embedding table, one per token -> `[T, hidden_size]`.
+
+        `alias` is another module under whose name a checkpoint may store the table: that of a head tied to it.
+        """
+        aliases = (f"{alias}.weight",) if alias else ()
+        table = self._tensor(f"{module}.weight", (vocab_size, hidden_size), "embedding", aliases=aliases)
         return self._record("embed", (), hidden_size, (table,))
 
     def scale(self, x: Value, factor: float) -> Value:
@@ -103,11 +107,23 @@ class Recorder:
         weight = self._tensor(f"{module}.weight", (size,), "norm")
         return self._record("rms_norm", (x,), x.columns, (weight,), eps=eps, size=size, offset=offset)
 
-    def linear(self, x: Value, module: str, rows: int, *, bias: bool = False, role: Role = "linear") -> Value:
-        """`x @ weight.T (+ bias)` with `weight [rows, x.columns]` -> `[T, rows]`."""
+    def linear(
+        self,
+        x: Value,
+        module: str,
+        rows: int,
+        *,
+        bias: bool = False,
+        optional_bias: bool = False,
+        role: Role = "linear",
+    ) -> Value:
+        """`x @ weight.T (+ bias)` with `weight [rows, x.columns]` -> `[T, rows]`.
+
+        A bias that is optional stands for zeros in a checkpoint that has none.
+        """
         tensors = [self._tensor(f"{module}.weight", (rows, x.columns), role)]
         if bias:
-            tensors.append(self._tensor(f"{module}.bias", (rows,), "bias"))
+            tensors.append(self._tensor(f"{module}.bias", (rows,), "bias", optional=optional_bias))
         return self._record("linear", (x,), rows, tuple(tensors))
 
     def rotation(self, inverse_frequencies: tuple[float, ...], factor: float = 1.0) -> Value:
@@ -163,9 +179,11 @@ class Recorder:
         """Keep only the rows whose logits are wanted -> `[wanted, columns]`."""
         return self._record("select", (x,), x.columns, selected=True)
 
-    def _tensor(self, name: str, shape: tuple[int, ...], role: Role) -> str:
+    def _tensor(
+        self, name: str, shape: tuple[int, ...], role: Role, *, aliases: tuple[str, ...] = (), optional: bool = False
+    ) -> str:
         # A tied head is the embedding: first use names the role.
-        known = self._tensors.setdefault(name, TensorSpec(name, shape, role))
+        known = self._tensors.setdefault(name, TensorSpec(name, shape, role, aliases=aliases, optional=optional))
         if known.shape != shape:
             raise ValueError(f"{name} is used as {known.shape} and as {shape}")
         return name

@@ -32,6 +32,15 @@ def test_tensors_have_shapes_and_roles() -> None:
     ]
 
 
+def test_what_a_checkpoint_may_name_otherwise_or_leave_out() -> None:
+    ops = Recorder()
+    h = ops.embed("embed", 10, 8, alias="head")
+    ops.linear(h, "up", 6, bias=True, optional_bias=True)
+    tensors = ops.program().tensors
+    assert tensors["embed.weight"].aliases == ("head.weight",)
+    assert [name for name, spec in tensors.items() if spec.optional] == ["up.bias"]
+
+
 def test_a_tied_head_is_one_tensor_and_stays_an_embedding() -> None:
     ops = Recorder()
     ops.linear(ops.embed("embed", 10, 8), "embed", 10, role="head")

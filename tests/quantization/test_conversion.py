@@ -18,6 +18,7 @@ import tiny
 from quantkit import formats
 from quantkit.errors import CheckpointError, OptionError, PackedModelError, QuantkitError, UnsupportedError
 from quantkit.formats.packed import PackedModel, verify
+from quantkit.formats.safetensors import SafetensorsFile
 from quantkit.quantization.conversion import Progress, convert
 from quantkit_kernels import blocks
 
@@ -106,13 +107,76 @@ def test_a_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
     assert (dry.kinds, dry.source_bytes, dry.errors) == (wet.kinds, wet.source_bytes, {})
 
 
+def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    """Change the tensors of a checkpoint: name -> (dtype, array)."""
+    file = SafetensorsFile(folder / "model.safetensors")
+    tensors = {name: (entry.dtype, file.array(name, copy=True)) for name, entry in file.header.items()}
+    change(tensors)
+    tiny.write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    first, second = PackedModel(a), PackedModel(b)
+    return set(first.names) == set(second.names) and all(
+        first.manifest["tensors"][name]["sha256"] == second.manifest["tensors"][name]["sha256"] for name in first.names
+    )
+
+
 def test_what_the_model_does_not_use_is_reported_and_left_out(tmp_path: Path) -> None:
     source = tiny.checkpoint(tmp_path / "source", tie_word_embeddings=False)
+    rewritten(source, lambda it: it.update({"adapter.weight": ("BF16", np.zeros((2, 2), np.uint16))}))
     config = json.loads((source / "config.json").read_text()) | {"tie_word_embeddings": True}
     (source / "config.json").write_text(json.dumps(config))
     report = convert(source, tmp_path / "out")
-    assert report.unused == ("lm_head.weight",)
-    assert "lm_head.weight" not in PackedModel(tmp_path / "out").names
+    assert report.unused == ("adapter.weight",)
+    assert not {"adapter.weight", "lm_head.weight"} & set(PackedModel(tmp_path / "out").names)  # a copy, silently
+
+
+def test_a_tied_table_that_is_stored_as_the_head(tmp_path: Path) -> None:
+    usual = tiny.checkpoint(tmp_path / "usual", tie_word_embeddings=True)
+    other = tiny.checkpoint(tmp_path / "other", tie_word_embeddings=True)
+    rewritten(other, lambda it: it.update({"lm_head.weight": it.pop("model.embed_tokens.weight")}))
+    for source in (usual, other):
+        convert(source, tmp_path / f"{source.name}-out")
+    assert same_weights(tmp_path / "usual-out", tmp_path / "other-out")
+
+
+def test_a_missing_bias_of_the_attention_output_stands_for_zeros(tmp_path: Path) -> None:
+    """Qwen's weights under Llama's name: the configuration announces four biases, the checkpoint has three."""
+    biases = [f"model.layers.{layer}.self_attn.o_proj.bias" for layer in range(2)]
+    for name in ("zeros", "missing"):
+        source = tiny.checkpoint(tmp_path / name, attention_bias=True)
+        rewritten(source, lambda it: it.update({bias: ("BF16", 0 * it[bias][1]) for bias in biases}))
+        if name == "missing":
+            rewritten(source, lambda it: [it.pop(bias) for bias in biases])
+        convert(source, tmp_path / f"{name}-out")
+    assert same_weights(tmp_path / "zeros-out", tmp_path / "missing-out")
+    rewritten(tmp_path / "missing", lambda it: it.pop("model.layers.0.self_attn.q_proj.bias"))
+    with pytest.raises(CheckpointError, match=r"no tensor 'model\.layers\.0\.self_attn\.q_proj\.bias'"):
+        convert(tmp_path / "missing", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda file: os.truncate(file, file.stat().st_size // 2), "was truncated while it was read"),
+        (lambda file: file.write_bytes(file.read_bytes()), "was changed while it was packed"),
+    ],
+)
+def test_a_source_that_changes_meanwhile(tmp_path: Path, spoil: Callable[[Path], Any], message: str) -> None:
+    source = tiny.checkpoint(tmp_path / "source")
+    steps: list[Progress] = []
+
+    def progress(now: Progress) -> None:
+        if not steps:
+            spoil(source / "model.safetensors")
+        steps.append(now)
+
+    with pytest.raises(CheckpointError, match=message) as error:
+        convert(source, tmp_path / "out", progress=progress)
+    assert str(source) in str(error.value)
+    assert os.listdir(tmp_path) == ["source"]
 
 
 def test_a_missing_tokenizer_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
