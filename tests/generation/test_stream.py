@@ -310,9 +310,9 @@ def test_a_greedy_token_costs_little_beyond_the_model(tokenizer: Tokenizer) -> N
 
     model = Instant(row[None], context_length=10_000)
 
-    def seconds_per_token() -> float:
-        begin = time.perf_counter()
+    def seconds_per_token() -> float:  # of this process alone: other ones may be busy
+        begin = time.process_time()
         count = len(responses(model, tokenizer, [5], max_tokens=400, ignore_eos=True, stop=["never said"]))
-        return (time.perf_counter() - begin) / count
+        return (time.process_time() - begin) / count
 
     assert min(seconds_per_token() for _ in range(5)) < 150e-6  # measured: 12e-6

@@ -30,8 +30,8 @@ def main() -> None:
     limits = json.loads(sys.stdin.buffer.readline())
     sys.path[:] = limits["path"]
     _environment()
-    resource.setrlimit(resource.RLIMIT_AS, (limits["memory"], limits["memory"]))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_AS, limits["memory"])
+    _limit(resource.RLIMIT_CORE, 0)
     for line in sys.stdin.buffer:
         _limit_time(limits["seconds"])
         try:
@@ -44,8 +44,12 @@ def main() -> None:
 
 def _limit_time(seconds: int) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    soft = int(used.ru_utime + used.ru_stime) + 1 + seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    _limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + seconds)
+
+
+def _limit(kind: int, value: int) -> None:
+    hard = resource.getrlimit(kind)[1]  # which the user may have lowered, and nobody may raise
+    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
 def _answer(line: bytes, most_characters: int) -> dict[str, str]:

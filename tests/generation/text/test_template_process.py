@@ -106,6 +106,17 @@ def cpu_seconds(process: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
+def test_lower_limits_of_the_user_are_kept() -> None:
+    script = (
+        "import resource\n"
+        "from quantkit.generation.text.template_process import TemplateProcess\n"
+        "resource.setrlimit(resource.RLIMIT_CPU, (5, 5)), resource.setrlimit(resource.RLIMIT_AS, (400_000_000,) * 2)\n"
+        "print(TemplateProcess().render('x', {}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "{'text': 'x'}\n", done.stderr
+
+
 def test_many_threads_share_a_template() -> None:
     template = ChatTemplate("{{ messages[0].content }}", FILE, {})
     with ThreadPoolExecutor(8) as pool:
