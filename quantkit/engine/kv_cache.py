@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-from dataclasses import dataclass, field
+import threading
+from dataclasses import dataclass
 from itertools import accumulate
 from types import TracebackType
 from typing import NamedTuple
@@ -73,10 +74,12 @@ class PagePool:
 
     def __init__(self, shape: CacheShape) -> None:
         self.shape = shape
+        self.lock = threading.RLock()
+        """Held by whoever runs a pass over these pages, or changes the sequences that own them."""
         self._free: list[NDArray[np.uint8]] = []
 
     def take(self) -> NDArray[np.uint8]:
-        """Return a page; what earlier sequences left in it is never read."""
+        """Return a page; what earlier sequences left in it is never read. The caller holds the lock."""
         if not self._free:
             self._free = self._slab()
         return self._free.pop()
@@ -93,34 +96,36 @@ class PagePool:
         return [slab[first + page * stride :][:size] for page in reversed(range(SLAB_PAGES))]
 
     def give_back(self, pages: list[NDArray[np.uint8]]) -> None:
-        """Keep pages for the next sequence."""
+        """Keep pages for the next sequence. The caller holds the lock."""
         self._free += pages
 
 
-@dataclass(eq=False)
 class Sequence:
-    """One text in the making: the keys and values of its tokens so far.
+    """One text in the making: the keys and values of its tokens so far. `Model.new_sequence` makes it.
 
     Close it, or use it as a context manager, to hand its memory to the next sequence.
 
-    Attributes
+    Parameters
     ----------
-    length : int
-        Tokens in the cache.
+    pool : PagePool
+        Of the model.
+    limit : int
+        Most tokens that it may hold.
     """
 
-    pool: PagePool
-    limit: int
-    length: int = 0
-    table: NDArray[np.int64] = field(init=False)
-    """Addresses of the pages, as the kernels read them."""
-    address: int = field(init=False)
-    """Of the table."""
-    _pages: list[NDArray[np.uint8]] = field(default_factory=list)
+    def __init__(self, pool: PagePool, limit: int) -> None:
+        self.pool = pool
+        self._limit = limit
+        self._length = 0
+        self._pages: list[NDArray[np.uint8]] = []
+        self._table = np.zeros(-(-limit // PAGE), np.int64)
+        self.address = int(self._table.ctypes.data)
+        """Of the table of page addresses, as the kernels read it."""
 
-    def __post_init__(self) -> None:
-        self.table = np.zeros(-(-self.limit // PAGE), np.int64)
-        self.address = int(self.table.ctypes.data)
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._length
 
     @property
     def nbytes(self) -> int:
@@ -128,32 +133,41 @@ class Sequence:
         return len(self._pages) * self.pool.shape.page_bytes
 
     def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` more; raises `GenerationError` when the context does not hold them."""
-        needed = self.length + tokens
-        if needed > self.limit:
+        """Make room for `tokens` more; raises `GenerationError` when the context does not hold them.
+
+        The caller holds the pool's lock until the tokens are in.
+        """
+        needed = self._length + tokens
+        if needed > self._limit:
             raise GenerationError(
-                f"{needed} tokens do not fit the context of {self.limit} ({self.length} are in it); "
+                f"{needed} tokens do not fit the context of {self._limit} ({self._length} are in it); "
                 "shorten the prompt or ask for fewer tokens"
             )
         while len(self._pages) * PAGE < needed:
             page = self.pool.take()
-            self.table[len(self._pages)] = page.ctypes.data
+            self._table[len(self._pages)] = page.ctypes.data
             self._pages.append(page)
+
+    def advance(self, tokens: int) -> None:
+        """Count tokens that a pass has written, which holds the pool's lock."""
+        self._length += tokens
 
     def truncate(self, length: int) -> None:
         """Forget the tokens after the first `length`; raises `ValueError` when there are not so many.
 
         Their pages stay for what comes next: what lies beyond the length is never read.
         """
-        if not 0 <= length <= self.length:
-            raise ValueError(f"a sequence of {self.length} tokens cannot be cut to {length}")
-        self.length = length
+        with self.pool.lock:
+            if not 0 <= length <= self._length:
+                raise ValueError(f"a sequence of {self._length} tokens cannot be cut to {length}")
+            self._length = length
 
     def close(self) -> None:
         """Forget the tokens and give the pages back."""
-        self.pool.give_back(self._pages)
-        self._pages = []
-        self.length = 0
+        with self.pool.lock:
+            self.pool.give_back(self._pages)
+            self._pages = []
+            self._length = 0
 
     def __enter__(self) -> Sequence:
         return self

@@ -1,14 +1,14 @@
-"""From a recorded program to the table that the compiled interpreter walks.
+"""From a recorded program to the steps that the compiled interpreter runs.
 
 Lowering makes four decisions, each once for a model: activations are quantized once for all packed matrices that read
-them; keys and values are stored before they are attended to; threads meet only where one reads what another wrote; and
-values whose lives no barrier mixes share memory. `quantkit.models.recorder` says what is computed,
-`quantkit_kernels.interpreter.table` what a row means, and `model.py` runs the result. Nothing is computed here.
+them; threads meet only where one reads what another wrote; token steps between two barriers are fused; and values whose
+lives no barrier mixes share memory. `quantkit.models.recorder` says what is computed, `quantkit_kernels.interpreter`
+what a step means, and `model.py` runs the result. Nothing is computed here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
@@ -16,16 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.engine.kv_cache import CacheLayer
-from quantkit.models.recorder import ACTIVATIONS, Operation, Program, Value
+from quantkit.models.recorder import Cache, Operation, Program, Value
 from quantkit_kernels.blocks import KINDS, grid
-from quantkit_kernels.interpreter.table import FIELDS, FLOATS, SHARED, Field, Opcode
+from quantkit_kernels.interpreter.layout import STEP
+from quantkit_kernels.interpreter.operations import ACTIVATIONS, OPERATIONS, OperationSpec
 from quantkit_kernels.linear.activations import packed_bytes
 from quantkit_kernels.linear.packed import ROW_TILES
 
-IN_PLACE = frozenset({Opcode.SCALE, Opcode.ADD, Opcode.RMS_NORM, Opcode.GATED, Opcode.ROPE})
-"""Token steps whose output may be the row that they read."""
-CACHED = frozenset({Opcode.STORE_KV, Opcode.ATTENTION})
-"""Steps that store or read keys and values."""
 LINE_FLOATS = 16
 """Rows of values are padded to whole cache lines of f32."""
 CHUNK_BYTES = 64 * 1024
@@ -34,34 +31,65 @@ CHUNK_BYTES = 64 * 1024
 
 @dataclass(eq=False)
 class Buffer:
-    """Memory of one value: `token_bytes` for each token of a batch; none for what lives elsewhere (logits, KV
-    cache)."""
+    """Memory of one value.
+
+    Attributes
+    ----------
+    token_bytes : int
+        Bytes for each token; 0 for the KV cache, which lies elsewhere.
+    slot : int
+        Which slot of the arena holds it, -1 for none.
+    local : int
+        Where it lies in each thread's own memory, if it lives only inside of fused token steps: one row is enough.
+    is_output : bool
+        It lies where the caller wants the logits.
+    """
 
     token_bytes: int = 0
     slot: int = -1
-    """Which piece of the arena holds it."""
-    own: int = -1
-    """Where it lies in each thread's own memory, if it lives only inside a run of token steps: one row is enough."""
+    local: int = -1
+    is_output: bool = False
 
 
 @dataclass
 class Step:
-    """One row of the table, before addresses are known."""
+    """One step, before addresses are known.
 
-    opcode: Opcode
+    Attributes
+    ----------
+    spec : OperationSpec
+        What it computes.
+    output, inputs : Buffer
+    wanted : bool
+        Its tokens are those whose logits are wanted.
+    weights : tuple of str
+        Names of its tensors.
+    constant : tuple of float
+    fields : dict
+        Fields of its `layout.STEP` that are known already.
+    cache : int
+        Index in `Plan.cache_layers`, for the steps that store or read keys and values.
+    barrier : bool
+        All pieces of the steps before must be done.
+    fused : int
+        Steps from here on that a thread takes a token through, one after the other, before the next token.
+    """
+
+    spec: OperationSpec
     output: Buffer
     inputs: tuple[Buffer, ...]
     wanted: bool = False
-    weight: str | None = None
-    bias: str | None = None
-    numbers: dict[Field, int | float] = field(default_factory=dict)
+    weights: tuple[str, ...] = ()
+    constant: tuple[float, ...] = ()
+    fields: dict[str, int | float] = field(default_factory=dict)
+    cache: int = -1
     barrier: bool = False
-    run: int = 1
-    """Steps from here on that a thread takes a token through, one after the other, before the next token."""
-    cache: int = 0
-    """Index in `Plan.cache_layers`, for the steps that store or read keys and values."""
-    name: str = ""
-    """Module or operation, for people."""
+    fused: int = 1
+
+    @property
+    def name(self) -> str:
+        """Its weight, or else what it computes: for people."""
+        return self.weights[0] if self.weights else self.spec.name
 
 
 @dataclass(frozen=True)
@@ -74,6 +102,27 @@ class Weight:
 
 
 @dataclass(frozen=True)
+class Addresses:
+    """Where everything lies that steps read and write.
+
+    Attributes
+    ----------
+    weights : Mapping of str to Weight
+    constants : Mapping of tuple of float to int
+        Address of each of `Plan.constants`, as f32.
+    arena : int
+        Address of `Plan.arena_bytes`.
+    cache_offsets : sequence of int
+        Byte offset in a page of each of `Plan.cache_layers`.
+    """
+
+    weights: Mapping[str, Weight]
+    constants: Mapping[tuple[float, ...], int]
+    arena: int
+    cache_offsets: Sequence[int]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a pass does.
 
@@ -83,7 +132,7 @@ class Plan:
         In order.
     slots : tuple of int
         Bytes per token of each slot of the arena.
-    own_bytes : int
+    local_bytes : int
         Bytes of each thread's own memory.
     cache_layers : tuple of CacheLayer
         What the steps keep of a position in the KV cache.
@@ -91,51 +140,68 @@ class Plan:
 
     steps: tuple[Step, ...]
     slots: tuple[int, ...]
-    own_bytes: int
+    local_bytes: int
     cache_layers: tuple[CacheLayer, ...]
+
+    @property
+    def constants(self) -> set[tuple[float, ...]]:
+        """All constants that steps read."""
+        return {step.constant for step in self.steps if step.constant}
+
+    @property
+    def output_rows(self) -> list[tuple[int, str]]:
+        """Step, and field of `layout.STEP`, of all rows that lie where the caller wants the logits."""
+        return [
+            (index, name)
+            for index, step in enumerate(self.steps)
+            for name, buffer in _rows_of(step)
+            if buffer.is_output
+        ]
 
     def arena_bytes(self, capacity: int, threads: int) -> int:
         """Bytes of memory for batches of up to `capacity` tokens."""
-        return sum(self.slots) * capacity + self.own_bytes * threads
+        return sum(self.slots) * capacity + self.local_bytes * threads
 
-    def table(
-        self, weights: Mapping[str, Weight], arena: int, capacity: int, threads: int, cache_offsets: Sequence[int]
-    ) -> NDArray[np.int64]:
-        """Fill in addresses, and the byte offset in a KV page of each of `cache_layers` -> int64 `[steps, FIELDS]`."""
-        starts = arena + capacity * np.concatenate([[0], np.cumsum(self.slots)])
-        table = np.zeros((len(self.steps), FIELDS), np.int64)
-        ahead = (0, 0)
+    def table(self, at: Addresses, capacity: int, threads: int) -> NDArray[np.void]:
+        """Write the steps down -> `layout.STEP` `[steps]`; addresses of the output are left out."""
+        starts = at.arena + capacity * np.concatenate([[0], np.cumsum(self.slots)])
+        table = np.zeros(len(self.steps), STEP)
+        following = (0, 0)
         for row, step in zip(reversed(table), reversed(self.steps), strict=True):
-            row[Field.OPCODE], row[Field.BARRIER], row[Field.WANTED] = step.opcode, step.barrier, step.wanted
-            row[Field.RUN] = step.run
-            places = ((Field.OUT, step.output), *zip((Field.A, Field.B), step.inputs, strict=False))
-            for place, buffer in places:
-                if buffer.own >= 0:
-                    row[place : place + 3] = starts[-1] + buffer.own, 0, self.own_bytes
-                elif buffer.slot >= 0:
-                    row[place : place + 3] = starts[buffer.slot], buffer.token_bytes, 0
-            if step.weight is not None:
-                weight = weights[step.weight]
-                row[Field.WEIGHT], row[Field.ROW_SCALES] = weight.data, weight.row_scales
-                row[Field.KIND] = KINDS[weight.kind].code
-            if step.bias is not None:
-                row[Field.BIAS] = weights[step.bias].data
-            if step.opcode in CACHED:
-                row[Field.CACHE_OFFSET] = cache_offsets[step.cache]
-            for place, number in step.numbers.items():
-                row[place] = np.float32(number).view(np.int32) if place in FLOATS else number
-            if step.opcode is Opcode.LINEAR:
-                bits = KINDS[weights[step.weight or ""].kind].bits
-                row[Field.CHUNK] = _chunk(step, bits, threads)
-                ahead = row[Field.WEIGHT], int(row[Field.ROWS] * row[Field.COLUMNS] * bits) // 8
-            row[Field.AHEAD], row[Field.AHEAD_BYTES] = ahead
+            row["opcode"], row["barrier"], row["wanted"] = step.spec.opcode, step.barrier, step.wanted
+            row["fused"] = step.fused
+            for name, buffer in _rows_of(step):
+                if buffer.local >= 0:
+                    row[name] = starts[-1] + buffer.local, 0, self.local_bytes
+                else:
+                    address = starts[buffer.slot] if buffer.slot >= 0 else 0
+                    row[name] = address, buffer.token_bytes, 0
+            for operand, tensor in zip(step.spec.weights, step.weights, strict=False):
+                row[operand] = at.weights[tensor].data
+            if step.weights:
+                weight = at.weights[step.weights[0]]
+                row["row_scales"], row["kind"] = weight.row_scales, KINDS[weight.kind].code
+            if step.constant:
+                row["constant"] = at.constants[step.constant]
+            if step.cache >= 0:
+                row["cache_offset"] = at.cache_offsets[step.cache]
+            for name, number in step.fields.items():
+                row[name] = number
+            if step.spec.name == "linear":
+                row_bits = int(row["in_columns"]) * KINDS[at.weights[step.weights[0]].kind].bits
+                row["tiles"] = _tiles_at_once(int(row["out_columns"]), row_bits, threads)
+                following = row["weight"], int(row["out_columns"] * row_bits) // 8
+            row["prefetch"], row["prefetch_bytes"] = following
         return table
 
 
-def _chunk(step: Step, bits: float, threads: int) -> int:
-    tiles = grid(int(step.numbers[Field.ROWS]), 1)[0]
-    tile_bytes = step.numbers[Field.COLUMNS] * bits
-    most = min(int(CHUNK_BYTES // tile_bytes), tiles // (4 * threads))
+def _rows_of(step: Step) -> Iterator[tuple[str, Buffer]]:
+    """Field of `layout.STEP` and buffer, of what a step writes and reads."""
+    return zip(("out", "a", "b"), (step.output, *step.inputs), strict=False)
+
+
+def _tiles_at_once(rows: int, row_bits: float, threads: int) -> int:
+    most = min(int(CHUNK_BYTES // row_bits), grid(rows, 1)[0] // (4 * threads))
     return max(ROW_TILES, most - most % ROW_TILES)
 
 
@@ -149,173 +215,140 @@ def plan(program: Program, kinds: Mapping[str, str]) -> Plan:
     kinds : mapping of str to str
         The kind of each of its tensors: packed kinds take quantized activations.
     """
-    lowering = _Lowering(program, kinds)
+    lowering = _Lowering(kinds)
+    for operation in program.operations:
+        lowering.add(operation)
     steps = lowering.steps
+    lowering.buffers[program.logits.index].is_output = True
     _place_barriers(steps)
-    _join_runs(steps)
-    slots, own_bytes = _assign_memory(steps)
-    return Plan(tuple(steps), tuple(slots), own_bytes, tuple(lowering.cache_layers))
+    _fuse(steps)
+    slots, local_bytes = _assign_memory(steps)
+    return Plan(tuple(steps), tuple(slots), local_bytes, tuple(lowering.cache_layers))
 
 
 class _Lowering:
-    """Turns operations into steps, one method for each operation that is more than a row."""
+    """Makes steps of operations."""
 
-    def __init__(self, program: Program, kinds: Mapping[str, str]) -> None:
+    def __init__(self, kinds: Mapping[str, str]) -> None:
         self.steps: list[Step] = []
         self.cache_layers: list[CacheLayer] = []
+        self.buffers: dict[int, Buffer] = {}
+        """Of each value, by its index."""
         self._kinds = kinds
-        self._logits = program.logits
-        self._buffers: dict[int, Buffer] = {}
         self._quantized: dict[int, Buffer] = {}
-        self._caches: dict[int, tuple[int, Buffer]] = {}
-        """For each layer its index in `cache_layers`, and what stands for its keys and values in the steps."""
-        for operation in program.operations:
-            getattr(self, f"_{operation.name}", self._simple)(operation)
+        self._caches: dict[int, int] = {}
+        """Of each cache, by its index: its place in `cache_layers`."""
 
-    def _buffer(self, value: Value) -> Buffer:
-        if value.index == self._logits.index:
-            return self._buffers.setdefault(value.index, Buffer())
-        columns = -(-value.columns // LINE_FLOATS) * LINE_FLOATS
-        return self._buffers.setdefault(value.index, Buffer(4 * columns))
-
-    def _append(
-        self,
-        opcode: Opcode,
-        operation: Operation,
-        inputs: Sequence[Value],
-        numbers: dict[Field, int | float],
-        weight: str | None = None,
-    ) -> None:
-        output = self._buffer(operation.output)
-        buffers = tuple(self._buffer(value) for value in inputs)
-        name = operation.tensors[0] if operation.tensors else operation.name
-        self.steps.append(Step(opcode, output, buffers, operation.output.selected, weight, numbers=numbers, name=name))
-
-    def _simple(self, operation: Operation) -> None:
-        opcode, names = _SIMPLE[operation.name]
-        numbers: dict[Field, int | float] = {Field.COLUMNS: operation.output.columns}
-        numbers |= {place: operation.parameters[name] for name, place in names.items()}
-        weight = operation.tensors[0] if operation.tensors else None
-        self._append(opcode, operation, operation.inputs, numbers, weight)
-
-    def _gated(self, operation: Operation) -> None:
-        activation = ACTIVATIONS.index(operation.parameters["activation"])
-        numbers: dict[Field, int | float] = {Field.COLUMNS: operation.output.columns, Field.GROUP: activation}
-        self._append(Opcode.GATED, operation, operation.inputs, numbers)
-
-    def _rope(self, operation: Operation) -> None:
-        x, rotation = operation.inputs
-        numbers: dict[Field, int | float] = {Field.COLUMNS: x.columns, Field.SIZE: rotation.columns}
-        self._append(Opcode.ROPE, operation, operation.inputs, numbers)
-
-    def _rotation(self, operation: Operation) -> None:
-        frequencies = operation.parameters["inverse_frequencies"]
-        numbers: dict[Field, int | float] = {
-            Field.SIZE: len(frequencies),
-            Field.FACTOR: operation.parameters["factor"],
-        }
-        self._append(Opcode.ROTATION, operation, (), numbers, rotation_name(operation))
-
-    def _linear(self, operation: Operation) -> None:
-        (x,) = operation.inputs
-        weight = operation.tensors[0]
-        source = self._quantize(x) if KINDS[self._kinds[weight]].block_bytes else self._buffer(x)
+    def add(self, operation: Operation) -> None:
+        """Append the steps of an operation whose inputs have theirs."""
+        spec, inputs, output = operation.spec, operation.inputs, operation.output
+        buffers = tuple(self.buffers[value.index] for value in inputs)
+        if spec.name == "linear" and KINDS[self._kinds[operation.tensors[0]]].block_bytes:
+            buffers = (self._quantize(inputs[0]),)
+        self.buffers[output.index] = _buffer(output)
+        sides = zip(("out_columns", "in_columns"), (output, *inputs), strict=False)
+        fields = {name: value.columns for name, value in sides if isinstance(value, Value)}
         self.steps.append(
             Step(
-                Opcode.LINEAR,
-                self._buffer(operation.output),
-                (source,),
-                operation.output.selected,
-                weight,
-                operation.tensors[1] if len(operation.tensors) > 1 else None,
-                {Field.ROWS: operation.output.columns, Field.COLUMNS: x.columns},
-                name=weight,
+                spec,
+                self.buffers[output.index],
+                buffers,
+                isinstance(output, Value) and output.selected,
+                operation.tensors,
+                operation.constant,
+                fields | {name: _number(value) for name, value in operation.parameters.items()},
+                self._cache(output, *inputs),
             )
         )
 
-    def _quantize(self, x: Value) -> Buffer:
+    def _quantize(self, x: Value | Cache) -> Buffer:
+        """The int8 activations of a value; the first that asks for them appends their step."""
+        assert isinstance(x, Value)
         if x.index not in self._quantized:
-            packed = Buffer(packed_bytes(x.columns))
-            self._quantized[x.index] = packed
-            numbers: dict[Field, int | float] = {Field.COLUMNS: x.columns}
-            inputs = (self._buffer(x),)
-            self.steps.append(Step(Opcode.QUANTIZE, packed, inputs, x.selected, numbers=numbers, name="quantize"))
+            packed = self._quantized[x.index] = Buffer(packed_bytes(x.columns))
+            source, fields = self.buffers[x.index], {"in_columns": x.columns}
+            self.steps.append(Step(OPERATIONS["quantize"], packed, (source,), x.selected, fields=dict(fields)))
         return self._quantized[x.index]
 
-    def _attention(self, operation: Operation) -> None:
-        q, k, v = operation.inputs
-        parameters = operation.parameters
-        head_dim = parameters["head_dim"]
-        kv_heads = k.columns // head_dim
-        index, cache = self._cache(parameters["layer"], CacheLayer(kv_heads, head_dim))
-        numbers: dict[Field, int | float] = {Field.SIZE: head_dim, Field.KV_HEADS: kv_heads}
-        attend = {
-            Field.GROUP: q.columns // k.columns,
-            Field.WINDOW: parameters["window"],
-            Field.FACTOR: parameters["scale"],
-        }
-        inputs = (self._buffer(q), cache)
-        output = self._buffer(operation.output)
-        stored = (self._buffer(k), self._buffer(v))
-        self.steps += [
-            Step(Opcode.STORE_KV, cache, stored, numbers=numbers, cache=index, name="store_kv"),
-            Step(Opcode.ATTENTION, output, inputs, numbers=numbers | attend, cache=index, name="attention"),
-        ]
-
-    def _cache(self, layer: int, shape: CacheLayer) -> tuple[int, Buffer]:
-        """Index in `cache_layers`, and buffer, of a layer of the program."""
-        if layer not in self._caches:
-            self._caches[layer] = len(self.cache_layers), Buffer()
-            self.cache_layers.append(shape)
-        index, cache = self._caches[layer]
-        if self.cache_layers[index] != shape:
-            raise ValueError(f"layer {layer} keeps {self.cache_layers[index]} and {shape}")
-        return index, cache
+    def _cache(self, *values: Value | Cache) -> int:
+        """Place in `cache_layers` of the cache among the values; -1 if there is none."""
+        for cache in values:
+            if isinstance(cache, Cache):
+                if cache.index not in self._caches:
+                    self._caches[cache.index] = len(self.cache_layers)
+                    self.cache_layers.append(CacheLayer(cache.kv_heads, cache.head_dim))
+                return self._caches[cache.index]
+        return -1
 
 
-_SIMPLE: Mapping[str, tuple[Opcode, Mapping[str, Field]]] = {
-    "embed": (Opcode.EMBED, {}),
-    "scale": (Opcode.SCALE, {"factor": Field.FACTOR}),
-    "add": (Opcode.ADD, {}),
-    "rms_norm": (Opcode.RMS_NORM, {"size": Field.SIZE, "eps": Field.EPS, "offset": Field.OFFSET}),
-    "select": (Opcode.SELECT, {}),
-}
-"""Operations that are one row: their opcode, and where their parameters go."""
+def _buffer(value: Value | Cache) -> Buffer:
+    if isinstance(value, Cache):
+        return Buffer()
+    return Buffer(4 * (-(-value.columns // LINE_FLOATS) * LINE_FLOATS))
 
 
-def rotation_name(operation: Operation) -> str:
-    """Name under which the inverse frequencies of a rotation stand among the weights."""
-    return f"rotation.{operation.output.index}"
+def _number(parameter: float | str) -> float:
+    return ACTIVATIONS.index(parameter) if isinstance(parameter, str) else parameter
 
 
 def _place_barriers(steps: Sequence[Step]) -> None:
     """Put a barrier before each step that could meet another thread's work since the last one."""
     since: list[Step] = []
-    run: list[Step] = []
+    fused: list[Step] = []
     """The last steps of `since` that a thread takes a token through: there it meets only what it did itself."""
     for step in steps:
-        if run and not _joins(step, run[-1]):
-            run = []
-        step.barrier = any(_conflict(step, earlier) for earlier in since[: len(since) - len(run)])
+        if fused and not _fusible(step, fused[-1]):
+            fused = []
+        step.barrier = any(_conflict(step, earlier) for earlier in since[: len(since) - len(fused)])
         if step.barrier:
-            since, run = [], []
+            since, fused = [], []
         since.append(step)
-        run.append(step)
+        fused.append(step)
 
 
 def _conflict(later: Step, earlier: Step) -> bool:
     return earlier.output in (later.output, *later.inputs) or later.output in earlier.inputs
 
 
-def _joins(step: Step, earlier: Step) -> bool:
+def _fusible(step: Step, earlier: Step) -> bool:
     """Whether both are token steps of the same tokens."""
-    return step.wanted == earlier.wanted and not {step.opcode, earlier.opcode} & SHARED
+    return step.wanted == earlier.wanted and not step.spec.shared and not earlier.spec.shared
 
 
-def _join_runs(steps: Sequence[Step]) -> None:
-    """Join token steps that no barrier parts: `run` counts them from each step on."""
+def _fuse(steps: Sequence[Step]) -> None:
+    """Fuse token steps that no barrier parts: `fused` counts them from each step on."""
     for step, following in reversed(list(pairwise(steps))):
-        step.run = 1 if following.barrier or not _joins(following, step) else following.run + 1
+        step.fused = 1 if following.barrier or not _fusible(following, step) else following.fused + 1
+
+
+class _Lives:
+    """When the buffers of some steps are written and read."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self.section = list(accumulate(step.barrier for step in steps))
+        """How many barriers stand before each step, its own included."""
+        self.last_use: dict[Buffer, int] = {}
+        self._readers: dict[Buffer, list[int]] = {}
+        self._fusion: list[int] = []
+        """For each step the first of those that it is fused with."""
+        for index, step in enumerate(steps):
+            joined = index and steps[index - 1].fused > 1
+            self._fusion.append(self._fusion[-1] if joined else index)
+            self.last_use |= dict.fromkeys((step.output, *step.inputs), index)
+            for buffer in step.inputs:
+                self._readers.setdefault(buffer, []).append(index)
+
+    def overwritable(self, index: int, step: Step) -> list[Buffer]:
+        """The inputs whose rows a step may overwrite: it reads them last, and no other thread may still be at them."""
+        named = zip(step.spec.inputs, step.inputs, strict=True)
+        return [
+            x
+            for name, x in named
+            if name in step.spec.in_place
+            and x.token_bytes == step.output.token_bytes
+            and self.last_use[x] == index
+            and all(self.section[i] < self.section[index] or i >= self._fusion[index] for i in self._readers[x])
+        ]
 
 
 def _assign_memory(steps: Sequence[Step]) -> tuple[list[int], int]:
@@ -324,33 +357,39 @@ def _assign_memory(steps: Sequence[Step]) -> tuple[list[int], int]:
     A value takes the memory of another only behind a barrier, so that sharing memory never asks for one; or in place,
     row by row.
     """
-    last_use = {buffer: index for index, step in enumerate(steps) for buffer in (step.output, *step.inputs)}
-    section = list(accumulate(step.barrier for step in steps))
+    lives = _Lives(steps)
+    _place_output(steps, lives)
     slots: list[int] = []
     free_from: list[int] = []
     """For each slot the first section in which it may be taken."""
-    own = own_bytes = 0
+    local = local_bytes = 0
     for index, step in enumerate(steps):
         output = step.output
-        if not output.token_bytes or output.slot >= 0:
+        local = local if index and steps[index - 1].fused > 1 else 0
+        if not output.token_bytes or output.slot >= 0 or output.is_output:
             continue
-        own = own if index and steps[index - 1].run > 1 else 0
-        in_place = [
-            x for x in step.inputs if x.slot >= 0 and last_use[x] == index and x.token_bytes == output.token_bytes
-        ]
-        if last_use[output] < index + step.run:
-            output.own = own
-            own += output.token_bytes
-            own_bytes = max(own_bytes, own)
+        if lives.last_use[output] < index + step.fused:
+            output.local = local
+            local += output.token_bytes
+            local_bytes = max(local_bytes, local)
             continue
-        if in_place and step.opcode in IN_PLACE:
+        in_place = [x for x in lives.overwritable(index, step) if x.slot >= 0]
+        if in_place:
             output.slot = in_place[0].slot
         else:
-            free = [slot for slot, first in enumerate(free_from) if first <= section[index]]
+            free = [slot for slot, first in enumerate(free_from) if first <= lives.section[index]]
             output.slot = _take_slot(slots, free, output.token_bytes)
             free_from[len(free_from) :] = [0] * (len(slots) - len(free_from))
-        free_from[output.slot] = section[last_use[output]] + 1
-    return slots, own_bytes
+        free_from[output.slot] = lives.section[lives.last_use[output]] + 1
+    return slots, local_bytes
+
+
+def _place_output(steps: Sequence[Step], lives: _Lives) -> None:
+    """Let what the logits are computed from in place lie where they do."""
+    for index, step in reversed(list(enumerate(steps))):
+        if step.output.is_output:
+            for x in lives.overwritable(index, step)[:1]:
+                x.is_output = True
 
 
 def _take_slot(slots: list[int], free: list[int], size: int) -> int:

@@ -1,14 +1,13 @@
-"""The engine: a model ready to run, and batches of tokens run through its program.
+"""A model ready to run, and batches of tokens run through its program.
 
 It owns the arena of values, the weights' addresses, the KV pages and the worker threads, cuts batches into passes, and
-hands each to the compiled interpreter. What is computed is in the program (`models/`, `plan.py`); how, in
-`quantkit_kernels`; sampling and text are in `generate.py`.
+hands each to the compiled interpreter. What is computed is in the program (`quantkit.models`, `lowering.py`); how, in
+`quantkit_kernels`; sampling and text are `quantkit.generation`'s.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.engine.kv_cache import CacheShape, PagePool, Sequence
-from quantkit.engine.lowering import LINE_FLOATS, Plan, Weight, plan, rotation_name
+from quantkit.engine.lowering import LINE_FLOATS, Addresses, Plan, Weight, plan
 from quantkit.engine.workers import WorkerPool
 from quantkit.errors import GenerationError, OptionError
 from quantkit.formats.source import ModelSource
@@ -28,7 +27,6 @@ from quantkit.tensor import Tensor
 from quantkit_kernels.attention.operands import SPAN_TOKENS, scratch_bytes
 from quantkit_kernels.attention.sharing import partials_bytes
 from quantkit_kernels.blocks import KINDS, dequantize
-from quantkit_kernels.interpreter.table import Field, Opcode, Word
 
 PASS_TOKENS = 256
 """Tokens of one pass at most: enough to reuse each weight, few enough that values stay in cache."""
@@ -36,8 +34,8 @@ KV_KINDS = ("f16", "int8", "f32")
 
 
 @dataclass(frozen=True)
-class _Slice:
-    """Some consecutive new tokens of one sequence, as part of a pass."""
+class _Chunk:
+    """Some consecutive new tokens of one sequence, in one pass."""
 
     sequence: Sequence
     ids: NDArray[np.int64]
@@ -46,9 +44,9 @@ class _Slice:
 
 
 class Model:
-    """A model ready to run.
+    """A model ready to run. All its methods may be called from many threads at once; passes run one after the other.
 
-    Not made directly: `quantkit.generation.loading` and `quantkit.generation.loading.load_model` do.
+    Not made directly: `quantkit.load` and `quantkit.load_model` do.
 
     Parameters
     ----------
@@ -80,20 +78,19 @@ class Model:
         self._tensors = {name: source.tensor(name) for name in program.tensors}
         self._plan = plan(program, {name: tensor.kind for name, tensor in self._tensors.items()})
         self._keep: list[NDArray[Any]] = []
-        weights = self._weights()
-        arena = self._memory(self._plan.arena_bytes(PASS_TOKENS, threads))
         self._pages = PagePool(CacheShape(kv_kind, self._plan.cache_layers))
-        self._table = self._plan.table(weights, arena, PASS_TOKENS, threads, self._pages.shape.layer_offsets)
+        self._lock = self._pages.lock
+        self._table = self._plan.table(self._addresses(), PASS_TOKENS, threads)
+        self._outputs = [self._table[name]["address"][index:][:1] for index, name in self._plan.output_rows]
         self._inputs = np.zeros((4, PASS_TOKENS), np.int64)
-        self._runs = np.zeros((PASS_TOKENS, 4), np.int64)
+        self._spans = np.zeros((PASS_TOKENS, 4), np.int64)
         self._pool = WorkerPool(threads)
         self._times: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
-        self._lock = threading.Lock()
-        self._set_fixed_words(kv_kind)
+        self._describe_passes(kv_kind)
 
     @property
     def vocab_size(self) -> int:
-        """Columns of the logits."""
+        """Token ids that the model knows: 0 and up, below this number."""
         return self.program.vocab_size
 
     @property
@@ -119,7 +116,7 @@ class Model:
     @property
     def bytes_per_token(self) -> int:
         """Bytes of weights that are read to decode one token: all but the unused rows of an untied embedding."""
-        read = {step.weight for step in self._plan.steps if step.opcode is not Opcode.EMBED}
+        read = {name for step in self._plan.steps if step.spec.name != "embed" for name in step.weights}
         return sum(tensor.nbytes for name, tensor in self._tensors.items() if name in read)
 
     def new_sequence(self) -> Sequence:
@@ -152,24 +149,26 @@ class Model:
         Raises
         ------
         GenerationError
-            An entry has no tokens, a token is outside the vocabulary, a sequence stands in the batch twice or would
-            outgrow the context; nothing has been computed then.
+            An entry has no tokens, a token is outside the vocabulary, a sequence is of another model, stands in the
+            batch twice or would outgrow the context, or the model is closed; nothing has been computed then.
         """
         if not 1 <= chunk <= PASS_TOKENS:
             raise OptionError(f"chunk: {chunk} is not in 1..{PASS_TOKENS}")
-        arrays = [(sequence, self._checked(ids)) for sequence, ids in batch]
+        arrays = [(self._own(sequence), self._checked(ids)) for sequence, ids in batch]
         if len({id(sequence) for sequence, _ in arrays}) < len(arrays):
             raise GenerationError("a sequence stands in the batch twice")
-        for sequence, ids in arrays:
-            sequence.reserve(len(ids))
         rows = sum(len(ids) for _, ids in arrays) if every else len(arrays)
-        stride = -(-self.vocab_size // LINE_FLOATS) * LINE_FLOATS
-        logits = np.empty((rows, stride), np.float32)
+        columns = self.program.logits.columns
+        logits = np.empty((rows, -(-columns // LINE_FLOATS) * LINE_FLOATS), np.float32)
         done = 0
         with self._lock:
-            for slices in _passes(arrays, every, chunk):
-                done += self._run(slices, logits[done:])
-        return logits[:, : self.vocab_size]
+            if self._pool.closed:
+                raise GenerationError("the model is closed")
+            for sequence, ids in arrays:
+                sequence.reserve(len(ids))
+            for chunks in _passes(arrays, every, chunk):
+                done += self._run(chunks, logits[done:])
+        return logits[:, :columns]
 
     @contextlib.contextmanager
     def time_steps(self) -> Iterator[NDArray[np.int64]]:
@@ -182,17 +181,26 @@ class Model:
             before each step, and that it worked on it. The last row is the end of a pass: waiting alone.
         """
         stamps = np.zeros((self.threads, len(self._table) + 1, 2), np.int64)
-        self._times = stamps, np.zeros_like(stamps)
-        self._pool.words[Word.TIMES] = stamps.ctypes.data
+        sums = np.zeros_like(stamps)
+        with self._lock:
+            self._times = stamps, sums
+            self._pool.words["times"] = stamps.ctypes.data
         try:
-            yield self._times[1]
+            yield sums
         finally:
-            self._pool.words[Word.TIMES] = 0
-            self._times = None
+            with self._lock:
+                self._pool.words["times"] = 0
+                self._times = None
 
     def close(self) -> None:
-        """End the worker threads; the model cannot run again."""
-        self._pool.close()
+        """End the worker threads, once the pass at hand is over; the model cannot run again."""
+        with self._lock:
+            self._pool.close()
+
+    def _own(self, sequence: Sequence) -> Sequence:
+        if not isinstance(sequence, Sequence) or sequence.pool is not self._pages:
+            raise GenerationError("the batch holds no sequence of this model: `new_sequence` makes them")
+        return sequence
 
     def _checked(self, ids: Batch[int]) -> NDArray[np.int64]:
         array = np.asarray(ids)
@@ -206,64 +214,63 @@ class Model:
             raise GenerationError(f"token id {array[outside][0]} is outside the vocabulary of {self.vocab_size}")
         return tokens
 
-    def _run(self, slices: list[_Slice], logits: NDArray[np.float32]) -> int:
+    def _run(self, chunks: list[_Chunk], logits: NDArray[np.float32]) -> int:
         """Run one pass; returns how many rows of `logits` it wrote."""
         ids, positions, pages, wanted_tokens = self._inputs
-        token = wanted = runs = 0
-        for part in slices:
-            start, count = part.sequence.length, len(part.ids)
-            ids[token : token + count] = part.ids
+        token = wanted = spans = 0
+        for chunk in chunks:
+            start, count = chunk.sequence.length, len(chunk.ids)
+            ids[token : token + count] = chunk.ids
             positions[token : token + count] = range(start, start + count)
-            pages[token : token + count] = part.sequence.address
-            wanted_tokens[wanted : wanted + len(part.wanted)] = [token + i for i in part.wanted]
+            pages[token : token + count] = chunk.sequence.address
+            wanted_tokens[wanted : wanted + len(chunk.wanted)] = [token + i for i in chunk.wanted]
             for first in range(0, count, SPAN_TOKENS):
                 length = min(SPAN_TOKENS, count - first)
-                self._runs[runs] = token + first, length, start + first, part.sequence.address
-                runs += 1
-            token, wanted = token + count, wanted + len(part.wanted)
+                self._spans[spans] = token + first, length, start + first, chunk.sequence.address
+                spans += 1
+            token, wanted = token + count, wanted + len(chunk.wanted)
         words = self._pool.words
-        words[Word.TOKENS], words[Word.WANTED], words[Word.RUNS] = token, wanted, runs
-        words[Word.LOGITS], words[Word.LOGITS_STRIDE] = logits.ctypes.data, logits.strides[0]
+        words["tokens"], words["wanted"], words["spans"] = token, wanted, spans
+        for address in self._outputs:
+            address[0] = logits.ctypes.data
         self._pool.run()
         if self._times is not None:
             stamps, sums = self._times
-            # Nobody notes the end itself: it comes when the last thread arrives.
+            # No thread notes the end itself: it comes when the last one arrives.
             stamps[:, -1, 1] = stamps[:, -1, 0].max()
             sums[..., 0] += stamps[..., 1] - stamps[..., 0]
             sums[:, :-1, 1] += stamps[:, 1:, 0] - stamps[:, :-1, 1]
-        for part in slices:
-            part.sequence.length += len(part.ids)
+        for chunk in chunks:
+            chunk.sequence.advance(len(chunk.ids))
         return wanted
 
-    def _set_fixed_words(self, kv_kind: str) -> None:
+    def _describe_passes(self, kv_kind: str) -> None:
+        """Write what is the same for all passes."""
         words = self._pool.words
-        attention = [step.numbers for step in self._plan.steps if step.opcode is Opcode.ATTENTION]
+        attention = [step.fields for step in self._plan.steps if step.spec.name == "attention"]
         scratch = max(
-            (scratch_bytes(int(numbers[Field.GROUP]), int(numbers[Field.SIZE])) for numbers in attention), default=0
+            (scratch_bytes(int(each["heads_per_kv"]), int(each["head_dim"])) for each in attention), default=0
         )
-        words[Word.TABLE], words[Word.STEPS] = self._table.ctypes.data, len(self._table)
-        addresses = (row.ctypes.data for row in self._inputs)
-        for word, address in zip((Word.IDS, Word.POSITIONS, Word.PAGES, Word.WANTED_TOKENS), addresses, strict=True):
-            words[word] = address
-        words[Word.RUN_TABLE] = self._runs.ctypes.data
-        words[Word.COUNTERS] = self._memory(8 * (self.threads + 1) * (len(self._table) + 1))
-        words[Word.SCRATCH], words[Word.SCRATCH_BYTES] = self._memory(scratch * self.threads), scratch
-        words[Word.PARTS] = self._memory(partials_bytes(self.threads))
-        words[Word.KV_KIND] = KINDS[kv_kind].code
+        words["steps"], words["step_count"] = self._table.ctypes.data, len(self._table)
+        for name, row in zip(("ids", "positions", "pages", "wanted_tokens"), self._inputs, strict=True):
+            words[name] = row.ctypes.data
+        words["span_table"] = self._spans.ctypes.data
+        words["counters"] = self._memory(8 * (self.threads + 1) * (len(self._table) + 1))
+        words["scratch"], words["scratch_bytes"] = self._memory(scratch * self.threads), scratch
+        words["partials"] = self._memory(partials_bytes(self.threads))
+        words["kv_kind"] = KINDS[kv_kind].code
 
-    def _weights(self) -> dict[str, Weight]:
-        """Addresses of all tensors; vectors are small and become padded f32."""
+    def _addresses(self) -> Addresses:
+        """Where everything lies; vectors are small and become padded f32."""
         weights = {}
         for name, tensor in self._tensors.items():
             if len(tensor.shape) == 1:
                 weights[name] = Weight("f32", self._vector(dequantize(tensor.kind, tensor.data, None, tensor.shape)))
             else:
                 weights[name] = _matrix(tensor)
-        for operation in self.program.operations:
-            if operation.name == "rotation":
-                frequencies = np.array(operation.parameters["inverse_frequencies"], np.float32)
-                weights[rotation_name(operation)] = Weight("f32", self._vector(frequencies))
-        return weights
+        constants = {constant: self._vector(np.array(constant, np.float32)) for constant in self._plan.constants}
+        arena = self._memory(self._plan.arena_bytes(PASS_TOKENS, self.threads))
+        return Addresses(weights, constants, arena, self._pages.shape.layer_offsets)
 
     def _vector(self, values: NDArray[np.float32]) -> int:
         padded = np.zeros(-(-len(values) // LINE_FLOATS) * LINE_FLOATS, np.float32)
@@ -283,9 +290,9 @@ def _matrix(tensor: Tensor) -> Weight:
     return Weight(tensor.kind, tensor.data.ctypes.data, row_scales)
 
 
-def _passes(arrays: list[tuple[Sequence, NDArray[np.int64]]], every: bool, chunk: int) -> list[list[_Slice]]:
+def _passes(arrays: list[tuple[Sequence, NDArray[np.int64]]], every: bool, chunk: int) -> list[list[_Chunk]]:
     """Cut a batch into passes of at most `chunk` tokens."""
-    passes: list[list[_Slice]] = []
+    passes: list[list[_Chunk]] = []
     room = 0
     for sequence, ids in arrays:
         begin = 0
@@ -296,5 +303,5 @@ def _passes(arrays: list[tuple[Sequence, NDArray[np.int64]]], every: bool, chunk
             part = ids[begin : begin + room]
             begin, room = begin + len(part), room - len(part)
             last = range(len(part) - 1, len(part)) if begin == len(ids) else range(0)
-            passes[-1].append(_Slice(sequence, part, range(len(part)) if every else last))
+            passes[-1].append(_Chunk(sequence, part, range(len(part)) if every else last))
     return passes

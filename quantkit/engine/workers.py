@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit_kernels.interpreter.dispatch import participate
-from quantkit_kernels.interpreter.table import PASS_WORDS, Word
+from quantkit_kernels.interpreter.layout import PASS
 from quantkit_kernels.interpreter.threads import GENERATION, LINE, STOP, WORKERS, shared_bytes
 
 _SIGNATURE = "void(int64, int64, int64)"
@@ -29,13 +29,13 @@ class WorkerPool:
     threads : int
         Threads that share a pass, the caller included.
     words : ndarray
-        int64 `[PASS_WORDS]`: what the next `run` does, see `quantkit_kernels.interpreter.table.Word`.
+        One `quantkit_kernels.interpreter.layout.PASS`: what the next `run` does.
     """
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self.words = np.zeros(PASS_WORDS, np.int64)
-        self.words[Word.THREADS] = threads
+        self.words = np.zeros((), PASS)
+        self.words["threads"] = threads
         memory = np.zeros(shared_bytes(threads) + LINE, np.uint8)
         self._shared = memory[-memory.ctypes.data % LINE :]
         self._addresses = int(self._shared.ctypes.data), int(self.words.ctypes.data)
@@ -56,12 +56,17 @@ class WorkerPool:
         """Run one pass of the program that `words` describes."""
         participate(0, *self._addresses)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the threads have ended."""
+        return not self._stop.alive
+
     def close(self) -> None:
         """End the threads; the pool cannot run again."""
         self._stop()
 
 
-def _serve(worker: int, shared: NDArray[np.uint8], words: NDArray[np.int64]) -> None:
+def _serve(worker: int, shared: NDArray[np.uint8], words: NDArray[np.void]) -> None:
     participate(worker, shared.ctypes.data, words.ctypes.data)
 
 

@@ -24,7 +24,8 @@ from quantkit import user_cache
 from quantkit.engine.machine import cpu_name
 from quantkit.errors import OptionError
 from quantkit.evaluation.operations import OperationTime, operation_times
-from quantkit.evaluation.roofline import Ceilings, Cost, Costs, Part
+from quantkit.evaluation.roofline import Ceilings, Costs
+from quantkit_kernels.interpreter.operations import Chunk, Cost
 
 if TYPE_CHECKING:
     from quantkit.engine.kv_cache import Sequence as Tokens
@@ -66,10 +67,10 @@ class Test:
         return self.n_depth + self.n_prompt + self.n_gen
 
     @property
-    def calls(self) -> list[list[Part]]:
+    def calls(self) -> list[list[Chunk]]:
         """What each call of `Model.forward` is given."""
         runs = [(self.n_prompt, self.n_depth)] if self.n_prompt else [(1, self.n_depth + i) for i in range(self.n_gen)]
-        return [[Part(count, depth)] * self.n_parallel for count, depth in runs]
+        return [[Chunk(count, depth)] * self.n_parallel for count, depth in runs]
 
     def cost(self, costs: Costs) -> Cost:
         """What the test must read and multiply."""
@@ -252,7 +253,7 @@ def _measure(
 def _fill(model: Model, sequences: Sequence[Tokens], depth: int, random: np.random.Generator) -> None:
     """Leave `depth` random tokens in each sequence; those that are there from earlier tests stay."""
     for sequence in sequences:
-        sequence.length = min(sequence.length, depth)
+        sequence.truncate(min(sequence.length, depth))
     missing = [(sequence, depth - sequence.length) for sequence in sequences if sequence.length < depth]
     if missing:
         model.forward([(sequence, random.integers(model.vocab_size, size=n).tolist()) for sequence, n in missing])
@@ -262,17 +263,17 @@ def _time(model: Model, sequences: Sequence[Tokens], test: Test, random: np.rand
     """Run a test once and roll its sequences back; returns its nanoseconds."""
     batches = [
         [
-            (sequence, random.integers(model.vocab_size, size=part.count).tolist())
-            for sequence, part in zip(sequences, parts, strict=True)
+            (sequence, random.integers(model.vocab_size, size=chunk.count).tolist())
+            for sequence, chunk in zip(sequences, chunks, strict=True)
         ]
-        for parts in test.calls
+        for chunks in test.calls
     ]
     start = time.perf_counter_ns()
     for batch in batches:
         model.forward(batch)
     elapsed = time.perf_counter_ns() - start
     for sequence in sequences:
-        sequence.length = test.n_depth
+        sequence.truncate(test.n_depth)
     return elapsed
 
 

@@ -1,7 +1,7 @@
 """Where the time of a pass goes: the steps of a plan by operation, each beside what it read and multiplied.
 
-The times are the interpreter's own (`Model.time_steps`), the costs those of `roofline.py`. A run of token steps, which
-each token passes through in one go, is one operation. What is left of the clock's time is shown as well: threads that
+The times are the interpreter's own (`Model.time_steps`), the costs those of `roofline.py`. Fused token steps are one
+operation. What is left of the clock's time is shown as well: threads that
 wait for one another, and everything outside the compiled pass.
 """
 
@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quantkit.evaluation.roofline import Cost, Costs, Part
-from quantkit_kernels.interpreter.table import Opcode
+from quantkit.evaluation.roofline import Costs
+from quantkit_kernels.interpreter.operations import Chunk, Cost
 
 if TYPE_CHECKING:
     from quantkit.engine.lowering import Step
@@ -48,7 +48,7 @@ class OperationTime:
 
 
 def operation_times(
-    model: Model, costs: Costs, calls: Sequence[Sequence[Part]], run: Callable[[], int]
+    model: Model, costs: Costs, calls: Sequence[Sequence[Chunk]], run: Callable[[], int]
 ) -> tuple[OperationTime, ...]:
     """Time the operations of some calls of `Model.forward`, the slowest first.
 
@@ -57,23 +57,23 @@ def operation_times(
     model : Model
     costs : Costs
         The model's.
-    calls : sequence of sequences of Part
+    calls : sequence of sequences of Chunk
         What `run` gives to `Model.forward`.
     run : callable
         Makes the calls; returns nanoseconds.
     """
     with model.time_steps() as times:
         clock = run() * 1e-9
-    passes = [passing for call in calls for passing in costs.passes(call)]
+    passes = [cut for call in calls for cut in costs.passes(call)]
     seconds: dict[str, float] = {}
     counts: dict[str, int] = {}
     totals: dict[str, Cost] = {}
     worked = times[:, :-1, 1].mean(axis=0) * 1e-9
-    for begin, steps in _runs(model):
+    for begin, steps in _fused(model):
         name = " + ".join(_name(model, step) for step in steps)
         seconds[name] = seconds.get(name, 0.0) + float(worked[begin : begin + len(steps)].sum())
         counts[name] = counts.get(name, 0) + len(passes)
-        cost = sum((costs.step(step, parts, wanted) for step in steps for parts, wanted in passes), start=Cost())
+        cost = sum((costs.step(step, chunks, wanted) for step in steps for chunks, wanted in passes), start=Cost())
         totals[name] = totals.get(name, Cost()) + cost
     inside = float(times[0].sum()) * 1e-9  # thread 0 is there from the first step to the end
     seconds |= {WAITING: inside - sum(seconds.values()), OUTSIDE: clock - inside}
@@ -85,19 +85,18 @@ def operation_times(
     )
 
 
-def _runs(model: Model) -> Iterator[tuple[int, Sequence[Step]]]:
+def _fused(model: Model) -> Iterator[tuple[int, Sequence[Step]]]:
     """Steps that run as one, each with the number of its first."""
     steps, begin = model.plan.steps, 0
     while begin < len(steps):
-        yield begin, steps[begin : begin + steps[begin].run]
-        begin += steps[begin].run
+        yield begin, steps[begin : begin + steps[begin].fused]
+        begin += steps[begin].fused
 
 
 def _name(model: Model, step: Step) -> str:
     """A linear map by its module, anything else by what it does."""
-    name = step.opcode.name.lower()
-    if step.opcode is not Opcode.LINEAR or step.weight is None:
-        return name
+    if step.spec.name != "linear":
+        return step.spec.name
     # A tied head goes by the name of the embedding.
-    tied = model.program.tensors[step.weight].role == "embedding"
-    return f"{name} {'lm_head' if tied else step.weight.split('.')[-2]}"
+    tied = model.program.tensors[step.weights[0]].role == "embedding"
+    return f"linear {'lm_head' if tied else step.weights[0].split('.')[-2]}"

@@ -62,15 +62,15 @@ class Attention:
     qkv_bias: bool = False
     output_bias: bool = False
 
-    def __call__(self, x: Value, module: str, *, layer: int, rotation: Value, window: int = 0) -> Value:
-        """Record one layer's attention -> `[T, hidden_size]`; `layer` counts caches, and a window of 0 is none."""
+    def __call__(self, x: Value, module: str, *, rotation: Value, window: int = 0) -> Value:
+        """Record one layer's attention -> `[T, hidden_size]`; a window of 0 is none."""
         ops, config = self.ops, self.config
         q = ops.linear(x, f"{module}.q_proj", config.query_columns, bias=self.qkv_bias)
         k = ops.linear(x, f"{module}.k_proj", config.kv_columns, bias=self.qkv_bias)
         v = ops.linear(x, f"{module}.v_proj", config.kv_columns, bias=self.qkv_bias)
         q = self._rotated(q, f"{module}.q_norm", rotation)
         k = self._rotated(k, f"{module}.k_norm", rotation)
-        x = ops.attention(q, k, v, layer=layer, head_dim=config.head_size, scale=self.scale, window=window)
+        x = ops.attention(q, ops.store_kv(k, v, head_dim=config.head_size), scale=self.scale, window=window)
         return ops.linear(x, f"{module}.o_proj", config.hidden_size, bias=self.output_bias, optional_bias=True)
 
     def _rotated(self, heads: Value, norm: str, rotation: Value) -> Value:

@@ -1,11 +1,11 @@
 """The program: the flat list of operations that a forward pass recorded.
 
-An architecture file calls the methods of `Recorder` as if it computed; each call appends one `Operation`. The result, a
-`Program`, knows every operation in order and every tensor it needs with its shape and role, so the same recording
-checks a checkpoint, plans memory and runs.
+An architecture file calls the methods of `Recorder` as if it computed; each call appends one `Operation`, checked
+against its row in `quantkit_kernels.interpreter.operations`. The result, a `Program`, knows every operation in order
+and every tensor it needs with its shape and role, so the same recording checks a checkpoint, plans memory and runs.
 
-Nothing is computed here and no file is read. `models/` writes programs; `plan.py` lowers one to the table that the
-compiled interpreter walks; `convert.py` reads only the tensor list.
+Nothing is computed here and no file is read. `families/` writes programs; `quantkit.engine.lowering` makes the steps of
+one that the compiled interpreter runs; `quantkit.quantization` reads only the list of tensors.
 """
 
 from __future__ import annotations
@@ -13,12 +13,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from quantkit.tensor import Role, TensorSpec
-
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
-"""Functions that `Recorder.gated` knows (`gelu_tanh` is Hugging Face's `gelu_pytorch_tanh`)."""
+from quantkit_kernels.interpreter.operations import ACTIVATIONS, OPERATIONS, OperationSpec
 
 
 @dataclass(frozen=True)
@@ -34,39 +32,54 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Cache:
+    """The keys and values of one layer, of all tokens of a sequence so far: `kv_heads` heads of `head_dim` channels."""
+
+    index: int
+    kv_heads: int
+    head_dim: int
+
+
+_Output = TypeVar("_Output", Value, Cache)
+
+
+@dataclass(frozen=True)
 class Operation:
-    """One step of a program: `output = name(inputs, tensors, **parameters)`."""
+    """One operation of a program: `output = name(inputs, tensors, constant, **parameters)`."""
 
     name: str
-    inputs: tuple[Value, ...]
-    output: Value
+    inputs: tuple[Value | Cache, ...]
+    output: Value | Cache
     tensors: tuple[str, ...] = ()
+    constant: tuple[float, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def spec(self) -> OperationSpec:
+        """What is known of operations of this name."""
+        return OPERATIONS[self.name]
 
 
 @dataclass(frozen=True)
 class Program:
-    """A recorded forward pass: token ids in, logits `[wanted tokens, vocab_size]` out."""
+    """A recorded forward pass: token ids in, logits `[wanted tokens, columns]` out."""
 
     operations: tuple[Operation, ...]
     tensors: Mapping[str, TensorSpec]
-
-    @property
-    def logits(self) -> Value:
-        """The value that holds the logits."""
-        return self.operations[-1].output
+    logits: Value
 
     @property
     def vocab_size(self) -> int:
-        """Number of columns of the logits, and of rows of the embedding."""
-        return self.logits.columns
+        """Token ids that its embedding has rows for."""
+        embedded = [self.tensors[each.tensors[0]].shape[0] for each in self.operations if each.name == "embed"]
+        return min(embedded)
 
 
 class Recorder:
     """Records a forward pass. Shapes are `[tokens, columns]` throughout; `T` is the number of tokens of a batch.
 
     Tensors are named by their module, as in the checkpoint: `"model.layers.0.mlp.up_proj"` stands for the tensor
-    `model.layers.0.mlp.up_proj.weight`.
+    `model.layers.0.mlp.up_proj.weight`. What does not fit raises `ValueError`.
     """
 
     def __init__(self) -> None:
@@ -74,8 +87,14 @@ class Recorder:
         self._tensors: dict[str, TensorSpec] = {}
 
     def program(self) -> Program:
-        """Return what has been recorded so far; the last operation's output is the logits."""
-        return Program(tuple(self._operations), MappingProxyType(dict(self._tensors)))
+        """Return what has been recorded so far; the last operation's output is the logits.
+
+        They are `[wanted tokens, columns]`: `select` must have come before.
+        """
+        logits = self._operations[-1].output if self._operations else None
+        if not isinstance(logits, Value) or not logits.selected:
+            raise ValueError("a program ends with the logits of the selected tokens")
+        return Program(tuple(self._operations), MappingProxyType(dict(self._tensors)), logits)
 
     def embed(self, module: str, vocab_size: int, hidden_size: int, *, alias: str = "") -> Value:
         """Rows of the embedding table, one per token -> `[T, hidden_size]`.
@@ -97,13 +116,13 @@ class Recorder:
         return self._record("add", (a, b), a.columns)
 
     def rms_norm(self, x: Value, module: str, eps: float, *, size: int | None = None, offset: float = 0.0) -> Value:
-        """`x / sqrt(mean(x²) + eps) * (weight + offset)`, over every run of `size` columns (default: all of them).
+        """`x / sqrt(mean(x²) + eps) * (weight + offset)`, over every `size` consecutive columns (default: all).
 
         `size=head_dim` normalizes each head by itself (Qwen3); `offset=1` is Gemma's `(1 + w)`.
         """
         size = x.columns if size is None else size
         if x.columns % size:
-            raise ValueError(f"{x.columns} columns do not divide into runs of {size}")
+            raise ValueError(f"{x.columns} columns do not divide into parts of {size}")
         weight = self._tensor(f"{module}.weight", (size,), "norm")
         return self._record("rms_norm", (x,), x.columns, (weight,), eps=eps, size=size, offset=offset)
 
@@ -132,7 +151,7 @@ class Recorder:
         Record it once per rope variant and share it between layers.
         """
         columns = 2 * len(inverse_frequencies)
-        return self._record("rotation", (), columns, inverse_frequencies=inverse_frequencies, factor=factor)
+        return self._record("rotation", (), columns, constant=inverse_frequencies, factor=factor)
 
     def rope(self, x: Value, rotation: Value) -> Value:
         """Rotary embedding of each head of `x`, rotating column `i` with column `i + head_dim / 2`.
@@ -141,30 +160,44 @@ class Recorder:
         """
         if x.columns % rotation.columns:
             raise ValueError(f"{x.columns} columns do not divide into heads of {rotation.columns}")
-        return self._record("rope", (x, rotation), x.columns)
+        return self._record("rope", (x, rotation), x.columns, head_dim=rotation.columns)
 
-    def attention(
-        self, q: Value, k: Value, v: Value, *, layer: int, head_dim: int, scale: float, window: int = 0
-    ) -> Value:
-        """Causal attention over the sequence's cache, to which `k` and `v` are appended -> `[T, q.columns]`.
+    def store_kv(self, k: Value, v: Value, *, head_dim: int) -> Cache:
+        """Append keys and values, both `[T, kv_heads * head_dim]`, to the cache of a layer of their own.
+
+        The cache may be attended to by several layers.
+        """
+        if k.columns != v.columns or k.columns % head_dim or k.selected or v.selected:
+            raise ValueError(f"heads do not fit: k {k.columns}, v {v.columns}, head_dim {head_dim}")
+        cache = Cache(len(self._operations), k.columns // head_dim, head_dim)
+        return self._append("store_kv", (k, v), cache, kv_heads=cache.kv_heads, head_dim=head_dim)
+
+    def attention(self, q: Value, cache: Cache, *, scale: float, window: int = 0) -> Value:
+        """Causal attention of each token over the cache -> `[T, q.columns]`.
 
         Parameters
         ----------
         q : Value
-            `[T, heads * head_dim]`, already rotated.
-        k, v : Value
-            `[T, kv_heads * head_dim]`; every `heads / kv_heads` query heads share one.
-        layer : int
-            Which layer's cache to use.
+            `[T, heads * head_dim]`, already rotated; every `heads / kv_heads` query heads share a KV head.
+        cache : Cache
+            Of `store_kv`, which has stored the keys and values of these tokens before.
         scale : float
             Multiplies the scores, usually `head_dim ** -0.5`.
         window : int
             A token sees itself and the `window - 1` tokens before it; 0 means all.
         """
-        if q.columns % k.columns or k.columns % head_dim or k.columns != v.columns:
-            raise ValueError(f"heads do not fit: q {q.columns}, k {k.columns}, v {v.columns}, head_dim {head_dim}")
+        kv_columns = cache.kv_heads * cache.head_dim
+        if q.columns % kv_columns or q.selected:
+            raise ValueError(f"heads do not fit: q {q.columns}, k {kv_columns}, head_dim {cache.head_dim}")
         return self._record(
-            "attention", (q, k, v), q.columns, layer=layer, head_dim=head_dim, scale=scale, window=window
+            "attention",
+            (q, cache),
+            q.columns,
+            kv_heads=cache.kv_heads,
+            heads_per_kv=q.columns // kv_columns,
+            head_dim=cache.head_dim,
+            scale=scale,
+            window=window,
         )
 
     def gated(self, gate: Value, up: Value, activation: str) -> Value:
@@ -177,7 +210,9 @@ class Recorder:
 
     def select(self, x: Value) -> Value:
         """Keep only the rows whose logits are wanted -> `[wanted, columns]`."""
-        return self._record("select", (x,), x.columns, selected=True)
+        if x.selected:
+            raise ValueError("select: the rows are selected already")
+        return self._append("select", (x,), Value(len(self._operations), x.columns, selected=True))
 
     def _tensor(
         self, name: str, shape: tuple[int, ...], role: Role, *, aliases: tuple[str, ...] = (), optional: bool = False
@@ -191,16 +226,33 @@ class Recorder:
     def _record(
         self,
         name: str,
-        inputs: tuple[Value, ...],
+        inputs: tuple[Value | Cache, ...],
         columns: int,
         tensors: tuple[str, ...] = (),
-        *,
-        selected: bool = False,
+        constant: tuple[float, ...] = (),
         **parameters: Any,
     ) -> Value:
-        if len({value.selected for value in inputs}) > 1:
+        selected = {value.selected for value in inputs if isinstance(value, Value)}
+        if len(selected) > 1:
             raise ValueError(f"{name}: only some of the inputs are selected")
-        selected = selected or any(value.selected for value in inputs)
-        output = Value(len(self._operations), columns, selected)
-        self._operations.append(Operation(name, inputs, output, tensors, MappingProxyType(parameters)))
+        output = Value(len(self._operations), columns, selected == {True})
+        return self._append(name, inputs, output, tensors, constant, **parameters)
+
+    def _append(
+        self,
+        name: str,
+        inputs: tuple[Value | Cache, ...],
+        output: _Output,
+        tensors: tuple[str, ...] = (),
+        constant: tuple[float, ...] = (),
+        **parameters: Any,
+    ) -> _Output:
+        operation = Operation(name, inputs, output, tensors, constant, MappingProxyType(parameters))
+        spec = operation.spec
+        for place, value in zip(spec.inputs, inputs, strict=True):
+            if (place == "cache") != isinstance(value, Cache):
+                raise ValueError(f"{name}: {place} is a {type(value).__name__.lower()}")
+        if parameters.keys() != set(spec.parameters) or not len(tensors) <= len(spec.weights):
+            raise ValueError(f"{name}: its row in the table of operations asks for {spec.parameters}, {spec.weights}")
+        self._operations.append(operation)
         return output

@@ -29,7 +29,7 @@ def test_a_sequence_grows_page_by_page_and_gives_back_what_it_held() -> None:
         for tokens, pages in ((1, 1), (PAGE, 1), (PAGE + 1, 2)):
             sequence.reserve(tokens)
             assert sequence.nbytes == pages * pool.shape.page_bytes == pool.shape.nbytes(tokens)
-        held = set(sequence.table[:2].tolist())
+        held = set(sequence._table[:2].tolist())
     again = Sequence(pool, 4 * PAGE)
     again.reserve(2 * PAGE)
-    assert set(again.table[:2].tolist()) == held
+    assert set(again._table[:2].tolist()) == held

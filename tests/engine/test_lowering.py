@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import tiny
-from quantkit.engine.lowering import Weight, plan
+from quantkit.engine.lowering import Addresses, Weight, plan
 from quantkit.models import registry
 from quantkit.models.recorder import Recorder
-from quantkit_kernels.interpreter.table import SHARED, Field, Opcode
+from quantkit_kernels.interpreter.operations import OPERATIONS
 
 
 def tiny_plan(kind="int4", model_type="llama", **overrides):
@@ -24,13 +24,13 @@ def tiny_plan(kind="int4", model_type="llama", **overrides):
 def test_one_quantization_feeds_all_matrices_that_share_an_input():
     steps = tiny_plan().steps
     # A layer has four inputs of matrices (q/k/v, o, gate/up, down), and the head one.
-    assert sum(step.opcode is Opcode.QUANTIZE for step in steps) == 4 * 2 + 1
-    assert not any(step.opcode is Opcode.QUANTIZE for step in tiny_plan("f16").steps)
+    assert sum(step.spec.name == "quantize" for step in steps) == 4 * 2 + 1
+    assert not any(step.spec.name == "quantize" for step in tiny_plan("f16").steps)
 
 
 def test_no_barrier_between_matrices_of_one_input():
     steps = tiny_plan().steps
-    inside = [b for a, b in pairwise(steps) if a.opcode is b.opcode is Opcode.LINEAR]
+    inside = [b for a, b in pairwise(steps) if a.spec.name == b.spec.name == "linear"]
     assert len(inside) == 2 * (2 + 1)  # k and v after q, up after gate
     assert not any(step.barrier for step in inside)
 
@@ -50,7 +50,7 @@ def test_no_barrier_between_matrices_of_one_input():
 def test_every_meeting_of_threads_has_a_barrier(kind, sizes):
     """Checked the slow way, byte by byte: what a thread touches, no other has touched since the last barrier.
 
-    Any thread may take any token of a run, so they change places from one run to the next.
+    Any thread may take any token of fused steps, so they change places from one fused sequence to the next.
     """
     tokens, threads = 5, 2
     lowered = tiny_plan(kind, **sizes)
@@ -61,8 +61,8 @@ def test_every_meeting_of_threads_has_a_barrier(kind, sizes):
     def touched(step, buffer, thread):
         touch = np.zeros(size, bool)
         if buffer.slot >= 0:  # a thread's own memory meets nobody
-            gathers = step.opcode is Opcode.SELECT and buffer is not step.output
-            whole = step.opcode in SHARED or gathers
+            gathers = step.spec.name == "select" and buffer is not step.output
+            whole = step.spec.shared or gathers
             place = (thread + runs) % threads
             mine = range(tokens) if whole else range(tokens * place // threads, tokens * (place + 1) // threads)
             for token in mine:
@@ -74,10 +74,10 @@ def test_every_meeting_of_threads_has_a_barrier(kind, sizes):
     for step in lowered.steps:
         left -= 1
         if not left:
-            runs, left = runs + 1, step.run
+            runs, left = runs + 1, step.fused
         if step.barrier:
             readers[:], writers[:] = False, False
-        shared = step.opcode in SHARED
+        shared = step.spec.shared
         for thread in range(threads):
             others = [other for other in range(threads) if other != thread]
             write = touched(step, step.output, thread)
@@ -91,10 +91,10 @@ def test_every_meeting_of_threads_has_a_barrier(kind, sizes):
 
 
 def test_ten_barriers_in_a_layer():
-    ops = [step.opcode for step in tiny_plan().steps if step.barrier]
-    attention = [Opcode.LINEAR, Opcode.ROPE, Opcode.ATTENTION, Opcode.QUANTIZE, Opcode.LINEAR]
-    layer = [*attention, Opcode.ADD, Opcode.LINEAR, Opcode.GATED, Opcode.LINEAR, Opcode.ADD]
-    assert ops == [*layer, *layer, Opcode.SELECT, Opcode.LINEAR]
+    ops = [step.spec.name for step in tiny_plan().steps if step.barrier]
+    attention = ["linear", "rope", "attention", "quantize", "linear"]
+    layer = [*attention, "add", "linear", "gated", "linear", "add"]
+    assert ops == [*layer, *layer, "select", "linear"]
 
 
 def test_memory_does_not_grow_with_depth():
@@ -108,32 +108,35 @@ def test_a_value_is_not_overwritten_while_it_is_needed():
     ops.linear(ops.select(ops.add(h, x)), "head", 16)
     steps = plan(ops.program(), {"e.weight": "f32", "head.weight": "f32"}).steps
     kept = steps[0].output
-    assert kept.own >= 0  # one row for each thread is enough: all of its life is in one run
-    assert all(step.output.own != kept.own for step in steps[1:4])
+    assert kept.local >= 0  # one row for each thread is enough: it lives inside of fused steps alone
+    assert all(step.output.local != kept.local for step in steps[1:4])
 
 
-def test_a_run_is_token_steps_that_no_barrier_parts():
+def test_token_steps_that_no_barrier_parts_are_fused():
     steps = tiny_plan().steps
-    assert {step.run for step in steps if step.opcode in SHARED} == {1}
+    assert {step.fused for step in steps if step.spec.shared} == {1}
     for step, following in pairwise(steps):
-        joined = not following.barrier and not {step.opcode, following.opcode} & SHARED
-        assert step.run == (following.run + 1 if joined and step.wanted == following.wanted else 1)
-    layer = [Opcode.ROPE, Opcode.ADD, Opcode.ADD]
-    begins = [step.opcode for step in steps if step.run == 3 and step.barrier]
-    assert begins == [*layer, *layer[:2], Opcode.SELECT]
+        joined = not following.barrier and not (step.spec.shared or following.spec.shared)
+        assert step.fused == (following.fused + 1 if joined and step.wanted == following.wanted else 1)
+    layer = ["rope", "add", "add"]
+    begins = [step.spec.name for step in steps if step.fused == 3 and step.barrier]
+    assert begins == [*layer, *layer[:2], "select"]
 
 
 def test_sums_take_the_place_of_what_they_add_to():
-    sums = [step for step in tiny_plan().steps if step.opcode is Opcode.ADD]
+    sums = [step for step in tiny_plan().steps if step.spec.name == "add"]
     assert len({step.output.slot for step in sums}) == 1
 
 
 def test_waiting_threads_know_the_weights_that_come_next():
     lowered = tiny_plan()
-    weights = {step.weight or "": Weight("int4", 1 << 20 | index) for index, step in enumerate(lowered.steps)}
-    weights |= {step.weight or "": Weight("f32", 1 << 30) for step in lowered.steps if step.opcode is Opcode.RMS_NORM}
-    table = lowered.table(weights, 0, 8, 2, [0] * 2)
+    weights = {
+        name: Weight("f32" if step.spec.name == "rms_norm" else "int4", 1 << 20 | index)
+        for index, step in enumerate(lowered.steps)
+        for name in step.weights
+    }
+    table = lowered.table(Addresses(weights, dict.fromkeys(lowered.constants, 0), 0, [0] * 2), 8, 2)
     for index, step in enumerate(lowered.steps):
-        following = next((row for row in table[index:] if row[Field.OPCODE] == Opcode.LINEAR), None)
-        expected = following[Field.WEIGHT] if following is not None else 0
-        assert table[index, Field.AHEAD] == expected, step.name
+        following = next((row for row in table[index:] if row["opcode"] == OPERATIONS["linear"].opcode), None)
+        expected = following["weight"] if following is not None else 0
+        assert table[index]["prefetch"] == expected, step.name

@@ -78,13 +78,13 @@ def test_logits_are_those_of_the_reference(case):
 
 
 def recorded(attentions):
-    """A program of attention layers -> (program, source); `attentions` are (layer, heads, kv_heads, head_dim)."""
+    """A program of attention layers -> (program, source); `attentions` are (heads, kv_heads, head_dim)."""
     ops = Recorder()
     x = ops.embed("embed", tiny.VOCAB_SIZE, 48)
-    for number, (layer, heads, kv_heads, head_dim) in enumerate(attentions):
+    for number, (heads, kv_heads, head_dim) in enumerate(attentions):
         sizes = {"q": heads * head_dim, "k": kv_heads * head_dim, "v": kv_heads * head_dim}
         q, k, v = (ops.linear(x, f"{number}.{name}", size) for name, size in sizes.items())
-        seen = ops.attention(q, k, v, layer=layer, head_dim=head_dim, scale=head_dim**-0.5)
+        seen = ops.attention(q, ops.store_kv(k, v, head_dim=head_dim), scale=head_dim**-0.5)
         x = ops.add(x, ops.linear(seen, f"{number}.o", 48))
     ops.linear(ops.select(x), "head", tiny.VOCAB_SIZE)
     program = ops.program()
@@ -96,9 +96,9 @@ def recorded(attentions):
 @pytest.mark.parametrize(
     "attentions",
     [
-        [(0, 4, 2, 16), (1, 6, 1, 40), (2, 4, 4, 8)],
-        [(7, 2, 1, 40), (3, 8, 4, 16)],
-        [(0, 2, 2, 8), (1, 2, 2, 96)],
+        [(4, 2, 16), (6, 1, 40), (4, 4, 8)],
+        [(2, 1, 40), (8, 4, 16)],
+        [(2, 2, 8), (2, 2, 96)],
         [],
     ],
     ids=str,
@@ -115,11 +115,6 @@ def test_layers_may_differ_in_heads_and_head_sizes(attentions, kv_kind):
 
 
 KV_ERROR = {"f32": 1e-5, "f16": 2e-3, "int8": 0.05}
-
-
-def test_a_layer_keeps_one_shape():
-    with pytest.raises(ValueError, match="layer 3"):
-        make(recorded([(3, 4, 2, 16), (3, 4, 4, 16)]))
 
 
 def test_same_bits_for_any_number_of_threads(case):
@@ -260,7 +255,7 @@ def test_step_times_cover_every_step_and_change_no_bit(case):
         model.close()
     assert times.shape == (2, len(model.plan.steps) + 1, 2)
     assert (once >= 0).all()
-    inside_a_run = [False, *(step.run > 1 for step in model.plan.steps)]
-    assert ((once[..., 1].sum(axis=0) > 0)[:-1] != inside_a_run[:-1]).all()
+    fused_with_last = [False, *(step.fused > 1 for step in model.plan.steps)]
+    assert ((once[..., 1].sum(axis=0) > 0)[:-1] != fused_with_last[:-1]).all()
     assert (once[:, -1, 1] == 0).all()
     assert times.sum() > once.sum()

@@ -10,19 +10,38 @@ from quantkit.models.recorder import Operation, Recorder, TensorSpec, Value
 def test_operations_are_recorded_in_order() -> None:
     ops = Recorder()
     h = ops.embed("embed", 10, 8)
-    x = ops.linear(h, "up", 6, bias=True)
+    wanted = ops.select(h)
+    x = ops.linear(wanted, "up", 6, bias=True)
     program = ops.program()
-    assert [operation.name for operation in program.operations] == ["embed", "linear"]
-    assert program.operations[1] == Operation("linear", (h,), x, ("up.weight", "up.bias"))
-    assert (h, x) == (Value(0, 8), Value(1, 6))
+    assert [operation.name for operation in program.operations] == ["embed", "select", "linear"]
+    assert program.operations[2] == Operation("linear", (wanted,), x, ("up.weight", "up.bias"))
+    assert (h, wanted, x) == (Value(0, 8), Value(1, 8, selected=True), Value(2, 6, selected=True))
     assert program.logits == x
-    assert program.vocab_size == 6
+
+
+def test_ids_are_those_that_every_embedding_has_rows_for() -> None:
+    ops = Recorder()
+    ops.linear(ops.select(ops.add(ops.embed("a", 10, 8), ops.embed("b", 7, 8))), "head", 20)
+    assert ops.program().vocab_size == 7
+
+
+@pytest.mark.parametrize("end", ["nothing", "all tokens", "cache"])
+def test_a_program_ends_with_selected_logits(end: str) -> None:
+    ops = Recorder()
+    if end != "nothing":
+        h = ops.embed("embed", 10, 8)
+        ops.select(h)
+        ops.linear(h, "head", 10)
+    if end == "cache":
+        ops.store_kv(h, h, head_dim=4)
+    with pytest.raises(ValueError, match="ends with the logits of the selected tokens"):
+        ops.program()
 
 
 def test_tensors_have_shapes_and_roles() -> None:
     ops = Recorder()
     h = ops.rms_norm(ops.embed("embed", 10, 8), "norm", 1e-6)
-    ops.linear(ops.linear(h, "up", 6, bias=True), "head", 10, role="head")
+    ops.linear(ops.select(ops.linear(h, "up", 6, bias=True)), "head", 10, role="head")
     assert list(ops.program().tensors.values()) == [
         TensorSpec("embed.weight", (10, 8), "embedding"),
         TensorSpec("norm.weight", (8,), "norm"),
@@ -35,7 +54,7 @@ def test_tensors_have_shapes_and_roles() -> None:
 def test_what_a_checkpoint_may_name_otherwise_or_leave_out() -> None:
     ops = Recorder()
     h = ops.embed("embed", 10, 8, alias="head")
-    ops.linear(h, "up", 6, bias=True, optional_bias=True)
+    ops.linear(ops.select(h), "up", 6, bias=True, optional_bias=True)
     tensors = ops.program().tensors
     assert tensors["embed.weight"].aliases == ("head.weight",)
     assert [name for name, spec in tensors.items() if spec.optional] == ["up.bias"]
@@ -43,7 +62,7 @@ def test_what_a_checkpoint_may_name_otherwise_or_leave_out() -> None:
 
 def test_a_tied_head_is_one_tensor_and_stays_an_embedding() -> None:
     ops = Recorder()
-    ops.linear(ops.embed("embed", 10, 8), "embed", 10, role="head")
+    ops.linear(ops.select(ops.embed("embed", 10, 8)), "embed", 10, role="head")
     assert list(ops.program().tensors.values()) == [TensorSpec("embed.weight", (10, 8), "embedding")]
 
 
@@ -58,10 +77,10 @@ def test_selection_reaches_everything_after_it() -> None:
 
 def test_a_program_is_not_changed_by_its_recorder() -> None:
     ops = Recorder()
-    h = ops.embed("embed", 10, 8)
+    h = ops.select(ops.embed("embed", 10, 8))
     program = ops.program()
     ops.linear(h, "head", 10)
-    assert len(program.operations) == 1
+    assert len(program.operations) == 2
     assert list(program.tensors) == ["embed.weight"]
 
 
@@ -70,11 +89,14 @@ def test_parameters_are_kept_and_read_only() -> None:
     h = ops.embed("embed", 10, 8)
     ops.rms_norm(h, "q_norm", 1e-5, size=4, offset=1.0)
     rotation = ops.rotation((1.0, 0.5), factor=2.0)
-    ops.attention(ops.rope(h, rotation), h, h, layer=3, head_dim=4, scale=0.5, window=7)
-    norm, rotate, _, attention = ops.program().operations[1:]
+    kv = ops.linear(h, "kv", 4)
+    ops.select(ops.attention(ops.rope(h, rotation), ops.store_kv(kv, kv, head_dim=4), scale=0.5, window=7))
+    norm, rotate, _, store, _, attention, _ = ops.program().operations[1:]
+    heads = {"kv_heads": 1, "head_dim": 4}
     assert dict(norm.parameters) == {"eps": 1e-5, "size": 4, "offset": 1.0}
-    assert dict(rotate.parameters) == {"inverse_frequencies": (1.0, 0.5), "factor": 2.0}
-    assert dict(attention.parameters) == {"layer": 3, "head_dim": 4, "scale": 0.5, "window": 7}
+    assert (rotate.constant, dict(rotate.parameters)) == ((1.0, 0.5), {"factor": 2.0})
+    assert dict(store.parameters) == heads
+    assert dict(attention.parameters) == heads | {"heads_per_kv": 2, "scale": 0.5, "window": 7}
     with pytest.raises(TypeError):
         norm.parameters["eps"] = 0.0  # type: ignore[index]
 
@@ -86,14 +108,18 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         ops.add(h, narrow)
     with pytest.raises(ValueError, match="cannot gate 8 and 6"):
         ops.gated(h, narrow, "silu")
-    with pytest.raises(ValueError, match="runs of 3"):
+    with pytest.raises(ValueError, match="parts of 3"):
         ops.rms_norm(h, "norm", 1e-6, size=3)
     with pytest.raises(ValueError, match="heads of 6"):
         ops.rope(h, ops.rotation((1.0, 0.5, 0.25)))
     with pytest.raises(ValueError, match="heads do not fit"):
-        ops.attention(h, narrow, narrow, layer=0, head_dim=2, scale=1.0)
+        ops.attention(h, ops.store_kv(narrow, narrow, head_dim=2), scale=1.0)
     with pytest.raises(ValueError, match="heads do not fit"):
-        ops.attention(h, h, narrow, layer=0, head_dim=2, scale=1.0)
+        ops.store_kv(h, narrow, head_dim=2)
+    with pytest.raises(ValueError, match="heads do not fit"):
+        ops.store_kv(ops.select(h), ops.select(h), head_dim=2)
+    with pytest.raises(ValueError, match="heads do not fit"):
+        ops.attention(ops.select(h), ops.store_kv(h, h, head_dim=2), scale=1.0)
     with pytest.raises(ValueError, match=r"embed\.weight is used as \(10, 8\) and as \(11, 8\)"):
         ops.linear(h, "embed", 11)
     with pytest.raises(ValueError, match=r"unknown activation 'relu'"):
@@ -105,3 +131,13 @@ def test_rows_of_all_tokens_and_of_wanted_tokens_do_not_mix() -> None:
     h = ops.embed("embed", 10, 8)
     with pytest.raises(ValueError, match="add: only some of the inputs are selected"):
         ops.add(h, ops.select(h))
+
+
+def test_a_cache_is_no_value() -> None:
+    ops = Recorder()
+    h = ops.embed("embed", 10, 8)
+    cache = ops.store_kv(h, h, head_dim=4)
+    with pytest.raises(ValueError, match="rope: x is a cache"):
+        ops._record("rope", (cache, h), 8, head_dim=8)
+    with pytest.raises(ValueError, match="attention: cache is a value"):
+        ops._record("attention", (h, h), 8)

@@ -1,17 +1,17 @@
 """One compiled function that runs a whole program, for every architecture.
 
-All threads of a pool run it together over the same table (`table.py`), each as far as it comes: the work of a step is
-handed out in pieces, those of its own part first (`threads.py`). Token steps that no barrier parts are taken token
-after token, so that a row stays in the nearest cache. A barrier stands only where the table says so, and waits for
-pieces, not for threads; who waits there asks for the weights that come next. It calls the kernels and computes nothing
+All threads of a pool run it over the same steps (`layout.py`), each as far as it comes: the work of a step is handed
+out in pieces, those of a thread's own share first (`threads.py`). Fused token steps are taken token after token, so
+that a row stays in the nearest cache. A barrier stands only where a step says so, and waits for pieces, not for
+threads; a waiting thread prefetches the next weights. It calls the kernels of `operations.py` and computes nothing
 itself; it neither allocates nor calls Python. `participate` is the only entry.
 
-A thread that was put aside may go on in a pass that is over. It finds no work there: whatever says how much there is,
-it has read before it made sure that the pass still ran, and the rest it reads with a piece in hand, without which no
-pass ends.
+A thread that the system had put aside may go on in a pass that is over. It finds no work there: how much there is, it
+has read before it made sure that the pass still runs, and the rest it reads with a piece in hand, without which no pass
+ends.
 
 Asked for times, each thread notes for each step when it arrived and when it began, the barrier behind it; and last,
-when it arrived at the end of the pass. A run of token steps counts as its first step.
+when it arrived at the end of the pass. Fused steps count as the first of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from quantkit_kernels.attention.operands import Heads
 from quantkit_kernels.attention.pages import store_kv
 from quantkit_kernels.attention.sharing import attend, pieces_of
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.interpreter.table import FIELDS, Field, Opcode, Word
+from quantkit_kernels.interpreter.layout import PASS, STEP
+from quantkit_kernels.interpreter.operations import Opcode
 from quantkit_kernels.interpreter.threads import (
     await_done,
     await_pass,
@@ -42,29 +43,19 @@ from quantkit_kernels.rows.embedding import embed
 from quantkit_kernels.rows.gates import gated
 from quantkit_kernels.rows.norms import rms_norm
 from quantkit_kernels.rows.rotary import rope, rotation
-from quantkit_kernels.simd import get_f32, get_i64, nanoseconds, put_i64
+from quantkit_kernels.simd import get_i64, nanoseconds, put_i64, record_at
 
-STEP_BYTES = 8 * FIELDS
-(EMBED, SCALE, ADD, RMS_NORM, GATED, ROTATION, ROPE, STORE_KV, SELECT, QUANTIZE, LINEAR, ATTENTION) = map(int, Opcode)
+STEP_BYTES = STEP.itemsize
 F32, F16, BF16, INT8, INT4 = range(5)
 """`blocks.Kind.code` (a test compares)."""
 MANY = 8
 """Tokens from which on a chunk of a matrix product takes longer than its weights take to arrive."""
 
-(
-    OPCODE, BARRIER, IS_WANTED, RUN, AHEAD, AHEAD_BYTES, OUT, OUT_STRIDE, OUT_APART, A, A_STRIDE, A_APART, B, B_STRIDE,
-    B_APART, WEIGHT, ROW_SCALES, BIAS, KIND, ROWS, COLUMNS, CHUNK, SIZE, CACHE_OFFSET, KV_HEADS, GROUP, WINDOW, FACTOR,
-    EPS, OFFSET,
-) = (8 * int(field) for field in Field)  # fmt: skip
-(
-    TABLE, STEPS, TOKENS, IDS, POSITIONS, PAGES, WANTED, WANTED_TOKENS, RUNS, RUN_TABLE, LOGITS, LOGITS_STRIDE,
-    COUNTERS, SCRATCH, SCRATCH_BYTES, KV_KIND, THREADS, TIMES, PARTS,
-) = (8 * int(word) for word in Word)  # fmt: skip
-"""Where each word stands, in bytes."""
+step_at, pass_at = record_at(STEP), record_at(PASS)
 
 
 @jit(entry=True)
-def participate(thread, shared, state):
+def participate(thread, shared, words):
     """Take part in passes as one thread of a pool.
 
     Thread 0 wakes the others, runs one pass, and returns when all have finished it. Every other thread serves pass
@@ -76,20 +67,20 @@ def participate(thread, shared, state):
         Number of this thread, 0 for the caller.
     shared : int
         Address of the pool's memory, see `threads.Shared`.
-    state : int
-        Address of the pass's words, see `table.Word`; read when a pass begins.
+    words : int
+        Address of a `layout.PASS`, read when a pass begins.
     """
     generation = 0
     if thread == 0:
-        generation = begin_pass(shared, get_i64(state + THREADS))
-        _run(thread, shared, state, generation)
+        generation = begin_pass(shared, pass_at(words).threads)
+        _run(thread, shared, words, generation)
         end_pass(shared)
         return
     while True:
         generation = await_pass(shared, thread, generation)
         if generation < 0:
             return
-        _run(thread, shared, state, generation)
+        _run(thread, shared, words, generation)
 
 
 class Pass(NamedTuple):
@@ -101,55 +92,52 @@ class Pass(NamedTuple):
     """Of its counters."""
     tokens: int
     wanted: int
-    runs: int
+    spans: int
     """Of attention."""
     apart: int
-    """Bytes between the counters of one thread's part and the next one's."""
+    """Bytes between the counters of one thread's share and the next one's."""
 
 
 @jit
-def _run(thread, shared, state, generation):
-    steps, threads, times = get_i64(state + STEPS), get_i64(state + THREADS), get_i64(state + TIMES)
-    now = Pass(
-        thread, threads, tag_of(generation), get_i64(state + TOKENS), get_i64(state + WANTED), get_i64(state + RUNS),
-        8 * (steps + 1),
-    )  # fmt: skip
+def _run(thread, shared, words, generation):
+    state = pass_at(words)
+    steps, threads, times = state.step_count, state.threads, state.times
+    now = Pass(thread, threads, tag_of(generation), state.tokens, state.wanted, state.spans, 8 * (steps + 1))
     if not is_current(shared, generation):
         return
-    step, counter = get_i64(state + TABLE), get_i64(state + COUNTERS)
-    end, done = step + STEP_BYTES * steps, counter + now.apart * threads
+    address, counter = state.steps, state.counters
+    end, done = address + STEP_BYTES * steps, counter + now.apart * threads
     finished = done + 8 * steps
     if times:
         times += 16 * (steps + 1) * thread
     times = _note(times, 1)
     total = mine = 0
     section = done
-    while step < end:
-        if get_i64(step + BARRIER):
+    while address < end:
+        step = step_at(address)
+        if step.barrier:
             if mine:
                 report(section, now.tag, mine)
-            ahead_bytes = get_i64(step + AHEAD_BYTES)
-            ahead = get_i64(step + AHEAD) + ahead_bytes * thread // threads
-            await_done(section, now.tag, total, ahead, ahead_bytes // threads)
+            prefetch_bytes = step.prefetch_bytes // threads
+            await_done(section, now.tag, total, step.prefetch + prefetch_bytes * thread, prefetch_bytes)
             if not is_current(shared, generation):
                 return
             total = mine = 0
             section = done
-        run = get_i64(step + RUN)
+        fused = step.fused
         times = _note(times, 1)
-        opcode = get_i64(step + OPCODE)
-        if opcode == LINEAR:
-            pieces, taken = _linear(step, counter, state, now)
-        elif opcode == ATTENTION:
-            pieces, taken = _attention(step, counter, shared, state, generation, now)
+        if step.opcode == Opcode.LINEAR:
+            pieces, taken = _linear(address, counter, now)
+        elif step.opcode == Opcode.ATTENTION:
+            pieces, taken = _attention(address, counter, shared, words, generation, now)
         else:
-            pieces, taken = _token_steps(step, run, counter, state, now)
+            pieces, taken = _token_steps(address, fused, counter, words, now)
         total += pieces
         mine += taken
-        times = _note(times, 2 * run - 1)
-        step += STEP_BYTES * run
-        counter += 8 * run
-        done += 8 * run
+        times = _note(times, 2 * fused - 1)
+        address += STEP_BYTES * fused
+        counter += 8 * fused
+        done += 8 * fused
     if mine:
         report(section, now.tag, mine)
     if times:
@@ -172,9 +160,9 @@ def _note(times, count):
 
 
 @jit
-def _token_steps(step, run, counter, state, now):
-    """A run of token steps; returns its pieces, tokens, and how many this thread did."""
-    count = now.wanted if get_i64(step + IS_WANTED) else now.tokens
+def _token_steps(address, fused, counter, words, now):
+    """Fused token steps; returns their pieces, tokens, and how many this thread did."""
+    count = now.wanted if step_at(address).wanted else now.tokens
     # Whole blocks of 8 where there are enough, so that threads share few cache lines.
     unit = 8 if count >= 8 * now.threads else 1
     turn = taken = 0
@@ -183,75 +171,70 @@ def _token_steps(step, run, counter, state, now):
         if first == last:
             return count, taken
         for token in range(first, last):
-            for inside in range(step, step + STEP_BYTES * run, STEP_BYTES):
-                _token_step(inside, state, now.thread, token)
+            for inside in range(address, address + STEP_BYTES * fused, STEP_BYTES):
+                _token_step(inside, words, now.thread, token)
         taken += last - first
 
 
 @jit
-def _token_step(step, state, thread, token):
-    """One token of a step that treats every token by itself."""
-    opcode = get_i64(step + OPCODE)
-    out = get_i64(step + OUT) + token * get_i64(step + OUT_STRIDE) + thread * get_i64(step + OUT_APART)
-    a = get_i64(step + A) + token * get_i64(step + A_STRIDE) + thread * get_i64(step + A_APART)
-    b = get_i64(step + B) + token * get_i64(step + B_STRIDE) + thread * get_i64(step + B_APART)
-    columns = get_i64(step + COLUMNS)
-    if opcode == QUANTIZE:
-        quantize(a, columns, out)
-    elif opcode == RMS_NORM:
-        size, eps, offset = get_i64(step + SIZE), get_f32(step + EPS), get_f32(step + OFFSET)
-        rms_norm(a, get_i64(step + WEIGHT), out, columns, size, eps, offset)
-    elif opcode == ADD:
-        add(a, b, out, columns)
-    elif opcode == GATED:
-        gated(a, b, out, columns, get_i64(step + GROUP))
-    elif opcode == ROPE:
-        rope(a, b, out, columns, get_i64(step + SIZE))
-    elif opcode == STORE_KV:
-        position = get_i64(get_i64(state + POSITIONS) + 8 * token)
-        pages = get_i64(get_i64(state + PAGES) + 8 * token)
-        offset, kv_heads, head_dim = get_i64(step + CACHE_OFFSET), get_i64(step + KV_HEADS), get_i64(step + SIZE)
-        store_kv(get_i64(state + KV_KIND), a, b, pages, position, offset, kv_heads, head_dim)
-    elif opcode == EMBED:
-        row = get_i64(get_i64(state + IDS) + 8 * token)
-        embed(get_i64(step + KIND), get_i64(step + WEIGHT), get_i64(step + ROW_SCALES), row, columns, out)
-    elif opcode == SCALE:
-        scale(a, get_f32(step + FACTOR), out, columns)
-    elif opcode == ROTATION:
-        position = get_i64(get_i64(state + POSITIONS) + 8 * token)
-        rotation(position, get_i64(step + WEIGHT), get_i64(step + SIZE), get_f32(step + FACTOR), out)
-    elif opcode == SELECT:
-        source = get_i64(get_i64(state + WANTED_TOKENS) + 8 * token)
-        copy(get_i64(step + A) + source * get_i64(step + A_STRIDE), out, columns)
+def _row(rows, token, thread):
+    """Address of a token's row."""
+    return rows.address + token * rows.stride + thread * rows.thread_stride
 
 
 @jit
-def _linear(step, counter, state, now):
+def _token_step(address, words, thread, token):
+    """One token of a step that treats every token by itself."""
+    step, state = step_at(address), pass_at(words)
+    opcode, columns = step.opcode, step.out_columns
+    out, a, b = _row(step.out, token, thread), _row(step.a, token, thread), _row(step.b, token, thread)
+    if opcode == Opcode.QUANTIZE:
+        quantize(a, step.in_columns, out)
+    elif opcode == Opcode.RMS_NORM:
+        rms_norm(a, step.weight, out, columns, step.size, step.eps, step.offset)
+    elif opcode == Opcode.ADD:
+        add(a, b, out, columns)
+    elif opcode == Opcode.GATED:
+        gated(a, b, out, columns, step.activation)
+    elif opcode == Opcode.ROPE:
+        rope(a, b, out, columns, step.head_dim)
+    elif opcode == Opcode.STORE_KV:
+        position, pages = get_i64(state.positions + 8 * token), get_i64(state.pages + 8 * token)
+        store_kv(state.kv_kind, a, b, pages, position, step.cache_offset, step.kv_heads, step.head_dim)
+    elif opcode == Opcode.EMBED:
+        embed(step.kind, step.weight, step.row_scales, get_i64(state.ids + 8 * token), columns, out)
+    elif opcode == Opcode.SCALE:
+        scale(a, step.factor, out, columns)
+    elif opcode == Opcode.ROTATION:
+        rotation(get_i64(state.positions + 8 * token), step.constant, columns >> 1, step.factor, out)
+    elif opcode == Opcode.SELECT:
+        copy(_row(step.a, get_i64(state.wanted_tokens + 8 * token), thread), out, columns)
+
+
+@jit
+def _linear(address, counter, now):
     """A matrix product; returns its pieces, row tiles, and how many this thread did."""
-    rows, tokens = get_i64(step + ROWS), now.wanted if get_i64(step + IS_WANTED) else now.tokens
-    tiles = (rows + 7) >> 3 if tokens else 0
+    step = step_at(address)
+    tokens = now.wanted if step.wanted else now.tokens
+    tiles = (step.out_columns + 7) >> 3 if tokens else 0
     # Many tokens make a chunk long work: threads are to finish together.
     unit = ROW_TILES if tokens > 1 else 1
-    chunk = max(1, get_i64(step + CHUNK) * MANY // max(tokens, MANY) // unit) * unit
+    chunk = max(1, step.tiles * MANY // max(tokens, MANY) // unit) * unit
     turn = taken = 0
     while True:
         turn, first, last = take_near(counter, now.apart, now.tag, now.thread, now.threads, turn, tiles, unit, chunk)
         if first == last:
             return tiles, taken
-        _row_tiles(step, state, first, last, rows, tokens)
+        _row_tiles(address, first, last, tokens)
         taken += last - first
 
 
 @jit
-def _row_tiles(step, state, first, last, rows, tokens):
+def _row_tiles(address, first, last, tokens):
     """Row tiles `first` to `last` of a matrix product, for all tokens."""
-    matrix = Matrix(
-        get_i64(step + WEIGHT), get_i64(step + ROW_SCALES), get_i64(step + BIAS), rows, get_i64(step + COLUMNS)
-    )
-    x, y = Rows(get_i64(step + A), get_i64(step + A_STRIDE)), Rows(get_i64(step + OUT), get_i64(step + OUT_STRIDE))
-    if y.address == 0:
-        y = Rows(get_i64(state + LOGITS), get_i64(state + LOGITS_STRIDE))
-    kind = get_i64(step + KIND)
+    step = step_at(address)
+    matrix = Matrix(step.weight, step.row_scales, step.bias, step.out_columns, step.in_columns)
+    x, y, kind = Rows(step.a.address, step.a.stride), Rows(step.out.address, step.out.stride), step.kind
     if kind == INT4:
         linear_int4(matrix, x, y, tokens, first, last)
     elif kind == INT8:
@@ -265,16 +248,16 @@ def _row_tiles(step, state, first, last, rows, tokens):
 
 
 @jit
-def _attention(step, counter, shared, state, generation, now):
+def _attention(address, counter, shared, words, generation, now):
     """Attention of the whole batch over one layer; returns its pieces, and how many this thread did."""
+    step, state = step_at(address), pass_at(words)
     heads = Heads(
-        get_i64(state + KV_KIND), get_i64(step + CACHE_OFFSET), get_i64(step + KV_HEADS), get_i64(step + GROUP),
-        get_i64(step + SIZE), get_f32(step + FACTOR), get_i64(step + WINDOW),
-    )  # fmt: skip
-    spans = get_i64(state + RUN_TABLE)
-    pieces = pieces_of(heads, now.runs, spans, now.threads, get_i64(state + PARTS))
+        state.kv_kind, step.cache_offset, step.kv_heads, step.heads_per_kv, step.head_dim, step.scale, step.window
+    )
+    spans = state.span_table
+    pieces = pieces_of(heads, now.spans, spans, now.threads, state.partials)
     if not is_current(shared, generation):  # or `pieces` may be those of a later pass
         return 0, 0
-    q, out = Rows(get_i64(step + A), get_i64(step + A_STRIDE)), Rows(get_i64(step + OUT), get_i64(step + OUT_STRIDE))
-    scratch = get_i64(state + SCRATCH) + now.thread * get_i64(state + SCRATCH_BYTES)
+    q, out = Rows(step.a.address, step.a.stride), Rows(step.out.address, step.out.stride)
+    scratch = state.scratch + now.thread * state.scratch_bytes
     return pieces.count, attend(heads, q, out, spans, pieces, counter, now.tag, scratch)

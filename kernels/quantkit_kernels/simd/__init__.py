@@ -103,6 +103,7 @@ from .scalars import (
     put_f32,
     put_i32,
     put_i64,
+    record_at,
     semaphore_post,
     semaphore_wait,
     sleep_thread,

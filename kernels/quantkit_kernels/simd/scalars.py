@@ -1,14 +1,16 @@
-"""Single numbers in memory, atomics, and what a thread asks of processor and system: stack, pause, sleep, prefetch,
-time."""
+"""Single numbers and records in memory, atomics, and what a thread asks of processor and system: stack, pause, sleep,
+prefetch, time."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+from numba.np.numpy_support import from_dtype
 
 from .vectors import F32, I8, I32, I64, call_llvm, load_at, store_at
 
@@ -32,6 +34,20 @@ def _scalar_storer(kind: Any, number: Any) -> Any:
         return types.void(types.int64, value), generate
 
     return intrinsic(put)
+
+
+def record_at(dtype: np.dtype[Any]) -> Any:
+    """Make a function that sees the record of a numpy dtype at an address: kernels read its fields by name."""
+    record = from_dtype(dtype)
+
+    @intrinsic
+    def view(typing, address):
+        def generate(context, builder, sig, args):
+            return builder.inttoptr(args[0], context.get_value_type(record))
+
+        return record(types.int64), generate
+
+    return view
 
 
 get_u8 = _scalar_loader(I8, types.uint8)

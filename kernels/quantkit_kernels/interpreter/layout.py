@@ -1,0 +1,76 @@
+"""What the interpreter reads from memory: the steps of a program, and the pass at hand. numpy alone, no numba.
+
+A program becomes an array of `STEP` records, one for each step; `quantkit.engine.lowering` writes it. What changes from
+one pass to the next (how many tokens, where they stand) is one `PASS` record beside it, which `quantkit.engine.model`
+writes. Both hold addresses, so only checked memory may stand in them. Kernels read the fields by name
+(`simd.record_at`), which compiles to the same loads as byte offsets written by hand.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+ROWS = np.dtype([("address", "i8"), ("stride", "i8"), ("thread_stride", "i8")])
+"""Rows of a value: that of a token stands at `address + token * stride + thread * thread_stride`. A thread-local row
+has stride 0: it lives only inside of a fused sequence of token steps."""
+
+STEP = np.dtype(
+    [
+        ("opcode", "i8"),  # operations.Opcode
+        ("barrier", "i8"),  # 1: all pieces of the steps before must be done
+        ("wanted", "i8"),  # 1: its tokens are those whose logits are wanted, not the whole batch
+        ("fused", "i8"),  # token steps from here on that a thread takes each of its tokens through, itself included
+        ("prefetch", "i8"),  # weights of the next matrix product, for threads that wait before this step
+        ("prefetch_bytes", "i8"),
+        ("out", ROWS),
+        ("a", ROWS),  # first input
+        ("b", ROWS),  # second input
+        ("in_columns", "i8"),  # of the first input
+        ("out_columns", "i8"),
+        ("weight", "i8"),  # address of a tensor, 0 for none
+        ("row_scales", "i8"),
+        ("kind", "i8"),  # blocks.Kind.code of the weight
+        ("bias", "i8"),
+        ("constant", "i8"),  # address of f32 numbers
+        ("tiles", "i8"),  # row tiles that a thread takes at once
+        ("cache_offset", "i8"),  # of the layer in a page of the KV cache, in bytes
+        ("size", "i8"),  # columns that are normalized together
+        ("head_dim", "i8"),
+        ("kv_heads", "i8"),
+        ("heads_per_kv", "i8"),
+        ("window", "i8"),  # positions that a query sees, 0 for all
+        ("activation", "i8"),  # place in operations.ACTIVATIONS
+        ("factor", "f4"),
+        ("scale", "f4"),
+        ("eps", "f4"),
+        ("offset", "f4"),
+    ],
+    align=True,
+)
+
+PASS = np.dtype(
+    [
+        ("steps", "i8"),  # address of the program's `STEP`s
+        ("step_count", "i8"),
+        ("threads", "i8"),
+        ("tokens", "i8"),
+        ("ids", "i8"),  # address of an i64 for each token: its id
+        ("positions", "i8"),  # the same: its position in its sequence
+        ("pages", "i8"),  # the same: address of its sequence's page table
+        ("wanted", "i8"),  # how many tokens' logits are wanted
+        ("wanted_tokens", "i8"),  # address of an i64 for each of them: which token of the batch
+        ("spans", "i8"),  # how many: consecutive tokens of one sequence
+        ("span_table", "i8"),  # address of 4 x i64 for each: attention.segments.Span
+        ("kv_kind", "i8"),  # blocks.Kind.code of the cache
+        ("scratch", "i8"),  # address of memory for attention, `scratch_bytes` for each thread
+        ("scratch_bytes", "i8"),
+        ("partials", "i8"),  # address of memory that threads share for attention
+        ("counters", "i8"),  # address of i64 `[threads + 1, step_count + 1]`, see below
+        ("times", "i8"),  # 0, or where to write the times of the pass, see below
+    ]
+)
+"""`counters`: how many pieces of each thread's share of a step are taken (`threads.take`); then, at the first step
+behind each barrier, how many up to the next barrier are done; and last, how many threads have finished.
+
+`times`: i64 nanoseconds `[threads, step_count + 1, 2]`: of each thread, when it arrived at and when it began each step,
+and when it arrived at the end."""

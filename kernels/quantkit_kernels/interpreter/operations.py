@@ -1,0 +1,177 @@
+"""The table of operations: everything that is to be said of one stands in its row.
+
+`quantkit.models.recorder` checks what is recorded against it, `quantkit.engine.lowering` makes steps of it,
+`dispatch.py` calls the kernels by its opcodes, `quantkit.evaluation.roofline` counts its work, and the tests compare
+kernels with its numpy truth (`truth.py`). To add an operation is to add a row, a kernel, and a method of the recorder.
+numpy alone, no numba.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from quantkit_kernels.interpreter import truth
+
+ACTIVATIONS = tuple(truth.ACTIVATIONS)
+"""Names of activation functions; a step holds the place of one."""
+
+
+class Chunk(NamedTuple):
+    """`count` new tokens of one sequence that holds `depth` already."""
+
+    count: int
+    depth: int
+
+
+class Load(NamedTuple):
+    """What a step has to do in a pass: its tokens, and the chunks that they come in."""
+
+    tokens: int
+    chunks: Sequence[Chunk]
+    weight_bytes: int
+    """Bytes of its weight."""
+    weight_rows: int
+    """Rows of its weight, 1 if it has none."""
+    position_bytes: float
+    """Bytes of one position of its layer in the KV cache."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of a step, a pass or a test.
+
+    Attributes
+    ----------
+    weight_bytes, cache_bytes : float
+        Bytes read of weights, and of keys and values.
+    macs : float
+        Multiply-adds of matrix products and attention.
+    """
+
+    weight_bytes: float = 0
+    cache_bytes: float = 0
+    macs: float = 0
+
+    @property
+    def nbytes(self) -> float:
+        """All bytes read."""
+        return self.weight_bytes + self.cache_bytes
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.weight_bytes + other.weight_bytes, self.cache_bytes + other.cache_bytes, self.macs + other.macs
+        )
+
+    def __mul__(self, times: float) -> Cost:
+        return Cost(self.weight_bytes * times, self.cache_bytes * times, self.macs * times)
+
+
+def _weight_once(fields: Mapping[str, Any], load: Load) -> Cost:
+    return Cost(load.weight_bytes if load.tokens else 0)
+
+
+def _weight_rows(fields: Mapping[str, Any], load: Load) -> Cost:
+    return Cost(load.weight_bytes / load.weight_rows * load.tokens)
+
+
+def _product(fields: Mapping[str, Any], load: Load) -> Cost:
+    macs = fields["in_columns"] * fields["out_columns"] * load.tokens
+    return Cost(load.weight_bytes if load.tokens else 0, macs=macs)
+
+
+def _attention(fields: Mapping[str, Any], load: Load) -> Cost:
+    """Keys and values that any token sees are read once; each token meets those that it sees."""
+    window = fields["window"] or sum(chunk.depth + chunk.count for chunk in load.chunks)
+    read = sum(min(chunk.depth + chunk.count, window + chunk.count - 1) for chunk in load.chunks)
+    seen = sum(_positions_seen(chunk, window) for chunk in load.chunks)
+    heads = fields["kv_heads"] * fields["heads_per_kv"]
+    return Cost(cache_bytes=read * load.position_bytes, macs=2 * seen * heads * fields["head_dim"])
+
+
+def _positions_seen(chunk: Chunk, window: int) -> int:
+    """Positions that the tokens of a chunk see, all together: a token at `p` sees `min(p + 1, window)`."""
+    first, last = chunk.depth + 1, chunk.depth + chunk.count
+    whole = min(max(window, first - 1), last)  # tokens up to here see everything before them
+    return (first + whole) * (whole - first + 1) // 2 + (last - whole) * window
+
+
+@dataclass(frozen=True)
+class OperationSpec:
+    """One operation.
+
+    Attributes
+    ----------
+    truth : callable
+        What it computes; called with what it reads of the batch, its inputs, weights, constant, and its parameters by
+        name.
+    batch : tuple of str
+        What it reads of the batch itself: `ids`, `positions`, `wanted`.
+    inputs : tuple of str
+        Names of its inputs, f32 rows; `cache` is a layer's keys and values.
+    weights : tuple of str
+        Names of the tensors that it reads; `bias`, always the last, may be missing.
+    constant : bool
+        It reads f32 numbers that were recorded with it.
+    parameters : tuple of str
+        Numbers, or the name of an activation, that were recorded with it. Each is a field of `layout.STEP`.
+    in_place : tuple of str
+        Inputs whose row the output may take.
+    shared : bool
+        Its pieces are no tokens but row tiles or parts of attention: any may touch any token.
+    work : callable
+        Bytes and multiply-adds, from the fields of a step and its load.
+    """
+
+    truth: Callable[..., Any]
+    batch: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    constant: bool = False
+    parameters: tuple[str, ...] = ()
+    in_place: tuple[str, ...] = ()
+    shared: bool = False
+    work: Callable[[Mapping[str, Any], Load], Cost] = _weight_once
+
+    @property
+    def name(self) -> str:
+        """Key of `OPERATIONS`."""
+        return self.truth.__name__
+
+    @property
+    def opcode(self) -> Opcode:
+        """What stands for it in a step."""
+        return Opcode[self.name.upper()]
+
+
+_ROWS = (
+    OperationSpec(truth.embed, ("ids",), weights=("weight",), work=_weight_rows),
+    OperationSpec(truth.scale, inputs=("x",), parameters=("factor",), in_place=("x",)),
+    OperationSpec(truth.add, inputs=("a", "b"), in_place=("a", "b")),
+    OperationSpec(
+        truth.rms_norm, inputs=("x",), weights=("weight",), parameters=("size", "eps", "offset"), in_place=("x",)
+    ),
+    OperationSpec(truth.gated, inputs=("gate", "up"), parameters=("activation",), in_place=("gate", "up")),
+    OperationSpec(truth.rotation, ("positions",), constant=True, parameters=("factor",)),
+    OperationSpec(truth.rope, inputs=("x", "rotation"), parameters=("head_dim",), in_place=("x",)),
+    OperationSpec(truth.store_kv, inputs=("k", "v"), parameters=("kv_heads", "head_dim")),
+    OperationSpec(
+        truth.attention,
+        inputs=("q", "cache"),
+        parameters=("kv_heads", "heads_per_kv", "head_dim", "scale", "window"),
+        shared=True,
+        work=_attention,
+    ),
+    OperationSpec(truth.select, ("wanted",), inputs=("x",)),
+    OperationSpec(truth.quantize, inputs=("x",)),
+    OperationSpec(truth.linear, inputs=("x",), weights=("weight", "bias"), shared=True, work=_product),
+)
+
+OPERATIONS: Mapping[str, OperationSpec] = MappingProxyType({row.name: row for row in _ROWS})
+"""All operations by name. `quantize` is never recorded: lowering puts it before products of packed weights."""
+
+Opcode = IntEnum("Opcode", {name.upper(): code for code, name in enumerate(OPERATIONS)})
+"""What `dispatch.py` tells operations apart by."""

@@ -1,0 +1,110 @@
+"""What each operation computes, in float64 numpy, written as plainly as it can be.
+
+A function takes what the operation's row in `operations.py` names, in the order of the row: what it reads of the batch,
+its inputs, its weights, its constant, and its parameters by name. Inputs are `[T, columns]` for the `T` tokens of one
+sequence that begins at position 0. Nothing here knows of pages, threads or blocks; every kernel is measured against it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+Ids = NDArray[np.int64]
+
+GROUP = 32
+"""Columns of activations that share a scale."""
+
+
+def embed(ids: Ids, table: Matrix) -> Matrix:
+    """Rows of the table."""
+    return table[ids]
+
+
+def scale(x: Matrix, *, factor: float) -> Matrix:
+    """`x * factor`."""
+    return x * factor
+
+
+def add(a: Matrix, b: Matrix) -> Matrix:
+    """`a + b`."""
+    return a + b
+
+
+def rms_norm(x: Matrix, weight: Matrix, *, size: int, eps: float, offset: float) -> Matrix:
+    """`x / sqrt(mean(x²) + eps) * (weight + offset)`, over every `size` consecutive columns."""
+    parts = x.reshape(len(x), -1, size)
+    mean_square = np.mean(parts**2, axis=-1, keepdims=True)
+    return (parts / np.sqrt(mean_square + eps) * (weight + offset)).reshape(x.shape)
+
+
+def gated(gate: Matrix, up: Matrix, *, activation: str) -> Matrix:
+    """`activation(gate) * up`."""
+    return ACTIVATIONS[activation](gate) * up
+
+
+def rotation(positions: Ids, frequencies: Matrix, *, factor: float) -> Matrix:
+    """Cosines, then sines, of `position * frequencies`, times `factor`."""
+    angles = positions[:, None] * frequencies
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * factor
+
+
+def rope(x: Matrix, rotation: Matrix, *, head_dim: int) -> Matrix:
+    """Rotate column `i` of every head with column `i + head_dim / 2`."""
+    cosines, sines = np.split(rotation[:, None, :], 2, axis=-1)
+    left, right = np.split(x.reshape(len(x), -1, head_dim), 2, axis=-1)
+    turned = [left * cosines - right * sines, right * cosines + left * sines]
+    return np.concatenate(turned, axis=-1).reshape(x.shape)
+
+
+def store_kv(k: Matrix, v: Matrix, *, kv_heads: int, head_dim: int) -> Matrix:
+    """The cache of one layer: keys and values -> `[2, T, kv_heads, head_dim]`."""
+    return np.stack([k, v]).reshape(2, len(k), kv_heads, head_dim)
+
+
+def attention(
+    q: Matrix, cache: Matrix, *, kv_heads: int, heads_per_kv: int, head_dim: int, scale: float, window: int
+) -> Matrix:
+    """Causal softmax attention; `heads_per_kv` query heads share a KV head; a window of 0 is none."""
+    keys, values = cache
+    queries = q.reshape(len(q), kv_heads, heads_per_kv, head_dim)
+    y = np.zeros_like(queries)
+    for token in range(len(q)):
+        first = max(0, token + 1 - window) if window else 0
+        for head in range(kv_heads):
+            scores = queries[token, head] @ keys[first : token + 1, head].T * scale
+            weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+            y[token, head] = weights @ values[first : token + 1, head] / weights.sum(axis=-1, keepdims=True)
+    return y.reshape(q.shape)
+
+
+def select(wanted: Ids, x: Matrix) -> Matrix:
+    """The rows of the tokens whose logits are wanted."""
+    return x[wanted]
+
+
+def quantize(x: Matrix) -> Matrix:
+    """Round each group of 32 columns to `d * q`, `d = absmax / 127`, `q` a whole number, half to even."""
+    tokens, columns = x.shape
+    groups = np.pad(x, ((0, 0), (0, -columns % GROUP))).reshape(tokens, -1, GROUP)
+    step = np.abs(groups).max(axis=2, keepdims=True) / 127
+    codes = np.round(np.divide(groups, step, out=np.zeros_like(groups), where=step > 0))
+    return (codes * step).reshape(tokens, -1)[:, :columns]
+
+
+def linear(x: Matrix, weight: Matrix, bias: Matrix | None = None) -> Matrix:
+    """`x @ weight.T (+ bias)`."""
+    y = x @ weight.T
+    return y if bias is None else y + bias
+
+
+ACTIVATIONS: dict[str, Any] = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+}
+"""Activation functions by name; `rows/functions.py` has the kernels, in this order."""

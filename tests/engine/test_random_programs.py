@@ -1,0 +1,184 @@
+"""Random programs: whatever can be recorded runs, equal to the numpy truth, and to itself however the work is cut.
+
+Programs are drawn from all operations, over odd sizes, with values that are read late or never, layers of different
+shapes that share a cache, and ends that are no matrix product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.strategies import DrawFn
+
+import reference
+import tiny
+from quantkit.engine.model import Model
+from quantkit.models.recorder import Cache, Program, Recorder, Value
+from quantkit.quantization.encode import quantize
+from quantkit.tensor import Tensor
+from quantkit_kernels.interpreter.operations import ACTIVATIONS, OPERATIONS
+
+VOCAB = 11
+COLUMNS = (1, 2, 4, 6, 8, 12, 16, 18, 32, 40, 72, 96)
+HEADS = (1, 2, 3)
+TOLERANCE = 1e-3
+"""Of plain weights, of the largest of all values that the truth has. Errors are those of f32, but may grow in depth."""
+PACKED_TOLERANCE = 0.2
+"""Where an activation falls to the other side of a half, it moves by 1/127 of the largest in its group."""
+
+
+@dataclass
+class Source:
+    """Tensors in memory."""
+
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def tensor(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+
+class Author:
+    """Records random operations."""
+
+    def __init__(self, draw: DrawFn) -> None:
+        self.draw, self.ops = draw, Recorder()
+        self.values: list[Value] = []
+        self.caches: list[Cache] = []
+        self.names = (f"{number}" for number in range(1000))
+        self.write: dict[str, Callable[[], Value | Cache | None]] = {
+            "embed": self.embed,
+            "scale": lambda: self.ops.scale(self.any(), self.draw(st.sampled_from([0.5, 1.5, -1.0]))),
+            "add": lambda: self.pair(self.ops.add),
+            "rms_norm": self.rms_norm,
+            "gated": lambda: self.pair(lambda a, b: self.ops.gated(a, b, self.draw(st.sampled_from(ACTIVATIONS)))),
+            "rotation": self.rotation,
+            "rope": self.rope,
+            "store_kv": self.store_kv,
+            "attention": self.attention,
+            "linear": lambda: self.linear(self.draw(st.sampled_from(COLUMNS))),
+        }
+
+    def any(self, columns: int = 0) -> Value:
+        """A value, of so many columns if there is need; the late ones are drawn more often."""
+        fitting = [value for value in self.values if columns in (0, value.columns)]
+        return self.draw(st.one_of(st.just(fitting[-1]), st.sampled_from(fitting)))
+
+    def add(self, name: str) -> None:
+        made = self.write[name]()
+        if isinstance(made, Cache):
+            self.caches.append(made)
+        elif made is not None:
+            self.values.append(made)
+
+    def select(self) -> None:
+        """Go on with the wanted rows of some values."""
+        chosen = self.draw(st.lists(st.sampled_from(self.values), min_size=1, max_size=3, unique=True))
+        self.values = [self.ops.select(value) for value in chosen]
+
+    def embed(self) -> Value:
+        return self.ops.embed(next(self.names), VOCAB, self.draw(st.sampled_from(COLUMNS)))
+
+    def pair(self, record: Callable[[Value, Value], Value]) -> Value:
+        a = self.any()
+        return record(a, self.any(a.columns))
+
+    def linear(self, rows: int) -> Value:
+        return self.ops.linear(self.any(), next(self.names), rows, bias=self.draw(st.booleans()))
+
+    def rms_norm(self) -> Value:
+        x = self.any()
+        size = self.draw(st.sampled_from([n for n in range(1, x.columns + 1) if x.columns % n == 0]))
+        return self.ops.rms_norm(x, next(self.names), 0.01, size=size, offset=self.draw(st.sampled_from([0.0, 1.0])))
+
+    def rotation(self) -> Value:
+        frequencies = self.draw(st.lists(st.sampled_from([1.0, 0.3, 0.01]), min_size=1, max_size=20))
+        return self.ops.rotation(tuple(frequencies), self.draw(st.sampled_from([1.0, 0.7])))
+
+    def rope(self) -> Value:
+        rotation = self.rotation()
+        return self.ops.rope(self.linear(rotation.columns * self.draw(st.sampled_from(HEADS))), rotation)
+
+    def store_kv(self) -> Cache:
+        k = self.linear(self.draw(st.sampled_from(COLUMNS)))
+        v = self.any(k.columns) if self.draw(st.booleans()) and k.columns in self.columns() else self.ops.scale(k, 0.5)
+        sizes = [n for n in range(2, k.columns + 1, 2) if k.columns % n == 0] or [k.columns]
+        return self.ops.store_kv(k, v, head_dim=self.draw(st.sampled_from(sizes)))
+
+    def attention(self) -> Value:
+        if not self.caches:
+            self.add("store_kv")
+        cache = self.draw(st.sampled_from(self.caches))
+        q = self.linear(cache.kv_heads * cache.head_dim * self.draw(st.sampled_from(HEADS)))
+        window = self.draw(st.sampled_from([0, 1, 3, 100]))
+        return self.ops.attention(q, cache, scale=self.draw(st.sampled_from([0.1, 1.0])), window=window)
+
+    def columns(self) -> set[int]:
+        return {value.columns for value in self.values}
+
+
+ANY_ROWS = {"scale", "add", "rms_norm", "gated", "linear"}
+"""Operations that take selected rows."""
+
+
+@st.composite
+def programs(draw: DrawFn) -> Program:
+    author = Author(draw)
+    author.add("embed")
+    for name in draw(st.lists(st.sampled_from(sorted(author.write)), max_size=12)):
+        author.add(name)
+    author.select()
+    for name in draw(st.lists(st.sampled_from(sorted(ANY_ROWS)), max_size=5)):
+        author.add(name)
+    return author.ops.program()
+
+
+@st.composite
+def cases(draw: DrawFn) -> tuple[Program, Source, bool]:
+    """A program, random tensors for it, and whether any is packed."""
+    program = draw(programs())
+    packed = draw(st.booleans())
+    kinds = ("int4", "int8", "f32") if packed else ("f32", "f16", "bf16")
+    tensors = {}
+    for name, spec in program.tensors.items():
+        tensor = Tensor("f32", spec.shape, tiny.weight(name, spec.shape))
+        kind = draw(st.sampled_from(kinds)) if len(spec.shape) == 2 else "f32"
+        tensors[name] = quantize(tensor, kind)[0]
+    return program, Source(tensors), packed
+
+
+def truth(program: Program, source: Source, tokens: list[int]) -> tuple[Any, float]:
+    """The logits, and the largest of all values on the way."""
+    values = reference.values(program, source, tokens, quantize_activations=True)
+    largest = max(float(np.abs(value).max()) for value in values.values())
+    return values[program.logits.index], max(1.0, largest)
+
+
+def test_the_author_knows_every_operation() -> None:
+    assert set(OPERATIONS) == {*Author(lambda strategy: strategy.example()).write, "select", "quantize"}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(case=cases(), tokens=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=40), threads=st.integers(1, 3))
+def test_engine_equals_the_truth_in_one_pass_and_token_by_token(
+    case: tuple[Program, Source, bool], tokens: list[int], threads: int
+) -> None:
+    program, source, packed = case
+    expected, largest = truth(program, source, tokens)
+    model = Model(program, source, context_length=64, threads=threads, kv_kind="f32")
+    try:
+        logits = model(tokens)
+        assert np.abs(logits - expected).max() <= (PACKED_TOLERANCE if packed else TOLERANCE) * largest
+        with model.new_sequence() as sequence:
+            steps = [model.forward([(sequence, [token])]) for token in tokens]
+        assert np.concatenate(steps).tobytes() == logits.tobytes()
+        with model.new_sequence() as sequence:
+            pieces = model.forward([(sequence, tokens)], every=True, chunk=7)
+        assert pieces.tobytes() == logits.tobytes()
+    finally:
+        model.close()
