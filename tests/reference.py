@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.models.recorder import Operation, Program
 from quantkit.formats import ModelSource
+from quantkit.models.recorder import Operation, Program
 from quantkit_kernels import blocks
 from quantkit_kernels.interpreter.truth import Matrix, quantize
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import numpy as np
 import pytest
 
+import thread_meetings
 import tiny
 from quantkit.engine.lowering import Addresses, Weight, plan
 from quantkit.models import registry
@@ -48,46 +48,7 @@ def test_no_barrier_between_matrices_of_one_input():
     ],
 )
 def test_every_meeting_of_threads_has_a_barrier(kind, sizes):
-    """Checked the slow way, byte by byte: what a thread touches, no other has touched since the last barrier.
-
-    Any thread may take any token of fused steps, so they change places from one fused sequence to the next.
-    """
-    tokens, threads = 5, 2
-    lowered = tiny_plan(kind, **sizes)
-    starts = [tokens * sum(lowered.slots[:slot]) for slot in range(len(lowered.slots))]
-    size = lowered.arena_bytes(tokens, 0)
-    readers, writers = np.zeros((2, threads, size), bool)
-
-    def touched(step, buffer, thread):
-        touch = np.zeros(size, bool)
-        if buffer.slot >= 0:  # a thread's own memory meets nobody
-            gathers = step.spec.name == "select" and buffer is not step.output
-            whole = step.spec.shared or gathers
-            place = (thread + runs) % threads
-            mine = range(tokens) if whole else range(tokens * place // threads, tokens * (place + 1) // threads)
-            for token in mine:
-                begin = starts[buffer.slot] + token * buffer.token_bytes
-                touch[begin : begin + buffer.token_bytes] = True
-        return touch
-
-    runs, left = 0, 1
-    for step in lowered.steps:
-        left -= 1
-        if not left:
-            runs, left = runs + 1, step.fused
-        if step.barrier:
-            readers[:], writers[:] = False, False
-        shared = step.spec.shared
-        for thread in range(threads):
-            others = [other for other in range(threads) if other != thread]
-            write = touched(step, step.output, thread)
-            read = np.logical_or.reduce([touched(step, buffer, thread) for buffer in step.inputs] or [write & False])
-            assert not (write & (readers[others] | writers[others]).any(0)).any() or shared, step.name
-            assert not (read & writers[others].any(0)).any(), step.name
-            readers[thread] |= read
-            writers[thread] |= write & (not shared)
-        if shared:  # afterwards any thread may have written any of it
-            writers |= touched(step, step.output, 0)
+    thread_meetings.check(tiny_plan(kind, **sizes))
 
 
 def test_ten_barriers_in_a_layer():

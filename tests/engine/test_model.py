@@ -259,3 +259,63 @@ def test_step_times_cover_every_step_and_change_no_bit(case):
     assert ((once[..., 1].sum(axis=0) > 0)[:-1] != fused_with_last[:-1]).all()
     assert (once[:, -1, 1] == 0).all()
     assert times.sum() > once.sum()
+
+
+def test_a_sequence_of_another_model_is_refused(sources):
+    one, other = make(sources["llama", "int8"]), make(sources["llama", "int8"])
+    with other.new_sequence() as sequence, pytest.raises(GenerationError, match="no sequence of this model"):
+        one.forward([(sequence, [5])])
+    with pytest.raises(GenerationError, match="no sequence of this model"):
+        one.forward([(object(), [5])])
+
+
+def test_a_closed_model_says_so(sources):
+    model = make(sources["llama", "int8"])
+    sequence = model.new_sequence()
+    model.close()
+    model.close()
+    with pytest.raises(GenerationError, match="the model is closed"):
+        model.forward([(sequence, [5])])
+
+
+def test_many_threads_share_a_model_and_its_sequences(sources):
+    """Each thread has a text of its own; one sequence is used by all of them at once."""
+    model = make(sources["llama", "int8"])
+    expected = model(TOKENS[:20])
+    shared, wrong = model.new_sequence(), []
+
+    def work(number):
+        for _ in range(20):
+            if not np.array_equal(model(TOKENS[:20]), expected):
+                wrong.append(number)
+            model.forward([(shared, [number + 1])])
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert shared.length == 6 * 20
+
+
+def test_pages_are_never_handed_out_twice(sources):
+    """Sequences of many threads grow and close at the same time; each keeps its own tokens."""
+    model = make(sources["llama", "int8"])
+    texts = [[number + 1] * 130 for number in range(4)]
+    expected, wrong = [model(text)[-1] for text in texts], []
+
+    def work(number):
+        for _ in range(10):
+            with model.new_sequence() as sequence:
+                for begin in range(0, 130, 65):
+                    logits = model.forward([(sequence, texts[number][begin : begin + 65])])
+            if not np.array_equal(logits[0], expected[number]):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

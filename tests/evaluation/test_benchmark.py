@@ -16,9 +16,10 @@ from quantkit.errors import OptionError
 from quantkit.evaluation import benchmark
 from quantkit.evaluation.benchmark import Measurement, Test, cases, measure
 from quantkit.evaluation.operations import OUTSIDE, WAITING
-from quantkit.evaluation.roofline import Ceilings, Cost, Costs, Part, _seen
+from quantkit.evaluation.roofline import Ceilings, Costs
 from quantkit.generation.loading import load_model
 from quantkit_kernels.ceilings import Probe
+from quantkit_kernels.interpreter.operations import Chunk, Cost, _positions_seen
 
 Test.__test__ = False  # a class of the library, not one of pytest's
 
@@ -98,18 +99,18 @@ def test_statistics() -> None:
 
 def test_costs_are_those_of_the_weights_and_the_cache(model: Model) -> None:
     costs = Costs(model)
-    one = costs.forward([Part(1, 0)])
+    one = costs.forward([Chunk(1, 0)])
     assert one.weight_bytes == pytest.approx(model.bytes_per_token, rel=0.01)
     shape = model.cache_shape
-    deep = costs.forward([Part(1, 99)])
+    deep = costs.forward([Chunk(1, 99)])
     assert deep.cache_bytes - one.cache_bytes == pytest.approx(99 * shape.position_bytes)
-    assert costs.forward([Part(1, 0)] * 3).weight_bytes == pytest.approx(one.weight_bytes, rel=0.02)  # shared
-    assert len(costs.passes([Part(2 * PASS_TOKENS + 1, 0)])) == 3
+    assert costs.forward([Chunk(1, 0)] * 3).weight_bytes == pytest.approx(one.weight_bytes, rel=0.02)  # shared
+    assert len(costs.passes([Chunk(2 * PASS_TOKENS + 1, 0)])) == 3
 
 
 @pytest.mark.parametrize(("count", "depth", "window"), [(1, 0, 9), (7, 0, 3), (5, 10, 12), (4, 20, 3), (3, 2, 100)])
 def test_positions_seen_are_counted_one_by_one(count: int, depth: int, window: int) -> None:
-    assert _seen(Part(count, depth), window) == sum(min(depth + i + 1, window) for i in range(count))
+    assert _positions_seen(Chunk(count, depth), window) == sum(min(depth + i + 1, window) for i in range(count))
 
 
 def test_operations_make_up_the_clock_s_time(model: Model) -> None:

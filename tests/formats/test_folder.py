@@ -42,6 +42,7 @@ def program_of(config: dict[str, Any]) -> Program:
             )
         elif what == "weight":
             ops.embed(module, *shape)
+    ops.select(ops.embed("model.embed_tokens", config["vocab_size"], config["hidden_size"]))
     return ops.program()
 
 

@@ -91,7 +91,7 @@ def test_parameters_are_kept_and_read_only() -> None:
     rotation = ops.rotation((1.0, 0.5), factor=2.0)
     kv = ops.linear(h, "kv", 4)
     ops.select(ops.attention(ops.rope(h, rotation), ops.store_kv(kv, kv, head_dim=4), scale=0.5, window=7))
-    norm, rotate, _, store, _, attention, _ = ops.program().operations[1:]
+    norm, rotate, _, _, store, attention, _ = ops.program().operations[1:]
     heads = {"kv_heads": 1, "head_dim": 4}
     assert dict(norm.parameters) == {"eps": 1e-5, "size": 4, "offset": 1.0}
     assert (rotate.constant, dict(rotate.parameters)) == ((1.0, 0.5), {"factor": 2.0})
