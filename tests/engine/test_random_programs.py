@@ -184,7 +184,8 @@ def test_what_is_turned_is_not_written_over_what_turns_it() -> None:
     ops = Recorder()
     h, rotation = ops.embed("embed", VOCAB, 8), ops.rotation((1.0, 0.5))
     x = ops.linear(h, "x", 16)
-    ops.linear(ops.select(ops.add(ops.rope(x, rotation), x)), "head", 7)
+    turned = ops.linear(ops.rope(x, rotation), "turned", 16)  # `x` lives on, the rotation does not
+    ops.linear(ops.select(ops.add(turned, x)), "head", 7)
     program = ops.program()
     tensors = {name: Tensor("f32", spec.shape, tiny.weight(name, spec.shape)) for name, spec in program.tensors.items()}
     compare(program, Source(tensors), [1, 2, 3, 4, 5], 2, TOLERANCE)
