@@ -39,7 +39,7 @@ def test_public_names_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(quantkit.__all__) - {"__version__"}))
 def test_no_module_has_the_name_of_a_public_function(name: str) -> None:
-    modules = {path.stem for path in Path(quantkit.__file__).parent.rglob("*.py") if path.parent.name != "cli"}
+    modules = {path.stem for path in Path(quantkit.__file__).parent.rglob("*.py") if "cli" not in path.parts}
     assert name not in modules
 
 
