@@ -74,7 +74,7 @@ def forward(config: Config, ops: Recorder) -> None:
     for layer, window in enumerate(config.windows):
         name, angles = f"model.layers.{layer}", local if window else full
         x = norm(h, f"{name}.input_layernorm")
-        x = attention(x, f"{name}.self_attn", layer=layer, rotation=angles, window=window)
+        x = attention(x, f"{name}.self_attn", rotation=angles, window=window)
         h = ops.add(h, norm(x, f"{name}.post_attention_layernorm"))
         x = mlp(norm(h, f"{name}.pre_feedforward_layernorm"), f"{name}.mlp")
         h = ops.add(h, norm(x, f"{name}.post_feedforward_layernorm"))

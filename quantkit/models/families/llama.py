@@ -130,7 +130,7 @@ def _forward(
     for layer, window in enumerate(config.windows):
         name = f"model.layers.{layer}"
         x = norm(h, f"{name}.input_layernorm")
-        h = ops.add(h, attention(x, f"{name}.self_attn", layer=layer, rotation=angles, window=window))
+        h = ops.add(h, attention(x, f"{name}.self_attn", rotation=angles, window=window))
         x = norm(h, f"{name}.post_attention_layernorm")
         h = ops.add(h, mlp(x, f"{name}.mlp"))
     head(ops, config, norm(ops.select(h), "model.norm"))
