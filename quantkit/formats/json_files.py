@@ -26,7 +26,10 @@ MAX_DIGITS = 300
 
 
 def read_file(file: Path, error: type[QuantkitError] = CheckpointError) -> bytes:
-    """Return the contents of a regular file of at most `MAX_BYTES`; raises `error` naming it."""
+    """Return the contents of a regular file of at most `MAX_BYTES`.
+
+    Raises `error`, naming the file; also when a web page, or a pointer to the file, was downloaded in its place.
+    """
     descriptor = open_regular(file, error)
     try:
         with open(descriptor, "rb") as stream:
@@ -35,6 +38,8 @@ def read_file(file: Path, error: type[QuantkitError] = CheckpointError) -> bytes
         raise error(f"{file}: cannot be read: {cause.strerror or cause}") from cause
     if len(content) > MAX_BYTES:
         raise error(f"{file}: is larger than {MAX_BYTES} bytes")
+    if (kind := recognize(content[:HEAD_BYTES])) in (Magic.LFS_POINTER, Magic.WEB_PAGE):
+        raise error(f"{file}: is {kind.value}")
     return content
 
 
@@ -57,8 +62,6 @@ def parse_object(
     error : class
         Of the exception that is raised for anything but an object of bounded size whose texts are Unicode.
     """
-    if (kind := recognize(content[:HEAD_BYTES])) in (Magic.LFS_POINTER, Magic.WEB_PAGE):
-        raise error(f"{origin}: is {kind.value}")
     if too_many_values(content):
         raise error(f"{origin}: holds more than {MAX_VALUES} values")
     try:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import PackedModelError
-from quantkit.formats.json_files import read_object
+from quantkit.formats.json_files import read_file, read_object
 
 WEIGHTS = "model.safetensors"
 PACKED_MANIFEST, UNPACKED_MANIFEST = "quantkit.json", "dequantized.json"
@@ -103,7 +103,7 @@ def write_files(folder: Path, files: Mapping[str, bytes | Path]) -> dict[str, st
     """Write small files, given as their bytes or the path of a copy; returns the SHA-256 of each, for the manifest."""
     digests = {}
     for name, source in files.items():
-        content = source if isinstance(source, bytes) else source.read_bytes()
+        content = source if isinstance(source, bytes) else read_file(source)
         (folder / name).write_bytes(content)
         digests[name] = hashlib.sha256(content).hexdigest()
     return digests

@@ -23,8 +23,8 @@ from quantkit.tensor import Tensor, TensorSpec
 
 logger = logging.getLogger(__name__)
 
-_COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|attn_rot_embd\.weight)$")
-"""Buffers that some checkpoints store and every program computes by itself."""
+_COMPUTED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
+"""A buffer that some checkpoints store and every program computes by itself."""
 _BLOCK = re.compile(r".*?\.\d+\.")
 """The numbered block that a tensor's name begins with: `model.layers.0.`"""
 

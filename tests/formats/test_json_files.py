@@ -42,7 +42,7 @@ def test_hostile_files_are_refused_by_name(name: str, tmp_path: Path) -> None:
         read_object(file)
     assert str(error.value).startswith(f"{file}: ")
     with pytest.raises(PackedModelError, match=message):
-        parse_object(content, "origin", PackedModelError)
+        read_object(file, PackedModelError)
 
 
 def test_what_real_files_hold() -> None:

@@ -45,6 +45,8 @@ NAMES = {
 
 ROTATED = {"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"}
 ROPE_FACTORS = "rope_freqs.weight"
+ROTARY = (ROPE_FACTORS, "attn_rot_embd.weight")
+"""Ends of the names of tensors that are no weights: rope's factors, and frequencies, which programs compute."""
 PLAIN = {"F32": ("f32", "<f4"), "F16": ("f16", "<f2"), "BF16": ("bf16", "<u2")}
 TOKEN_IDS = ("bos_token_id", "eos_token_id")
 CHUNK = 1 << 20  # weights that are de-quantized at a time
@@ -68,7 +70,7 @@ class GGUFSource(ModelSource):
         self._check_support()
         check_tokenizer(self._file)
         self._entries = {
-            hugging_face_name(name): entry for name, entry in self._file.tensors.items() if name != ROPE_FACTORS
+            hugging_face_name(name): entry for name, entry in self._file.tensors.items() if not name.endswith(ROTARY)
         }
         self._config = self._build_config()
 
@@ -256,12 +258,10 @@ class GGUFSource(ModelSource):
 
 
 def hugging_face_name(name: str) -> str:
-    """Return a tensor's name in Hugging Face's llama; a name that is not in the table stays as it is."""
-    match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-    if not match or match[2] not in NAMES:
-        return name
-    layer = "" if match[1] is None else f"model.layers.{match[1]}."
-    return f"{layer}{NAMES[match[2]]}.{match[3]}"
+    """Return a tensor's name in Hugging Face's llama; a module that is not in the table keeps its own name."""
+    block = re.match(r"blk\.([0-9]+)\.", name)
+    module, dot, kind = name[block.end() if block else 0 :].rpartition(".")
+    return f"{f'model.layers.{block[1]}.' if block else ''}{NAMES.get(module, module)}{dot}{kind}"
 
 
 def llama3_factors(

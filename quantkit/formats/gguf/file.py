@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from quantkit.errors import UnsupportedError
+from quantkit.formats.json_files import MAX_BYTES, MAX_VALUES
 from quantkit.formats.mapped import Entry, MappedFile
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -67,7 +68,7 @@ class GGUFFile:
             raise UnsupportedError(
                 f"{self.path}: has GGUF version {version}; versions 2 and 3 (little-endian) are read"
             )
-        tensor_count, metadata_count = cursor.number("Q"), cursor.number("Q")
+        tensor_count, metadata_count = cursor.count(), cursor.count()
         self.metadata: Mapping[str, Any] = self._unique(cursor.metadata(metadata_count), "metadata key")
         infos = self._unique(cursor.tensor_infos(tensor_count), "tensor")
         alignment = self.value("general.alignment", int, DEFAULT_ALIGNMENT)
@@ -136,6 +137,13 @@ class _Cursor:
     def number(self, code: str) -> Any:
         return struct.unpack("<" + code, self._take(struct.calcsize("<" + code)))[0]
 
+    def count(self) -> int:
+        """How many values follow: not more than a real file has, for they come into memory."""
+        found = int(self.number("Q"))
+        if found > MAX_VALUES:
+            raise self._file.fault(f"is damaged: its header announces {found} values in a row")
+        return found
+
     def metadata(self, count: int) -> Iterator[tuple[str, Any]]:
         for _ in range(count):
             key = self._string()
@@ -151,7 +159,7 @@ class _Cursor:
             yield name, (dimensions, self.number("I"), self.number("Q"))
 
     def _take(self, count: int) -> bytes:
-        if count > self._file.size - self.position:
+        if count > min(self._file.size - self.position, MAX_BYTES):
             raise self._file.fault("is truncated or damaged: its header does not end within the file")
         self.position += count
         return self._file.bytes[self.position - count : self.position]
@@ -164,7 +172,7 @@ class _Cursor:
         if code == STRING:
             return self._string()
         if code == ARRAY:
-            return self._array(self.number("I"), self.number("Q"))
+            return self._array(self.number("I"), self.count())
         if code in NUMBERS:
             return self.number(NUMBERS[code])
         raise self._file.fault(f"is damaged: its metadata holds a value of unknown type {code}")

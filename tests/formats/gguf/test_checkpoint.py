@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import sys
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +22,7 @@ import tiny
 from quantkit import formats
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.formats.gguf.checkpoint import hugging_face_name, llama3_factors
+from quantkit.models import registry
 from tiny_gguf import ARRAY, CONFIG, F32, TEXT, U32, Changes, gguf_name, metadata, weights, write
 
 
@@ -34,7 +35,9 @@ def test_names() -> None:
     for name in tiny.shapes(tiny.config_of("llama", attention_bias=True)):
         assert hugging_face_name(gguf_name(name)) == name
     assert hugging_face_name("blk.12.attn_q.bias") == "model.layers.12.self_attn.q_proj.bias"
-    assert hugging_face_name("blk.0.unheard_of.weight") == "blk.0.unheard_of.weight"
+    assert hugging_face_name("blk.0.unheard_of.weight") == "model.layers.0.unheard_of.weight"
+    for name in ("unheard_of.weight", "blk.x.attn_q.weight", "", "blk.0", "a\nb"):
+        assert hugging_face_name(name) == name
 
 
 @pytest.mark.parametrize(
@@ -147,6 +150,22 @@ def test_identity(file: Path) -> None:
     assert formats.open(file).identity() != first
 
 
+def test_biases_of_queries_keys_and_values_alone(file: Path) -> None:
+    """Qwen's weights under Llama's name, as llama.cpp loads them."""
+    values = {name: array for name, array in weights(attention_bias=True).items() if not name.endswith("o_proj.bias")}
+    source = formats.open(write(file, tensors=values))
+    selection = source.select(registry.read(source.config).record().tensors)
+    assert not selection.tensor("model.layers.0.self_attn.o_proj.bias").data.any()
+    name = "model.layers.0.self_attn.q_proj.bias"
+    np.testing.assert_array_equal(selection.tensor(name).data, values[name])
+
+
+def test_a_weight_of_a_layer_that_llama_does_not_have(file: Path) -> None:
+    source = formats.open(write(file, tensors=weights() | {"blk.0.attn_q_norm.weight": np.ones(16, np.float32)}))
+    with pytest.raises(CheckpointError, match=r"does not use tensor 'model\.layers\.0\.attn_q_norm\.weight'"):
+        source.select(registry.read(source.config).record().tensors)
+
+
 def test_unknown_tensors_are_reported_not_read(file: Path) -> None:
     checkpoint = formats.open(write(file, tensors=weights() | {"strange": np.zeros((2, 32), np.float32)}))
     assert "strange" in checkpoint.names
@@ -169,10 +188,8 @@ REFUSED: dict[str, tuple[Changes, type[Exception], str]] = {
 def test_refuses(name: str, file: Path) -> None:
     changes, error, message = REFUSED[name]
     write(file, changes)
-    start = time.perf_counter()
     with pytest.raises(error, match=message) as caught:
         formats.open(file)
-    assert time.perf_counter() - start < 1
     assert str(file) in str(caught.value)
 
 
@@ -198,6 +215,7 @@ def test_refuses_types_that_gguf_cannot_dequantize(file: Path) -> None:
         formats.open(file).spec("model.embed_tokens.weight")
 
 
+LIST = b"tokenizer.ggml.tokens" + struct.pack("<IIQ", 9, 8, tiny.VOCAB_SIZE)
 DAMAGED: dict[str, tuple[Callable[[bytes], bytes], type[Exception], str]] = {
     "empty": (lambda b: b"", CheckpointError, "is empty"),
     "other magic": (lambda b: b"GGML" + b[4:], CheckpointError, "of no format that quantkit knows"),
@@ -205,8 +223,18 @@ DAMAGED: dict[str, tuple[Callable[[bytes], bytes], type[Exception], str]] = {
     "version 1": (lambda b: b[:4] + b"\1\0\0\0" + b[8:], UnsupportedError, "GGUF version 1"),
     "big-endian": (lambda b: b[:4] + b"\0\0\0\3" + b[8:], UnsupportedError, "little-endian"),
     "cut in the header": (lambda b: b[:1000], CheckpointError, "header does not end within the file"),
-    "endless metadata": (lambda b: b[:16] + b"\xff" * 8 + b[24:], CheckpointError, "damaged|twice"),
-    "endless tensors": (lambda b: b[:8] + b"\xff" * 8 + b[16:], CheckpointError, "damaged|twice|dimensions"),
+    "endless metadata": (lambda b: b[:16] + b"\xff" * 8 + b[24:], CheckpointError, "announces 18446744073709551615"),
+    "endless tensors": (lambda b: b[:8] + b"\xff" * 8 + b[16:], CheckpointError, "announces 18446744073709551615"),
+    "too many tensors": (
+        lambda b: b[:8] + (2000).to_bytes(8, "little") + b[16:],
+        CheckpointError,
+        "damaged|dimensions",
+    ),
+    "an endless list": (
+        lambda b: b.replace(LIST, LIST[:-8] + (2**21).to_bytes(8, "little")) + bytes(2**24),
+        CheckpointError,
+        "announces 2097152 values in a row",
+    ),
     "cut in the data": (lambda b: b[:-100], CheckpointError, "is truncated: tensor"),
     "a key twice": (
         lambda b: b.replace(b"llama.context_length", b"llama.rope.freq_base"),

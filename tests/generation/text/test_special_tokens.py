@@ -180,7 +180,7 @@ def test_an_added_token_with_the_id_of_another_is_left_out(caplog: pytest.LogCap
     assert "the id 7 of '<x>' is another token's" in caplog.text
 
 
-@pytest.mark.parametrize("token", [-1, 2.0, "7", None, True, 10**400, NEXT + 100_000])
+@pytest.mark.parametrize("token", [-1, 2.0, "7", None, True, 10**200, NEXT + 100_000])
 def test_impossible_ids_name_the_file(token: object) -> None:
     with pytest.raises(CheckpointError, match=r"added_tokens\.json: '<x>' has the id "):
         with_ids({"<x>": token})
