@@ -71,7 +71,6 @@ def obtain(folder: Path) -> Path:
 
 def convert(source: Path, packed: Path) -> None:
     """Pack a model; what quantkit packed there before is replaced."""
-    print("The first start also compiles the kernels, which takes 10 to 20 seconds.")
     quantkit("convert", shown(source), "-o", shown(packed), *(["--force"] if is_packed(packed) else []))
 
 

@@ -26,8 +26,8 @@ INTERRUPTED = 130
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run `quantkit` with some arguments, by default those of the process, and leave the process.
 
-    While modules are imported and while the interpreter shuts down there is nothing to clean up, and an exception at
-    any line would show a traceback: Ctrl-C then ends the process at once. In between it is a `KeyboardInterrupt`.
+    Before a command runs there is nothing to clean up, and an exception at any line would show a traceback: Ctrl-C
+    ends the process at once. While it runs, `signals.py` turns Ctrl-C into an exception. Afterwards all is done.
     """
     # Where Ctrl-C is ignored (nohup, background jobs of a script), it stays so.
     interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -37,14 +37,8 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     from quantkit.cli.streams import open_streams
 
     open_streams()
-    try:
-        if interruptible:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        status = command_line.run(args)
-    except KeyboardInterrupt:
-        status = INTERRUPTED
-    if interruptible:
-        signal.signal(signal.SIGINT, _leave_at_once)
+    status = command_line.run(args)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(status)
 
 

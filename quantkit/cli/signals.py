@@ -1,4 +1,4 @@
-"""Signals that end the process: what is half-written is removed on the way out."""
+"""Signals that end a command: they become exceptions, so that what is half-written is removed on the way out."""
 
 from __future__ import annotations
 
@@ -8,29 +8,55 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
 
-ENDING = (signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+RETRY = 0.01
+"""Seconds until a signal is tried again that came while a module was imported."""
 
 
 @contextmanager
 def cleaning_up() -> Iterator[None]:
-    """Turn the signals of `ENDING` into `SystemExit(128 + number)`, as Ctrl-C is turned into `KeyboardInterrupt`.
+    """Turn SIGINT into `KeyboardInterrupt`, SIGTERM and SIGHUP into `SystemExit(128 + number)`, while the block runs.
 
-    What the process was started to ignore, as by nohup, stays ignored.
+    A signal waits while a module is imported: an exception there can be taken for the absence of a module, or leave an
+    import lock locked, for which other threads then wait for ever. An exception that is lost, since it was raised in a
+    destructor or a callback, is raised again. What the process was started to ignore, as by nohup, stays ignored.
     """
+    arrived = 0
 
-    def end(number: int, _: FrameType | None) -> NoReturn:
-        for one in handled:
-            signal.signal(one, signal.SIG_IGN)  # a second signal does not interrupt the way out
-        sys.exit(128 + number)
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal arrived
+        arrived = number if number in ENDING else arrived
+        if _is_importing(frame):
+            signal.setitimer(signal.ITIMER_REAL, RETRY)
+        elif arrived == signal.SIGINT:
+            raise KeyboardInterrupt
+        else:
+            for one in handled:
+                signal.signal(one, signal.SIG_IGN)  # a second signal does not interrupt the way out
+            raise SystemExit(128 + arrived)
+
+    def lost(unraisable: sys.UnraisableHookArgs) -> None:
+        if isinstance(unraisable.exc_value, KeyboardInterrupt | SystemExit):
+            signal.setitimer(signal.ITIMER_REAL, RETRY)
+        else:
+            report(unraisable)
 
     in_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
-    handled = [one for one in ENDING if in_main and signal.getsignal(one) is signal.SIG_DFL]
-    for one in handled:
-        signal.signal(one, end)
+    handled = [one for one in ENDING if in_main and signal.getsignal(one) is not signal.SIG_IGN]
+    before = {one: signal.signal(one, end) for one in ([*handled, signal.SIGALRM] if handled else [])}
+    report, sys.unraisablehook = sys.unraisablehook, lost
     try:
         yield
     finally:
-        for one in handled:
-            signal.signal(one, signal.SIG_DFL)
+        sys.unraisablehook = report
+        if before:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None

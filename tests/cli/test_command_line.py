@@ -131,8 +131,12 @@ main(sys.argv[2:])
 """A program that is `quantkit` but gets Ctrl-C while it imports a module."""
 
 
-@pytest.mark.parametrize("module", ["quantkit.cli.program", "click", "quantkit.cli.commands.run", "numpy", "numba"])
+IMPORTED = ("quantkit.cli.program", "click", "quantkit.cli.commands.run", "numpy", "tokenizers", "numba._devicearray")
+
+
+@pytest.mark.parametrize("module", IMPORTED)
 def test_an_interrupt_while_modules_are_imported(module: str, packed: Path) -> None:
+    """The last one would be an ImportError if the interrupt did not wait."""
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED_IMPORT, module, "run", packed, "-p", "a"],
         capture_output=True,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,38 @@ def test_a_second_signal_does_not_interrupt_the_way_out() -> None:
         work()
     assert (ending.value.code, cleaned) == (143, [True])
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+class Destroyed:
+    """Gets a signal while its destructor runs, where an exception is lost."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_an_exception_that_a_destructor_loses_is_raised_again(number: int, error: type[BaseException]) -> None:
+    def work() -> None:
+        with cleaning_up():
+            Destroyed(number)
+            time.sleep(60)
+
+    with pytest.raises(error):
+        work()
+
+
+def test_a_signal_waits_for_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "interrupted.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nwhole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def work() -> None:
+        with cleaning_up():
+            importlib.import_module("interrupted")
+            time.sleep(60)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert sys.modules.pop("interrupted").whole
