@@ -8,6 +8,7 @@ multiply, `operations.py` where the time of a pass goes; printing and drawing ar
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -290,7 +291,12 @@ def remember_bandwidth(threads: int, rate: float) -> None:
         temporary.replace(file)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        logger.warning("cannot keep the measured bandwidth in %s: %s", file, error.strerror)
+        _say_not_kept(file, error.strerror)
+
+
+@functools.cache
+def _say_not_kept(file: Path, cause: str) -> None:
+    logger.warning("the measured bandwidth is not kept in %s: %s", file, cause)
 
 
 def known_bandwidth(threads: int) -> float | None:

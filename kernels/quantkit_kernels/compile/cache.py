@@ -3,6 +3,9 @@
 numba's own cache unpickles whatever it finds and fails where it cannot write. Here a file begins with a checksum of
 what follows, belongs to the user, and nobody else can write to it. What is damaged is compiled again, what cannot be
 written is not kept, and either is said once. Where the files are is `folder.py`'s matter.
+
+It relies on names that numba keeps to itself: importing it fails with `ImportError` where one is missing, and `jit.py`
+does without.
 """
 
 from __future__ import annotations
@@ -25,6 +28,9 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from quantkit_kernels.compile.folder import belongs_to_user
+from quantkit_kernels.compile.private import require
+
+require(CompileResult, "_reduce", "_rebuild")
 
 logger = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ def _made(place: Callable[[str], Path], isa: str) -> Path | None:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.stat()
     except OSError as error:
-        logger.warning("compiled kernels are not kept: %s", error)
+        logger.warning("compiled kernels are not kept in %s: %s", error.filename, error.strerror)
         return None
     if not belongs_to_user(status):
         logger.warning("compiled kernels are not kept: other users can write to %s", folder)

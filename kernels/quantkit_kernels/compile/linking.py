@@ -1,10 +1,11 @@
-"""How kernels become machine code: all that one entry calls is linked, optimized and compiled together, once.
+"""How kernels become machine code: everything that an entry calls is linked, optimized and compiled together, once.
 
-numba by itself optimizes every function, then again inside of each that calls it, makes machine code of all, and lets
-the loader choose among functions of one name, which closures share. Here a kernel that only kernels call stays a part,
-in LLVM's words as numba wrote it; an entry takes the parts that it reaches, as functions of its own.
+numba by itself optimizes each function, then again inside each function that calls it, and compiles all of them. Here
+a kernel that only kernels call is a part: it stays unoptimized LLVM code. An entry, which Python calls, links all parts
+that it reaches, as internal functions, so that functions of one name in different entries cannot be confused.
 
-These are the classes that numba's compiler asks for; `jit.py` hands them out. They rely on what numba keeps to itself.
+These are the classes that numba's compiler asks for; `jit.py` hands them out. They rely on names that numba keeps to
+itself: importing this module fails with `ImportError` where one is missing, and `jit.py` does without.
 """
 
 from __future__ import annotations
@@ -14,22 +15,25 @@ from typing import Any
 
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.core.registry import cpu_target
+
+from quantkit_kernels.compile.private import require
 
 PART_FLAGS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-"""Python does not call parts."""
+"""Python does not call parts, so they need no wrapper for it."""
 _REFUSE = ctypes.cast(ctypes.pythonapi.PyErr_BadArgument, ctypes.c_void_p).value
-"""What Python runs if it calls one all the same: it raises TypeError."""
+"""Address of the function that Python runs if it calls a part all the same: it raises `TypeError`."""
 
 
 class _NoEnvironment:
-    """Takes the place of numba's code generator once a part is made."""
+    """Stands for numba's code generator in a part, once it is made."""
 
     def set_env(self, name: str, env: Any) -> None:
-        """A part has no code that could ask for Python objects."""
+        """Do nothing: a part has no machine code that could use Python objects."""
 
 
 class _Part(JITCodeLibrary):
-    """A kernel that only kernels call: neither optimized nor compiled by itself."""
+    """The code of a kernel that only kernels call: neither optimized nor compiled by itself."""
 
     codegen = _NoEnvironment()
 
@@ -44,7 +48,7 @@ class _Part(JITCodeLibrary):
 
 
 class _Entry(JITCodeLibrary):
-    """A kernel that Python calls, with all parts that it reaches."""
+    """The code of a kernel that Python calls, with all parts that it reaches."""
 
     def add_linking_library(self, library: Any) -> None:
         if library in self._linking_libraries:
@@ -74,3 +78,14 @@ def _compiler(library: type[JITCodeLibrary]) -> type[CompilerBase]:
 
 
 PartCompiler, EntryCompiler = _compiler(_Part), _compiler(_Entry)
+
+
+def _require_what_numba_keeps_to_itself() -> None:
+    library = JITCodeLibrary(cpu_target.target_context.codegen(), "")
+    require(library, "_codegen", "_final_module", "_finalized", "_linking_libraries", "_optimize_final_module")
+    require(library, "_optimize_functions", "add_linking_library", "enable_object_caching", "get_pointer_to_function")
+    require(library._codegen, "_data_layout")
+    require(DefaultPassBuilder, "define_nopython_pipeline")
+
+
+_require_what_numba_keeps_to_itself()
