@@ -36,7 +36,7 @@ class TensorSpec:
     aliases : tuple of str
         Other names under which a checkpoint may store it; the first that is there counts, `name` before all.
     optional : bool
-        Where a checkpoint has no such tensor, it stands for zeros.
+        Where no block of a checkpoint has such a tensor, it stands for zeros.
     """
 
     name: str

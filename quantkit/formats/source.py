@@ -28,6 +28,9 @@ _COMPUTED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
 _BLOCK = re.compile(r".*?\.\d+\.")
 """The numbered block that a tensor's name begins with: `model.layers.0.`"""
 
+_COMPARED_BYTES = 1 << 24
+"""Bytes of two tensors that are compared at a time."""
+
 
 class ModelSource(ABC):
     """A model on disk, opened: headers read and checked, no tensor touched.
@@ -95,6 +98,15 @@ class ModelSource(ABC):
         """Say which tensor is not there, and why, if it is known."""
         return f"{self.path}: has no tensor {name!r}"
 
+    def copies_differ(self, spec: TensorSpec) -> bool:
+        """Whether a tensor is stored under several of its names, with different numbers; they are read to know it."""
+        names = [name for name in (spec.name, *spec.aliases) if name in self.names]
+        copies = [self.tensor(name) for name in names] if names[1:] else []
+        differ = any(not _alike(copies[0], other) for other in copies[1:])
+        for name in names[: len(copies)]:
+            self.release(name)
+        return differ
+
     def identity(self) -> str:
         """Return a SHA-256 that changes whenever a byte of the model on this disk changes.
 
@@ -122,8 +134,11 @@ class ModelSource(ABC):
             tensor of a layer that it uses, such as a bias: the model would compute something else.
         """
         stored = self._stored(tensors)
+        in_blocks = {_in_block(name) for name in self.names}
         for spec in tensors.values():
-            self._check_shape(spec, stored.get(spec.name))
+            # What only some blocks lack is lost, optional or not.
+            if spec.name in stored or not spec.optional or _in_block(spec.name) in in_blocks:
+                self._check_shape(spec, stored.get(spec.name))
         read = set(stored.values())
         copies = {name for spec in tensors.values() for name in (spec.name, *spec.aliases)}
         unused = [name for name in self.names if name not in read | copies and not _COMPUTED.search(name)]
@@ -158,8 +173,6 @@ class ModelSource(ABC):
 
     def _check_shape(self, spec: TensorSpec, stored: str | None) -> None:
         if stored is None:
-            if spec.optional:
-                return
             raise self.error(
                 f"{self._absence(spec.name)}; its configuration asks for one of shape {spec.shape}: "
                 "the download is incomplete or the configuration belongs to another model"
@@ -222,6 +235,21 @@ class Selection(ModelSource):
 
     def _evidence(self) -> Iterator[bytes]:
         return self._source._evidence()
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    if (one.kind, one.shape) != (other.kind, other.shape):
+        return False
+    rows = max(1, _COMPARED_BYTES * len(one.data) // max(1, one.data.nbytes))
+    parts = [(one.data[at : at + rows], other.data[at : at + rows]) for at in range(0, len(one.data), rows)]
+    if one.row_scales is not None and other.row_scales is not None:
+        parts.append((one.row_scales, other.row_scales))
+    return all(np.array_equal(left.view(np.uint8), right.view(np.uint8)) for left, right in parts)
+
+
+def _in_block(name: str) -> str:
+    """A tensor's name without the numbered block, if any, that it begins with."""
+    return _BLOCK.sub("", name, count=1)
 
 
 def _layers(name: str) -> set[str]:

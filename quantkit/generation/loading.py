@@ -11,12 +11,12 @@ import os
 from pathlib import Path
 
 from quantkit import formats
+from quantkit.engine.binding import bind
 from quantkit.engine.machine import usable_cores
 from quantkit.engine.model import Model
 from quantkit.formats import ModelSource
 from quantkit.generation.options import is_whole, require
 from quantkit.generation.text.tokenizer import Tokenizer
-from quantkit.models import registry
 
 
 def load_model(
@@ -72,13 +72,13 @@ def _check_threads(threads: int | None) -> None:
 
 
 def _model(source: ModelSource, threads: int | None, context: int | None, kv_dtype: str) -> Model:
-    architecture = registry.read(source.config)
-    program, longest = architecture.record(), architecture.context_length
+    bound = bind(source)
+    longest = bound.architecture.context_length
     accepted = context is None or (is_whole(context) and 1 <= context <= longest)
     require(accepted, "context", context, f"1 to {longest}, which {source.path.name} was made for")
     return Model(
-        program,
-        source.select(program.tensors),
+        bound.program,
+        bound.weights,
         context_length=longest if context is None else context,
         threads=usable_cores() if threads is None else threads,
         kv_kind=kv_dtype,

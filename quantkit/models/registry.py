@@ -7,7 +7,7 @@ understands, and `forward`, which reads like the forward pass. No file, no kerne
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -52,6 +52,10 @@ class Architecture:
     def context_length(self) -> int:
         """Tokens that the model was made for, prompt and answer together."""
         return context_of(self.config)
+
+    def untied(self) -> Architecture:
+        """Return the same with an output projection of its own, whatever the config says."""
+        return replace(self, config=replace(self.config, tie_word_embeddings=False))
 
     def record(self) -> Program:
         """Record the forward pass.

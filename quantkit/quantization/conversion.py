@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import formats
+from quantkit.engine.binding import bind
 from quantkit.engine.machine import peak_memory, usable_cores
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.formats.output import as_json, check_output
 from quantkit.formats.packed import PackedModel, PackedWriter, write_packed
 from quantkit.formats.source import ModelSource, Selection
 from quantkit.generation.options import is_whole, require
-from quantkit.models import registry
 from quantkit.quantization.recipe import choose
 from quantkit.tensor import TensorSpec
 from quantkit_kernels.blocks import nbytes
@@ -169,8 +169,8 @@ def _plan(path: str | os.PathLike[str], recipe: str, overrides: Sequence[tuple[s
     model = formats.open(path)
     if isinstance(model, PackedModel):
         raise UnsupportedError(f"{model.path}: is packed already; convert the checkpoint that it was made of")
-    tensors = registry.read(model.config).record().tensors
-    source = model.select(tensors)
+    bound = bind(model)
+    source, tensors = bound.weights, bound.program.tensors
     _check_text_files(source)
     kinds = choose(tensors, recipe, overrides)
     return _Plan(

@@ -1,0 +1,48 @@
+"""Where an architecture and a model on disk meet: what a config describes, and the tensors that are there.
+
+Neither knows the other: `quantkit.models` records a program from a config, `quantkit.formats` opens files. Whoever runs
+or converts a model starts here. No tensor is read, except where two copies of one are to be compared.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from quantkit.formats.source import ModelSource, Selection
+from quantkit.models import registry
+from quantkit.models.recorder import Program
+from quantkit.models.registry import Architecture
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A model on disk with the program that runs it, and those of its tensors that the program reads."""
+
+    architecture: Architecture
+    program: Program
+    weights: Selection
+
+
+def bind(source: ModelSource) -> Bound:
+    """Record the program of a model on disk and select its tensors.
+
+    A head that the config ties to the embedding, but that is stored with numbers of its own, is not tied, as in
+    transformers; a warning says so.
+
+    Raises
+    ------
+    QuantkitError
+        The config asks for what quantkit does not compute, or the tensors are not those that it asks for.
+    """
+    architecture = registry.read(source.config)
+    program = architecture.record()
+    for spec in program.tensors.values():
+        if spec.aliases and source.copies_differ(spec):
+            names = " and ".join(map(repr, (spec.name, *spec.aliases)))
+            logger.warning("%s: %s differ: they are not tied, though the configuration says so", source.path, names)
+            architecture = architecture.untied()
+            program = architecture.record()
+    return Bound(architecture, program, source.select(program.tensors))
