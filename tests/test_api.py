@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 import quantkit
+import tiny
+from quantkit.formats.packed import is_packed, verify
+from quantkit.quantization.packed_copies import packed_copy
 
 
 def run(code: str) -> str:
@@ -50,3 +53,22 @@ def test_unknown_names_are_refused() -> None:
 
 def test_version_is_that_of_the_package() -> None:
     assert quantkit.__version__.count(".") == 2
+
+
+def test_a_tilde_is_the_home_folder(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.checkpoint(tmp_path / "model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    quantkit.convert("~/model", "~/packed")
+    assert is_packed("~/packed")
+    assert verify("~/packed")
+    for path in ("~/packed", Path("~/model")):
+        model, tokenizer = quantkit.load(path)
+        assert tokenizer.vocab_size == quantkit.Tokenizer.from_folder(path).vocab_size <= model.vocab_size
+    with packed_copy("~/packed") as folder:
+        assert folder == tmp_path / "packed"
+    assert quantkit.dequantize("~/packed", "~/unpacked") == "bfloat16"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model", "packed", "unpacked"]
+    assert not list(Path().iterdir())

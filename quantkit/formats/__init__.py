@@ -20,7 +20,7 @@ def open(path: str | os.PathLike[str]) -> ModelSource:
 
     Parameters
     ----------
-    path : path of the folder or file; what it is decides its contents, not its name
+    path : path of the folder or file, where `~` is the home folder; its contents decide what it is, not its name
 
     Raises
     ------
@@ -31,7 +31,7 @@ def open(path: str | os.PathLike[str]) -> ModelSource:
     UnsupportedError
         When the weights are pickles, already quantized, or of a kind that quantkit does not read.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.is_dir():
         from quantkit.formats.folder import FolderSource
         from quantkit.formats.packed import PackedModel, is_packed

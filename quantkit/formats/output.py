@@ -41,7 +41,7 @@ def check_output(path: str | os.PathLike[str], *, force: bool, source: Path) -> 
     An empty folder needs no force. One with contents is replaced with `force` alone, and only if quantkit wrote every
     file in it and it neither is nor holds the source.
     """
-    path, source = Path(os.path.realpath(path)), Path(os.path.realpath(source))
+    path, source = _resolved(path), _resolved(source)
     if path == source or path in source.parents:
         raise PackedModelError(f"{path}: holds the source itself; name another output")
     above = next((folder for folder in path.parents if folder.exists()), path)
@@ -85,7 +85,7 @@ def output_folder(path: str | os.PathLike[str], *, force: bool = False) -> Itera
         When something stands at `path` that may not be replaced; it is left as it is. When the folder cannot be
         written, whichever `OSError` says so inside the block: disk full, no permission, ...
     """
-    target = Path(os.path.realpath(path))
+    target = _resolved(path)
     with ExitStack() as stack:
         try:
             stack.callback(_remove_empty, [folder for folder in target.parents if not folder.exists()])
@@ -112,6 +112,10 @@ def write_files(folder: Path, files: Mapping[str, bytes | Path]) -> dict[str, st
 def as_json(content: Mapping[str, Any]) -> bytes:
     """Return JSON of ASCII characters alone: a lone surrogate, which a JSON file may hold, has no other form."""
     return (json.dumps(content, indent=2) + "\n").encode("ascii")
+
+
+def _resolved(path: str | os.PathLike[str]) -> Path:
+    return Path(os.path.realpath(os.path.expanduser(path)))
 
 
 def _stranger(folder: Path) -> str | None:

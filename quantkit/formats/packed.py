@@ -54,7 +54,7 @@ def row_scales_name(name: str) -> str:
 
 def is_packed(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is a packed model, sound or not."""
-    return (Path(path) / MANIFEST).is_file()
+    return (Path(os.path.expanduser(path)) / MANIFEST).is_file()
 
 
 @contextmanager
@@ -149,7 +149,7 @@ class PackedModel(ModelSource):
     error = PackedModelError
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(os.path.expanduser(path))
         self.manifest = self._read_manifest()
         self._config = read_object(self.path / CONFIG, PackedModelError)
         self.specs = self._read_specs()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 from quantkit import formats
 from quantkit.engine.binding import bind
@@ -62,7 +61,7 @@ def load(
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Open the tokenizer of a model folder or GGUF file alone."""
-    if Path(path).is_dir():
+    if os.path.isdir(os.path.expanduser(path)):
         return Tokenizer.from_folder(path)
     return _tokenizer(formats.open(path))
 

@@ -53,6 +53,7 @@ def packed_copy(
     QuantkitError
         As `convert`.
     """
+    path = os.path.expanduser(path)
     if is_packed(path):
         yield Path(path)
         return

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os import PathLike
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ class Tokenizer:
     @classmethod
     def from_folder(cls, path: str | PathLike[str]) -> Tokenizer:
         """Open the tokenizer of a checkpoint or packed folder; raises as the class does."""
-        folder = Path(path)
+        folder = Path(expanduser(path))
         return cls({name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}, folder)
 
     @property
