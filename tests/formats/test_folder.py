@@ -253,6 +253,20 @@ def test_weights_are_known_by_content(tmp_path: Path) -> None:
         assert formats.open(folder).check(program_of(tiny.config_of()).tensors) == []
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", INDEX])
+def test_pipes_and_devices_are_never_opened(name: str, tmp_path: Path) -> None:
+    for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        folder = tiny.checkpoint(tmp_path / make.__name__)
+        if name == INDEX:
+            (folder / "model.safetensors").unlink()
+        (folder / name).unlink(missing_ok=True)
+        make(folder / name)
+        with pytest.raises(CheckpointError, match=f"{name}: is not a regular file"):
+            formats.open(folder).identity()
+    with pytest.raises(CheckpointError, match="zero: is not a regular file"):
+        formats.open("/dev/zero")
+
+
 def test_null_quantization_config_is_none(tmp_path: Path) -> None:
     tiny.checkpoint(tmp_path, quantization_config=None)
     assert formats.open(tmp_path).names

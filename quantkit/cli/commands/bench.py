@@ -115,9 +115,11 @@ def _measure(
     folder: Path, tests: Sequence[Test], threads: Sequence[int | None], kv_dtype: str, options: dict[str, Any]
 ) -> Iterator[tuple[Model, Measurement]]:
     """Load the model with each number of threads and run all tests; the read bandwidth is kept for later commands."""
+    from quantkit.cli.bus_error import explain_bus_errors
     from quantkit.evaluation.benchmark import measure, open_probe, remember_bandwidth
     from quantkit.generation.loading import load_model
 
+    explain_bus_errors()
     for count in threads:
         with contextlib.closing(load_model(folder, threads=count, kv_dtype=kv_dtype)) as model:
             for measurement in measure(model, tests, open_probe(model.threads), **options):

@@ -46,11 +46,13 @@ def command(
     with a checkpoint as its own reference, that is what --kv-bits 8 costs. (Packed weights take rounded activations,
     which the smallest change rounds differently: a packed model is no measure of small changes.)
     """
+    from quantkit.cli.bus_error import explain_bus_errors
     from quantkit.cli.progress import Bar
     from quantkit.evaluation.quality import perplexity
     from quantkit.generation.loading import load, load_model
 
     text = read_text(file)
+    explain_bus_errors()
     loaded, tokenizer = load(model, threads=threads, kv_dtype=kv_dtype)
     with Bar("evaluating") as bar:
         found = perplexity(

@@ -128,9 +128,11 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
 
 def _load(model: Path, options: dict[str, Any]) -> tuple[Model, Tokenizer]:
     """Open a model, after packing a checkpoint into the user's cache at its first use."""
+    from quantkit.cli.bus_error import explain_bus_errors
     from quantkit.generation.loading import load
     from quantkit.quantization.packed_copies import packed_copy
 
+    explain_bus_errors()
     threads = options["threads"]
     with ExitStack() as stack:
         with Bar("packing") as bar:
