@@ -16,8 +16,6 @@ when it arrived at the end of the pass. Fused steps count as the first of them.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from quantkit_kernels.attention.operands import Heads
 from quantkit_kernels.attention.pages import store_kv
 from quantkit_kernels.attention.sharing import attend, pieces_of
@@ -25,14 +23,15 @@ from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.interpreter.layout import PASS, STEP
 from quantkit_kernels.interpreter.operations import Opcode
 from quantkit_kernels.interpreter.threads import (
+    Pass,
     await_done,
     await_pass,
     begin_pass,
+    count_done,
     end_pass,
     is_current,
-    report,
     tag_of,
-    take_near,
+    take_next,
 )
 from quantkit_kernels.linear.activations import quantize
 from quantkit_kernels.linear.packed import ROW_TILES, linear_int4, linear_int8
@@ -83,30 +82,15 @@ def participate(thread, shared, words):
         _run(thread, shared, words, generation)
 
 
-class Pass(NamedTuple):
-    """What a thread knows of the pass that it takes part in."""
-
-    thread: int
-    threads: int
-    tag: int
-    """Of its counters."""
-    tokens: int
-    wanted: int
-    spans: int
-    """Of attention."""
-    apart: int
-    """Bytes between the counters of one thread's share and the next one's."""
-
-
 @jit
 def _run(thread, shared, words, generation):
     state = pass_at(words)
     steps, threads, times = state.step_count, state.threads, state.times
-    now = Pass(thread, threads, tag_of(generation), state.tokens, state.wanted, state.spans, 8 * (steps + 1))
+    now = Pass(thread, threads, tag_of(generation), 8 * (steps + 1), state.tokens, state.wanted, state.spans)
     if not is_current(shared, generation):
         return
     address, counter = state.steps, state.counters
-    end, done = address + STEP_BYTES * steps, counter + now.apart * threads
+    end, done = address + STEP_BYTES * steps, counter + now.counter_stride * threads
     finished = done + 8 * steps
     if times:
         times += 16 * (steps + 1) * thread
@@ -117,7 +101,7 @@ def _run(thread, shared, words, generation):
         step = step_at(address)
         if step.barrier:
             if mine:
-                report(section, now.tag, mine)
+                count_done(section, now.tag, mine)
             prefetch_bytes = step.prefetch_bytes // threads
             await_done(section, now.tag, total, step.prefetch + prefetch_bytes * thread, prefetch_bytes)
             if not is_current(shared, generation):
@@ -139,9 +123,9 @@ def _run(thread, shared, words, generation):
         counter += 8 * fused
         done += 8 * fused
     if mine:
-        report(section, now.tag, mine)
+        count_done(section, now.tag, mine)
     if times:
-        report(finished, now.tag, 1)
+        count_done(finished, now.tag, 1)
     if thread == 0:
         await_done(section, now.tag, total, 0, 0)
         if times:
@@ -167,7 +151,7 @@ def _token_steps(address, fused, counter, words, now):
     unit = 8 if count >= 8 * now.threads else 1
     turn = taken = 0
     while True:
-        turn, first, last = take_near(counter, now.apart, now.tag, now.thread, now.threads, turn, count, unit, unit)
+        turn, first, last = take_next(counter, now, turn, count, unit, unit)
         if first == last:
             return count, taken
         for token in range(first, last):
@@ -222,7 +206,7 @@ def _linear(address, counter, now):
     chunk = max(1, step.tiles * MANY // max(tokens, MANY) // unit) * unit
     turn = taken = 0
     while True:
-        turn, first, last = take_near(counter, now.apart, now.tag, now.thread, now.threads, turn, tiles, unit, chunk)
+        turn, first, last = take_next(counter, now, turn, tiles, unit, chunk)
         if first == last:
             return tiles, taken
         _row_tiles(address, first, last, tokens)

@@ -1,18 +1,19 @@
 """How threads meet and share work, inside compiled code: work counters, and sleep between passes.
 
-Nobody waits for a thread, only for work: pieces are handed out by counters, done ones are counted, and who needs them
-waits until all are. A thread that the system has put aside holds up the others by the one piece that it was at; when it
-comes back it finds everything taken, and catches up or leaves. So more threads than cores slow down but do not
-collapse.
+No thread waits for a thread, only for work: pieces are handed out by counters, finished ones are counted, and whoever
+needs them waits until all are. A thread that the system has put aside holds up the others by the one piece that it was
+at; when it comes back it finds everything taken, and catches up or leaves. So more threads than cores are slower, but
+not much.
 
 Counters need no clearing: each carries the tag of the pass that counted last, higher from pass to pass, and counts from
-zero for a higher one. Waiting spins first, since what is awaited is mostly microseconds away, and then yields and
-sleeps. Nothing here knows what the work is; `interpreter.py` does.
+zero for a higher one. A waiting thread spins first, since what it waits for is mostly microseconds away, then yields,
+then sleeps. Nothing here knows what the work is; `dispatch.py` does.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import NamedTuple
 
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import (
@@ -32,17 +33,17 @@ from quantkit_kernels.simd import (
 COUNT_BITS = 24
 """Low bits of a counter, which count pieces; the tag stands above them."""
 SPINS_BEFORE_YIELD = 100
-"""A few microseconds of `cpu_relax`: where threads outnumber cores, who waits keeps others from working."""
+"""A few microseconds of `cpu_relax`: where threads outnumber cores, a spinning one keeps others from working."""
 NANOSECONDS_BEFORE_SLEEP = 200_000
-"""Longer than a piece takes: who holds it has been put aside, and may come back on the core that a sleeper frees."""
+"""Longer than a piece takes: its thread has been put aside, and may come back on the core that a sleeper frees."""
 MICROSECONDS_OF_SLEEP = 50
 NANOSECONDS_BEFORE_PARKING = 400_000
 """Longer than Python needs between two tokens."""
-LEAST_AHEAD, MOST_AHEAD = 4 * 1024, 256 * 1024
-"""Bytes of weights that a thread asks for at a barrier in any case, so that a product does not begin with a wait for
+MIN_PREFETCH, MAX_PREFETCH = 4 * 1024, 256 * 1024
+"""Bytes of weights that a thread prefetches at a barrier in any case, so that a product does not begin with a wait for
 memory; and while it waits: what fits its cache beside what it works on."""
 LINE = 64
-"""Bytes of a cache line: what different threads write is kept that far apart."""
+"""Bytes of a cache line: what different threads write lies in different lines."""
 
 
 class Shared(IntEnum):
@@ -134,12 +135,28 @@ def take(counter, tag, chunk, end):
             return taken
 
 
-@jit
-def take_near(counters, apart, tag, thread, threads, turn, count, unit, chunk):
-    """Next pieces of a thread's own part of `count`, or if that is used up, of what others have left of theirs.
+class Pass(NamedTuple):
+    """What a thread knows of the pass that it takes part in."""
 
-    A part is taken from end to end, as memory likes it, and consists of whole units. Begin with `turn` 0 and go on with
-    the one returned.
+    thread: int
+    threads: int
+    tag: int
+    """Of the pass's counters."""
+    counter_stride: int
+    """Bytes between the counters of one thread's share of a step and the next thread's."""
+    tokens: int
+    wanted: int
+    """Tokens whose logits are wanted."""
+    spans: int
+    """Of attention."""
+
+
+@jit
+def take_next(counter, now, turn, count, unit, chunk):
+    """Next pieces of a thread's own share of `count`, or when that is used up, of what others have left of theirs.
+
+    A share is taken from end to end, so that memory is read in order, and consists of whole units. Begin with `turn` 0
+    and go on with the one returned.
 
     Returns
     -------
@@ -147,10 +164,11 @@ def take_near(counters, apart, tag, thread, threads, turn, count, unit, chunk):
         Pieces `first` to `last`; none when they are equal.
     """
     units = (count + unit - 1) // unit
-    while turn < threads:
-        owner = (thread + turn) % threads
-        begin, end = unit * (units * owner // threads), min(unit * (units * (owner + 1) // threads), count)
-        first = begin + take(counters + owner * apart, tag, chunk, end - begin)
+    while turn < now.threads:
+        owner = (now.thread + turn) % now.threads
+        begin = unit * (units * owner // now.threads)
+        end = min(unit * (units * (owner + 1) // now.threads), count)
+        first = begin + take(counter + owner * now.counter_stride, now.tag, chunk, end - begin)
         if first < end:
             return turn, first, min(first + chunk, end)
         turn += 1
@@ -158,7 +176,7 @@ def take_near(counters, apart, tag, thread, threads, turn, count, unit, chunk):
 
 
 @jit
-def report(counter, tag, count):
+def count_done(counter, tag, count):
     """Count pieces as done."""
     while True:
         seen = atomic_load(counter)
@@ -167,22 +185,22 @@ def report(counter, tag, count):
 
 
 @jit
-def await_done(counter, tag, total, ahead, ahead_bytes):
+def await_done(counter, tag, total, weights, weight_bytes):
     """Wait until `total` pieces are done.
 
-    Asks for the first of `ahead_bytes` bytes from `ahead` on, and while it waits for more, so that memory does not
+    Prefetches the first of `weight_bytes` bytes from `weights` on, and more while it waits, so that memory does not
     stand idle.
     """
     spins = since = 0
-    last, least = ahead + min(ahead_bytes, MOST_AHEAD), ahead + min(ahead_bytes, LEAST_AHEAD)
-    while ahead < least:
-        prefetch(ahead)
-        ahead += LINE
+    last, least = weights + min(weight_bytes, MAX_PREFETCH), weights + min(weight_bytes, MIN_PREFETCH)
+    while weights < least:
+        prefetch(weights)
+        weights += LINE
     while max(atomic_load(counter) - tag, 0) < total:
-        if ahead < last:
-            for line in range(ahead, ahead + 4 * LINE, LINE):
+        if weights < last:
+            for line in range(weights, weights + 4 * LINE, LINE):
                 prefetch(line)
-            ahead += 4 * LINE
+            weights += 4 * LINE
             continue
         spins += 1
         if spins < SPINS_BEFORE_YIELD:

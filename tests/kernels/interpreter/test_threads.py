@@ -17,16 +17,17 @@ from quantkit_kernels.interpreter.threads import (
     LINE,
     STOP,
     WORKERS,
+    Pass,
     await_done,
     await_pass,
     begin_pass,
+    count_done,
     end_pass,
     is_current,
-    report,
     shared_bytes,
     tag_of,
     take,
-    take_near,
+    take_next,
 )
 from quantkit_kernels.simd import atomic_add, cpu_relax, get_i64, put_i64
 
@@ -40,7 +41,7 @@ def take_one(counter, tag, chunk, end):
 
 @jit(entry=True)
 def report_some(counter, tag, count):
-    report(counter, tag, count)
+    count_done(counter, tag, count)
 
 
 @jit(entry=True)
@@ -48,7 +49,7 @@ def deal(counters, tag, thread, threads, count, unit, chunk, out, most):
     """All pieces that one thread gets -> how many chunks; where they begin and end goes to `out`."""
     turn = taken = 0
     while taken < most:
-        turn, first, last = take_near(counters, 8, tag, thread, threads, turn, count, unit, chunk)
+        turn, first, last = take_next(counters, Pass(thread, threads, tag, 8, 0, 0, 0), turn, count, unit, chunk)
         if first == last:
             break
         put_i64(out + 16 * taken, first)
@@ -103,13 +104,14 @@ def _sections(shared, thread, threads, generation, words):
     for _ in range(get_i64(words + 48) * thread):  # late: the pass may be over, and the next one prepared
         cpu_relax()
     tag, count = tag_of(generation), get_i64(words)
+    now = Pass(thread, threads, tag, 8 * SECTIONS, count, 0, 0)
     counters, done, values = get_i64(words + 8), get_i64(words + 16), get_i64(words + 24)
     if not is_current(shared, generation):
         return
     for section in range(SECTIONS):
         turn = taken = 0
         while True:
-            turn, first, last = take_near(counters + 8 * section, 8 * SECTIONS, tag, thread, threads, turn, count, 1, 1)
+            turn, first, last = take_next(counters + 8 * section, now, turn, count, 1, 1)
             if first == last:
                 break
             for _ in range(50 * (first % 3)):  # slow: nobody may go on without this piece
@@ -122,7 +124,7 @@ def _sections(shared, thread, threads, generation, words):
                 atomic_add(words + 40, 1)
             taken += last - first
         if taken:
-            report(done + 8 * section, tag, taken)
+            count_done(done + 8 * section, tag, taken)
         await_done(done + 8 * section, tag, count, 0, 0)
         if not is_current(shared, generation):
             return
