@@ -3,12 +3,12 @@
 A `Vec` is a small grid of registers, `rows x tokens`, that lives in CPU registers as a numba value. Operations
 broadcast over the grid as numpy does over arrays: `fma(w, x, acc)` with `w` of 2 x 1, `x` of 1 x 4 and `acc` of 2 x 4
 registers is eight instructions. So a micro-kernel is written once, and the type of its accumulator says how it is
-blocked. Functions take `like`, a vector whose grid the result follows; addresses are int64.
+blocked. Where a function takes `like`, its result has the grid of that vector. Addresses are int64.
 
-`vectors.py` is the ground; `memory.py` loads and stores; `arithmetic.py` computes; `codes.py` multiplies packed codes
-with the instruction set that `isa.py` chose from `instruction_sets.py` and `check.py` compared with numpy; `scalars.py`
-has single numbers, atomics and what threads need. Kernels import from here alone; `compile/jit.py` has the decorator
-that compiles them.
+`vectors.py` defines the type; `memory.py` loads and stores; `arithmetic.py` computes; `codes.py` multiplies packed
+codes with the instruction set that `isa.py` chose from `instruction_sets.py` and `check.py` compared with numpy;
+`scalars.py` has single numbers, records, atomics and what threads need of the system. Kernels import from here alone;
+`compile/jit.py` has the decorator that compiles them.
 """
 
 from .arithmetic import (

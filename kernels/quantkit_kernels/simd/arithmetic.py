@@ -71,7 +71,7 @@ fma = elementwise(3, "f32", _named("llvm.fma"))
 def fma_outer(typing, a, address, stride, c):
     """`a * b + c` of a column `a`, where token j of `b` is one f32 in every lane, from `address + j * stride`.
 
-    As `fma` with `broadcast_f32`, but token after token, so that no more than one of them is in a register.
+    As `fma` with `broadcast_f32`, but token after token, so that only one of the broadcasts occupies a register.
     """
 
     def generate(context, builder, sig, args):
@@ -103,7 +103,7 @@ power_of_two = elementwise(
         b.shl(b.add(n, constant(n.type, 127)), constant(n.type, 23)), ir.VectorType(F32, n.type.count)
     ),
 )
-"""2**n for i32 n in -126..127, by its bits."""
+"""2**n for i32 n in -126..127, made from its bits."""
 
 
 def _fold(builder: Any, register: Any, build: Callable[[Any, Any, Any], Any]) -> Any:
@@ -118,7 +118,7 @@ def _add(builder: Any, x: Any, y: Any) -> Any:
 
 
 def _max(builder: Any, x: Any, y: Any) -> Any:
-    # One instruction, where `maxnum` takes three to find numbers beside NaN, which nobody asks for here.
+    # One instruction. `maxnum` would take three, because it ignores NaN; here the result may be NaN if a lane is.
     return builder.select(builder.fcmp_ordered(">", x, y), x, y)
 
 

@@ -1,8 +1,7 @@
-"""Does an instruction set compute what `blocks.py` specifies? Dot products of a few blocks, compared with numpy.
+"""Does an instruction set compute what `blocks.py` specifies? Dot products of a few blocks are compared with numpy.
 
-The functions are made of the same methods as the kernels' and pass the same optimizer, but are no kernels: they exist
-before the choice of a set, on which every kernel depends. Tests read their assembly for machines that they do not run
-on.
+The functions use the methods of `Dot` that kernels use, and the same optimizer. They are not kernels: a kernel can only
+be compiled once a set is chosen. Tests read their assembly for machines other than the one they run on.
 """
 
 from __future__ import annotations

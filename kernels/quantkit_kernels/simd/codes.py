@@ -1,4 +1,4 @@
-"""Packed codes as kernels meet them: loaded, unpacked, multiplied and scaled by the instruction set in use."""
+"""Packed codes in registers: loaded, unpacked, multiplied and scaled with the instruction set in use."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ high_nibbles = elementwise(1, "i8", instruction_sets.high_nibbles)
 
 @intrinsic
 def zero_dot_u4(typing, like):
-    """Where `dot_u4` begins."""
+    """The accumulator that `dot_u4` starts from."""
     vec = like.of(DOT.u4)
 
     def generate(context, builder, sig, args):
@@ -46,7 +46,10 @@ def zero_dot_u4(typing, like):
 
 @intrinsic
 def start_dot_i8(typing, address, stride, like):
-    """Where `dot_i8` begins; for token j an i32 at `address + j * stride`: -128 times the sum of its activations."""
+    """The accumulator that `dot_i8` starts from.
+
+    At `address + j * stride` is an i32 for token j: -128 times the sum of its activations.
+    """
     vec = like.of("i32")
 
     def generate(context, builder, sig, args):

@@ -1,7 +1,7 @@
-"""Dot products of packed codes, once for each instruction set: the seam between machines, and their table.
+"""Dot products of packed codes, once for each instruction set, and the table of sets.
 
-Every set computes the same integers, hence the same bits; `check.py` holds each to that. A new one is a subclass of
-`Dot` and a row in `SETS`. Which one is in use is decided in `isa.py`; what kernels call is in `codes.py`. The methods
+Every set computes the same integers, hence the same bits; `check.py` proves it before a set is used. A new one is a
+subclass of `Dot` and a row in `SETS`. `isa.py` chooses the set in use; `codes.py` has what kernels call. The methods
 run while numba compiles: they take llvmlite's builder and the values of registers.
 """
 
@@ -26,20 +26,20 @@ def high_nibbles(builder: Any, packed: Any) -> Any:
 
 
 class Dot:
-    """Dot products of packed codes in plain LLVM vectors: right on every machine, and what the others must equal.
+    """Dot products of packed codes in plain LLVM vectors: right on every machine; the other sets must equal it.
 
     `u4` multiplies codes 0..15, `i8` codes -127..127, both by int8 activations in -127..127; each sums the 4 bytes of
     every 32-bit lane into its accumulator. A subclass replaces what its instruction set does better.
     """
 
     tiles = 1
-    """Row tiles that a register of matrix products holds side by side."""
+    """Row tiles that a register of a matrix product holds side by side."""
     u4_rows = i8_rows = 2
-    """Rows of registers that they keep under way."""
+    """Rows of such registers in the block that a matrix product accumulates."""
     u4 = "i32"
     """Elements of the accumulator of `u4`."""
     u4_scales = "f32"
-    """Elements of the scales that it meets."""
+    """Elements of the scales that `u4_scaled` takes."""
 
     def load_scales(self, builder: Any, address: Any) -> Any:
         """The 8 u8 scales of a block, for `u4_scaled`."""
@@ -54,7 +54,7 @@ class Dot:
         return builder.fmul(builder.sitofp(acc, scales.type), scales)
 
     def i8_start(self, builder: Any, register: Any, start: Any) -> Any:
-        """Where the accumulator of `i8` begins; `start` is -128 times the sum of the activations."""
+        """The accumulator that `i8_dot` starts from; `start` is -128 times the sum of the activations."""
         return constant(register, 0)
 
     def i8_codes(self, builder: Any, codes: Any) -> Any:
@@ -113,7 +113,7 @@ class AvxVnni(Dot):
         return start
 
     def i8_codes(self, builder: Any, codes: Any) -> Any:
-        # The instruction takes unsigned codes: 128 more than they are, which `i8_start` takes back.
+        # The instruction takes unsigned codes, so 128 is added to each; `i8_start` subtracts what that adds to the sum.
         return builder.xor(codes, constant(codes.type, -128))
 
     def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:

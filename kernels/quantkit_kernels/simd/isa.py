@@ -1,7 +1,7 @@
 """The choice of an instruction set: the best that the processor has and that computes rightly on it.
 
 `instruction_sets.py` has the sets, `check.py` the comparison with numpy that each must pass before kernels are compiled
-with it. A pass is remembered beside the kernels that it allows, so it costs nothing afterwards.
+with it. A success is remembered in the kernels' cache folder, so the comparison runs once.
 """
 
 from __future__ import annotations
@@ -90,4 +90,4 @@ DOT = SETS[ISA][0]
 TILES = DOT.tiles
 """Row tiles that a register of `zeros_tiles` holds."""
 U4_ROWS, I8_ROWS = DOT.u4_rows, DOT.i8_rows
-"""Rows of such registers that matrix products keep under way, by the codes of the weights."""
+"""Rows of such registers in the block that a matrix product of `int4` or `int8` accumulates."""

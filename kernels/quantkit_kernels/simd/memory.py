@@ -37,7 +37,7 @@ from .vectors import (
 
 
 def zeros_of(lanes: int) -> Any:
-    """A function of two literals: f32 zeros in a grid of `rows` x `tokens` registers of so many lanes."""
+    """Make a function of two literals: f32 zeros in a grid of `rows` x `tokens` registers of `lanes` lanes."""
 
     def zeros(typing, rows, tokens):
         if not (isinstance(rows, types.IntegerLiteral) and isinstance(tokens, types.IntegerLiteral)):
@@ -55,7 +55,7 @@ def zeros_of(lanes: int) -> Any:
 zeros = zeros_of(LANES)
 """`zeros(2, 4)`: f32 zeros in a grid of 2 x 4 registers; both numbers are literals."""
 zeros_wide = zeros_of(WIDE)
-"""As `zeros`, of registers of `WIDE` lanes on every machine; LLVM makes two of each where they are too wide."""
+"""As `zeros`, of registers of `WIDE` lanes on every machine; LLVM splits them where the machine's are shorter."""
 
 
 @intrinsic
@@ -100,9 +100,9 @@ def row_of(element: str) -> Callable[[Vec], Vec]:
 
 
 def _strided_loader(make: Callable[[Vec], Vec], kind: Any, convert: Callable[[Any, Any, Any], Any]) -> Any:
-    """A loader of 8 lanes for each row, or each token, of `like`: number i from `address + i * stride`.
+    """Make a loader of 8 lanes for each row, or each token, of `like`: number i from `address + i * stride`.
 
-    A register of two row tiles takes two of them.
+    A register of two row tiles is filled by two loads.
     """
     return tiled_loader(make, lambda builder, place: convert(builder, load_at(builder, kind, place)))
 
@@ -174,7 +174,7 @@ load_bytes = _loader(ONE_BYTES, ir.VectorType(I8, 4 * LANES), _same)
 
 
 def _wide_loader(kind: Any, size: int, convert: Callable[[Any, Any], Any]) -> Any:
-    """A loader of whole registers from consecutive numbers: as many as `like` has rows, of its lanes."""
+    """Make a loader of consecutive numbers: as many registers as `like` has rows, each of as many lanes as `like`."""
 
     def load(typing, address, like):
         vec = like.of("f32", tokens=1)
@@ -252,7 +252,7 @@ def load_partial_f32(typing, address, count):
 
 
 def _scalar_broadcaster(make: Callable[[Vec], Vec], kind: Any) -> Any:
-    """A loader of one scalar for each token of `like`, token j from `address + j * stride`, repeated in all lanes."""
+    """Make a loader that repeats one scalar in all lanes, for token j of `like` the one at `address + j * stride`."""
 
     def load(typing, address, stride, like):
         vec = make(like)
@@ -336,7 +336,7 @@ def _narrow_i8(builder: Any, x: Any) -> Any:
 
 
 def _scatterer(narrow: Callable[[Any, Any], Any]) -> Any:
-    """A store of the lanes of one register far apart: lane i at `address + i * stride`."""
+    """Make a strided store of the lanes of one register: lane i at `address + i * stride`."""
 
     def scatter(typing, address, stride, value):
         def generate(context, builder, sig, args):

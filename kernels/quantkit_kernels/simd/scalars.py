@@ -1,5 +1,4 @@
-"""Single numbers and records in memory, atomics, and what a thread asks of processor and system: stack, pause, sleep,
-prefetch, time."""
+"""Single numbers and records in memory, atomics, and what threads need: stack, prefetch, sleep, semaphores, time."""
 
 from __future__ import annotations
 
@@ -62,7 +61,7 @@ put_f32 = _scalar_storer(F32, types.float32)
 
 @intrinsic
 def atomic_add(typing, address, value):
-    """Add to an i64 at once for all threads; returns what was there before."""
+    """Add to an i64 atomically; returns its previous value."""
 
     def generate(context, builder, sig, args):
         return builder.atomic_rmw("add", builder.inttoptr(args[0], I64.as_pointer()), args[1], "seq_cst")
@@ -72,7 +71,7 @@ def atomic_add(typing, address, value):
 
 @intrinsic
 def atomic_load(typing, address):
-    """Read an i64 that other threads write; what they wrote before it is visible afterwards."""
+    """Read an i64 that other threads write. What a thread wrote before it is visible afterwards."""
 
     def generate(context, builder, sig, args):
         return builder.load_atomic(builder.inttoptr(args[0], I64.as_pointer()), "seq_cst", 8)
@@ -82,7 +81,7 @@ def atomic_load(typing, address):
 
 @intrinsic
 def atomic_store(typing, address, value):
-    """Write an i64 that other threads read; what was written before it becomes visible with it."""
+    """Write an i64 that other threads read. What this thread wrote before becomes visible with it."""
 
     def generate(context, builder, sig, args):
         builder.store_atomic(args[1], builder.inttoptr(args[0], I64.as_pointer()), "seq_cst", 8)
@@ -93,7 +92,7 @@ def atomic_store(typing, address, value):
 
 @intrinsic
 def compare_exchange(typing, address, expected, value):
-    """Write an i64 if `expected` stands there, at once for all threads; returns whether it did."""
+    """Write an i64 atomically if its value is `expected`; returns whether it was."""
 
     def generate(context, builder, sig, args):
         pointer = builder.inttoptr(args[0], I64.as_pointer())
@@ -104,7 +103,7 @@ def compare_exchange(typing, address, expected, value):
 
 @intrinsic
 def cpu_relax(typing):
-    """Tell the core that this is a waiting loop."""
+    """Tell the core that this is a spin loop (`pause`, `isb`)."""
 
     def generate(context, builder, sig, args):
         if "x86" in builder.module.triple or builder.module.triple.startswith("i"):
@@ -130,7 +129,7 @@ def yield_thread(typing):
 
 @intrinsic
 def sleep_thread(typing, microseconds):
-    """Give up the core for some time (`usleep`)."""
+    """Put the thread to sleep for so many microseconds (`usleep`)."""
 
     def generate(context, builder, sig, args):
         call_llvm(builder, "usleep", I32, builder.trunc(args[0], I32))
@@ -157,7 +156,7 @@ semaphore_wait = _semaphore("sem_wait")
 
 @intrinsic(prefer_literal=True)
 def stack_f32(typing, count):
-    """Address of `count` f32, a literal, on the stack of the function that asks; what they hold means nothing."""
+    """Return the address of `count` f32 (a literal) on the calling function's stack, not initialized."""
 
     def generate(context, builder, sig, args):
         return builder.ptrtoint(cgutils.alloca_once(builder, ir.ArrayType(F32, count.literal_value)), I64)
@@ -167,7 +166,7 @@ def stack_f32(typing, count):
 
 @intrinsic
 def prefetch(typing, address):
-    """Ask for the cache line at `address`, to be read soon; never faults."""
+    """Prefetch the cache line at `address` for reading; never faults."""
 
     def generate(context, builder, sig, args):
         pointer = builder.inttoptr(args[0], I8.as_pointer())

@@ -1,4 +1,4 @@
-"""Vector types of numba, and how code is generated for them: what the other files of this package build upon.
+"""The vector type that numba learns here, and the functions that generate code for it.
 
 A `Vec` is a grid of registers. The functions here run while numba compiles: they take llvmlite's builder and values.
 What kernels call is in `memory.py`, `arithmetic.py`, `codes.py` and `scalars.py`.
