@@ -55,19 +55,21 @@ def with_hostile_names(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("command", ["run", "inspect", "--help", "no-such-command"])
-def test_closed_streams_are_the_null_device(packed: Path, closed: str, command: str) -> None:
+def test_closed_streams_are_the_null_device(packed: Path, command: str) -> None:
     args = {"run": (packed, "-p", "hello", "-n", 4), "inspect": (packed,)}.get(command, ())
-    as_usual, done = shell("", command, *args), shell(closed, command, *args)
-    assert done.returncode == as_usual.returncode
-    assert b"Traceback" not in done.stderr
-    assert bool(done.stdout) == (bool(as_usual.stdout) and ">&-" not in closed.split())
+    as_usual = shell("", command, *args)
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        done = shell(closed, command, *args)
+        assert done.returncode == as_usual.returncode
+        assert b"Traceback" not in done.stderr
+        assert done.stdout == (b"" if " >&-" in f" {closed}" else as_usual.stdout)
 
 
 def test_a_closed_stdin_is_an_empty_prompt(packed: Path) -> None:
     done = shell("<&-", "run", packed)
-    assert (done.returncode, done.stderr) == (1, b"error: the prompt is empty: give at least one token\n")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == b"error: the prompt is empty: give at least one token"
 
 
 def test_a_file_opened_later_does_not_become_stderr(checkpoint: Path, packed: Path, tmp_path: Path) -> None:
@@ -146,16 +148,16 @@ def test_an_error_commands_no_terminal(checkpoint: Path, tmp_path: Path) -> None
         assert b"\x1b" not in sent
 
 
-@pytest.mark.parametrize("name", [b"caf\xe9", b"line\nfeed", b"\x1b[31m", "é".encode(), b"[bold]", b"$b$", b"%s {}"])
-def test_folders_with_odd_names(checkpoint: Path, tmp_path: Path, name: bytes) -> None:
-    source, packed = os.fsencode(tmp_path) + b"/" + name, os.fsencode(tmp_path) + b"/packed " + name
+@pytest.mark.parametrize("name", [b"caf\xe9", b"\x1b[31m\n", "[bold] é %s {} $".encode()])
+def test_folders_with_odd_names(checkpoint: Path, packed: Path, tmp_path: Path, name: bytes) -> None:
+    source, out = os.fsencode(tmp_path) + b"/" + name, os.fsencode(tmp_path) + b"/packed " + name
     os.symlink(checkpoint, source)
-    for args in (["convert", source, "-o", packed], ["verify", packed], ["inspect", packed], ["inspect", source]):
+    for args in (["convert", source, "-o", out], ["verify", out], ["inspect", out], ["inspect", source]):
         done = subprocess.run([*PROGRAM, *args], capture_output=True)
         assert (done.returncode, done.stderr) == (0, b""), done.stderr
-    done = subprocess.run([*PROGRAM, "run", packed, "-p", "hello", "-n", "2"], capture_output=True)
+    done = subprocess.run([*PROGRAM, "run", out, "-p", "hello", "-n", "2"], capture_output=True)
     assert done.returncode == 0, done.stderr
-    done = subprocess.run([*PROGRAM, "verify", packed + b"missing"], capture_output=True)
+    done = subprocess.run([*PROGRAM, "verify", out + b"missing"], capture_output=True)
     assert done.returncode == 1
     assert done.stderr.count(b"\n") == 1
     assert b"bug in quantkit" not in done.stderr
