@@ -55,7 +55,7 @@ class FolderSource(ModelSource):
         self.path = path
         self._config = read_object(path / CONFIG)
         self._check_config()
-        self._absent: dict[str, str] = {}
+        self._missing: dict[str, str] = {}
         self._shards = self._open_shards()
 
     @property
@@ -102,13 +102,13 @@ class FolderSource(ModelSource):
         for shard in dict.fromkeys(self._shards.values()):
             yield shard.identity()
 
-    def _absence(self, name: str) -> str:
-        return self._absent.get(name) or super()._absence(name)
+    def _why_missing(self, name: str) -> str:
+        return self._missing.get(name, "")
 
     def _shard(self, name: str) -> SafetensorsFile:
         shard = self._shards.get(name)
         if shard is None:
-            raise CheckpointError(self._absence(name))
+            raise CheckpointError(self._why_missing(name) or f"{self.path}: has no tensor {name!r}")
         return shard
 
     def _check_config(self) -> None:
@@ -133,29 +133,27 @@ class FolderSource(ModelSource):
             files = [SafetensorsFile(file) for file in self._unindexed()]
             return {name: file for file in files for name in file.header}
         weight_map = self._read_index()
-        present = [shard for shard in sorted(set(weight_map.values())) if (self.path / shard).exists()]
-        if not present:
-            raise CheckpointError(f"{self.path}: has none of the shards that {INDEX} names; finish the download")
-        shards = {shard: SafetensorsFile(self.path / shard) for shard in present}
+        named = {shard for shard in weight_map.values() if _is_file_name(shard)}
+        shards = {shard: SafetensorsFile(self.path / shard) for shard in sorted(named) if (self.path / shard).exists()}
+        if not shards:
+            raise CheckpointError(f"{self.path}: has none of the files that {INDEX} names; finish the download")
         for name, shard in weight_map.items():
-            if shard not in shards:
-                self._absent[name] = f"{self.path / shard}: is missing, with tensor {name!r}; finish the download"
+            if shard not in named:
+                self._missing[name] = f"{self.path / INDEX}: {shard!r:.100} is not the name of a file in this folder"
+            elif shard not in shards:
+                self._missing[name] = f"{self.path / shard}: is missing, with tensor {name!r}; finish the download"
             elif name not in shards[shard].header:
-                self._absent[name] = f"{self.path / shard}: has no tensor {name!r}, though {INDEX} says so"
-        # Where a name stands in two shards, the index decides.
+                self._missing[name] = f"{self.path / shard}: has no tensor {name!r}, though {INDEX} says so"
+        # Where a name stands in two files, the index decides.
         return {
             name: file for shard, file in shards.items() for name in file.header if weight_map.get(name, shard) == shard
         }
 
     def _read_index(self) -> dict[str, str]:
-        file = self.path / INDEX
-        weight_map = read_object(file).get("weight_map")
+        weight_map = read_object(self.path / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{file}: has no weight_map")
-        for shard in weight_map.values():
-            if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard:
-                raise CheckpointError(f"{file}: {shard!r} is not the name of a file in this folder")
-        return weight_map
+            raise CheckpointError(f"{self.path / INDEX}: has no weight_map")
+        return {name: str(shard) for name, shard in weight_map.items()}
 
     def _unindexed(self) -> list[Path]:
         """Return the safetensors files of a folder that has no index: one, or all shards of a set."""
@@ -183,3 +181,8 @@ class FolderSource(ModelSource):
             if kind is Magic.GGUF:
                 return CheckpointError(f"{self.path}: holds GGUF files; name one of them, such as {file}")
         return CheckpointError(f"{self.path}: has neither {SINGLE} nor {INDEX}")
+
+
+def _is_file_name(text: str) -> bool:
+    """Whether a text from an index names a file of the folder itself, and no path out of it."""
+    return Path(text).name == text and "\0" not in text

@@ -180,7 +180,7 @@ class PackedModel(ModelSource):
 
     def spec(self, name: str) -> TensorSpec:
         if name not in self.specs:
-            raise PackedModelError(self._absence(name))
+            raise PackedModelError(f"{self.path}: has no tensor {name!r}")
         return self.specs[name]
 
     def tensor(self, name: str, *, copy: bool = False) -> Tensor:

@@ -94,18 +94,15 @@ class ModelSource(ABC):
     def _evidence(self) -> Iterator[bytes]:
         """Yield what, taken together, changes whenever a byte of the model changes."""
 
-    def _absence(self, name: str) -> str:
-        """Say which tensor is not there, and why, if it is known."""
-        return f"{self.path}: has no tensor {name!r}"
+    def _why_missing(self, name: str) -> str:
+        """Return the message that says why a tensor is not there, if that is known, else nothing."""
+        return ""
 
     def copies_differ(self, spec: TensorSpec) -> bool:
         """Whether a tensor is stored under several of its names, with different numbers; they are read to know it."""
         names = [name for name in (spec.name, *spec.aliases) if name in self.names]
-        copies = [self.tensor(name) for name in names] if names[1:] else []
-        differ = any(not _alike(copies[0], other) for other in copies[1:])
-        for name in names[: len(copies)]:
-            self.release(name)
-        return differ
+        copies = [self.tensor(name, copy=True) for name in names] if names[1:] else []
+        return any(not _alike(copies[0], other) for other in copies[1:])
 
     def identity(self) -> str:
         """Return a SHA-256 that changes whenever a byte of the model on this disk changes.
@@ -174,7 +171,8 @@ class ModelSource(ABC):
     def _check_shape(self, spec: TensorSpec, stored: str | None) -> None:
         if stored is None:
             raise self.error(
-                f"{self._absence(spec.name)}; its configuration asks for one of shape {spec.shape}: "
+                self._why_missing(spec.name)
+                or f"{self.path}: has no tensor {spec.name!r} of shape {spec.shape}, which its configuration asks for; "
                 "the download is incomplete or the configuration belongs to another model"
             )
         if (shape := self.spec(stored).shape) != spec.shape:

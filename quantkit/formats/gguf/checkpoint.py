@@ -122,7 +122,7 @@ class GGUFSource(ModelSource):
 
     def _entry(self, name: str) -> Entry:
         if name not in self._entries:
-            raise CheckpointError(self._absence(name))
+            raise CheckpointError(f"{self.path}: has no tensor {name!r}")
         return self._entries[name]
 
     @cached_property
