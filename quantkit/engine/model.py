@@ -8,6 +8,7 @@ hands each to the compiled interpreter. What is computed is in the program (`qua
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
@@ -28,9 +29,15 @@ from quantkit_kernels.attention.operands import SPAN_TOKENS, scratch_bytes
 from quantkit_kernels.attention.sharing import partials_bytes
 from quantkit_kernels.blocks import KINDS, dequantize
 
+logger = logging.getLogger(__name__)
+
 PASS_TOKENS = 256
 """Tokens of one pass at most: enough to reuse each weight, few enough that values stay in cache."""
 KV_KINDS = ("f16", "int8", "f32")
+_SATURATED = (
+    "the KV cache: some keys or values are beyond the range of f16, and stored as its largest number; "
+    "a cache of int8 holds them (--kv-bits 8, or kv_dtype='int8')"
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,7 @@ class Model:
         self._spans = np.zeros((PASS_TOKENS, 4), np.int64)
         self._pool = WorkerPool(threads)
         self._times: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+        self._saturated = False
         self._describe_passes(kv_kind)
 
     @property
@@ -234,6 +242,9 @@ class Model:
         for address in self._outputs:
             address[0] = logits.ctypes.data
         self._pool.run()
+        if words["saturated"] and not self._saturated:
+            self._saturated = True
+            logger.warning(_SATURATED)
         if self._times is not None:
             stamps, sums = self._times
             # No thread notes the end itself: it comes when the last one arrives.

@@ -117,6 +117,18 @@ def test_layers_may_differ_in_heads_and_head_sizes(attentions, kv_kind):
 KV_ERROR = {"f32": 1e-5, "f16": 2e-3, "int8": 0.05}
 
 
+@pytest.mark.parametrize(("kv_kind", "factor", "warnings"), [("f16", 1e6, 1), ("f16", 1, 0), ("int8", 1e6, 0)])
+def test_a_cache_that_saturates_says_so_once(kv_kind, factor, warnings, caplog):
+    program, source = recorded([(4, 2, 16), (4, 2, 16)])
+    value = source.tensors["1.v.weight"]
+    source.tensors["1.v.weight"] = Tensor("f32", value.shape, value.data * np.float32(factor))
+    model = make((program, source), kv_kind=kv_kind)
+    for _ in range(2):
+        model(TOKENS)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warnings
+    assert all("--kv-bits 8" in record.message for record in caplog.records)
+
+
 def test_same_bits_for_any_number_of_threads(case):
     one, *others = (make(case, threads)(TOKENS).tobytes() for threads in (1, 2, 3))
     assert others == [one, one]

@@ -184,7 +184,8 @@ def _token_step(address, words, thread, token):
         rope(a, b, out, columns, step.head_dim)
     elif opcode == Opcode.STORE_KV:
         position, pages = get_i64(state.positions + 8 * token), get_i64(state.pages + 8 * token)
-        store_kv(state.kv_kind, a, b, pages, position, step.cache_offset, step.kv_heads, step.head_dim)
+        if store_kv(state.kv_kind, a, b, pages, position, step.cache_offset, step.kv_heads, step.head_dim):
+            state.saturated = 1
     elif opcode == Opcode.EMBED:
         embed(step.kind, step.weight, step.row_scales, get_i64(state.ids + 8 * token), columns, out)
     elif opcode == Opcode.SCALE:

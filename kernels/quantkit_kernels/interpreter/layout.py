@@ -62,6 +62,7 @@ PASS = np.dtype(
         ("spans", "i8"),  # how many: consecutive tokens of one sequence
         ("span_table", "i8"),  # address of 4 x i64 for each: attention.segments.Span
         ("kv_kind", "i8"),  # blocks.Kind.code of the cache
+        ("saturated", "i8"),  # written by the pass: 1 if a key or value was beyond the range of f16
         ("scratch", "i8"),  # address of memory for attention, `scratch_bytes` for each thread
         ("scratch_bytes", "i8"),
         ("partials", "i8"),  # address of memory that threads share for attention
