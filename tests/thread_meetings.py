@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.engine.lowering import Buffer, Plan, Step
+from quantkit.engine.lowering import Plan
+from quantkit.engine.steps import Buffer, Step
 
 TOKENS, THREADS = 5, 2
 

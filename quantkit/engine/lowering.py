@@ -1,25 +1,27 @@
 """From a recorded program to the steps that the compiled interpreter runs.
 
-Lowering makes four decisions, each once for a model: activations are quantized once for all packed matrices that read
-them; threads meet only where one reads what another wrote; token steps between two barriers are fused; and values whose
-lives no barrier mixes share memory. `quantkit.models.recorder` says what is computed, `quantkit_kernels.interpreter`
+Lowering makes three decisions, each once for a model: activations are quantized once for all packed matrices that read
+them; threads meet only where one reads what another wrote; and token steps between two barriers are fused. `arena.py`
+decides which values share memory, `quantkit.models.recorder` says what is computed, `quantkit_kernels.interpreter`
 what a step means, and `model.py` runs the result. Nothing is computed here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate, pairwise
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.engine.arena import assign_memory
 from quantkit.engine.kv_cache import CacheLayer
+from quantkit.engine.steps import Buffer, Step
 from quantkit.models.recorder import Cache, Operation, Program, Value
 from quantkit_kernels.blocks import KINDS, grid
 from quantkit_kernels.interpreter.layout import STEP
-from quantkit_kernels.interpreter.operations import ACTIVATIONS, OPERATIONS, OperationSpec
+from quantkit_kernels.interpreter.operations import ACTIVATIONS, OPERATIONS
 from quantkit_kernels.linear.activations import packed_bytes
 from quantkit_kernels.linear.packed import ROW_TILES
 
@@ -27,69 +29,6 @@ LINE_FLOATS = 16
 """Rows of values are padded to whole cache lines of f32."""
 CHUNK_BYTES = 64 * 1024
 """Weights that a thread takes at once: long enough to stream, short enough that threads finish together."""
-
-
-@dataclass(eq=False)
-class Buffer:
-    """Memory of one value.
-
-    Attributes
-    ----------
-    token_bytes : int
-        Bytes for each token; 0 for the KV cache, which lies elsewhere.
-    slot : int
-        Which slot of the arena holds it, -1 for none.
-    local : int
-        Where it lies in each thread's own memory, if it lives only inside of fused token steps: one row is enough.
-    is_output : bool
-        It lies where the caller wants the logits.
-    """
-
-    token_bytes: int = 0
-    slot: int = -1
-    local: int = -1
-    is_output: bool = False
-
-
-@dataclass
-class Step:
-    """One step, before addresses are known.
-
-    Attributes
-    ----------
-    spec : OperationSpec
-        What it computes.
-    output, inputs : Buffer
-    wanted : bool
-        Its tokens are those whose logits are wanted.
-    weights : tuple of str
-        Names of its tensors.
-    constant : tuple of float
-    fields : dict
-        Fields of its `layout.STEP` that are known already.
-    cache : int
-        Index in `Plan.cache_layers`, for the steps that store or read keys and values.
-    barrier : bool
-        All pieces of the steps before must be done.
-    fused : int
-        Steps from here on that a thread takes a token through, one after the other, before the next token.
-    """
-
-    spec: OperationSpec
-    output: Buffer
-    inputs: tuple[Buffer, ...]
-    wanted: bool = False
-    weights: tuple[str, ...] = ()
-    constant: tuple[float, ...] = ()
-    fields: dict[str, int | float] = field(default_factory=dict)
-    cache: int = -1
-    barrier: bool = False
-    fused: int = 1
-
-    @property
-    def name(self) -> str:
-        """Its weight, or else what it computes: for people."""
-        return self.weights[0] if self.weights else self.spec.name
 
 
 @dataclass(frozen=True)
@@ -222,7 +161,7 @@ def plan(program: Program, kinds: Mapping[str, str]) -> Plan:
     lowering.buffers[program.logits.index].is_output = True
     _place_barriers(steps)
     _fuse(steps)
-    slots, local_bytes = _assign_memory(steps)
+    slots, local_bytes = assign_memory(steps)
     return Plan(tuple(steps), tuple(slots), local_bytes, tuple(lowering.cache_layers))
 
 
@@ -319,85 +258,3 @@ def _fuse(steps: Sequence[Step]) -> None:
     """Fuse token steps that no barrier parts: `fused` counts them from each step on."""
     for step, following in reversed(list(pairwise(steps))):
         step.fused = 1 if following.barrier or not _fusible(following, step) else following.fused + 1
-
-
-class _Lives:
-    """When the buffers of some steps are written and read."""
-
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self.section = list(accumulate(step.barrier for step in steps))
-        """How many barriers stand before each step, its own included."""
-        self.last_use: dict[Buffer, int] = {}
-        self._readers: dict[Buffer, list[int]] = {}
-        self._fusion: list[int] = []
-        """For each step the first of those that it is fused with."""
-        for index, step in enumerate(steps):
-            joined = index and steps[index - 1].fused > 1
-            self._fusion.append(self._fusion[-1] if joined else index)
-            self.last_use |= dict.fromkeys((step.output, *step.inputs), index)
-            for buffer in step.inputs:
-                self._readers.setdefault(buffer, []).append(index)
-
-    def overwritable(self, index: int, step: Step) -> list[Buffer]:
-        """The inputs whose rows a step may overwrite: it reads them last, and no other thread may still be at them."""
-        named = zip(step.spec.inputs, step.inputs, strict=True)
-        return [
-            x
-            for name, x in named
-            if name in step.spec.in_place
-            and x.token_bytes == step.output.token_bytes
-            and self.last_use[x] == index
-            and all(self.section[i] < self.section[index] or i >= self._fusion[index] for i in self._readers[x])
-        ]
-
-
-def _assign_memory(steps: Sequence[Step]) -> tuple[list[int], int]:
-    """Give each buffer its memory; returns the slots' bytes per token and the bytes of a thread's own.
-
-    A value takes the memory of another only behind a barrier, so that sharing memory never asks for one; or in place,
-    row by row.
-    """
-    lives = _Lives(steps)
-    _place_output(steps, lives)
-    slots: list[int] = []
-    free_from: list[int] = []
-    """For each slot the first section in which it may be taken."""
-    local = local_bytes = 0
-    for index, step in enumerate(steps):
-        output = step.output
-        local = local if index and steps[index - 1].fused > 1 else 0
-        if not output.token_bytes or output.slot >= 0 or output.is_output:
-            continue
-        if lives.last_use[output] < index + step.fused:
-            output.local = local
-            local += output.token_bytes
-            local_bytes = max(local_bytes, local)
-            continue
-        in_place = [x for x in lives.overwritable(index, step) if x.slot >= 0]
-        if in_place:
-            output.slot = in_place[0].slot
-        else:
-            free = [slot for slot, first in enumerate(free_from) if first <= lives.section[index]]
-            output.slot = _take_slot(slots, free, output.token_bytes)
-            free_from[len(free_from) :] = [0] * (len(slots) - len(free_from))
-        free_from[output.slot] = lives.section[lives.last_use[output]] + 1
-    return slots, local_bytes
-
-
-def _place_output(steps: Sequence[Step], lives: _Lives) -> None:
-    """Let what the logits are computed from in place lie where they do."""
-    for index, step in reversed(list(enumerate(steps))):
-        if step.output.is_output:
-            for x in lives.overwritable(index, step)[:1]:
-                x.is_output = True
-
-
-def _take_slot(slots: list[int], free: list[int], size: int) -> int:
-    """The smallest free slot that is large enough, else the largest one, grown, else a new one."""
-    if not free:
-        slots.append(size)
-        return len(slots) - 1
-    fitting = [slot for slot in free if slots[slot] >= size]
-    slot = min(fitting, key=slots.__getitem__) if fitting else max(free, key=slots.__getitem__)
-    slots[slot] = max(slots[slot], size)
-    return slot

@@ -15,8 +15,8 @@ from quantkit.evaluation.roofline import Costs
 from quantkit_kernels.interpreter.operations import Chunk, Cost
 
 if TYPE_CHECKING:
-    from quantkit.engine.lowering import Step
     from quantkit.engine.model import Model
+    from quantkit.engine.steps import Step
 
 WAITING, OUTSIDE = "(waiting)", "(outside)"
 """Names of what no step does: threads that wait for each other; Python, and waking the workers."""

@@ -18,8 +18,8 @@ from quantkit_kernels.attention.pages import PAGE
 from quantkit_kernels.interpreter.operations import Chunk, Cost, Load
 
 if TYPE_CHECKING:
-    from quantkit.engine.lowering import Step
     from quantkit.engine.model import Model
+    from quantkit.engine.steps import Step
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,74 @@
+"""A step of a pass, and the memory of what it reads and writes, before either has an address.
+
+`lowering.py` makes steps of a program's operations, `arena.py` gives their buffers memory, and `Plan.table` writes them
+down as the compiled interpreter reads them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from quantkit_kernels.interpreter.operations import OperationSpec
+
+
+@dataclass(eq=False)
+class Buffer:
+    """Memory of one value.
+
+    Attributes
+    ----------
+    token_bytes : int
+        Bytes for each token; 0 for the KV cache, which lies elsewhere.
+    slot : int
+        Which slot of the arena holds it, -1 for none.
+    local : int
+        Where it lies in each thread's own memory, if it lives only inside of fused token steps: one row is enough.
+    is_output : bool
+        It lies where the caller wants the logits.
+    """
+
+    token_bytes: int = 0
+    slot: int = -1
+    local: int = -1
+    is_output: bool = False
+
+
+@dataclass
+class Step:
+    """One step, before addresses are known.
+
+    Attributes
+    ----------
+    spec : OperationSpec
+        What it computes.
+    output, inputs : Buffer
+    wanted : bool
+        Its tokens are those whose logits are wanted.
+    weights : tuple of str
+        Names of its tensors.
+    constant : tuple of float
+    fields : dict
+        Fields of its `layout.STEP` that are known already.
+    cache : int
+        Index in `Plan.cache_layers`, for the steps that store or read keys and values.
+    barrier : bool
+        All pieces of the steps before must be done.
+    fused : int
+        Steps from here on that a thread takes a token through, one after the other, before the next token.
+    """
+
+    spec: OperationSpec
+    output: Buffer
+    inputs: tuple[Buffer, ...]
+    wanted: bool = False
+    weights: tuple[str, ...] = ()
+    constant: tuple[float, ...] = ()
+    fields: dict[str, int | float] = field(default_factory=dict)
+    cache: int = -1
+    barrier: bool = False
+    fused: int = 1
+
+    @property
+    def name(self) -> str:
+        """Its weight, or else what it computes: for people."""
+        return self.weights[0] if self.weights else self.spec.name
