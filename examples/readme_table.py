@@ -1,14 +1,15 @@
-"""The README's table of measured figures: measures them, keeps them, and writes the table from what is kept.
+"""The tables of measured figures: measures them, keeps them, and writes the tables from what is kept.
 
     CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python    # built for this machine
     python examples/readme_table.py --smollm2-int4 PACKED GGUF ... --smollm2-int8 PACKED GGUF ... \\
         --llama-1b-int4 PACKED GGUF ... --llama-1b-int8 PACKED GGUF ...
 
 Each option names a folder that quantkit packed, and the same model in llama.cpp's types. Models that are not named keep
-the figures that they have in `measured.json`; without any option the table is written anew from that file alone.
+the figures that they have in `measured.json`; without any option the tables are written anew from that file alone.
 
-`ROWS` says what stands in the table and what measures it: `compare_llama_cpp.py`, which takes turns with llama.cpp,
-`quantkit bench`, or the clock around whole processes of `quantkit run`. Nothing is measured here besides those.
+`ROWS` says what stands in the table of `examples/README.md` and what measures it: `compare_llama_cpp.py`, which takes
+turns with llama.cpp, `quantkit bench`, or the clock around whole processes of `quantkit run`. Nothing is measured here
+besides those. The project's README shows the rows of `HEADLINES`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "measured.json"
-README = HERE.parent / "README.md"
+README, FRONT_PAGE = HERE / "README.md", HERE.parent / "README.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 QUANTKIT = (sys.executable, "-c", "from quantkit.cli import main; main()")
@@ -122,6 +123,15 @@ ROWS = (
     Row("smollm2-int4", "cold start of `run`, compiles the kernels", "run", "-p Hello -n 1", "cold", "seconds", "s"),
     Row("smollm2-int4", "warm start of `run` to the first token", "run", "-p Hello -n 1", "warm", "seconds", "s"),
 )
+
+HEADLINES = {
+    ("smollm2-int4", "pp512", COMPARISON),
+    ("smollm2-int4", "tg64", COMPARISON),
+    ("smollm2-int8", "tg64", COMPARISON),
+    ("llama-1b-int4", "pp512", COMPARISON),
+    ("llama-1b-int4", "tg32", COMPARISON),
+}
+"""Model, test and program of the rows that the front page shows."""
 
 UNITS: Mapping[str, Callable[[float], str]] = {
     "tokens/s": lambda value: f"{value:,.0f} tokens/s" if value >= 100 else f"{value:.1f} tokens/s",
@@ -220,18 +230,36 @@ def measure(
 def table(results: Mapping[str, Any]) -> str:
     """The text between the marks: the machine, then a row for each figure that there is."""
     lines = ["| model | what | quantkit | llama.cpp | ratio | how |", "|---|---|--:|--:|--:|---|"]
-    for row in sorted(ROWS, key=lambda row: list(MODELS).index(row.model)):
-        found = results.get(row.model, {}).get("figures", {}).get(row.how, {}).get(row.test)
-        if found is not None:
-            lines.append("| " + " | ".join(cells(row, found)) + " |")
+    lines += [line([*cells(row, found), f"`{row.how}`"]) for row, found in measured(results)]
     return "\n".join([*machines(results), "", *lines])
 
 
+def headlines(results: Mapping[str, Any]) -> str:
+    """The text between the marks of the front page: a few rows, without what measures them."""
+    lines = ["| model | what | quantkit | llama.cpp | ratio |", "|---|---|--:|--:|--:|"]
+    shown = [(row, found) for row, found in measured(results) if (row.model, row.test, row.program) in HEADLINES]
+    lines += [line(cells(row, found)) for row, found in shown]
+    return "\n".join([*machines(results), "", *lines])
+
+
+def measured(results: Mapping[str, Any]) -> Iterator[tuple[Row, Mapping[str, Any]]]:
+    """Rows in the order of the models, with what was found."""
+    for row in sorted(ROWS, key=lambda row: list(MODELS).index(row.model)):
+        found = results.get(row.model, {}).get("figures", {}).get(row.how, {}).get(row.test)
+        if found is not None:
+            yield row, found
+
+
+def line(cells: Sequence[str]) -> str:
+    """A row of a markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
 def cells(row: Row, found: Mapping[str, Any]) -> list[str]:
-    """What stands in a row; what has no counterpart in llama.cpp leaves its cells empty."""
+    """What stands in a row, but for what measures it; what has no counterpart in llama.cpp leaves its cells empty."""
     show = UNITS[row.unit]
     theirs = [show(found["llama.cpp"]), f"{found['ratio']:.2f}"] if "llama.cpp" in found else ["", ""]
-    return [MODELS[row.model], row.what, show(found[row.field]), *theirs, f"`{row.how}`"]
+    return [MODELS[row.model], row.what, show(found[row.field]), *theirs]
 
 
 def machines(results: Mapping[str, Any]) -> Iterator[str]:
@@ -256,7 +284,7 @@ def span(values: Collection[float]) -> str:
 
 
 def rewrite(readme: str, text: str) -> str:
-    """Put a text between the marks of the README."""
+    """Put a text between the marks of a README."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
@@ -273,11 +301,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--missing", action="store_true", help="run only what has no figures yet: go on after a break")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file that keeps what was measured")
     parser.add_argument("--readme", type=Path, default=README, help="the file that holds the table")
+    parser.add_argument("--front-page", type=Path, default=FRONT_PAGE, help="the file that holds its headlines")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Measure the models that were named and keep the figures of each command as it ends; then write the table."""
+    """Measure the models that were named and keep the figures of each command as it ends; then write the tables."""
     options = parse()
     results = json.loads(options.results.read_text()) if options.results.exists() else {}
     for model, name in MODELS.items():
@@ -290,7 +319,8 @@ def main() -> None:
         else:
             kept = f"kept from {results[model]['conditions']['date']}" if model in results else "left out"
             print(f"{name}: not named, {kept}", file=sys.stderr)
-    options.readme.write_text(rewrite(options.readme.read_text(), table(results)))
+    for file, text in ((options.readme, table(results)), (options.front_page, headlines(results))):
+        file.write_text(rewrite(file.read_text(), text))
 
 
 if __name__ == "__main__":

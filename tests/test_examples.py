@@ -71,11 +71,12 @@ def table_program() -> dict[str, Any]:
     return runpy.run_path(str(EXAMPLES / "readme_table.py"))
 
 
-def test_the_readme_shows_what_was_measured() -> None:
+@pytest.mark.parametrize(("file", "text"), [("README", "table"), ("FRONT_PAGE", "headlines")])
+def test_the_readmes_show_what_was_measured(file: str, text: str) -> None:
     program = table_program()
     results = json.loads(program["RESULTS"].read_text())
-    readme = program["README"].read_text()
-    assert program["rewrite"](readme, program["table"](results)) == readme, "run examples/readme_table.py"
+    readme = program[file].read_text()
+    assert program["rewrite"](readme, program[text](results)) == readme, "run examples/readme_table.py"
 
 
 def test_the_table_has_the_rows_that_were_measured() -> None:
@@ -103,6 +104,11 @@ def test_the_table_has_the_rows_that_were_measured() -> None:
         "|---|---|--:|--:|--:|---|",
         f"| SmolLM2-135M int4 | prompt of 512 tokens | 1,474 tokens/s | 671 tokens/s | 2.20 | `{short.how}` |",
         "| SmolLM2-135M int4 | warm start of `run` to the first token | 0.812 s |  |  | `run -p Hello -n 1` |",
+    ]
+    assert program["headlines"](results).splitlines()[2:] == [
+        "| model | what | quantkit | llama.cpp | ratio |",
+        "|---|---|--:|--:|--:|",
+        "| SmolLM2-135M int4 | prompt of 512 tokens | 1,474 tokens/s | 671 tokens/s | 2.20 |",
     ]
     same = results["smollm2-int4"]["conditions"]
     results["smollm2-int8"] = {"conditions": same | {"read_gbs": 40.0}, "figures": {}}
