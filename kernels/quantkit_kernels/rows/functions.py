@@ -1,4 +1,4 @@
-"""The exponential and the activation functions, on f32 registers of `WIDE` lanes.
+"""The exponential, the hyperbolic tangent and the activation functions, on f32 registers of `WIDE` lanes.
 
 Each is a polynomial in a fixed order of fused multiply-adds, so every instruction set gives the same bits; none calls
 the C library. NaN stays NaN, infinities give the limits. Small results have a small relative error, not only a small
@@ -11,6 +11,7 @@ from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import (
     absolute,
     clamp,
+    copysign,
     fma,
     maximum,
     power_of_two,
@@ -27,6 +28,8 @@ LOWEST, HIGHEST = -104.0, 89.0
 """exp is 0 below the first, and infinite above the second."""
 SMALLEST = -87.0
 """The exponential of a smaller number would not be a normal f32, which one power of two can scale."""
+FLAT = 10.0
+"""tanh(x) is 1 in f32 for x >= 10."""
 FAR = 15.0
 """gelu(x) is 0 in f32 for x <= -15."""
 SQRT_HALF = 0.7071067811865476
@@ -34,18 +37,28 @@ SQRT_2_OVER_PI = 0.7978845608028654
 
 
 @jit
-def exp(x):
-    """e**x, within 1 ulp; from 0 through subnormal numbers to infinity."""
-    x = clamp(x, splat_wide(LOWEST), splat_wide(HIGHEST))
-    n = round_even(x * splat_wide(LOG2_E))
-    r = fma(n, splat_wide(-LN2_LOW), fma(n, splat_wide(-LN2_HIGH), x))
-    # Taylor series on |r| <= ln(2) / 2: the first term left out is 3e-9.
+def _less_multiples(x, n):
+    """x - n ln(2)."""
+    return fma(n, splat_wide(-LN2_LOW), fma(n, splat_wide(-LN2_HIGH), x))
+
+
+@jit
+def _expm1_near_zero(r):
+    """e**r - 1 for |r| <= ln(2) / 2: a Taylor series, whose first term left out is 3e-9."""
     p = fma(r, splat_wide(1 / 5040), splat_wide(1 / 720))
     p = fma(p, r, splat_wide(1 / 120))
     p = fma(p, r, splat_wide(1 / 24))
     p = fma(p, r, splat_wide(1 / 6))
     p = fma(p, r, splat_wide(0.5))
-    p = fma(p, r * r, r) + splat_wide(1.0)
+    return fma(p, r * r, r)
+
+
+@jit
+def exp(x):
+    """e**x, within 1 ulp; from 0 through subnormal numbers to infinity."""
+    x = clamp(x, splat_wide(LOWEST), splat_wide(HIGHEST))
+    n = round_even(x * splat_wide(LOG2_E))
+    p = _expm1_near_zero(_less_multiples(x, n)) + splat_wide(1.0)
     # In two steps, because 2**n itself may lie outside of f32.
     half = round_even(n * splat_wide(0.5))
     return p * power_of_two(to_i32(half)) * power_of_two(to_i32(n - half))
@@ -58,7 +71,7 @@ def exp_negative(x):
     The polynomial is minimax for |r| <= ln(2) / 2, with relative error 3e-9.
     """
     n = round_even(x * splat_wide(LOG2_E))
-    r = fma(n, splat_wide(-LN2_LOW), fma(n, splat_wide(-LN2_HIGH), x))
+    r = _less_multiples(x, n)
     p = fma(r, splat_wide(0.0013814599), splat_wide(0.0083687166))
     p = fma(p, r, splat_wide(0.0416683890))
     p = fma(p, r, splat_wide(0.1666652113))
@@ -66,6 +79,16 @@ def exp_negative(x):
     p = fma(p, r, splat_wide(1.0))
     p = fma(p, r, splat_wide(1.0))
     return where_less(x, splat_wide(SMALLEST), splat_wide(0.0), p * power_of_two(to_i32(n)))
+
+
+@jit
+def tanh(x):
+    """The hyperbolic tangent, within 3 ulp: -m / (m + 2), m = exp(-2 |x|) - 1, with the sign of x."""
+    y = clamp(absolute(x) * splat_wide(-2.0), splat_wide(-2 * FLAT), splat_wide(0.0))
+    n = round_even(y * splat_wide(LOG2_E))
+    power = power_of_two(to_i32(n))
+    m = fma(_expm1_near_zero(_less_multiples(y, n)), power, power - splat_wide(1.0))
+    return copysign(m / (m + splat_wide(2.0)), x)
 
 
 @jit

@@ -15,6 +15,7 @@ from .arithmetic import (
     absolute,
     blend_first,
     clamp,
+    copysign,
     fma,
     fma_outer,
     hadamard_lanes,
