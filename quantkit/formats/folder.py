@@ -53,6 +53,8 @@ class FolderSource(ModelSource):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if not (path / CONFIG).exists():
+            raise CheckpointError(f"{path / CONFIG}: no such file; is this the folder of a model?")
         self._config = read_object(path / CONFIG)
         self._check_config()
         self._missing: dict[str, str] = {}
@@ -88,9 +90,6 @@ class FolderSource(ModelSource):
     def tensor(self, name: str, *, copy: bool = False) -> Tensor:
         spec = self.spec(name)
         return Tensor(spec.kind, spec.shape, self._shards[name].array(name, copy=copy))
-
-    def release(self, name: str) -> None:
-        self._shard(name).release(name)
 
     def file_of(self, name: str) -> Path:
         return self._shard(name).path

@@ -105,15 +105,6 @@ class MappedFile:
             left, begin = left[count:], begin + count
         return array
 
-    def release(self, begin: int, end: int) -> None:
-        """Give the mapped pages of a range of bytes back to the system; a later access reads them again.
-
-        For streaming readers: touched pages count as the process's memory until they are released.
-        """
-        start = begin // mmap.PAGESIZE * mmap.PAGESIZE
-        if isinstance(self.bytes, mmap.mmap) and end > start:
-            self.bytes.madvise(mmap.MADV_DONTNEED, start, end - start)
-
     def identity(self) -> bytes:
         """Return what tells this file from every other one, and from itself after a change, without reading it whole.
 

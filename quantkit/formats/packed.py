@@ -17,7 +17,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +88,8 @@ def write_packed(
     PackedModelError
         When the folder cannot be written: permission, full disk, something else of that name.
     """
+    from importlib.metadata import version  # slow to import, and readers do without
+
     tensors = {name: {"kind": spec.kind, "shape": spec.shape} for name, spec in specs.items()}
     section = {"quant_method": "quantkit", "format_version": FORMAT_VERSION, "tensors": tensors}
     contents: dict[str, bytes | Path] = {CONFIG: as_json({**config, SECTION: section}), **files}
@@ -186,10 +187,6 @@ class PackedModel(ModelSource):
     def tensor(self, name: str, *, copy: bool = False) -> Tensor:
         spec = self.spec(name)
         return Tensor(spec.kind, spec.shape, self._weights.array(name, copy=copy), self._row_scales(spec, copy=copy))
-
-    def release(self, name: str) -> None:
-        for key in entries_of(self.spec(name)):
-            self._weights.release(key)
 
     def file_of(self, name: str) -> Path:
         return self._weights.path

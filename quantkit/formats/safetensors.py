@@ -81,10 +81,6 @@ class SafetensorsFile:
         except ValueError as cause:  # numpy has fewer dimensions, and smaller ones
             raise self._file.fault(f"tensor {name!r} has the impossible shape {entry.shape[:8]}") from cause
 
-    def release(self, name: str) -> None:
-        """Give the tensor's mapped pages back to the system; a later access reads them again."""
-        self._file.release(self.header[name].begin, self.header[name].end)
-
     def raw_header(self) -> bytes:
         """Return length and header as they stand in the file."""
         return self._file.read("u1", (self._header_bytes,), 0).tobytes()

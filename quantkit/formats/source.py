@@ -83,10 +83,6 @@ class ModelSource(ABC):
         """
 
     @abstractmethod
-    def release(self, name: str) -> None:
-        """Give the pages that `tensor(name)` mapped back to the system; the tensor stays usable."""
-
-    @abstractmethod
     def file_of(self, name: str) -> Path:
         """Return the file that holds a tensor, for messages."""
 
@@ -223,10 +219,6 @@ class Selection(ModelSource):
         if stored is None:
             return Tensor("f32", self._tensors[name].shape, np.zeros(self._tensors[name].shape, np.float32))
         return self._source.tensor(stored, copy=copy)
-
-    def release(self, name: str) -> None:
-        if name in self._stored_names:
-            self._source.release(self._stored_names[name])
 
     def file_of(self, name: str) -> Path:
         return self._source.file_of(self._stored_names[name]) if name in self._stored_names else self.path

@@ -41,7 +41,6 @@ def test_a_tensor_under_its_alias(tmp_path: Path) -> None:
     assert selection.spec(embedding.name).role == "embedding"
     assert selection.tensor(embedding.name).data.max() == 1
     assert selection.file_of(embedding.name) == tmp_path / "model.safetensors"
-    selection.release(embedding.name)
     assert (selection.config, selection.nbytes) == (source.config, source.nbytes)
     assert (selection.files, selection.identity()) == (source.files, source.identity())
 
@@ -60,7 +59,6 @@ def test_an_optional_tensor_stands_for_zeros(tmp_path: Path) -> None:
     assert (tensor.kind, tensor.shape, tensor.data.tolist()) == ("f32", (2,), [0.0, 0.0])
     assert selection.spec(bias.name).kind == "f32"
     assert selection.file_of(bias.name) == tmp_path
-    selection.release(bias.name)
 
 
 @pytest.mark.parametrize(

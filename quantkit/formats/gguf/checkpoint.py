@@ -109,10 +109,6 @@ class GGUFSource(ModelSource):
             return Tensor(spec.kind, spec.shape, data if order is None else data[order])
         return Tensor(spec.kind, spec.shape, self._dequantize(name, entry, order))
 
-    def release(self, name: str) -> None:
-        entry = self._entry(name)
-        self._file.mapped.release(entry.begin, entry.end)
-
     def file_of(self, name: str) -> Path:
         return self.path
 
