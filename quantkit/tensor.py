@@ -47,6 +47,11 @@ class TensorSpec:
     optional: bool = False
 
     @property
+    def is_vector(self) -> bool:
+        """Whether its numbers are those of a row, whatever its shape: they weigh nothing and stay f32."""
+        return self.role in ("norm", "bias")
+
+    @property
     def weights(self) -> int:
         """Number of elements, without padding."""
         return math.prod(self.shape)

@@ -275,8 +275,9 @@ class Model:
         """Where everything lies; vectors are small and become padded f32."""
         weights = {}
         for name, tensor in self._tensors.items():
-            if len(tensor.shape) == 1:
-                weights[name] = Weight("f32", self._vector(dequantize(tensor.kind, tensor.data, None, tensor.shape)))
+            if self.program.tensors[name].is_vector:
+                numbers = dequantize(tensor.kind, tensor.data, tensor.row_scales, tensor.shape)
+                weights[name] = Weight("f32", self._vector(numbers.ravel()))
             else:
                 weights[name] = _matrix(tensor)
         constants = {constant: self._vector(np.array(constant, np.float32)) for constant in self._plan.constants}

@@ -10,6 +10,7 @@ one that the compiled interpreter runs; `quantkit.quantization` reads only the l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -115,16 +116,59 @@ class Recorder:
             raise ValueError(f"cannot add {a.columns} and {b.columns} columns")
         return self._record("add", (a, b), a.columns)
 
-    def rms_norm(self, x: Value, module: str, eps: float, *, size: int | None = None, offset: float = 0.0) -> Value:
+    def rms_norm(
+        self,
+        x: Value,
+        module: str | None,
+        eps: float,
+        *,
+        size: int | None = None,
+        weight_shape: tuple[int, ...] | None = None,
+        offset: float = 0.0,
+    ) -> Value:
         """`x / sqrt(mean(x²) + eps) * (weight + offset)`, over every `size` consecutive columns (default: all).
 
-        `size=head_dim` normalizes each head by itself (Qwen3); `offset=1` is Gemma's `(1 + w)`.
+        Parameters
+        ----------
+        x : Value
+        module : str or None
+            None: there is no weight.
+        eps : float
+        size : int, optional
+            `head_dim` normalizes each head by itself (Qwen3).
+        weight_shape : tuple of int, optional
+            Default `(size,)`: every `size` columns have the same weights. With as many numbers as `x` has columns, each
+            column has its own.
+        offset : float
+            1 is Gemma's `(1 + w)`.
         """
         size = x.columns if size is None else size
-        if x.columns % size:
-            raise ValueError(f"{x.columns} columns do not divide into parts of {size}")
-        weight = self._tensor(f"{module}.weight", (size,), "norm")
-        return self._record("rms_norm", (x,), x.columns, (weight,), eps=eps, size=size, offset=offset)
+        tensors, columns = self._affine(x, module, size, weight_shape)
+        return self._record(
+            "rms_norm", (x,), x.columns, tensors, size=size, weight_columns=columns, eps=eps, offset=offset
+        )
+
+    def layer_norm(
+        self,
+        x: Value,
+        module: str | None,
+        eps: float,
+        *,
+        size: int | None = None,
+        weight_shape: tuple[int, ...] | None = None,
+        bias: bool = False,
+        offset: float = 0.0,
+    ) -> Value:
+        """`(x - mean(x)) / sqrt(variance(x) + eps) * (weight + offset) + bias`, over every `size` columns (Ba, 2016).
+
+        Parameters as of `rms_norm`; a bias has the shape of the weight. `offset=1` is Nemotron's LayerNorm1P, a weight
+        of `(heads, head_dim)` Cohere's norm of queries and keys.
+        """
+        size = x.columns if size is None else size
+        tensors, columns = self._affine(x, module, size, weight_shape, bias=bias)
+        return self._record(
+            "layer_norm", (x,), x.columns, tensors, size=size, weight_columns=columns, eps=eps, offset=offset
+        )
 
     def linear(
         self,
@@ -213,6 +257,24 @@ class Recorder:
         if x.selected:
             raise ValueError("select: the rows are selected already")
         return self._append("select", (x,), Value(len(self._operations), x.columns, selected=True))
+
+    def _affine(
+        self, x: Value, module: str | None, size: int, shape: tuple[int, ...] | None, *, bias: bool = False
+    ) -> tuple[tuple[str, ...], int]:
+        """The tensors of a norm over every `size` columns, and the columns of each."""
+        if size < 1 or x.columns % size:
+            raise ValueError(f"{x.columns} columns do not divide into parts of {size}")
+        if module is None:
+            if bias or shape:
+                raise ValueError("a norm without a module has neither weight nor bias")
+            return (), 0
+        shape = shape or (size,)
+        if math.prod(shape) not in (size, x.columns):
+            raise ValueError(f"{module}: a weight of {shape} fits neither {size} nor {x.columns} columns")
+        tensors = [self._tensor(f"{module}.weight", shape, "norm")]
+        if bias:
+            tensors.append(self._tensor(f"{module}.bias", shape, "bias"))
+        return tuple(tensors), math.prod(shape)
 
     def _tensor(
         self, name: str, shape: tuple[int, ...], role: Role, *, aliases: tuple[str, ...] = (), optional: bool = False

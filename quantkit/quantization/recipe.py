@@ -21,8 +21,6 @@ RECIPES: Mapping[str, Mapping[Role, str]] = MappingProxyType(
     }
 )
 """Name of a recipe -> role -> kind. Heads stay at int8: they cost little, and every token's logits come from them."""
-FIXED: tuple[Role, ...] = ("norm", "bias")
-"""Roles whose kind cannot be overridden: vectors, which weigh nothing and are computed with in f32."""
 
 
 def choose(tensors: Mapping[str, TensorSpec], recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, str]:
@@ -52,7 +50,7 @@ def choose(tensors: Mapping[str, TensorSpec], recipe: str, overrides: Sequence[t
             expression = re.compile(pattern)
         except re.error as cause:
             raise OptionError(f"override {pattern}={kind}: {pattern!r} is no regular expression: {cause}") from cause
-        found = [name for name, spec in tensors.items() if spec.role not in FIXED and expression.search(name)]
+        found = [name for name, spec in tensors.items() if not spec.is_vector and expression.search(name)]
         if not found:
             raise OptionError(
                 f"override {pattern}={kind}: {pattern!r} is found in the name of no matrix, "

@@ -58,7 +58,8 @@ class Author:
             "embed": self.embed,
             "scale": lambda: self.ops.scale(self.any(), self.draw(st.sampled_from([0.5, 1.5, -1.0]))),
             "add": lambda: self.pair(self.ops.add),
-            "rms_norm": self.rms_norm,
+            "rms_norm": lambda: self.norm(self.ops.rms_norm),
+            "layer_norm": lambda: self.norm(self.ops.layer_norm, bias=self.draw(st.booleans())),
             "gated": lambda: self.pair(lambda a, b: self.ops.gated(a, b, self.draw(st.sampled_from(ACTIVATIONS)))),
             "rotation": self.rotation,
             "rope": self.rope,
@@ -98,10 +99,14 @@ class Author:
     def linear(self, rows: int) -> Value:
         return self.ops.linear(self.any(), next(self.names), rows, bias=self.draw(st.booleans()))
 
-    def rms_norm(self) -> Value:
+    def norm(self, record: Callable[..., Value], bias: bool = False) -> Value:
         x = self.any()
         size = self.draw(st.sampled_from([n for n in range(1, x.columns + 1) if x.columns % n == 0]))
-        return self.ops.rms_norm(x, next(self.names), 0.01, size=size, offset=self.draw(st.sampled_from([0.0, 1.0])))
+        if self.draw(st.booleans()):
+            return record(x, None, 0.01, size=size)
+        shape = self.draw(st.sampled_from([None, (size,), (x.columns,), (x.columns // size, size)]))
+        affine = {"weight_shape": shape, "offset": self.draw(st.sampled_from([0.0, 1.0]))}
+        return record(x, next(self.names), 0.01, size=size, **affine, **({"bias": True} if bias else {}))
 
     def rotation(self) -> Value:
         pairs = self.draw(st.sampled_from([1, 2, 4, 8, 9, 20]))
@@ -137,7 +142,7 @@ class Author:
         return {value.columns for value in self.values}
 
 
-ANY_ROWS = {"scale", "add", "rms_norm", "gated", "linear"}
+ANY_ROWS = {"scale", "add", "rms_norm", "layer_norm", "gated", "linear"}
 """Operations that take selected rows."""
 
 
@@ -162,7 +167,7 @@ def cases(draw: DrawFn) -> tuple[Program, Source, bool]:
     tensors = {}
     for name, spec in program.tensors.items():
         tensor = Tensor("f32", spec.shape, tiny.weight(name, spec.shape))
-        kind = draw(st.sampled_from(kinds)) if len(spec.shape) == 2 else "f32"
+        kind = "f32" if spec.is_vector else draw(st.sampled_from(kinds))
         tensors[name] = quantize(tensor, kind)[0]
     return program, Source(tensors), packed
 

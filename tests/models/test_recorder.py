@@ -60,6 +60,23 @@ def test_what_a_checkpoint_may_name_otherwise_or_leave_out() -> None:
     assert [name for name, spec in tensors.items() if spec.optional] == ["up.bias"]
 
 
+def test_norms_have_the_weights_that_a_checkpoint_has() -> None:
+    ops = Recorder()
+    h = ops.layer_norm(ops.embed("embed", 10, 12), None, 1e-5)
+    h = ops.layer_norm(h, "bare", 1e-5)
+    h = ops.layer_norm(h, "biased", 1e-5, size=4, weight_shape=(3, 4), bias=True)
+    h = ops.rms_norm(ops.rms_norm(h, None, 1e-5, size=6), "own", 1e-5, size=6, weight_shape=(12,))
+    ops.select(h)
+    program = ops.program()
+    assert [spec for name, spec in program.tensors.items() if name != "embed.weight"] == [
+        TensorSpec("bare.weight", (12,), "norm"),
+        TensorSpec("biased.weight", (3, 4), "norm"),
+        TensorSpec("biased.bias", (3, 4), "bias"),
+        TensorSpec("own.weight", (12,), "norm"),
+    ]
+    assert [each.parameters["weight_columns"] for each in program.operations[1:-1]] == [0, 12, 12, 0, 12]
+
+
 def test_a_tied_head_is_one_tensor_and_stays_an_embedding() -> None:
     ops = Recorder()
     ops.linear(ops.select(ops.embed("embed", 10, 8)), "embed", 10, role="head")
@@ -93,7 +110,7 @@ def test_parameters_are_kept_and_read_only() -> None:
     ops.select(ops.attention(ops.rope(h, rotation), ops.store_kv(kv, kv, head_dim=4), scale=0.5, window=7))
     norm, rotate, _, _, store, attention, _ = ops.program().operations[1:]
     heads = {"kv_heads": 1, "head_dim": 4}
-    assert dict(norm.parameters) == {"eps": 1e-5, "size": 4, "offset": 1.0}
+    assert dict(norm.parameters) == {"eps": 1e-5, "size": 4, "weight_columns": 4, "offset": 1.0}
     assert (rotate.constant, dict(rotate.parameters)) == ((1.0, 0.5), {"factor": 2.0})
     assert dict(store.parameters) == heads
     assert dict(attention.parameters) == heads | {"heads_per_kv": 2, "scale": 0.5, "window": 7}
@@ -110,6 +127,10 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         ops.gated(h, narrow, "silu")
     with pytest.raises(ValueError, match="parts of 3"):
         ops.rms_norm(h, "norm", 1e-6, size=3)
+    with pytest.raises(ValueError, match=r"norm: a weight of \(2, 3\) fits neither 4 nor 8"):
+        ops.layer_norm(h, "norm", 1e-6, size=4, weight_shape=(2, 3))
+    with pytest.raises(ValueError, match="neither weight nor bias"):
+        ops.layer_norm(h, None, 1e-6, bias=True)
     with pytest.raises(ValueError, match="heads of 6"):
         ops.rope(h, ops.rotation((1.0, 0.5, 0.25)))
     with pytest.raises(ValueError, match="heads do not fit"):

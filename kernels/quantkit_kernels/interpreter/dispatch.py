@@ -40,7 +40,7 @@ from quantkit_kernels.operands import Matrix, Rows
 from quantkit_kernels.rows.arithmetic import add, copy, scale
 from quantkit_kernels.rows.embedding import embed
 from quantkit_kernels.rows.gates import gated
-from quantkit_kernels.rows.norms import rms_norm
+from quantkit_kernels.rows.norms import Norm, layer_norm, rms_norm
 from quantkit_kernels.rows.rotary import rope, rotation
 from quantkit_kernels.simd import get_i64, nanoseconds, put_i64, record_at
 
@@ -175,7 +175,9 @@ def _token_step(address, words, thread, token):
     if opcode == Opcode.QUANTIZE:
         quantize(a, step.in_columns, out)
     elif opcode == Opcode.RMS_NORM:
-        rms_norm(a, step.weight, out, columns, step.size, step.eps, step.offset)
+        rms_norm(a, out, columns, _norm(step))
+    elif opcode == Opcode.LAYER_NORM:
+        layer_norm(a, out, columns, _norm(step))
     elif opcode == Opcode.ADD:
         add(a, b, out, columns)
     elif opcode == Opcode.GATED:
@@ -194,6 +196,11 @@ def _token_step(address, words, thread, token):
         rotation(get_i64(state.positions + 8 * token), step.constant, columns >> 1, step.factor, out)
     elif opcode == Opcode.SELECT:
         copy(_row(step.a, get_i64(state.wanted_tokens + 8 * token), thread), out, columns)
+
+
+@jit
+def _norm(step):
+    return Norm(step.weight, step.bias, step.weight_columns, step.size, step.eps, step.offset)
 
 
 @jit

@@ -35,6 +35,7 @@ STEP = np.dtype(
         ("tiles", "i8"),  # row tiles that a thread takes at once
         ("cache_offset", "i8"),  # of the layer in a page of the KV cache, in bytes
         ("size", "i8"),  # columns that are normalized together
+        ("weight_columns", "i8"),  # of a norm: `size`, those of the whole row, or 0 for no weight
         ("head_dim", "i8"),
         ("kv_heads", "i8"),
         ("heads_per_kv", "i8"),

@@ -113,7 +113,7 @@ class OperationSpec:
     inputs : tuple of str
         Names of its inputs, f32 rows; `cache` is a layer's keys and values.
     weights : tuple of str
-        Names of the tensors that it reads; `bias`, always the last, may be missing.
+        Names of the tensors that it reads, each a field of `layout.STEP`; the last ones may be missing.
     constant : bool
         It reads f32 numbers that were recorded with it.
     parameters : tuple of str
@@ -147,13 +147,14 @@ class OperationSpec:
         return Opcode[self.name.upper()]
 
 
+_NORM = ("size", "weight_columns", "eps", "offset")
+
 _ROWS = (
     OperationSpec(truth.embed, ("ids",), weights=("weight",), work=_weight_rows),
     OperationSpec(truth.scale, inputs=("x",), parameters=("factor",), in_place=("x",)),
     OperationSpec(truth.add, inputs=("a", "b"), in_place=("a", "b")),
-    OperationSpec(
-        truth.rms_norm, inputs=("x",), weights=("weight",), parameters=("size", "eps", "offset"), in_place=("x",)
-    ),
+    OperationSpec(truth.rms_norm, inputs=("x",), weights=("weight",), parameters=_NORM, in_place=("x",)),
+    OperationSpec(truth.layer_norm, inputs=("x",), weights=("weight", "bias"), parameters=_NORM, in_place=("x",)),
     OperationSpec(truth.gated, inputs=("gate", "up"), parameters=("activation",), in_place=("gate", "up")),
     OperationSpec(truth.rotation, ("positions",), constant=True, parameters=("factor",)),
     OperationSpec(truth.rope, inputs=("x", "rotation"), parameters=("head_dim",), in_place=("x",)),

@@ -35,11 +35,39 @@ def add(a: Matrix, b: Matrix) -> Matrix:
     return a + b
 
 
-def rms_norm(x: Matrix, weight: Matrix, *, size: int, eps: float, offset: float) -> Matrix:
-    """`x / sqrt(mean(x²) + eps) * (weight + offset)`, over every `size` consecutive columns."""
-    parts = x.reshape(len(x), -1, size)
-    mean_square = np.mean(parts**2, axis=-1, keepdims=True)
-    return (parts / np.sqrt(mean_square + eps) * (weight + offset)).reshape(x.shape)
+def rms_norm(
+    x: Matrix, weight: Matrix | None = None, *, size: int, weight_columns: int, eps: float, offset: float
+) -> Matrix:
+    """`x / sqrt(mean(x²) + eps) * (weight + offset)`, over every `size` consecutive columns, a part.
+
+    The weight has `size` columns, for every part the same, or those of all parts; `weight_columns` of 0 is none.
+    """
+    y = x.reshape(len(x), -1, size)
+    y = y / np.sqrt(np.mean(y**2, axis=-1, keepdims=True) + eps)
+    if weight is not None:
+        y = y * (weight.reshape(weight_columns // size, size) + offset)
+    return y.reshape(x.shape)
+
+
+def layer_norm(
+    x: Matrix,
+    weight: Matrix | None = None,
+    bias: Matrix | None = None,
+    *,
+    size: int,
+    weight_columns: int,
+    eps: float,
+    offset: float,
+) -> Matrix:
+    """`(x - mean(x)) / sqrt(variance(x) + eps) * (weight + offset) + bias`, parts and weights as of `rms_norm`."""
+    y = x.reshape(len(x), -1, size)
+    y = y - np.mean(y, axis=-1, keepdims=True)
+    y = y / np.sqrt(np.mean(y**2, axis=-1, keepdims=True) + eps)
+    if weight is not None:
+        y = y * (weight.reshape(weight_columns // size, size) + offset)
+    if bias is not None:
+        y = y + bias.reshape(weight_columns // size, size)
+    return y.reshape(x.shape)
 
 
 def gated(gate: Matrix, up: Matrix, *, activation: str) -> Matrix:

@@ -1,13 +1,15 @@
-"""Normalization of one token's row."""
+"""Normalization of one token's row: by its size (RMSNorm), or by its mean and its spread (LayerNorm)."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import (
+    blend_first,
     fma,
     get_f32,
     load_f32,
@@ -20,34 +22,100 @@ from quantkit_kernels.simd import (
 )
 
 
-@jit
-def rms_norm(x, weight, out, n, size, eps, offset):
-    """`out = x / sqrt(mean(x**2) + eps) * (weight + offset)` over every `size` consecutive columns."""
-    whole = size & ~7
-    for start in range(0, n, size):
-        row, result = x + 4 * start, out + 4 * start
-        inverse = np.float32(1.0 / math.sqrt(_sum_of_squares(row, size) / size + eps))
-        factors, offsets = splat(inverse), splat(offset)
-        for place in range(0, 4 * whole, 32):
-            store(result + place, load_f32(row + place) * factors * (load_f32(weight + place) + offsets))
-        for place in range(4 * whole, 4 * size, 4):
-            put_f32(result + place, get_f32(row + place) * inverse * (get_f32(weight + place) + offset))
+class Norm(NamedTuple):
+    """What a normalization multiplies by and adds, and over how many columns it looks."""
+
+    weight: int
+    """Address of f32, 0 for none."""
+    bias: int
+    """Address of f32 `[weight_columns]`, 0 for none."""
+    weight_columns: int
+    """`size`: every part has the same weights; else as many as the row has columns."""
+    size: int
+    """Consecutive columns that are normalized together, a part."""
+    eps: float
+    offset: float
+    """Added to the weights."""
 
 
 @jit
-def _sum_of_squares(x, size):
-    """Four registers of sums, added pairwise; columns past the last 32 join the first."""
-    a, b, c, d = zeros(1, 1), zeros(1, 1), zeros(1, 1), zeros(1, 1)
-    end = x + 4 * size
-    while x + 128 <= end:
-        u, v, w, z = load_f32(x), load_f32(x + 32), load_f32(x + 64), load_f32(x + 96)
-        a, b, c, d = fma(u, u, a), fma(v, v, b), fma(w, w, c), fma(z, z, d)
-        x += 128
-    while x + 32 <= end:
-        u = load_f32(x)
-        a = fma(u, u, a)
-        x += 32
-    if x < end:
-        u = load_partial_f32(x, (end - x) >> 2)
-        a = fma(u, u, a)
-    return sum_lanes((a + b) + (c + d))
+def rms_norm(x, out, n, norm):
+    """`out = x / sqrt(mean(x**2) + eps) * (weight + offset)` over every `size` of `n` columns."""
+    for start in range(0, n, norm.size):
+        mean_square = _sum_of_squares(x + 4 * start, 0.0, norm.size) / norm.size
+        _scale(x + 4 * start, out + 4 * start, start, 0.0, mean_square, norm)
+
+
+@jit
+def layer_norm(x, out, n, norm):
+    """`out = (x - mean(x)) / sqrt(variance(x) + eps) * (weight + offset) + bias` over every `size` of `n` columns."""
+    for start in range(0, n, norm.size):
+        mean = np.float32(_sum(x + 4 * start, 0.0, norm.size) / norm.size)
+        variance = _sum_of_squares(x + 4 * start, mean, norm.size) / norm.size
+        _scale(x + 4 * start, out + 4 * start, start, mean, variance, norm)
+
+
+@jit
+def _scale(x, out, start, centre, mean_square, norm):
+    """One part, which begins at column `start`: subtract, divide, then apply weights and biases."""
+    first = start if norm.weight_columns > norm.size else 0
+    weight, bias = norm.weight + 4 * first, norm.bias + 4 * first
+    inverse = np.float32(1.0 / math.sqrt(mean_square + norm.eps))
+    centre = np.float32(centre)
+    whole = norm.size & ~7
+    for place in range(0, 4 * whole, 32):
+        y = (load_f32(x + place) - splat(centre)) * splat(inverse)
+        if norm.weight:
+            y = y * (load_f32(weight + place) + splat(norm.offset))
+        if norm.bias:
+            y = y + load_f32(bias + place)
+        store(out + place, y)
+    for place in range(4 * whole, 4 * norm.size, 4):
+        tail = (get_f32(x + place) - centre) * inverse
+        if norm.weight:
+            tail = tail * (get_f32(weight + place) + norm.offset)
+        if norm.bias:
+            tail = tail + get_f32(bias + place)
+        put_f32(out + place, tail)
+
+
+def _total(accumulate):
+    """A sum over `size` columns in four registers, added pairwise; columns past the last 32 join the first.
+
+    `accumulate(u, sum)` adds one register of columns less `centre`.
+    """
+
+    @jit
+    def total(x, centre, size):
+        a, b, c, d = zeros(1, 1), zeros(1, 1), zeros(1, 1), zeros(1, 1)
+        centres = splat(centre)
+        end = x + 4 * size
+        while x + 128 <= end:
+            a = accumulate(load_f32(x) - centres, a)
+            b = accumulate(load_f32(x + 32) - centres, b)
+            c = accumulate(load_f32(x + 64) - centres, c)
+            d = accumulate(load_f32(x + 96) - centres, d)
+            x += 128
+        while x + 32 <= end:
+            a = accumulate(load_f32(x) - centres, a)
+            x += 32
+        if x < end:
+            left = (end - x) >> 2
+            a = accumulate(blend_first(left, load_partial_f32(x, left) - centres, zeros(1, 1)), a)
+        return sum_lanes((a + b) + (c + d))
+
+    return total
+
+
+@jit
+def _add(u, total):
+    return total + u
+
+
+@jit
+def _add_square(u, total):
+    return fma(u, u, total)
+
+
+_sum = _total(_add)
+_sum_of_squares = _total(_add_square)
