@@ -105,6 +105,7 @@ def checkpoint(
     dtype: str = "BF16",
     shards: int = 1,
     seed: int = 0,
+    tensors: Mapping[str, tuple[int, ...]] | None = None,
     **config_overrides: Any,
 ) -> Path:
     """Write a checkpoint folder and return it.
@@ -121,6 +122,8 @@ def checkpoint(
         More than one makes `model-0000i-of-0000n.safetensors` and the index.
     seed : int
         Other seeds, other weights.
+    tensors : mapping of str to tuple of int, optional
+        Name -> shape of what is stored; needed where `shapes` does not know the family.
     **config_overrides
         Fields of config.json; the value `...` leaves a field out.
     """
@@ -128,7 +131,7 @@ def checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     config = config_of(model_type, torch_dtype=_TORCH_DTYPES[dtype], **config_overrides)
     _write_json(folder / "config.json", config)
-    tensors = shapes(config)
+    tensors = shapes(config) if tensors is None else tensors
     parts = [dict(list(tensors.items())[part::shards]) for part in range(shards)]
     weight_map: dict[str, str] = {}
     for number, part in enumerate(parts, start=1):
@@ -147,6 +150,10 @@ def config_of(model_type: str = "llama", **overrides: Any) -> dict[str, Any]:
     """Return the `config.json` of a tiny model; an override `...` leaves its field out."""
     config = {"model_type": model_type} | _COMMON | FAMILIES[model_type] | overrides
     return {field: value for field, value in config.items() if value is not ...}
+
+
+SHAPED = frozenset({"llama", "mistral", "ministral", "qwen2", "qwen3", "gemma3_text"})
+"""Families that `shapes` knows; for others transformers was asked, see `golden/generate.py`."""
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -195,8 +202,8 @@ def weight(name: str, shape: tuple[int, ...], seed: int = 0, *, zero_centred_nor
     raw = np.random.PCG64(int.from_bytes(digest[:16], "little")).random_raw(math.prod(shape))
     values = raw.view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int64) - 2 * 65535
     normal = (values / (65536 / math.sqrt(3))).reshape(shape)
-    if len(shape) == 2:
-        return (normal / math.sqrt(shape[1])).astype(np.float32)
+    if len(shape) > 1:
+        return (normal / math.sqrt(shape[-1])).astype(np.float32)
     if name.endswith("bias"):
         return (0.3 * normal).astype(np.float32)
     return (0.2 * normal + (0 if zero_centred_norms else 1)).astype(np.float32)

@@ -3,15 +3,17 @@
     python tests/golden/generate.py [CASE ...]
 
 writes `CASE.npz` beside this file, with some rows of the logits of one prompt that is longer than every attention
-window. It needs torch and transformers; tests need neither, they read the files. A new architecture adds a row to
-`CASES`.
+window, and, for families that `tiny.shapes` does not know, the names and shapes of the tensors that transformers saves.
+It needs torch and transformers; tests need neither, they read the files. A new architecture adds a row to `CASES`, and
+its config to `tiny.FAMILIES`.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,11 +116,40 @@ def token_ids(vocab_size: int, length: int = ROWS[-1] + 1) -> list[int]:
     return [(17 * i * i + 5 * i + 3) % vocab_size for i in range(length)]
 
 
-def checkpoint(folder: Path, case: Case) -> Path:
-    """Write a case's checkpoint, in float32."""
+def checkpoint(folder: Path, name: str, tensors: Mapping[str, tuple[int, ...]] | None = None) -> Path:
+    """Write a case's checkpoint, in float32; its tensors are those of its golden file unless they are given."""
     import tiny
 
-    return tiny.checkpoint(folder, case.model_type, dtype="F32", **case.overrides)
+    case = CASES[name]
+    tensors = shapes(name) if tensors is None else tensors
+    return tiny.checkpoint(folder, case.model_type, dtype="F32", tensors=tensors, **case.overrides)
+
+
+def shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Return name -> shape of every tensor that transformers saves for a case."""
+    import tiny
+
+    case = CASES[name]
+    if case.model_type in tiny.SHAPED:
+        return tiny.shapes(tiny.config_of(case.model_type, **case.overrides))
+    with np.load(HERE / f"{name}.npz") as file:
+        return {tensor: tuple(shape) for tensor, shape in json.loads(str(file["shapes"])).items()}
+
+
+def transformers_shapes(name: str) -> dict[str, tuple[int, ...]]:
+    """Return what transformers itself saves for a case."""
+    from safetensors import safe_open
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    import tiny
+
+    case = CASES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        config = tiny.config_of(case.model_type, **case.overrides)
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+        with safe_open(Path(folder) / "model.safetensors", "np") as file:
+            return {tensor: tuple(file.get_slice(tensor).get_shape()) for tensor in file.keys()}  # noqa: SIM118
 
 
 def transformers_logits(folder: Path, prompt: Sequence[int], *, step: int | None = None) -> NDArray[np.float32]:
@@ -139,12 +170,16 @@ def transformers_logits(folder: Path, prompt: Sequence[int], *, step: int | None
 def main(names: Sequence[str]) -> None:
     """Write the golden files of the named cases, or of all."""
     sys.path.insert(0, str(HERE.parent))
+    import tiny
+
     for name in names or CASES:
+        kept = {} if CASES[name].model_type in tiny.SHAPED else {"shapes": transformers_shapes(name)}
         with tempfile.TemporaryDirectory() as folder:
-            checkpoint(Path(folder), CASES[name])
+            checkpoint(Path(folder), name, kept.get("shapes"))
             vocab_size = CASES[name].overrides.get("vocab_size", 320)
             answer = transformers_logits(Path(folder), token_ids(vocab_size))
-        np.savez_compressed(HERE / f"{name}.npz", logits=answer[list(ROWS)])
+        texts = {key: np.array(json.dumps(value)) for key, value in kept.items()}
+        np.savez_compressed(HERE / f"{name}.npz", logits=answer[list(ROWS)], **texts)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ import pytest
 from numpy.typing import NDArray
 
 import reference
-import tiny
-from golden.generate import CASES, HERE, ROWS, checkpoint, token_ids, transformers_logits
+from golden.generate import CASES, HERE, ROWS, checkpoint, token_ids, transformers_logits, transformers_shapes
+from golden.generate import shapes as golden_shapes
 from quantkit import formats
+from quantkit.engine.binding import bind
 from quantkit.models.registry import read
 
 TOLERANCE = 1e-4
@@ -45,7 +46,7 @@ class Subject:
 
 @pytest.fixture(scope="module", params=CASES)
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    folder = checkpoint(tmp_path_factory.mktemp(request.param), CASES[request.param])
+    folder = checkpoint(tmp_path_factory.mktemp(request.param), request.param)
     return Subject(request.param, folder, token_ids(formats.open(folder).config["vocab_size"]))
 
 
@@ -80,14 +81,13 @@ def test_every_case_makes_a_difference() -> None:
 
 def test_tensors_are_those_of_transformers(subject: Subject) -> None:
     source = formats.open(subject.folder)
-    program = read(source.config).record()
-    assert {name: spec.shape for name, spec in program.tensors.items()} == tiny.shapes(source.config)
-    assert source.check(program.tensors) == []
+    assert {name: source.spec(name).shape for name in source.names} == golden_shapes(subject.name)
+    assert source.check(read(source.config).record().tensors) == []
 
 
 def test_reference_equals_transformers(subject: Subject) -> None:
-    source = formats.open(subject.folder)
-    answer = reference.logits(read(source.config).record(), source, subject.prompt)
+    bound = bind(formats.open(subject.folder))
+    answer = reference.logits(bound.program, bound.weights, subject.prompt)
     assert difference(answer[list(ROWS)], subject.golden) <= TOLERANCE
 
 
@@ -97,6 +97,11 @@ def test_engine_equals_transformers(subject: Subject, model) -> None:
 
 def test_engine_token_by_token_equals_transformers(subject: Subject, model) -> None:
     assert difference(by_token(model, subject.prompt)[list(ROWS)], subject.golden) <= TOLERANCE
+
+
+@pytest.mark.live
+def test_tensors_are_what_transformers_saves(subject: Subject) -> None:
+    assert golden_shapes(subject.name) == transformers_shapes(subject.name)
 
 
 @pytest.mark.live
