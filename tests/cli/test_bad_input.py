@@ -9,7 +9,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +19,9 @@ import pytest
 from click.testing import Result
 
 import tiny
+from invocation import PROGRAM, Invoke
 from quantkit.formats.packed import is_packed
 
-PROGRAM = [sys.executable, "-c", "from quantkit.cli import main; main()"]
 WEIGHTS = "model.safetensors"
 UP = "model.layers.0.mlp.up_proj.weight"
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
@@ -79,7 +78,7 @@ DAMAGED_WEIGHTS: dict[str, tuple[Callable[[bytes], bytes], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGED_WEIGHTS)
-def test_damaged_weights(invoke, tmp_path: Path, damage: str) -> None:
+def test_damaged_weights(invoke: Invoke, tmp_path: Path, damage: str) -> None:
     folder = tiny.checkpoint(tmp_path / "source")
     edit, words = DAMAGED_WEIGHTS[damage]
     (folder / WEIGHTS).write_bytes(edit((folder / WEIGHTS).read_bytes()))
@@ -100,7 +99,9 @@ def test_damaged_weights(invoke, tmp_path: Path, damage: str) -> None:
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ("gptq",)),
     ],
 )
-def test_configs_that_cannot_be_run(invoke, tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]) -> None:
+def test_configs_that_cannot_be_run(
+    invoke: Invoke, tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]
+) -> None:
     folder = tiny.checkpoint(tmp_path / "source")
     config = json.loads((folder / "config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
@@ -108,14 +109,14 @@ def test_configs_that_cannot_be_run(invoke, tmp_path: Path, changes: dict[str, A
     assert os.listdir(tmp_path) == ["source"]
 
 
-def test_a_missing_shard(invoke, tmp_path: Path) -> None:
+def test_a_missing_shard(invoke: Invoke, tmp_path: Path) -> None:
     folder = tiny.checkpoint(tmp_path / "source", shards=2)
     (folder / "model-00002-of-00002.safetensors").unlink()
     assert_refused(invoke("convert", folder, "-o", tmp_path / "out"), "model-00002-of-00002.safetensors")
     assert os.listdir(tmp_path) == ["source"]
 
 
-def test_pickles_are_refused(invoke, tmp_path: Path) -> None:
+def test_pickles_are_refused(invoke: Invoke, tmp_path: Path) -> None:
     folder = tiny.checkpoint(tmp_path / "source")
     (folder / WEIGHTS).unlink()
     (folder / "pytorch_model.bin").write_bytes(b"PK\3\4" + bytes(100))
@@ -124,7 +125,9 @@ def test_pickles_are_refused(invoke, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["convert", "run", "eval"])
-def test_a_tensor_that_is_left_out_is_reported_once(invoke, tmp_path: Path, command: str, caplog, model_cache) -> None:
+def test_a_tensor_that_is_left_out_is_reported_once(
+    invoke: Invoke, tmp_path: Path, command: str, caplog: pytest.LogCaptureFixture, model_cache: Path
+) -> None:
     folder = tiny.checkpoint(tmp_path / "source")
     config = json.loads((folder / "config.json").read_text())
     tensors = {
@@ -139,13 +142,13 @@ def test_a_tensor_that_is_left_out_is_reported_once(invoke, tmp_path: Path, comm
     assert caplog.text.count("the model does not use tensor 'adapter.weight'") == 1
 
 
-def test_a_missing_tokenizer_stops_run_and_names_the_file(invoke, packed: Path, tmp_path: Path) -> None:
+def test_a_missing_tokenizer_stops_run_and_names_the_file(invoke: Invoke, packed: Path, tmp_path: Path) -> None:
     shutil.copytree(packed, tmp_path / "packed")
     (tmp_path / "packed/tokenizer.json").unlink()
     assert_refused(invoke("run", tmp_path / "packed", "-p", "a"), "tokenizer.json")
 
 
-def test_a_text_with_tokens_that_the_model_does_not_have(invoke, model_cache: Path, tmp_path: Path) -> None:
+def test_a_text_with_tokens_that_the_model_does_not_have(invoke: Invoke, model_cache: Path, tmp_path: Path) -> None:
     folder = tiny.checkpoint(tmp_path / "source", vocab_size=100)
     result = invoke("run", folder, "-p", "é", "--ignore-chat-template")
     assert_refused_at_the_end(result, "vocabulary")
@@ -159,7 +162,9 @@ def assert_refused_at_the_end(result: Result, *words: str) -> None:
     assert all(word in last for word in words)
 
 
-def test_an_existing_model_is_kept_without_force(invoke, checkpoint: Path, packed: Path, tmp_path: Path) -> None:
+def test_an_existing_model_is_kept_without_force(
+    invoke: Invoke, checkpoint: Path, packed: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(packed, out)
     (out / WEIGHTS).write_text("damaged")
@@ -169,7 +174,7 @@ def test_an_existing_model_is_kept_without_force(invoke, checkpoint: Path, packe
     assert invoke("verify", out).exit_code == 0
 
 
-def test_a_folder_of_something_else_is_never_replaced(invoke, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_never_replaced(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
     files = {"config.json": "{}", "thesis.tex": "precious"}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -180,7 +185,7 @@ def test_a_folder_of_something_else_is_never_replaced(invoke, checkpoint: Path, 
 # --- packed folders -----------------------------------------------------------------------------------------------
 
 
-def test_a_flipped_byte_is_found(invoke, packed: Path, tmp_path: Path) -> None:
+def test_a_flipped_byte_is_found(invoke: Invoke, packed: Path, tmp_path: Path) -> None:
     shutil.copytree(packed, tmp_path / "packed")
     assert invoke("verify", tmp_path / "packed").exit_code == 0
     file = tmp_path / "packed" / WEIGHTS
@@ -201,7 +206,9 @@ DAMAGED_FOLDERS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
 
 @pytest.mark.parametrize("command", [("verify",), ("inspect",), ("bench", "-p", "4", "-n", "0"), ("run", "-p", "a")])
 @pytest.mark.parametrize("damage", DAMAGED_FOLDERS)
-def test_damaged_packed_folders(invoke, packed: Path, tmp_path: Path, damage: str, command: tuple[str, ...]) -> None:
+def test_damaged_packed_folders(
+    invoke: Invoke, packed: Path, tmp_path: Path, damage: str, command: tuple[str, ...]
+) -> None:
     shutil.copytree(packed, tmp_path / "packed")
     name, edit = DAMAGED_FOLDERS[damage]
     file = tmp_path / "packed" / name
@@ -211,7 +218,7 @@ def test_damaged_packed_folders(invoke, packed: Path, tmp_path: Path, damage: st
     assert_refused(invoke(command[0], tmp_path / "packed", *command[1:]), name)
 
 
-def test_a_checkpoint_is_not_a_packed_folder(invoke, checkpoint: Path) -> None:
+def test_a_checkpoint_is_not_a_packed_folder(invoke: Invoke, checkpoint: Path) -> None:
     assert_refused(invoke("verify", checkpoint), str(checkpoint))
 
 
@@ -251,7 +258,7 @@ def test_a_folder_without_write_permission(packed: Path, checkpoint: Path, tmp_p
     assert done.stderr.count("\n") == 1
 
 
-def test_a_killed_convert_leaves_nothing_that_looks_finished(invoke, packed: Path, tmp_path: Path) -> None:
+def test_a_killed_convert_leaves_nothing_that_looks_finished(invoke: Invoke, packed: Path, tmp_path: Path) -> None:
     source = tiny.checkpoint(tmp_path / "source", vocab_size=40_000, hidden_size=256, intermediate_size=1024)
     process = subprocess.Popen([*PROGRAM, "convert", source, "-o", tmp_path / "out"], stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from invocation import Invoke
 from quantkit.evaluation import benchmark
 from quantkit_kernels.attention.pages import PAGE
 
@@ -36,7 +37,7 @@ def probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(benchmark, "_bandwidth_file", lambda: tmp_path / "bandwidth.json")  # not the user's
 
 
-def test_json_has_the_keys_of_llama_bench(invoke, packed: Path) -> None:
+def test_json_has_the_keys_of_llama_bench(invoke: Invoke, packed: Path) -> None:
     result = invoke("bench", packed, *SMALL, "-t", "1,2", "-o", "json")
     assert result.exit_code == 0, result.stderr
     rows = json.loads(result.stdout)
@@ -54,7 +55,7 @@ def test_json_has_the_keys_of_llama_bench(invoke, packed: Path) -> None:
         assert row["int8_share"] == pytest.approx(row["gmacs"] / row["int8_gmacs"])
 
 
-def test_every_form_tells_the_same(invoke, packed: Path) -> None:
+def test_every_form_tells_the_same(invoke: Invoke, packed: Path) -> None:
     options = ("-p", "16", "-n", "2", "-b", "1,3", "-r", "1")
     array = json.loads(invoke("bench", packed, *options, "-o", "json").stdout)
     lines = [json.loads(line) for line in invoke("bench", packed, *options, "-o", "jsonl").stdout.splitlines()]
@@ -65,7 +66,7 @@ def test_every_form_tells_the_same(invoke, packed: Path) -> None:
     assert set(table[0]) == set(array[0]) - {"samples_ns", "samples_ts", "operations"}
 
 
-def test_operations_make_up_the_time(invoke, packed: Path) -> None:
+def test_operations_make_up_the_time(invoke: Invoke, packed: Path) -> None:
     result = invoke("bench", packed, "-p", "16", "-n", "0", "-r", "1", "--ops", "-o", "json")
     (row,) = json.loads(result.stdout)
     operations = {operation["operation"]: operation for operation in row["operations"]}
@@ -79,7 +80,7 @@ def test_operations_make_up_the_time(invoke, packed: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 @pytest.mark.parametrize("lists", [(), ("-d", "0,8"), ("-b", "1,2"), ("-d", "0,8", "-b", "1,2")])
-def test_plots_are_pictures(invoke, packed: Path, tmp_path: Path, suffix: str, lists: tuple[str, ...]) -> None:
+def test_plots_are_pictures(invoke: Invoke, packed: Path, tmp_path: Path, suffix: str, lists: tuple[str, ...]) -> None:
     picture = tmp_path / f"speed.{suffix}"
     result = invoke("bench", packed, "-p", "8", "-n", "2", "-r", "1", *lists, "--plot", picture)
     assert result.exit_code == 0, result.stderr
@@ -88,13 +89,15 @@ def test_plots_are_pictures(invoke, packed: Path, tmp_path: Path, suffix: str, l
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", [r"$\frac$", os.fsdecode(b"caf\xe9"), "\x1b[1m"])
-def test_plots_of_models_with_odd_names(invoke, packed: Path, tmp_path: Path, name: str) -> None:
+def test_plots_of_models_with_odd_names(invoke: Invoke, packed: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(packed, tmp_path / name)
     result = invoke("bench", tmp_path / name, "-p", "8", "-n", "0", "-r", "1", "--plot", tmp_path / "speed.svg")
     assert result.exit_code == 0, result.stderr
 
 
-def test_a_plot_without_matplotlib_is_refused_before_the_model_is_looked_at(invoke, tmp_path, monkeypatch) -> None:
+def test_a_plot_without_matplotlib_is_refused_before_the_model_is_looked_at(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("quantkit.evaluation.plot.find_spec", lambda name: None)
     result = invoke("bench", tmp_path / "nothing", "--plot", tmp_path / "speed.png")
     assert "quantkit[plot]" in result.stderr
@@ -102,12 +105,12 @@ def test_a_plot_without_matplotlib_is_refused_before_the_model_is_looked_at(invo
 
 
 @pytest.mark.parametrize("values", ["", "x", "4-1", "1-4*1", "0-4*2", "1,,2", "1-4+0", "-1"])
-def test_lists_that_make_no_sense_are_refused(invoke, packed: Path, values: str) -> None:
+def test_lists_that_make_no_sense_are_refused(invoke: Invoke, packed: Path, values: str) -> None:
     result = invoke("bench", packed, f"--n-prompt={values}")
     assert (result.exit_code, result.stdout) == (2, "")
 
 
-def test_an_int8_cache_is_named(invoke, packed: Path) -> None:
+def test_an_int8_cache_is_named(invoke: Invoke, packed: Path) -> None:
     result = invoke("bench", packed, "-p", "8", "-n", "2", "-r", "1", "--kv-bits", "8", "-o", "json")
     rows = json.loads(result.stdout)
     assert {row["type_k"] for row in rows} == {"int8"}
@@ -116,14 +119,14 @@ def test_an_int8_cache_is_named(invoke, packed: Path) -> None:
         assert 0.5 <= row["kv_size"] / exact["kv_size"] < 0.6
 
 
-def test_the_cache_is_counted_in_pages(invoke, packed: Path) -> None:
+def test_the_cache_is_counted_in_pages(invoke: Invoke, packed: Path) -> None:
     depths = f"0,{PAGE - 1},{PAGE}"
     result = invoke("bench", packed, "-p", "0", "-n", "1", "-d", depths, "-b", "1,2", "-r", "1", "-o", "json")
     sizes = [row["kv_size"] for row in json.loads(result.stdout)]
     assert [size / sizes[0] for size in sizes] == [1, 2, 1, 2, 2, 4]
 
 
-def test_the_table_has_the_columns_of_llama_bench(invoke, packed: Path) -> None:
+def test_the_table_has_the_columns_of_llama_bench(invoke: Invoke, packed: Path) -> None:
     result = invoke("bench", packed, *SMALL)
     header, rule, *rows = result.stdout.splitlines()
     assert [cell.strip() for cell in header.strip("|").split("|")][:7] == [
@@ -133,14 +136,14 @@ def test_the_table_has_the_columns_of_llama_bench(invoke, packed: Path) -> None:
     assert " ± " in rows[0]
 
 
-def test_no_tokenizer_is_needed(invoke, packed: Path, tmp_path: Path) -> None:
+def test_no_tokenizer_is_needed(invoke: Invoke, packed: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(packed, bare)
     (bare / "tokenizer.json").unlink()
     assert invoke("bench", bare, *SMALL).exit_code == 0
 
 
-def test_what_does_not_fit_the_context_is_refused(invoke, packed: Path) -> None:
+def test_what_does_not_fit_the_context_is_refused(invoke: Invoke, packed: Path) -> None:
     result = invoke("bench", packed, "-p", "100000")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "pp100000 does not fit" in result.stderr

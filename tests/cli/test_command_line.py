@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import tiny
+from invocation import PROGRAM, Invoke
 from quantkit.cli.program import COMMANDS
 
 HELP_SECONDS = 0.3
-PROGRAM = [sys.executable, "-c", "from quantkit.cli import main; main()"]
 
 
 def modules_after(*args: str) -> set[str]:
@@ -68,7 +68,7 @@ def test_looking_at_a_model_needs_no_compiler(command: str, packed: Path) -> Non
         ["eval", "model"],
     ],
 )
-def test_usage_errors_end_with_2_and_one_line(invoke, args: list[str]) -> None:
+def test_usage_errors_end_with_2_and_one_line(invoke: Invoke, args: list[str]) -> None:
     result = invoke(*args)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith("error: ")
@@ -80,7 +80,7 @@ def test_usage_errors_end_with_2_and_one_line(invoke, args: list[str]) -> None:
     "args",
     [["run", "{}", "-p", "a"], ["bench", "{}"], ["inspect", "{}"], ["verify", "{}"], ["convert", "{}", "-o", "{}x"]],
 )
-def test_failures_end_with_1_and_one_line(invoke, args: list[str], tmp_path: Path) -> None:
+def test_failures_end_with_1_and_one_line(invoke: Invoke, args: list[str], tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     result = invoke(*(arg.format(missing) for arg in args))
     assert (result.exit_code, result.stdout) == (1, "")
@@ -90,7 +90,7 @@ def test_failures_end_with_1_and_one_line(invoke, args: list[str], tmp_path: Pat
 
 
 @pytest.mark.parametrize("args", [["--debug", "inspect"], ["inspect", "--debug"]])
-def test_debug_shows_the_traceback(invoke, args: list[str], tmp_path: Path) -> None:
+def test_debug_shows_the_traceback(invoke: Invoke, args: list[str], tmp_path: Path) -> None:
     result = invoke(*args, tmp_path / "missing")
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
@@ -110,7 +110,7 @@ def test_a_closed_pipe_ends_quietly(args: list[str], packed: Path) -> None:
     os.close(theirs)
 
 
-def test_without_arguments_it_shows_its_help(invoke) -> None:
+def test_without_arguments_it_shows_its_help(invoke: Invoke) -> None:
     result = invoke()
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == invoke("--help").stdout
@@ -155,6 +155,7 @@ def test_an_interrupt_ends_with_130(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+    assert process.stdout is not None
     assert process.stdout.read(10)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from invocation import Invoke
 
-def kinds(invoke, folder: Path) -> dict[str, str]:
+
+def kinds(invoke: Invoke, folder: Path) -> dict[str, str]:
     rows = json.loads(invoke("inspect", folder, "--json").stdout)["tensors"]
     return {row["name"].removeprefix("model.layers.0."): row["kind"] for row in rows}
 
 
-def test_the_report_is_on_stdout_and_nothing_else_is_said(invoke, checkpoint: Path, tmp_path: Path) -> None:
+def test_the_report_is_on_stdout_and_nothing_else_is_said(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
     result = invoke("convert", checkpoint, "-o", tmp_path / "out")
     assert (result.exit_code, result.stderr) == (0, "")
     header, *rows, summary = result.stdout.splitlines()
@@ -27,19 +29,21 @@ def test_the_report_is_on_stdout_and_nothing_else_is_said(invoke, checkpoint: Pa
     ("args", "kind"),
     [((), "int4"), (("-q", "int8"), "int8"), (("--bits", "8"), "int8"), (("--q-bits", "4", "-q", "int4"), "int4")],
 )
-def test_the_kind_is_named_or_given_by_its_bits(invoke, checkpoint: Path, tmp_path: Path, args, kind: str) -> None:
+def test_the_kind_is_named_or_given_by_its_bits(
+    invoke: Invoke, checkpoint: Path, tmp_path: Path, args: tuple[str, ...], kind: str
+) -> None:
     assert invoke("convert", checkpoint, "-o", tmp_path / "out", *args).exit_code == 0
     assert kinds(invoke, tmp_path / "out")["mlp.up_proj.weight"] == kind
 
 
-def test_contradicting_kinds_are_refused(invoke, checkpoint: Path, tmp_path: Path) -> None:
+def test_contradicting_kinds_are_refused(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
     result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--bits", "4", "-q", "int8")
     assert result.exit_code == 2
     assert "contradicts" in result.stderr
 
 
 @pytest.mark.parametrize("option", ["--override", "--tensor-type"])
-def test_overrides(invoke, checkpoint: Path, tmp_path: Path, option: str) -> None:
+def test_overrides(invoke: Invoke, checkpoint: Path, tmp_path: Path, option: str) -> None:
     args = (option, "mlp=int8", option, r"layers\.0\.mlp\.up=f16", option, "embed=bf16")
     assert invoke("convert", checkpoint, "-o", tmp_path / "out", *args).exit_code == 0
     found = kinds(invoke, tmp_path / "out")
@@ -50,21 +54,23 @@ def test_overrides(invoke, checkpoint: Path, tmp_path: Path, option: str) -> Non
 
 
 @pytest.mark.parametrize("override", ["mlp=int3", "(=int4", "no such tensor=int4"])
-def test_overrides_that_mean_nothing_are_refused(invoke, checkpoint: Path, tmp_path: Path, override: str) -> None:
+def test_overrides_that_mean_nothing_are_refused(
+    invoke: Invoke, checkpoint: Path, tmp_path: Path, override: str
+) -> None:
     result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--override", override)
     assert (result.exit_code, result.stdout) == (2, "")
     assert override.split("=")[0] in result.stderr
     assert os.listdir(tmp_path) == []
 
 
-def test_a_dry_run_reports_and_writes_nothing(invoke, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_dry_run_reports_and_writes_nothing(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
     result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--dry-run")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[-1].startswith("6.52 bits per weight, 255 KB before, 104 KB after")
     assert os.listdir(tmp_path) == []
 
 
-def test_dequantize_makes_a_checkpoint_that_packs_again(invoke, packed: Path, tmp_path: Path) -> None:
+def test_dequantize_makes_a_checkpoint_that_packs_again(invoke: Invoke, packed: Path, tmp_path: Path) -> None:
     result = invoke("dequantize", packed, "-o", tmp_path / "unpacked")
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == f"{tmp_path / 'unpacked'}: bfloat16 checkpoint of {packed}\n"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from invocation import Invoke
+
 SMALL = ("-c", 32, "--chunks", 3)
 
 
@@ -17,7 +19,7 @@ def text(tmp_path: Path) -> Path:
     return file
 
 
-def test_perplexity(invoke, packed: Path, text: Path) -> None:
+def test_perplexity(invoke: Invoke, packed: Path, text: Path) -> None:
     result = invoke("eval", packed, "-f", text, *SMALL)
     assert result.exit_code == 0, result.stderr
     perplexity, scored = result.stdout.splitlines()
@@ -26,14 +28,14 @@ def test_perplexity(invoke, packed: Path, text: Path) -> None:
     assert scored.endswith("45 in 3 windows of 32")
 
 
-def test_special_tokens_in_the_text_are_ordinary_characters(invoke, packed: Path, tmp_path: Path) -> None:
+def test_special_tokens_in_the_text_are_ordinary_characters(invoke: Invoke, packed: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("<|im_end|>" * 16)
     result = invoke("eval", packed, "-f", text, "-c", 8)
     assert result.stdout.endswith("in 20 windows of 8\n")  # ten characters each, and a BOS before them
 
 
-def test_a_model_beside_its_checkpoint(invoke, packed: Path, checkpoint: Path, text: Path) -> None:
+def test_a_model_beside_its_checkpoint(invoke: Invoke, packed: Path, checkpoint: Path, text: Path) -> None:
     result = invoke("eval", packed, "-f", text, *SMALL, "--reference", checkpoint)
     assert result.exit_code == 0, result.stderr
     names = [line[:22].strip() for line in result.stdout.splitlines()]
@@ -44,13 +46,13 @@ def test_a_model_beside_its_checkpoint(invoke, packed: Path, checkpoint: Path, t
     assert 0 < found["divergence"]["mean_kl"]["value"] < 1
 
 
-def test_a_model_beside_itself_does_not_diverge(invoke, packed: Path, text: Path) -> None:
+def test_a_model_beside_itself_does_not_diverge(invoke: Invoke, packed: Path, text: Path) -> None:
     found = json.loads(invoke("eval", packed, "-f", text, *SMALL, "--reference", packed, "--json").stdout)
     assert found["divergence"]["kl_max"] == 0
     assert found["divergence"]["same_top"]["value"] == 1
 
 
-def test_bad_requests(invoke, packed: Path, text: Path, tmp_path: Path) -> None:
+def test_bad_requests(invoke: Invoke, packed: Path, text: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("a")
     for args, status, word in [

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import tiny
+from invocation import Invoke
 
 SHAPES = tiny.shapes(tiny.config_of("llama"))
 
 
-def test_json_of_a_packed_model(invoke, packed: Path) -> None:
+def test_json_of_a_packed_model(invoke: Invoke, packed: Path) -> None:
     result = invoke("inspect", packed, "--json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
@@ -29,23 +32,26 @@ def test_json_of_a_packed_model(invoke, packed: Path) -> None:
     assert found["nbytes"] <= sum(file.stat().st_size for file in packed.glob("*.safetensors"))
 
 
-def test_tables_of_a_packed_model(invoke, packed: Path) -> None:
+def test_tables_of_a_packed_model(invoke: Invoke, packed: Path) -> None:
     lines = invoke("inspect", packed).stdout.splitlines()
     assert lines[0].split() == ["tensor", "kind", "shape", "size", "error"]
     assert any(line.split()[:3] == ["model.layers.0.mlp.up_proj.weight", "int4", "160x64"] for line in lines)
     assert lines[-1].split()[:2] == ["all", str(len(SHAPES))]
 
 
-def test_a_checkpoint_is_inspected_as_it_is(invoke, checkpoint: Path) -> None:
+def test_a_checkpoint_is_inspected_as_it_is(invoke: Invoke, checkpoint: Path) -> None:
     found = json.loads(invoke("inspect", checkpoint, "--json").stdout)
     assert found["bits_per_weight"] == 16
     assert found["nbytes"] == 2 * sum(math.prod(shape) for shape in SHAPES.values())
     assert found["kinds"].keys() == {"bf16"}
 
 
-def test_a_tensor_of_a_strange_type_hides_no_other(invoke, tmp_path: Path) -> None:
+def test_a_tensor_of_a_strange_type_hides_no_other(invoke: Invoke, tmp_path: Path) -> None:
     folder = tiny.checkpoint(tmp_path)
-    values = {"a.weight": ("F8_E4M3FNUZ", np.ones(4, np.uint8)), "b.weight": ("BF16", np.ones(4, np.uint16))}
+    values: dict[str, tuple[str, NDArray[Any]]] = {
+        "a.weight": ("F8_E4M3FNUZ", np.ones(4, np.uint8)),
+        "b.weight": ("BF16", np.ones(4, np.uint16)),
+    }
     tiny.write_safetensors(folder / "model.safetensors", values)
     result = invoke("inspect", folder, "--json")
     assert [row["name"] for row in json.loads(result.stdout)["tensors"]] == ["b.weight"]

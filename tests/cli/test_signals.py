@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,11 @@ main()
 """
 
 
-def convert(number: int, source: Path, out: Path, **options) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", CONVERT, str(number), "convert", source, "-o", out]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+def convert(
+    number: int, source: Path, out: Path, before: Callable[[], object] | None = None
+) -> subprocess.CompletedProcess[str]:
+    command: list[str | Path] = [sys.executable, "-c", CONVERT, str(number), "convert", source, "-o", out]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=before)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
@@ -47,9 +50,7 @@ def test_an_ended_convert_leaves_nothing(tmp_path: Path, number: int, status: in
 def test_what_is_ignored_stays_ignored(tmp_path: Path) -> None:
     """As under nohup."""
     source = tiny.checkpoint(tmp_path / "source")
-    done = convert(
-        signal.SIGHUP, source, tmp_path / "out", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    )
+    done = convert(signal.SIGHUP, source, tmp_path / "out", lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "out/quantkit.json").exists()
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import tiny
+from invocation import PROGRAM
 from quantkit.cli.streams import printable
 
-PROGRAM = [sys.executable, "-c", "from quantkit.cli import main; main()"]
 HOSTILE = "\x1b]0;owned\x07\x9b31m"
 SPELLED = r"\x1b]0;owned\x07\x9b31m"
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -129,8 +129,8 @@ def test_an_answer_is_spelled_out_on_a_terminal_alone() -> None:
 
 def test_names_in_a_checkpoint_command_no_terminal(tmp_path: Path) -> None:
     folder = with_hostile_names(tmp_path / "hostile")
-    for args in (["inspect", folder], ["convert", folder, "--dry-run", "-o", tmp_path / "out"]):
-        sent = on_a_terminal([*PROGRAM, *map(str, args)], TERM="dumb")
+    for args in (["inspect", str(folder)], ["convert", str(folder), "--dry-run", "-o", str(tmp_path / "out")]):
+        sent = on_a_terminal([*PROGRAM, *args], TERM="dumb")
         assert b"\\x1b" in sent
         assert b"\x1b" not in sent
         assert b"\x9b" not in sent.replace("\x9b".encode(), b"\x9b")
@@ -152,8 +152,8 @@ def test_an_error_commands_no_terminal(checkpoint: Path, tmp_path: Path) -> None
 def test_folders_with_odd_names(checkpoint: Path, packed: Path, tmp_path: Path, name: bytes) -> None:
     source, out = os.fsencode(tmp_path) + b"/" + name, os.fsencode(tmp_path) + b"/packed " + name
     os.symlink(checkpoint, source)
-    for args in (["convert", source, "-o", out], ["verify", out], ["inspect", out], ["inspect", source]):
-        done = subprocess.run([*PROGRAM, *args], capture_output=True)
+    for command, *paths in (("convert", source, b"-o", out), ("verify", out), ("inspect", out), ("inspect", source)):
+        done = subprocess.run([*PROGRAM, command, *paths], capture_output=True)
         assert (done.returncode, done.stderr) == (0, b""), done.stderr
     done = subprocess.run([*PROGRAM, "run", out, "-p", "hello", "-n", "2"], capture_output=True)
     assert done.returncode == 0, done.stderr
@@ -167,23 +167,23 @@ def test_folders_with_odd_names(checkpoint: Path, packed: Path, tmp_path: Path, 
 @pytest.mark.parametrize("environment", [{}, ASCII], ids=["UTF-8", "C"])
 def test_an_argument_that_is_no_text_is_refused(packed: Path, option: str, environment: Mapping[str, str]) -> None:
     prompt = [] if option == "-p" else ["-p", "hello"]
-    command = [*PROGRAM, "run", packed, *prompt, option, b"caf\xe9"]
-    done = subprocess.run(command, capture_output=True, env={**os.environ, **environment})
+    command = [*PROGRAM, "run", str(packed), *prompt, option]
+    done = subprocess.run([*command, b"caf\xe9"], capture_output=True, env={**os.environ, **environment})
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.startswith(b"error: Invalid value for '")
     assert b"not UTF-8 text (unexpected end of data at byte 3)" in done.stderr
 
 
 def test_a_locale_does_not_change_what_a_prompt_says(packed: Path) -> None:
-    def answer(*args: str | bytes, stdin: bytes = b"", **environment: str) -> bytes:
+    def answer(environment: Mapping[str, str], *args: str | bytes, stdin: bytes = b"") -> bytes:
         command = [*PROGRAM, "run", packed, "-n", "4", "--temp", "0", *args]
         done = subprocess.run(command, capture_output=True, input=stdin, env={**os.environ, **environment})
         assert done.returncode == 0, done.stderr
         return done.stderr.split(b"prompt:")[1].split(b"tokens")[0]
 
     text = "é → ü".encode()
-    expected = answer("-p", text)
-    assert answer("-p", text, **ASCII) == answer(stdin=text, **ASCII) == answer(stdin=text) == expected
+    expected = answer({}, "-p", text)
+    assert answer(ASCII, "-p", text) == answer(ASCII, stdin=text) == answer({}, stdin=text) == expected
 
 
 def test_a_stdin_that_is_no_text_is_refused(packed: Path) -> None:
