@@ -64,5 +64,5 @@ def mapped_file(address: int) -> str:
             places, _, _, _, _, *path = line.rstrip("\n").split(maxsplit=5)
             begin, end = (int(place, 16) for place in places.split("-"))
             if begin <= address < end:
-                return path[0] if path else ""
+                return path[0] if path and path[0].startswith("/") else ""  # others are such as `[heap]`
     return ""

@@ -65,5 +65,7 @@ def test_the_file_at_an_address(tmp_path: Path) -> None:
         address = array.ctypes.data
         del array  # which would keep the map open
         assert mapped_file(address) == mapped_file(address + 9_999) == str(file)
-    assert mapped_file(np.zeros(10_000_000, np.uint8).ctypes.data) == ""
+    for size in (1, 10_000_000):  # on the heap, and in a map of its own
+        memory = np.zeros(size, np.uint8)
+        assert mapped_file(memory.ctypes.data) == ""
     assert mapped_file(0) == ""
