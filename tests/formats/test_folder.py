@@ -116,6 +116,18 @@ def test_check_names_a_wrong_dtype(tmp_path: Path) -> None:
         checkpoint.tensor("model.norm.weight")
 
 
+def test_a_strange_dtype_matters_where_it_is_needed(tmp_path: Path) -> None:
+    folder = tiny.checkpoint(tmp_path)
+    shapes = tiny.shapes(tiny.config_of())
+    tensors = {name: ("BF16", np.zeros(shape, np.uint16)) for name, shape in shapes.items()}
+    tensors["scores.weight"] = ("F8_E4M3FNUZ", np.zeros((3, 5), np.uint8))
+    tiny.write_safetensors(folder / "model.safetensors", tensors)
+    source = formats.open(folder)
+    assert source.check(program_of(tiny.config_of()).tensors) == ["scores.weight"]
+    with pytest.raises(CheckpointError, match=r"'scores\.weight' has dtype F8_E4M3FNUZ"):
+        source.tensor("scores.weight")
+
+
 def test_unknown_name(tmp_path: Path) -> None:
     checkpoint = formats.open(tiny.checkpoint(tmp_path))
     for method in (checkpoint.tensor, checkpoint.spec, checkpoint.file_of):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quantkit.errors import CheckpointError, PackedModelError
@@ -76,19 +76,22 @@ def test_what_is_no_regular_file(special: str, tmp_path: Path) -> None:
         read_file(Path("x\0") if special == "null" else file)
 
 
+fuzz = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-    max_leaves=10,
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
 )
 
 
-@given(content=st.dictionaries(st.text(), values))
+@fuzz
+@given(content=st.dictionaries(st.text(max_size=5), values, max_size=4))
 def test_any_object_comes_back(content: dict[str, Any]) -> None:
     assert parse_object(json.dumps(content).encode(), "x") == content
 
 
-@given(content=st.binary())
+@fuzz
+@given(content=st.binary(max_size=100))
 def test_any_bytes(content: bytes) -> None:
     with contextlib.suppress(CheckpointError):
         json.dumps(parse_object(content, "x")).encode()

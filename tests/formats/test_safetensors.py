@@ -8,6 +8,8 @@ import math
 import os
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,26 @@ def test_header_length_limit(tmp_path: Path) -> None:
         file.truncate(300_000_000)
     with pytest.raises(CheckpointError, match="claims a header of 200000000 bytes"):
         SafetensorsFile(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "filling"),
+    [('{"w": [%s1]}', "1,"), ('{"__metadata__": {%s"": ""}}', '"":"",'), ('{"__metadata__": {"": "%s"}}', "x")],
+)
+def test_a_huge_header_takes_little_memory(content: str, filling: str, tmp_path: Path) -> None:
+    """Parsed, 99 MB of JSON may become 25 times as much."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(raw((content % (filling * (98_000_000 // len(filling)))).encode()))
+    code = (
+        "import resource, sys; from quantkit.errors import CheckpointError;"
+        "from quantkit.formats.safetensors import SafetensorsFile;"
+        "start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: SafetensorsFile(sys.argv[1])\n"
+        "except CheckpointError: pass\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - start)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 500_000  # KB
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
