@@ -23,16 +23,18 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import quantkit
+from quantkit.cli.text import table_line, table_rule
 
 Steps = list[list[list[int]]]
 """What a test feeds: for each call, the new tokens of each sequence."""
-FIELDS = ("test", "quantkit", "llama.cpp", "ratio", "llama.cpp's best")
+COLUMNS = {"test": 16, "quantkit": 11, "llama.cpp": 11, "ratio": 5, "llama.cpp's best": 24}
+"""Of the table: name and width."""
 
 
 @dataclass(frozen=True)
@@ -258,11 +260,16 @@ def row(test: Test, names: Sequence[str], samples: Sequence[Sequence[float]]) ->
     }
 
 
-def markdown(row: dict[str, Any]) -> str:
+def markdown(cells: Iterable[str]) -> str:
     """A row of the table."""
+    return table_line(cells, list(COLUMNS.values()), markdown=True)
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """What stands in the row of a test."""
     unit, digits = (" ms", ",.0f") if row["unit"] == "ms" else ("", ",.1f")
     figures = [f"{row[name]:{digits}}{unit}" for name in ("quantkit", "llama.cpp")]
-    return "| " + " | ".join([row["test"], *figures, f"{row['ratio']:.2f}", row["llama.cpp's best"]]) + " |"
+    return [row["test"], *figures, f"{row['ratio']:.2f}", row["llama.cpp's best"]]
 
 
 def numbers(text: str) -> list[int]:
@@ -295,10 +302,10 @@ def main() -> None:
         contenders = [ours, *theirs]
         names = [contender.name for contender in contenders]
         if options.output == "md":
-            print(f"| {' | '.join(FIELDS)} |\n|---|--:|--:|--:|---|")
+            print(markdown(COLUMNS), table_rule(list(COLUMNS.values())), sep="\n")
         for test, samples in in_turn(contenders, tests_of(options), options.repetitions):
             found = row(test, names, samples)
-            print(markdown(found) if options.output == "md" else json.dumps(found), flush=True)
+            print(markdown(cells(found)) if options.output == "md" else json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import quantkit
+from quantkit.cli.text import table_line
 
 MOST_TOKENS = 192
 CODE = '''\
@@ -50,6 +51,8 @@ PROMPTS = {
     "repeat": f"{TEXT}\n\nRepeat the text above.",
     "story": "Write a short story about a lighthouse keeper who finds a letter.",
 }
+WIDTHS = {"prompt": 6, "tokens": 6, "plain": 7, "drafts": 7, "ratio": 5, "drafted": 7, "accepted": 8}
+"""Of the table: column and how wide it is."""
 TEMPERATURES = {"edit": 0.0, "repeat": 0.0, "story": 1.0}
 
 
@@ -82,7 +85,7 @@ def main() -> None:
     options = parser.parse_args()
 
     model, tokenizer = quantkit.load(options.packed, threads=options.threads)
-    print(f"{'prompt':8}{'tokens':>8}{'plain':>10}{'drafts':>10}{'ratio':>8}{'drafted':>10}{'accepted':>10}")
+    print(table_line(WIDTHS, [*WIDTHS.values()]))
     for name in PROMPTS:
         plain, drafts = [], []
         for _ in range(options.repetitions + 1):  # the first warms up
@@ -93,10 +96,9 @@ def main() -> None:
             if tokens != expected:
                 sys.exit(f"{name}: drafts changed the answer")
         ratios = [with_drafts / without for with_drafts, without in zip(drafts[1:], plain[1:], strict=True)]
-        print(
-            f"{name:8}{len(tokens):8}{statistics.median(plain[1:]):10.1f}{statistics.median(drafts[1:]):10.1f}"
-            f"{statistics.median(ratios):8.2f}{last.draft_n:10}{last.draft_n_accepted:10}"
-        )
+        speeds = (statistics.median(rates[1:]) for rates in (plain, drafts))
+        cells = [name, f"{len(tokens)}", *(f"{speed:.1f}" for speed in speeds), f"{statistics.median(ratios):.2f}"]
+        print(table_line([*cells, f"{last.draft_n}", f"{last.draft_n_accepted}"], [*WIDTHS.values()]), flush=True)
     model.close()
 
 

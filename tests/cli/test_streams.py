@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -146,6 +147,15 @@ def test_an_error_commands_no_terminal(checkpoint: Path, tmp_path: Path) -> None
         sent = on_a_terminal([*PROGRAM, *args, "inspect", str(folder)])
         assert b"[31mllama" in sent
         assert b"\x1b" not in sent
+
+
+def test_a_template_commands_no_terminal(invoke, packed: Path, tmp_path: Path) -> None:
+    shutil.copytree(packed, tmp_path / "packed")
+    (tmp_path / "packed/chat_template.jinja").write_text(f"{{{{ raise_exception({HOSTILE!r}) }}}}")
+    result = invoke("run", tmp_path / "packed", "-p", "hello")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert SPELLED in result.stderr.splitlines()[-1]
+    assert not {"\x1b", "\x07", "\x9b"} & set(result.stderr)
 
 
 @pytest.mark.parametrize("name", [b"caf\xe9", b"\x1b[31m\n", "[bold] é %s {} $".encode()])
