@@ -1,6 +1,7 @@
 """A tensor, as every part of quantkit knows it: `TensorSpec` describes one, `Tensor` holds its numbers.
 
 Programs say by specs what they read, formats say by specs what a file holds, and both meet without knowing each other.
+Where a checkpoint stores a program's tensor inside of another one, or in parts, `Piece` says which rows of what it is.
 No file format is known here and nothing is computed; the layout of blocks is specified in `quantkit_kernels.blocks`.
 """
 
@@ -20,6 +21,61 @@ ANY = "any"
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Some rows of a tensor of a checkpoint, or all of it.
+
+    Attributes
+    ----------
+    name : str
+        Of the checkpoint's tensor, `model.layers.0.self_attn.qkv_proj.weight`.
+    shape : tuple of int
+        Of the whole tensor: `(rows, cols)` or `(rows,)`, `(cols, rows)` if it is transposed, or a stack of such.
+    begin, end, period : int
+        Of every `period` rows those from `begin` up to `end`; a period of 0 takes all rows.
+    index : int, optional
+        Which matrix or vector of the stack, such as an expert.
+    transposed : bool
+        The rows stand side by side, as columns.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    begin: int = 0
+    end: int = 0
+    period: int = 0
+    index: int | None = None
+    transposed: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the tensor itself."""
+        return not self.period and self.index is None and not self.transposed
+
+    @property
+    def entries(self) -> slice:
+        """Entries of the tensor's first axis that hold the rows; the others need not be read."""
+        if self.index is not None:
+            return slice(self.index, self.index + 1)
+        if self.transposed or self.period != self.shape[0]:
+            return slice(0, self.shape[0])
+        return slice(self.begin, self.end)
+
+    def view(self, entries: NDArray[Any]) -> NDArray[Any]:
+        """Find its rows among the `entries` of the stored tensor, without copying them.
+
+        Returns
+        -------
+        ndarray
+            `[repetitions, rows, cols]` or `[repetitions, rows]`: what was taken of each `period` of rows.
+        """
+        rows = entries if self.index is None else entries[0]
+        rows = rows.T if self.transposed else rows
+        if not self.period or len(rows) < self.period:  # all of them, or those that `entries` has cut out already
+            return rows[np.newaxis]
+        return rows.reshape(-1, self.period, *rows.shape[1:])[:, self.begin : self.end]
+
+
+@dataclass(frozen=True)
 class TensorSpec:
     """What is known of a tensor without its numbers: what a program asks for, or what a file offers.
 
@@ -35,6 +91,8 @@ class TensorSpec:
         A name of `quantkit_kernels.blocks.KINDS`; in a program `ANY`, for it reads all kinds.
     aliases : tuple of str
         Other names under which a checkpoint may store it; the first that is there counts, `name` before all.
+    pieces : tuple of Piece
+        Where it is stored under none of its names: what it is put together from, one below the other.
     optional : bool
         Where no block of a checkpoint has such a tensor, it stands for zeros.
     """
@@ -44,6 +102,7 @@ class TensorSpec:
     role: Role = "unknown"
     kind: str = ANY
     aliases: tuple[str, ...] = ()
+    pieces: tuple[Piece, ...] = ()
     optional: bool = False
 
     @property

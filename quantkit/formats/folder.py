@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from numpy.typing import NDArray
+
 from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
 from quantkit.formats.json_files import read_file, read_object
 from quantkit.formats.magic import Magic, magic_of
@@ -90,6 +92,9 @@ class FolderSource(ModelSource):
     def tensor(self, name: str, *, copy: bool = False) -> Tensor:
         spec = self.spec(name)
         return Tensor(spec.kind, spec.shape, self._shards[name].array(name, copy=copy))
+
+    def entries(self, name: str, wanted: slice, *, copy: bool = False) -> NDArray[Any]:
+        return self._shard(name).array(name, wanted, copy=copy)
 
     def file_of(self, name: str) -> Path:
         return self._shard(name).path

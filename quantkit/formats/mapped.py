@@ -28,6 +28,12 @@ class Entry(NamedTuple):
     begin: int
     end: int
 
+    def part(self, entries: slice) -> Entry:
+        """Where some entries of its first axis lie, one after the other, such as some rows."""
+        first, last, _ = entries.indices(self.shape[0])
+        size = (self.end - self.begin) // max(1, self.shape[0])
+        return Entry(self.dtype, (last - first, *self.shape[1:]), self.begin + first * size, self.begin + last * size)
+
 
 def open_regular(path: str | os.PathLike[str], error: type[QuantkitError] = CheckpointError) -> int:
     """Return a descriptor of a file open for reading; raises `error` for what is missing or no regular file.

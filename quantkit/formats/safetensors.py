@@ -31,6 +31,7 @@ BITS = {
     "F64": 64, "U64": 64, "I64": 64, "C64": 64,
 }  # fmt: skip
 """Every dtype that the library knows -> bits of an element."""
+ALL = slice(None)
 NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}
 
 
@@ -57,12 +58,14 @@ class SafetensorsFile:
         self.metadata: Mapping[str, str]
         self.header, self.metadata = self._read_header()
 
-    def array(self, name: str, *, copy: bool = False) -> NDArray[Any]:
+    def array(self, name: str, entries: slice = ALL, *, copy: bool = False) -> NDArray[Any]:
         """Return a tensor: float32, float16, uint8, or uint16 for the bit patterns of BF16.
 
         Parameters
         ----------
         name : str
+        entries : slice
+            Of its first axis, one after the other, such as some rows.
         copy : bool
             Read it into memory; else it is a read-only view of the map.
 
@@ -76,6 +79,8 @@ class SafetensorsFile:
             raise self._file.fault(f"has no tensor {name!r}")
         if entry.dtype not in NUMPY:
             raise self._file.fault(f"tensor {name!r} has dtype {entry.dtype}, which is not one of {', '.join(NUMPY)}")
+        if entries != ALL:
+            entry = entry.part(entries)
         try:
             return (self._file.read if copy else self._file.view)(NUMPY[entry.dtype], entry.shape, entry.begin)
         except ValueError as cause:  # numpy has fewer dimensions, and smaller ones

@@ -11,15 +11,16 @@ import hashlib
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, QuantkitError
-from quantkit.tensor import Tensor, TensorSpec
+from quantkit.tensor import Piece, Tensor, TensorSpec
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,9 @@ _COMPUTED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
 """A buffer that some checkpoints store and every program computes by itself."""
 _BLOCK = re.compile(r".*?\.\d+\.")
 """The numbered block that a tensor's name begins with: `model.layers.0.`"""
+
+_PLAIN = ("f32", "f16", "bf16")
+"""Kinds of which rows can be taken: those of blocks share blocks with others."""
 
 _COMPARED_BYTES = 1 << 24
 """Bytes of two tensors that are compared at a time."""
@@ -82,6 +86,10 @@ class ModelSource(ABC):
             the file is truncated while it is in use; a copy raises the source's error instead.
         """
 
+    def entries(self, name: str, wanted: slice, *, copy: bool = False) -> NDArray[Any]:
+        """Return some entries of the first axis of a tensor that is f32, f16 or bf16; `tensor` has the rest."""
+        return self.tensor(name, copy=copy).data[wanted]
+
     @abstractmethod
     def file_of(self, name: str) -> Path:
         """Return the file that holds a tensor, for messages."""
@@ -126,13 +134,16 @@ class ModelSource(ABC):
             When a tensor is missing or has another shape than the program asks for; when the program leaves out a
             tensor of a layer that it uses, such as a bias: the model would compute something else.
         """
-        stored = self._stored(tensors)
-        in_blocks = {_in_block(name) for name in self.names}
+        found = self._find(tensors)
+        stored = set(self.names)
+        in_blocks = set(map(_in_block, stored))
         for spec in tensors.values():
+            self._check_pieces(found.get(spec.name, ()), stored)
             # What only some blocks lack is lost, optional or not.
-            if spec.name in stored or not spec.optional or _in_block(spec.name) in in_blocks:
-                self._check_shape(spec, stored.get(spec.name))
-        read = set(stored.values())
+            names = (spec.name, *(piece.name for piece in spec.pieces))
+            if spec.name not in found and not (spec.optional and in_blocks.isdisjoint(map(_in_block, names))):
+                raise self._absence(names[-1], spec.pieces[-1].shape if spec.pieces else spec.shape)
+        read = {piece.name for pieces in found.values() for piece in pieces}
         copies = {name for spec in tensors.values() for name in (spec.name, *spec.aliases)}
         unused = [name for name in self.names if name not in read | copies and not _COMPUTED.search(name)]
         layers = {layer for name in read for layer in _layers(name)}
@@ -153,28 +164,45 @@ class ModelSource(ABC):
         if unused:
             more = f" and {len(unused) - 1} more, such as {unused[-1]!r}" if unused[1:] else ""
             logger.warning("%s: the model does not use tensor %r%s; left out", self.path, unused[0], more)
-        return Selection(self, tensors, self._stored(tensors), unused)
+        return Selection(self, tensors, self._find(tensors), unused)
 
-    def _stored(self, tensors: Mapping[str, TensorSpec]) -> dict[str, str]:
-        """Name in the program -> name in the source, of each tensor that is there."""
+    def _find(self, tensors: Mapping[str, TensorSpec]) -> dict[str, tuple[Piece, ...]]:
+        """Name in the program -> what it consists of, of each tensor that is there."""
         names = set(self.names)
-        found = {
-            spec.name: next((name for name in (spec.name, *spec.aliases) if name in names), "")
-            for spec in tensors.values()
-        }
-        return {name: stored for name, stored in found.items() if stored}
+        found = {}
+        for spec in tensors.values():
+            whole = next((name for name in (spec.name, *spec.aliases) if name in names), None)
+            pieces = spec.pieces if whole is None else (Piece(whole, spec.shape),)
+            if not names.isdisjoint(piece.name for piece in pieces):
+                found[spec.name] = pieces
+        return found
 
-    def _check_shape(self, spec: TensorSpec, stored: str | None) -> None:
-        if stored is None:
-            raise self.error(
-                self._why_missing(spec.name)
-                or f"{self.path}: has no tensor {spec.name!r} of shape {spec.shape}, which its configuration asks for; "
-                "the download is incomplete or the configuration belongs to another model"
-            )
-        if (shape := self.spec(stored).shape) != spec.shape:
-            raise self.error(
-                f"{self.file_of(stored)}: tensor {stored!r} has shape {shape}, its configuration asks for {spec.shape}"
-            )
+    def _check_pieces(self, pieces: Sequence[Piece], names: Set[str]) -> None:
+        """Raise unless the tensors that pieces are taken from are there, and as they should be."""
+        for piece in pieces:
+            if piece.name not in names:
+                raise self._absence(piece.name, piece.shape)
+            stored = self.spec(piece.name)
+            file = self.file_of(piece.name)
+            if stored.shape != piece.shape:
+                raise self.error(
+                    f"{file}: tensor {piece.name!r} has shape {stored.shape}, its configuration asks for {piece.shape}"
+                )
+            if not piece.whole and stored.kind not in _PLAIN:
+                raise self.error(f"{file}: tensor {piece.name!r} is {stored.kind}, of which no rows can be taken")
+            first = self.spec(pieces[0].name)
+            if stored.kind != first.kind:
+                raise self.error(
+                    f"{file}: tensor {piece.name!r} is {stored.kind} and {pieces[0].name!r} is {first.kind}, "
+                    "but both are one tensor of the model"
+                )
+
+    def _absence(self, name: str, shape: tuple[int, ...]) -> QuantkitError:
+        return self.error(
+            self._why_missing(name)
+            or f"{self.path}: has no tensor {name!r} of shape {shape}, which its configuration asks for; "
+            "the download is incomplete or the configuration belongs to another model"
+        )
 
 
 class Selection(ModelSource):
@@ -187,12 +215,18 @@ class Selection(ModelSource):
     """
 
     def __init__(
-        self, source: ModelSource, tensors: Mapping[str, TensorSpec], stored: Mapping[str, str], unused: Sequence[str]
+        self,
+        source: ModelSource,
+        tensors: Mapping[str, TensorSpec],
+        found: Mapping[str, tuple[Piece, ...]],
+        unused: Sequence[str],
     ) -> None:
         self.path, self.error, self.unused = source.path, source.error, tuple(unused)
-        self._source, self._tensors, self._stored_names = source, tensors, stored
+        self._source, self._tensors, self._found = source, tensors, found
         order = {name: place for place, name in enumerate(source.names)}
-        self._names = tuple(sorted(tensors, key=lambda name: order.get(stored.get(name, ""), len(order))))
+        self._names = tuple(
+            sorted(tensors, key=lambda name: order[found[name][0].name] if name in found else len(order))
+        )
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -211,17 +245,22 @@ class Selection(ModelSource):
         return self._source.nbytes
 
     def spec(self, name: str) -> TensorSpec:
-        stored = self._stored_names.get(name)
-        return replace(self._tensors[name], kind="f32" if stored is None else self._source.spec(stored).kind)
+        kind = self._source.spec(self._found[name][0].name).kind if name in self._found else "f32"
+        return replace(self._tensors[name], kind=kind)
 
     def tensor(self, name: str, *, copy: bool = False) -> Tensor:
-        stored = self._stored_names.get(name)
-        if stored is None:
-            return Tensor("f32", self._tensors[name].shape, np.zeros(self._tensors[name].shape, np.float32))
-        return self._source.tensor(stored, copy=copy)
+        spec, pieces = self.spec(name), self._found.get(name)
+        if pieces is None:
+            return Tensor(spec.kind, spec.shape, np.zeros(spec.shape, np.float32))
+        if pieces[0].whole and not pieces[1:]:
+            return self._source.tensor(pieces[0].name, copy=copy)
+        views = [piece.view(self._source.entries(piece.name, piece.entries, copy=copy)) for piece in pieces]
+        rows = [view.reshape(-1, *view.shape[2:]) for view in views]
+        data = np.concatenate(rows) if rows[1:] else np.ascontiguousarray(rows[0])
+        return Tensor(spec.kind, spec.shape, data.reshape(spec.shape))
 
     def file_of(self, name: str) -> Path:
-        return self._source.file_of(self._stored_names[name]) if name in self._stored_names else self.path
+        return self._source.file_of(self._found[name][0].name) if name in self._found else self.path
 
     def _evidence(self) -> Iterator[bytes]:
         return self._source._evidence()

@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import tiny
 from quantkit import formats
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, PackedModelError
 from quantkit.formats import ModelSource
-from quantkit.tensor import TensorSpec
+from quantkit.formats.mapped import MappedFile
+from quantkit.quantization.conversion import convert
+from quantkit.tensor import Piece, TensorSpec
 
 UP = "model.layers.0.mlp.up_proj.weight"
 
@@ -96,3 +100,116 @@ def test_other_left_overs_are_one_warning(tmp_path: Path, caplog) -> None:
         f"{tmp_path}: the model does not use tensor 'model.layers.1.mlp.up_proj.weight' and 2 more, such as "
         "'adapter.weight'; left out"
     ]
+
+
+QKV, NORMS = "model.layers.0.self_attn.qkv_proj.weight", "model.layers.0.self_attn.norms"
+FUSED = np.arange(48, dtype=np.float32).reshape(12, 4)
+
+
+def fused_source(folder: Path, **tensors: NDArray[Any]) -> ModelSource:
+    """A folder with the tensor `QKV`, and others."""
+    stored = {QKV: FUSED, **tensors}
+    kinds = {"float32": "F32", "float16": "F16", "uint16": "BF16"}
+    tiny.checkpoint(folder)
+    entries = {name: (kinds[array.dtype.name], array) for name, array in stored.items()}
+    tiny.write_safetensors(folder / "model.safetensors", entries)
+    return formats.open(folder)
+
+
+def rows_of(begin: int, end: int, **options: Any) -> TensorSpec:
+    name = f"model.layers.0.self_attn.{begin}_{end}.weight"
+    pieces = (Piece(QKV, options.pop("shape", (12, 4)), begin, end, **{"period": 12} | options),)
+    return TensorSpec(name, (end - begin, 4), "linear", pieces=pieces)
+
+
+@pytest.mark.parametrize("copy", [False, True])
+def test_rows_of_a_fused_tensor(copy: bool, tmp_path: Path) -> None:
+    q, kv = rows_of(0, 8), rows_of(8, 12)
+    selection = fused_source(tmp_path).select(program(kv, q))
+    assert selection.unused == ()
+    for spec, rows in ((q, FUSED[:8]), (kv, FUSED[8:])):
+        tensor = selection.tensor(spec.name, copy=copy)
+        assert (tensor.kind, tensor.shape) == ("f32", spec.shape) == (selection.spec(spec.name).kind, rows.shape)
+        np.testing.assert_array_equal(tensor.data, rows)
+        assert tensor.data.flags.c_contiguous
+        assert tensor.data.flags.writeable == copy  # a map is not
+        assert selection.file_of(spec.name) == tmp_path / "model.safetensors"
+
+
+def test_only_the_rows_that_are_wanted_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    selection = fused_source(tmp_path).select(program(rows_of(8, 12)))
+    read = []
+    original = MappedFile.read
+    monkeypatch.setattr(MappedFile, "read", lambda self, *args: read.append(args[1]) or original(self, *args))
+    selection.tensor(rows_of(8, 12).name, copy=True)
+    assert read == [(4, 4)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint16])
+def test_other_patterns_become_arrays_of_their_own(dtype: type, tmp_path: Path) -> None:
+    stored = np.arange(48).reshape(4, 12).astype(dtype)
+    source = fused_source(tmp_path, **{QKV: stored})
+    spec = TensorSpec("q.weight", (6, 4), pieces=(Piece(QKV, (4, 12), 1, 2, 2, transposed=True),))
+    tensor = source.select(program(spec)).tensor("q.weight")
+    assert tensor.data.flags.c_contiguous
+    assert tensor.data.dtype == dtype
+    np.testing.assert_array_equal(tensor.data, stored.T[1::2])
+
+
+def test_pieces_one_below_the_other(tmp_path: Path) -> None:
+    norms = {f"{NORMS}.{head}.weight": np.full(3, head, np.float32) for head in range(4)}
+    spec = TensorSpec("norms", (12,), pieces=tuple(Piece(name, (3,)) for name in norms))
+    source = fused_source(tmp_path, **norms)
+    tensor = source.select(program(spec, rows_of(0, 12))).tensor("norms")
+    np.testing.assert_array_equal(tensor.data, np.repeat(np.arange(4), 3))
+
+
+def test_its_own_name_comes_before_pieces(tmp_path: Path) -> None:
+    spec = rows_of(0, 2)
+    source = fused_source(tmp_path, **{spec.name: np.full((2, 4), 7, np.float32)})
+    assert source.select(program(spec, rows_of(2, 12))).tensor(spec.name).data.max() == 7
+
+
+def test_an_optional_piece_stands_for_zeros(tmp_path: Path) -> None:
+    bias = TensorSpec("q.bias", (3,), optional=True, pieces=(Piece("qkv.bias", (9,), 0, 3, 9),))
+    source = fused_source(tmp_path)
+    assert not source.select(program(bias, rows_of(0, 12))).tensor("q.bias").data.any()
+
+
+SPOILT: dict[str, tuple[dict[str, NDArray[Any]], TensorSpec, str]] = {
+    "too few rows": ({QKV: FUSED[:11]}, rows_of(0, 8), r"has shape \(11, 4\), its configuration asks for \(12, 4\)"),
+    "too many rows": ({QKV: np.zeros((13, 4), np.float32)}, rows_of(0, 8), r"\(13, 4\), its .* asks for \(12, 4\)"),
+    "no matrix": ({QKV: np.zeros(48, np.float32)}, rows_of(0, 8), r"shape \(48,\), its .* asks for \(12, 4\)"),
+    "not transposed": ({}, rows_of(0, 8, shape=(4, 12), transposed=True), r"\(12, 4\), its .* asks for \(4, 12\)"),
+    "no stack": ({}, rows_of(0, 8, shape=(3, 12, 4), index=2), r"\(12, 4\), its .* asks for \(3, 12, 4\)"),
+    "not there": (
+        {QKV: FUSED},
+        TensorSpec("q.weight", (8, 4), pieces=(Piece("qkv.weight", (12, 4), 0, 8, 12),)),
+        r"has no tensor 'qkv\.weight' of shape \(12, 4\)",
+    ),
+    "a part is not there": (
+        {f"{NORMS}.0.weight": np.zeros(3, np.float32)},
+        TensorSpec("norms", (6,), pieces=tuple(Piece(f"{NORMS}.{head}.weight", (3,)) for head in range(2))),
+        r"has no tensor '.*norms\.1\.weight'",
+    ),
+    "parts of several kinds": (
+        {f"{NORMS}.0.weight": np.zeros(3, np.float32), f"{NORMS}.1.weight": np.zeros(3, np.float16)},
+        TensorSpec("norms", (6,), pieces=tuple(Piece(f"{NORMS}.{head}.weight", (3,)) for head in range(2))),
+        r"norms\.1\.weight' is f16 and '.*norms\.0\.weight' is f32, but both are one tensor",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+def test_stored_tensors_that_pieces_do_not_fit(fault: str, tmp_path: Path) -> None:
+    tensors, spec, message = SPOILT[fault]
+    with pytest.raises(CheckpointError, match=message):
+        fused_source(tmp_path, **tensors).select(program(spec))
+
+
+def test_of_blocks_no_rows_can_be_taken(tmp_path: Path) -> None:
+    convert(tiny.checkpoint(tmp_path / "model"), tmp_path / "packed")
+    stored = "model.layers.0.mlp.up_proj.weight"
+    spec = TensorSpec("half.weight", (80, 64), pieces=(Piece(stored, (160, 64), 0, 80, 160),))
+    with pytest.raises(PackedModelError, match=r"up_proj\.weight' is int4, of which no rows can be taken"):
+        formats.open(tmp_path / "packed").check(program(spec))

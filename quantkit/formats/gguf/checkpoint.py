@@ -102,12 +102,20 @@ class GGUFSource(ModelSource):
         return TensorSpec(name, entry.shape, kind="f16")
 
     def tensor(self, name: str, *, copy: bool = False) -> Tensor:
-        spec, entry, order = self.spec(name), self._entries[name], self._row_order(name)
-        if entry.dtype in PLAIN:
-            get = self._file.mapped.read if copy else self._file.mapped.view
-            data = get(PLAIN[entry.dtype][1], entry.shape, entry.begin)
-            return Tensor(spec.kind, spec.shape, data if order is None else data[order])
-        return Tensor(spec.kind, spec.shape, self._dequantize(name, entry, order))
+        spec = self.spec(name)
+        return Tensor(spec.kind, spec.shape, self.entries(name, slice(None), copy=copy))
+
+    def entries(self, name: str, wanted: slice, *, copy: bool = False) -> NDArray[Any]:
+        entry, order = self._entry(name), self._row_order(name)
+        if order is None:
+            entry = entry.part(wanted)
+        else:
+            order = order[wanted]
+        if entry.dtype not in PLAIN:
+            return self._dequantize(name, entry, order)
+        get = self._file.mapped.read if copy else self._file.mapped.view
+        data = get(PLAIN[entry.dtype][1], entry.shape, entry.begin)
+        return data if order is None else data[order]
 
     def file_of(self, name: str) -> Path:
         return self.path
@@ -140,9 +148,10 @@ class GGUFSource(ModelSource):
         kind = package.GGMLQuantizationType[entry.dtype]
         rows = math.prod(entry.shape[:-1])
         raw = self._file.mapped.read("u1", (rows, (entry.end - entry.begin) // max(rows, 1)), entry.begin)
-        result = np.empty((rows, entry.shape[-1]), np.float16)
+        shape = entry.shape if order is None else (len(order), *entry.shape[1:])
+        result = np.empty((math.prod(shape[:-1]), shape[-1]), np.float16)
         step = max(1, CHUNK // max(1, entry.shape[-1]))
-        for start in range(0, rows, step):
+        for start in range(0, len(result), step):
             part = raw[start : start + step] if order is None else raw[order[start : start + step]]
             with np.errstate(all="ignore"):
                 values = package.dequantize(part, kind)
@@ -151,7 +160,7 @@ class GGUFSource(ModelSource):
                 raise CheckpointError(
                     f"{self.path}: tensor {name!r} has values beyond f16's range; the file is damaged"
                 )
-        return result.reshape(entry.shape)
+        return result.reshape(shape)
 
     def _row_order(self, name: str) -> NDArray[np.intp] | None:
         """Rows of the file's q and k projections in Hugging Face's order; None where the order is the same.

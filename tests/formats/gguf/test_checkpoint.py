@@ -55,6 +55,8 @@ def test_tensors(kind: str, expected: str, tolerance: float, file: Path) -> None
         if tensor.kind == "bf16":
             got = (tensor.data.astype(np.uint32) << 16).view(np.float32)
         np.testing.assert_allclose(got, values, rtol=0, atol=tolerance * np.abs(values).max())
+        for copy in (False, True):
+            np.testing.assert_array_equal(checkpoint.entries(name, slice(7, 40), copy=copy), tensor.data[7:40])
 
 
 def test_dequantized_values_are_the_gguf_package_s(file: Path) -> None:
