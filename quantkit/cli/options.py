@@ -77,7 +77,7 @@ output_option = click.option("-o", "--output", type=path, required=True, metavar
 force_option = click.option("--force", is_flag=True, help="Replace DIR if it exists.")
 
 
-RANGE = re.compile(r"(\d+)(?:-(\d+)(?:([+*])(\d+))?)?")
+RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?")
 
 
 def integers(minimum: int) -> Any:

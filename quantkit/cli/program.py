@@ -62,7 +62,9 @@ class CommandLine(click.Group):
                 return 0
             except click.exceptions.Exit as end:  # after --help and --version
                 return end.exit_code
-            except Exception as error:
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # a panic of a library in Rust is no Exception
                 return _report(error, settings)
         except KeyboardInterrupt:
             if sys.stderr.isatty():
@@ -99,7 +101,7 @@ def _log_to_stderr() -> None:
         logging.getLogger(package).setLevel(logging.INFO)
 
 
-def _report(error: Exception, settings: Settings) -> int:
+def _report(error: BaseException, settings: Settings) -> int:
     """Say what went wrong; return the status."""
     match error:
         case BrokenPipeError():
@@ -118,7 +120,7 @@ def _report(error: Exception, settings: Settings) -> int:
     return USAGE if isinstance(error, OptionError) else FAILURE
 
 
-def _explain(error: Exception) -> str:
+def _explain(error: BaseException) -> str:
     match error:
         case QuantkitError():
             return str(error)

@@ -104,7 +104,7 @@ def test_a_plot_without_matplotlib_is_refused_before_the_model_is_looked_at(
     assert invoke("bench", tmp_path / "nothing", "--plot", tmp_path / "speed.jpg").exit_code == 2
 
 
-@pytest.mark.parametrize("values", ["", "x", "4-1", "1-4*1", "0-4*2", "1,,2", "1-4+0", "-1"])
+@pytest.mark.parametrize("values", ["", "x", "4-1", "1-4*1", "0-4*2", "1,,2", "1-4+0", "-1", "9" * 5000])
 def test_lists_that_make_no_sense_are_refused(invoke: Invoke, packed: Path, values: str) -> None:
     result = invoke("bench", packed, f"--n-prompt={values}")
     assert (result.exit_code, result.stdout) == (2, "")

@@ -97,6 +97,24 @@ def test_debug_shows_the_traceback(invoke: Invoke, args: list[str], tmp_path: Pa
     assert result.stderr.splitlines()[-1].startswith("error: ")
 
 
+class Panic(BaseException):
+    """What a library in Rust raises."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), Panic("broken"), RecursionError("broken")])
+def test_what_nobody_foresaw_is_one_line(
+    invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException
+) -> None:
+    def fail(path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("quantkit.formats.packed.verify", fail)
+    result = invoke("verify", tmp_path)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"error: {type(error).__name__}: broken (a bug in quantkit")
+    assert result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("args", [["--help"], ["--version"], ["run", "--help"], ["no-such-command"], ["inspect", "{}"]])
 def test_a_closed_pipe_ends_quietly(args: list[str], packed: Path) -> None:
     ours, theirs = os.pipe()
