@@ -94,7 +94,7 @@ class Quantkit:
                     self._model.forward(batch).argmax(axis=1)
                 seconds = time.perf_counter() - begin
                 for sequence in sequences:
-                    sequence.length = depth
+                    sequence.truncate(depth)
                 return seconds
 
             yield run
@@ -299,7 +299,7 @@ def main() -> None:
     """Take turns, print medians and ratios."""
     options = parse()
     with llama_contenders(options) as theirs, contextlib.closing(Quantkit(options.packed, options.threads)) as ours:
-        contenders = [ours, *theirs]
+        contenders: list[Quantkit | LlamaCpp] = [ours, *theirs]
         names = [contender.name for contender in contenders]
         if options.output == "md":
             print(markdown(COLUMNS), table_rule(list(COLUMNS.values())), sep="\n")

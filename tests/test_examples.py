@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import runpy
 import shlex
@@ -13,13 +14,14 @@ from typing import Any
 import pytest
 
 import tiny
+from quantkit import convert
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def quickstart(model: Path, folder: Path) -> str:
     """What `quickstart.py MODEL` says, started in a folder."""
-    command = [sys.executable, EXAMPLES / "quickstart.py", model]
+    command: list[str | Path] = [sys.executable, EXAMPLES / "quickstart.py", model]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder, errors="replace")
     assert done.returncode == 0, done.stderr
     assert "generation: " in done.stderr
@@ -48,7 +50,7 @@ def test_quickstart_prints_a_command_that_runs(tmp_path: Path) -> None:
 
 
 def test_quickstart_passes_a_failure_on(tmp_path: Path) -> None:
-    command = [sys.executable, EXAMPLES / "quickstart.py", tmp_path / "nothing"]
+    command: list[str | Path] = [sys.executable, EXAMPLES / "quickstart.py", tmp_path / "nothing"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
@@ -64,6 +66,16 @@ def test_the_comparison_says_what_it_lacks(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("llama-cpp-python is not installed")
     assert "CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python" in done.stderr
+
+
+def test_the_comparison_runs_steps_behind_the_same_tokens_again_and_again(tmp_path: Path) -> None:
+    convert(tiny.checkpoint(tmp_path / "tiny"), tmp_path / "packed")
+    program = runpy.run_path(str(EXAMPLES / "compare_llama_cpp.py"))
+    with (
+        contextlib.closing(program["Quantkit"](tmp_path / "packed", threads=1)) as contender,
+        contender.ready(batch=2, depth=200, room=50) as run,  # the context of 256 does not hold two turns
+    ):
+        assert all(run([[[5] * 50] * 2]) > 0 for _ in range(3))
 
 
 def table_program() -> dict[str, Any]:
@@ -82,7 +94,7 @@ def test_the_readmes_show_what_was_measured(file: str, text: str) -> None:
 def test_the_table_has_the_rows_that_were_measured() -> None:
     program = table_program()
     short = program["ROWS"][0]
-    results = {
+    results: dict[str, dict[str, Any]] = {
         "smollm2-int4": {
             "conditions": {
                 "processor": "A CPU",
