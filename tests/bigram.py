@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from collections.abc import Sequence as Batch
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.engine.kv_cache import Sequence
+from quantkit.engine.model import PASS_TOKENS, Model
 from quantkit.errors import GenerationError
 
 
-class BigramSequence:
-    """Counts its tokens as a KV cache would, and knows whether it was closed."""
+class BigramSequence(Sequence):
+    """Counts its tokens as a KV cache would, and knows whether it was closed; it has no pages."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -30,8 +32,8 @@ class BigramSequence:
         self.closed = True
 
 
-class BigramModel:
-    """Stands in for `quantkit.engine.model.Model`.
+class BigramModel(Model):
+    """Stands in for the engine's model; it has no program, no weights and no threads.
 
     Parameters
     ----------
@@ -43,7 +45,6 @@ class BigramModel:
 
     def __init__(self, table: NDArray[np.float32], context_length: int = 64) -> None:
         self.table = np.asarray(table, np.float32)
-        self.vocab_size = self.table.shape[1]
         self.context_length = context_length
         self.sequences: list[BigramSequence] = []
         self.most_rows = 0
@@ -56,15 +57,20 @@ class BigramModel:
             table[token, successor] = 1
         return cls(table, context_length)
 
-    def new_sequence(self) -> Any:
+    @property
+    def vocab_size(self) -> int:
+        return int(self.table.shape[1])
+
+    def new_sequence(self) -> BigramSequence:
         self.sequences.append(BigramSequence())
         return self.sequences[-1]
 
     def forward(
-        self, batch: Sequence[tuple[BigramSequence, Sequence[int]]], *, every: bool = False, chunk: int = 256
+        self, batch: Batch[tuple[Sequence, Batch[int]]], *, every: bool = False, chunk: int = PASS_TOKENS
     ) -> NDArray[np.float32]:
-        rows = []
+        rows: list[int] = []
         for sequence, tokens in batch:
+            assert isinstance(sequence, BigramSequence)
             assert not sequence.closed
             sequence.tokens += tokens
             if sequence.length > self.context_length:

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,7 +108,7 @@ def test_no_room_for_the_folder(
 ) -> None:
     mkdir = Path.mkdir
 
-    def full(folder: Path, *args: object, **kwargs: object) -> None:
+    def full(folder: Path, *args: Any, **kwargs: Any) -> None:
         if folder == cache:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
         mkdir(folder, *args, **kwargs)
@@ -178,7 +180,7 @@ def squat_an_open_folder(name: Path) -> None:
 
 @pytest.mark.parametrize("squat", [squat_a_file, squat_a_link, squat_an_open_folder])
 def test_a_taken_temporary_name_is_not_used_and_stops_nothing(
-    cache: Path, temporary: Path, squat: object, caplog: pytest.LogCaptureFixture
+    cache: Path, temporary: Path, squat: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     cache.touch()
     taken = temporary / f"quantkit-{os.getuid()}"

@@ -201,7 +201,7 @@ def weight(name: str, shape: tuple[int, ...], seed: int = 0, *, zero_centred_nor
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     raw = np.random.PCG64(int.from_bytes(digest[:16], "little")).random_raw(math.prod(shape))
     values = raw.view(np.uint16).reshape(-1, 4).sum(axis=1, dtype=np.int64) - 2 * 65535
-    normal = (values / (65536 / math.sqrt(3))).reshape(shape)
+    normal: NDArray[np.float64] = (values / (65536 / math.sqrt(3))).reshape(shape)
     if len(shape) > 1:
         return (normal / math.sqrt(shape[-1])).astype(np.float32)
     if name.endswith("bias"):

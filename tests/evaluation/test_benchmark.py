@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import tiny
 from quantkit import convert
+from quantkit.engine.kv_cache import Sequence as Tokens
 from quantkit.engine.model import PASS_TOKENS, Model
 from quantkit.errors import OptionError
 from quantkit.evaluation import benchmark
-from quantkit.evaluation.benchmark import Measurement, Test, cases, measure
+from quantkit.evaluation.benchmark import Measurement, cases, measure
 from quantkit.evaluation.operations import OUTSIDE, WAITING
 from quantkit.evaluation.roofline import Ceilings, Costs
 from quantkit.generation.loading import load_model
 from quantkit_kernels.ceilings import Probe
 from quantkit_kernels.interpreter.operations import Chunk, Cost, _positions_seen
-
-Test.__test__ = False  # a class of the library, not one of pytest's
 
 
 class NoProbe:
@@ -45,33 +46,39 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 @pytest.mark.parametrize(
     ("test", "name"),
     [
-        (Test(512, 0), "pp512"),
-        (Test(0, 128), "tg128"),
-        (Test(0, 128, 512), "tg128 @ d512"),
-        (Test(0, 16, 8, 4), "tg16 b4 @ d8"),
+        (benchmark.Test(512, 0), "pp512"),
+        (benchmark.Test(0, 128), "tg128"),
+        (benchmark.Test(0, 128, 512), "tg128 @ d512"),
+        (benchmark.Test(0, 16, 8, 4), "tg16 b4 @ d8"),
     ],
 )
-def test_names_are_those_of_llama_bench(test: Test, name: str) -> None:
+def test_names_are_those_of_llama_bench(test: benchmark.Test, name: str) -> None:
     assert test.name == name
 
 
 def test_cases_skip_lengths_of_zero() -> None:
-    assert cases([512, 0], [128], [0, 64]) == [Test(512, 0), Test(0, 128), Test(512, 0, 64), Test(0, 128, 64)]
+    assert cases([512, 0], [128], [0, 64]) == [
+        benchmark.Test(512, 0),
+        benchmark.Test(0, 128),
+        benchmark.Test(512, 0, 64),
+        benchmark.Test(0, 128, 64),
+    ]
 
 
 def test_prompts_come_one_at_a_time_and_generation_in_every_batch() -> None:
-    assert cases([8], [4], [0], [1, 3]) == [Test(8, 0), Test(0, 4), Test(0, 4, 0, 3)]
+    assert cases([8], [4], [0], [1, 3]) == [benchmark.Test(8, 0), benchmark.Test(0, 4), benchmark.Test(0, 4, 0, 3)]
 
 
 def test_what_is_run_is_what_the_test_says(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, forward = [], model.forward
+    calls: list[list[tuple[int, int]]] = []
+    forward = model.forward
 
-    def record(batch, **options):
+    def record(batch: Sequence[tuple[Tokens, Sequence[int]]], **options: Any) -> NDArray[np.float32]:
         calls.append([(sequence.length, len(tokens)) for sequence, tokens in batch])
         return forward(batch, **options)
 
     monkeypatch.setattr(model, "forward", record)
-    tests = [Test(16, 0, 8), Test(0, 2, 8, 2)]
+    tests = [benchmark.Test(16, 0, 8), benchmark.Test(0, 2, 8, 2)]
     list(measure(model, tests, NoProbe(), repetitions=2))
     prompt, step = [[(8, 16)]], [[(8, 1), (8, 1)]]
     decode = [*step, [(9, 1), (9, 1)]]
@@ -80,13 +87,13 @@ def test_what_is_run_is_what_the_test_says(model: Model, monkeypatch: pytest.Mon
 
 
 def test_what_cannot_run_is_refused_before_anything_runs(model: Model) -> None:
-    for tests in ([], [Test(16, 0), Test(model.context_length, 1)]):
+    for tests in ([], [benchmark.Test(16, 0), benchmark.Test(model.context_length, 1)]):
         with pytest.raises(OptionError):
             next(measure(model, tests, NoProbe()))
 
 
 def test_statistics() -> None:
-    test, cost = Test(0, 10), Cost(weight_bytes=8000, cache_bytes=2000, macs=5000)
+    test, cost = benchmark.Test(0, 10), Cost(weight_bytes=8000, cache_bytes=2000, macs=5000)
     found = Measurement(test, 2, (1_000_000_000, 500_000_000), cost, Ceilings(4e4, 1e4))
     assert found.samples_ts == [10.0, 20.0]
     assert (found.avg_ts, found.avg_ns) == (15.0, 750_000_000)
@@ -114,7 +121,7 @@ def test_positions_seen_are_counted_one_by_one(count: int, depth: int, window: i
 
 
 def test_operations_make_up_the_clock_s_time(model: Model) -> None:
-    (found,) = measure(model, [Test(0, 3)], NoProbe(), repetitions=1, operations=True)
+    (found,) = measure(model, [benchmark.Test(0, 3)], NoProbe(), repetitions=1, operations=True)
     names = {operation.name: operation for operation in found.operations}
     assert {WAITING, OUTSIDE, "attention", "linear down_proj", "gated + quantize"} <= names.keys()
     assert sum(operation.share for operation in found.operations) == pytest.approx(1)

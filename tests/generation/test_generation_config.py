@@ -53,7 +53,7 @@ def test_the_repetition_penalty_counts_always(do_sample: dict[str, Any]) -> None
     ],
 )
 def test_off_in_every_spelling(name: str, value: float, expected: float) -> None:
-    found = sampled(**{name: value})
+    found: dict[str, Any] = sampled(**{name: value})
     assert found[name] == expected
     assert type(found[name]) is type(expected)
     penalty = found.pop("repetition_penalty", 1.0)
@@ -61,16 +61,16 @@ def test_off_in_every_spelling(name: str, value: float, expected: float) -> None
     make_logits_processors(penalty)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *(("top_k", value) for value in (-2, 1.5, "20", True, [20], math.nan)),
-        *(("top_p", value) for value in (-0.1, 1.1, "0.9", False, math.inf, 10**400)),
-        *(("min_p", value) for value in (-1, 2)),
-        *(("temperature", value) for value in (-0.5, {}, math.nan)),
-        *(("repetition_penalty", value) for value in (-1.0, "1.1")),
-    ],
-)
+BAD_VALUES: dict[str, list[object]] = {
+    "top_k": [-2, 1.5, "20", True, [20], math.nan],
+    "top_p": [-0.1, 1.1, "0.9", False, math.inf, 10**400],
+    "min_p": [-1, 2],
+    "temperature": [-0.5, {}, math.nan],
+    "repetition_penalty": [-1.0, "1.1"],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, bad in BAD_VALUES.items() for value in bad])
 def test_a_bad_value_names_file_and_field(name: str, value: object) -> None:
     with pytest.raises(CheckpointError, match=rf"generation_config\.json: {name} is "):
         sampled(**{name: value})

@@ -39,7 +39,7 @@ def saying(tokenizer: Tokenizer, text: str, *, then: int | None = END_OF_TURN, *
 def responses(
     model: BigramModel, tokenizer: Tokenizer, prompt: str | Sequence[Any] = "a", **options: Any
 ) -> list[GenerationResponse]:
-    return list(stream_generate(model, tokenizer, prompt, **options))  # type: ignore[arg-type]
+    return list(stream_generate(model, tokenizer, prompt, **options))
 
 
 def text_of(found: list[GenerationResponse]) -> str:
@@ -56,7 +56,7 @@ def test_text_up_to_the_end_token(tokenizer: Tokenizer) -> None:
     assert [response.generation_tokens for response in found] == list(range(1, 8))
     assert {response.prompt_tokens for response in found} == {2}  # the BOS and "a"
     assert model.sequences[0].tokens == tokenizer.encode("abcdé!")
-    assert generate(model, tokenizer, "a") == "bcdé!"  # type: ignore[arg-type]
+    assert generate(model, tokenizer, "a") == "bcdé!"
 
 
 def test_other_end_tokens_count_too(tokenizer: Tokenizer) -> None:
@@ -83,7 +83,7 @@ def test_character_cut_by_the_limit_shows_as_replacement_at_the_end(tokenizer: T
 
 def test_prompts(tokenizer: Tokenizer) -> None:
     model = saying(tokenizer, "abc")
-    expected = {
+    expected: dict[str, tuple[Any, list[int]]] = {
         "text": ("xa", tokenizer.encode("xa")),
         "text with a BOS": ("<|begin_of_text|>xa", tokenizer.encode("xa")),
         "ids": ([7, 8], [7, 8]),
@@ -102,25 +102,25 @@ def test_prompts(tokenizer: Tokenizer) -> None:
 def test_empty_prompt_is_refused_at_once(tokenizer: Tokenizer, prompt: Any) -> None:
     model = saying(tokenizer, "ab")
     with pytest.raises(GenerationError, match="prompt is empty"):
-        stream_generate(model, tokenizer, prompt)  # type: ignore[arg-type]
+        stream_generate(model, tokenizer, prompt)
     assert model.sequences == []
 
 
 @pytest.mark.parametrize("prompt", [7, None, [1.5], ["a"], [True], b"a", {"role": "user"}, [[5]], np.ones((2, 2), int)])
 def test_a_prompt_of_another_kind_is_refused(tokenizer: Tokenizer, prompt: Any) -> None:
     with pytest.raises(GenerationError, match="expected a text, token ids, or messages"):
-        stream_generate(saying(tokenizer, "ab"), tokenizer, prompt)  # type: ignore[arg-type]
+        stream_generate(saying(tokenizer, "ab"), tokenizer, prompt)
 
 
 @pytest.mark.parametrize("token", [-1, tiny.VOCAB_SIZE])
 def test_token_outside_the_vocabulary_is_named(tokenizer: Tokenizer, token: int) -> None:
     with pytest.raises(GenerationError, match=f"token id {token} is outside .* 0 to {tiny.VOCAB_SIZE - 1}"):
-        stream_generate(saying(tokenizer, "ab"), tokenizer, [0, token])  # type: ignore[arg-type]
+        stream_generate(saying(tokenizer, "ab"), tokenizer, [0, token])
 
 
 def test_prompt_longer_than_the_context(tokenizer: Tokenizer) -> None:
     with pytest.raises(GenerationError, match="has 9 tokens, the model's context holds 8"):
-        stream_generate(saying(tokenizer, "ab", context_length=8), tokenizer, [5] * 9)  # type: ignore[arg-type]
+        stream_generate(saying(tokenizer, "ab", context_length=8), tokenizer, [5] * 9)
 
 
 @pytest.mark.parametrize("max_tokens", [-1, 100])
@@ -136,7 +136,7 @@ def test_generation_ends_when_the_context_is_full(tokenizer: Tokenizer, max_toke
 @pytest.mark.parametrize("max_tokens", [0, -2, 2.5, 2.0, True, "8", None])
 def test_bad_max_tokens(tokenizer: Tokenizer, max_tokens: int) -> None:
     with pytest.raises(OptionError, match=r"^max_tokens is "):
-        stream_generate(saying(tokenizer, "ab"), tokenizer, "a", max_tokens=max_tokens)  # type: ignore[arg-type]
+        stream_generate(saying(tokenizer, "ab"), tokenizer, "a", max_tokens=max_tokens)
 
 
 def test_stop_string_over_several_tokens_is_cut(tokenizer: Tokenizer) -> None:
@@ -153,7 +153,7 @@ def test_held_back_text_is_given_when_it_was_no_stop(tokenizer: Tokenizer) -> No
 @pytest.mark.parametrize("stop", ["", ["x", ""], 7, ["x", 7], None])
 def test_bad_stop_strings_are_refused(tokenizer: Tokenizer, stop: Any) -> None:
     with pytest.raises(OptionError, match=r"^stop is "):
-        stream_generate(saying(tokenizer, "ab"), tokenizer, "a", stop=stop)  # type: ignore[arg-type]
+        stream_generate(saying(tokenizer, "ab"), tokenizer, "a", stop=stop)
 
 
 @pytest.fixture(scope="module")
@@ -222,9 +222,11 @@ def test_penalties_and_seeded_sampling_together(tokenizer: Tokenizer) -> None:
     table = np.random.default_rng(0).normal(size=(tiny.VOCAB_SIZE, tiny.VOCAB_SIZE)).astype(np.float32)
 
     def text(seed: int) -> list[int]:
-        options = {"sampler": make_sampler(temp=1.0, top_k=50, seed=seed), "ignore_eos": True}
-        penalties = make_logits_processors(repetition_penalty=1.2)
-        found = responses(BigramModel(table), tokenizer, logits_processors=penalties, max_tokens=20, **options)
+        chosen: dict[str, Any] = {
+            "sampler": make_sampler(temp=1.0, top_k=50, seed=seed),
+            "logits_processors": make_logits_processors(repetition_penalty=1.2),
+        }
+        found = responses(BigramModel(table), tokenizer, max_tokens=20, ignore_eos=True, **chosen)
         return [response.token for response in found]
 
     assert text(1) == text(1) != text(2)
@@ -271,7 +273,7 @@ def test_sequence_is_closed_at_the_end(tokenizer: Tokenizer) -> None:
 
 def test_sequence_is_closed_when_the_reader_leaves(tokenizer: Tokenizer) -> None:
     model = saying(tokenizer, "abcdef")
-    stream = stream_generate(model, tokenizer, "a")  # type: ignore[arg-type]
+    stream = stream_generate(model, tokenizer, "a")
     next(stream)
     assert not model.sequences[0].closed
     stream.close()
@@ -296,7 +298,7 @@ def test_missing_chat_template_is_reported(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").unlink()
     plain = Tokenizer.from_folder(tmp_path)
     with pytest.raises(GenerationError, match="no chat template"):
-        stream_generate(saying(plain, "ab"), plain, [{"role": "user", "content": "a"}])  # type: ignore[arg-type]
+        stream_generate(saying(plain, "ab"), plain, [{"role": "user", "content": "a"}])
 
 
 def test_a_greedy_token_costs_little_beyond_the_model(tokenizer: Tokenizer) -> None:

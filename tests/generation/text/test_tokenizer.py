@@ -28,7 +28,7 @@ def test_bos_is_added_to_text_but_not_to_template_output() -> None:
     assert (KINDS["byte fallback"].bos_token_id, KINDS["byte fallback"].adds_bos) == (None, False)
 
 
-def opened(files: dict[str, bytes] = BYTE_LEVEL, **contents: Any) -> Tokenizer:
+def opened(files: dict[str, bytes] = BYTE_LEVEL, /, **contents: Any) -> Tokenizer:
     return Tokenizer(edited(files, **contents), "model")
 
 
