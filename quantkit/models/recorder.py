@@ -248,9 +248,16 @@ class Recorder:
         """`activation(gate) * up`, with one of `ACTIVATIONS`."""
         if gate.columns != up.columns:
             raise ValueError(f"cannot gate {gate.columns} and {up.columns} columns")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
-        return self._record("gated", (gate, up), gate.columns, activation=activation)
+        return self._record("gated", (gate, up), gate.columns, activation=_known(activation))
+
+    def activate(self, x: Value, activation: str) -> Value:
+        """`activation(x)`, with one of `ACTIVATIONS`, for an MLP without a gate."""
+        return self._record("activate", (x,), x.columns, activation=_known(activation))
+
+    def xielu(self, x: Value, module: str) -> Value:
+        """The activation of Apertus, by two learned numbers, `{module}.alpha_p` and `{module}.alpha_n`, each `[1]`."""
+        alphas = tuple(self._tensor(f"{module}.{name}", (1,), "bias") for name in ("alpha_p", "alpha_n"))
+        return self._record("xielu", (x,), x.columns, alphas)
 
     def select(self, x: Value) -> Value:
         """Keep only the rows whose logits are wanted -> `[wanted, columns]`."""
@@ -318,3 +325,9 @@ class Recorder:
             raise ValueError(f"{name}: its row in the table of operations asks for {spec.parameters}, {spec.weights}")
         self._operations.append(operation)
         return output
+
+
+def _known(activation: str) -> str:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
+    return activation

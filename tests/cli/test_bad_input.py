@@ -93,7 +93,7 @@ def test_damaged_weights(invoke: Invoke, tmp_path: Path, damage: str) -> None:
         ({"model_type": ...}, ("model_type",)),
         ({"rope_scaling": {"rope_type": "spiral", "factor": 4.0}}, ("spiral",)),
         ({"logits_scaling": 8.0}, ("config.json", "logits_scaling", "8.0")),
-        ({"hidden_act": "relu2"}, ("relu2",)),
+        ({"hidden_act": "mish"}, ("mish",)),
         ({"hidden_size": "64"}, ("hidden_size",)),
         ({"num_hidden_layers": 3}, ("model.layers.2",)),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ("gptq",)),

@@ -77,6 +77,14 @@ def test_norms_have_the_weights_that_a_checkpoint_has() -> None:
     assert [each.parameters["weight_columns"] for each in program.operations[1:-1]] == [0, 12, 12, 0, 12]
 
 
+def test_learned_numbers_of_an_activation_are_vectors() -> None:
+    ops = Recorder()
+    ops.select(ops.xielu(ops.embed("embed", 10, 8), "act_fn"))
+    specs = list(ops.program().tensors.values())[1:]
+    assert specs == [TensorSpec(f"act_fn.{name}", (1,), "bias") for name in ("alpha_p", "alpha_n")]
+    assert all(spec.is_vector for spec in specs)
+
+
 def test_a_tied_head_is_one_tensor_and_stays_an_embedding() -> None:
     ops = Recorder()
     ops.linear(ops.select(ops.embed("embed", 10, 8)), "embed", 10, role="head")
@@ -143,8 +151,10 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         ops.attention(ops.select(h), ops.store_kv(h, h, head_dim=2), scale=1.0)
     with pytest.raises(ValueError, match=r"embed\.weight is used as \(10, 8\) and as \(11, 8\)"):
         ops.linear(h, "embed", 11)
-    with pytest.raises(ValueError, match=r"unknown activation 'relu'"):
-        ops.gated(h, h, "relu")
+    with pytest.raises(ValueError, match=r"unknown activation 'mish'"):
+        ops.gated(h, h, "mish")
+    with pytest.raises(ValueError, match=r"unknown activation 'mish'"):
+        ops.activate(h, "mish")
 
 
 def test_rows_of_all_tokens_and_of_wanted_tokens_do_not_mix() -> None:

@@ -39,7 +39,7 @@ from quantkit_kernels.linear.plain import linear_bf16, linear_f16, linear_f32
 from quantkit_kernels.operands import Matrix, Rows
 from quantkit_kernels.rows.arithmetic import add, copy, scale
 from quantkit_kernels.rows.embedding import embed
-from quantkit_kernels.rows.gates import gated
+from quantkit_kernels.rows.mlp import activate, gated, xielu
 from quantkit_kernels.rows.norms import Norm, layer_norm, rms_norm
 from quantkit_kernels.rows.rotary import rope, rotation
 from quantkit_kernels.simd import get_i64, nanoseconds, put_i64, record_at
@@ -182,6 +182,10 @@ def _token_step(address, words, thread, token):
         add(a, b, out, columns)
     elif opcode == Opcode.GATED:
         gated(a, b, out, columns, step.activation)
+    elif opcode == Opcode.ACTIVATE:
+        activate(a, out, columns, step.activation)
+    elif opcode == Opcode.XIELU:
+        xielu(a, step.alpha_p, step.alpha_n, out, columns)
     elif opcode == Opcode.ROPE:
         rope(a, b, out, columns, step.head_dim)
     elif opcode == Opcode.STORE_KV:

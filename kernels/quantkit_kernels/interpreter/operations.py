@@ -156,6 +156,8 @@ _ROWS = (
     OperationSpec(truth.rms_norm, inputs=("x",), weights=("weight",), parameters=_NORM, in_place=("x",)),
     OperationSpec(truth.layer_norm, inputs=("x",), weights=("weight", "bias"), parameters=_NORM, in_place=("x",)),
     OperationSpec(truth.gated, inputs=("gate", "up"), parameters=("activation",), in_place=("gate", "up")),
+    OperationSpec(truth.activate, inputs=("x",), parameters=("activation",), in_place=("x",)),
+    OperationSpec(truth.xielu, inputs=("x",), weights=("alpha_p", "alpha_n"), in_place=("x",)),
     OperationSpec(truth.rotation, ("positions",), constant=True, parameters=("factor",)),
     OperationSpec(truth.rope, inputs=("x", "rotation"), parameters=("head_dim",), in_place=("x",)),
     OperationSpec(truth.store_kv, inputs=("k", "v"), parameters=("kv_heads", "head_dim")),

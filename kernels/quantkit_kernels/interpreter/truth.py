@@ -75,6 +75,17 @@ def gated(gate: Matrix, up: Matrix, *, activation: str) -> Matrix:
     return ACTIVATIONS[activation](gate) * up
 
 
+def activate(x: Matrix, *, activation: str) -> Matrix:
+    """`activation(x)`."""
+    return ACTIVATIONS[activation](x)
+
+
+def xielu(x: Matrix, alpha_p: Matrix, alpha_n: Matrix) -> Matrix:
+    """`p x² + x / 2` for positive x, else `a (e^x - 1 - x) + x / 2`; `p` and `a` are softplus of learned numbers."""
+    p, a = np.logaddexp(0, alpha_p), 0.5 + np.logaddexp(0, alpha_n)
+    return np.where(x > 0, p * x**2, a * (np.expm1(np.minimum(x, -1e-6)) - x)) + x / 2
+
+
 def rotation(positions: Ids, frequencies: Matrix, *, factor: float) -> Matrix:
     """Cosines, then sines, of `position * frequencies`, times `factor`."""
     angles = positions[:, None] * frequencies
@@ -134,5 +145,9 @@ ACTIVATIONS: dict[str, Any] = {
     "silu": lambda x: x / (1 + np.exp(-x)),
     "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
     "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "relu": lambda x: np.maximum(x, 0),
+    "relu2": lambda x: np.maximum(x, 0) ** 2,
 }
-"""Activation functions by name; `rows/functions.py` has the kernels, in this order."""
+"""Activation functions by name; `rows/mlp.py` numbers them in this order."""

@@ -65,6 +65,14 @@ def exp(x):
 
 
 @jit
+def expm1_negative(x):
+    """e**x - 1 for -87 <= x <= 0, within 3 ulp, near 0 as well."""
+    n = round_even(x * splat_wide(LOG2_E))
+    power = power_of_two(to_i32(n))
+    return fma(_expm1_near_zero(_less_multiples(x, n)), power, power - splat_wide(1.0))
+
+
+@jit
 def exp_negative(x):
     """e**x for x <= 0, within 2 ulp, 0 below -87: faster than `exp`, for the weights of attention.
 
@@ -85,9 +93,7 @@ def exp_negative(x):
 def tanh(x):
     """The hyperbolic tangent, within 3 ulp: -m / (m + 2), m = exp(-2 |x|) - 1, with the sign of x."""
     y = clamp(absolute(x) * splat_wide(-2.0), splat_wide(-2 * FLAT), splat_wide(0.0))
-    n = round_even(y * splat_wide(LOG2_E))
-    power = power_of_two(to_i32(n))
-    m = fma(_expm1_near_zero(_less_multiples(y, n)), power, power - splat_wide(1.0))
+    m = expm1_negative(y)
     return copysign(m / (m + splat_wide(2.0)), x)
 
 
@@ -104,6 +110,32 @@ def _logistic(x, y):
 def silu(x):
     """x / (1 + exp(-x)), within 4 ulp."""
     return _logistic(x, x)
+
+
+@jit
+def quick_gelu(x):
+    """x / (1 + exp(-1.702 x)): within 4 ulp where |x| < 1; its error grows as that of exp(y) from a rounded y."""
+    return _logistic(x, x * splat_wide(1.702))
+
+
+@jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)), within 4 ulp."""
+    e = exp(splat_wide(0.0) - absolute(x))
+    return where_less(x, splat_wide(0.0), e, splat_wide(1.0)) / (e + splat_wide(1.0))
+
+
+@jit
+def relu(x):
+    """x where it is positive, else 0; NaN stays NaN."""
+    return where_less(x, splat_wide(0.0), splat_wide(0.0), x)
+
+
+@jit
+def relu2(x):
+    """The square of `relu` (So et al., arXiv:2109.08668)."""
+    positive = relu(x)
+    return positive * positive
 
 
 @jit

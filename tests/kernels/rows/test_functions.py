@@ -9,38 +9,34 @@ import numpy as np
 import pytest
 
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.rows.functions import exp, exp_negative, gelu, gelu_tanh, silu, tanh
+from quantkit_kernels.rows import functions
 from quantkit_kernels.simd import load_wide_f32, store, zeros_wide
 
 SMALLEST = np.finfo(np.float32).smallest_normal
-EXP, SILU, GELU, GELU_TANH, EXP_NEGATIVE, TANH = range(6)
 
 
-@jit(entry=True)
-def apply(function, x, out, n):
-    for place in range(0, 4 * n, 64):
-        v = load_wide_f32(x + place, zeros_wide(1, 1))
-        if function == EXP:
-            y = exp(v)
-        elif function == SILU:
-            y = silu(v)
-        elif function == GELU:
-            y = gelu(v)
-        elif function == GELU_TANH:
-            y = gelu_tanh(v)
-        elif function == EXP_NEGATIVE:
-            y = exp_negative(v)
-        else:
-            y = tanh(v)
-        store(out + place, y)
+def _over_rows(function):
+    @jit(entry=True)
+    def apply(x, out, n):
+        for place in range(0, 4 * n, 64):
+            store(out + place, function(load_wide_f32(x + place, zeros_wide(1, 1))))
+
+    return apply
 
 
-def run(function, x):
+NAMES = (
+    *("exp", "exp_negative", "expm1_negative", "tanh"),
+    *("silu", "gelu", "gelu_tanh", "quick_gelu", "sigmoid", "relu", "relu2"),
+)
+FUNCTIONS = {name: _over_rows(getattr(functions, name)) for name in NAMES}
+
+
+def run(name, x):
     x = np.ascontiguousarray(x, np.float32)
     padded = np.zeros(-(-x.size // 16) * 16, np.float32)
     padded[: x.size] = x
     out = np.empty_like(padded)
-    apply(function, padded.ctypes.data, out.ctypes.data, padded.size)
+    FUNCTIONS[name](padded.ctypes.data, out.ctypes.data, padded.size)
     return out[: x.size]
 
 
@@ -57,6 +53,18 @@ def exact_silu(x):
     return x / (1 + np.exp(-x))
 
 
+def exact_quick_gelu(x):
+    return x / (1 + np.exp(-1.702 * x))
+
+
+def exact_sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def exact_relu(x):
+    return np.maximum(x, 0)
+
+
 def ulps(got, exact):
     """Error in units of the last place of the exact result; those of the smallest normal number below it."""
     unit = np.spacing(np.maximum(np.abs(exact), SMALLEST).astype(np.float32)).astype(np.float64)
@@ -64,63 +72,92 @@ def ulps(got, exact):
 
 
 @pytest.mark.parametrize(
-    ("function", "exact", "low", "high", "budget"),
+    ("name", "exact", "low", "high", "budget"),
     [
-        (EXP, np.exp, -87.0, 88.7, 1.0),
-        (EXP_NEGATIVE, np.exp, -87.0, 0.0, 2.0),
-        (SILU, exact_silu, -87.0, 100.0, 4.0),
-        (GELU, exact_gelu, -12.8, 100.0, 8.0),
-        (GELU_TANH, exact_gelu_tanh, -0.5, 100.0, 4.0),
-        (TANH, np.tanh, -12.0, 12.0, 3.0),
+        ("exp", np.exp, -87.0, 88.7, 1.0),
+        ("exp_negative", np.exp, -87.0, 0.0, 2.0),
+        ("expm1_negative", np.expm1, -87.0, 0.0, 3.0),
+        ("tanh", np.tanh, -12.0, 12.0, 3.0),
+        ("silu", exact_silu, -87.0, 100.0, 4.0),
+        ("gelu", exact_gelu, -12.8, 100.0, 8.0),
+        ("gelu_tanh", exact_gelu_tanh, -0.5, 100.0, 4.0),
+        ("quick_gelu", exact_quick_gelu, -0.5, 100.0, 4.0),
+        ("sigmoid", exact_sigmoid, -87.0, 100.0, 4.0),
+        ("relu", exact_relu, -100.0, 100.0, 0.0),
+        ("relu2", lambda x: exact_relu(x) ** 2, -100.0, 100.0, 0.5),
     ],
-    ids=["exp", "exp_negative", "silu", "gelu", "gelu_tanh", "tanh"],
 )
-def test_within_a_few_units_of_the_last_place(function, exact, low, high, budget):
-    near = np.linspace(-1.0, 1.0, 20_001) * min(-low, 1.0)
+def test_within_a_few_units_of_the_last_place(name, exact, low, high, budget):
+    near = np.clip(np.linspace(-1.0, 1.0, 20_001), low, high)
     x = np.concatenate([np.linspace(low, high, 100_001), near]).astype(np.float32)
-    errors = ulps(run(function, x), exact(x.astype(np.float64)))
+    errors = ulps(run(name, x), exact(x.astype(np.float64)))
     assert errors.max() <= budget, x[errors.argmax()]
 
 
-def test_tail_of_gelu_tanh_is_accurate_relative_to_its_exponent():
+@pytest.mark.parametrize(
+    ("name", "exact", "exponent"),
+    [
+        ("gelu_tanh", exact_gelu_tanh, lambda x: math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)),
+        ("quick_gelu", exact_quick_gelu, lambda x: 1.702 * x),
+    ],
+)
+def test_tails_of_gelus_are_accurate_relative_to_their_exponent(name, exact, exponent):
     x = np.linspace(-6.0, -0.5, 50_001).astype(np.float32)
-    exact = exact_gelu_tanh(x.astype(np.float64))
-    exponent = np.abs(math.sqrt(8 / math.pi) * (x + 0.044715 * x.astype(np.float64) ** 3))
-    assert (np.abs(run(GELU_TANH, x) - exact) <= 2.0**-22 * (1 + exponent) * np.abs(exact)).all()
+    wide = x.astype(np.float64)
+    error = np.abs(run(name, x) - exact(wide))
+    assert (error <= 2.0**-22 * (1 + np.abs(exponent(wide))) * np.abs(exact(wide))).all()
 
 
 def test_exp_reaches_zero_subnormal_numbers_and_infinity():
     x = np.array([0.0, -0.0, -100.0, -103.9, -104.1, -1e30, 88.73, 89.5, 1e30, np.inf, -np.inf, np.nan], np.float32)
     expected = [1, 1, np.exp(-100.0), np.exp(-103.9), 0, 0, np.inf, np.inf, np.inf, np.inf, 0, np.nan]
-    np.testing.assert_allclose(run(EXP, x), expected, rtol=0, atol=1.4e-45)
+    np.testing.assert_allclose(run("exp", x), expected, rtol=0, atol=1.4e-45)
 
 
 def test_exp_negative_is_one_at_zero_and_zero_far_away():
     x = np.array([0.0, -0.0, -1e-30, -87.1, -1e30, -3e38, -np.inf, np.nan], np.float32)
-    np.testing.assert_array_equal(run(EXP_NEGATIVE, x), np.array([1, 1, 1, 0, 0, 0, 0, np.nan], np.float32))
+    np.testing.assert_array_equal(run("exp_negative", x), np.array([1, 1, 1, 0, 0, 0, 0, np.nan], np.float32))
 
 
 def test_tanh_is_odd_and_ends_at_one():
     x = np.array([0.0, 1e-38, 1e-5, 0.5, 9.0, 10.1, 3e38, np.inf, np.nan], np.float32)
-    got = run(TANH, x)
+    got = run("tanh", x)
     np.testing.assert_array_equal(got[[0, 5, 6, 7, 8]], np.array([0, 1, 1, 1, np.nan], np.float32))
     assert (ulps(got[:5], np.tanh(x[:5].astype(np.float64))) <= 3).all()
-    np.testing.assert_array_equal(run(TANH, -x), -got)
-    assert np.signbit(run(TANH, -x)[0])
+    np.testing.assert_array_equal(run("tanh", -x), -got)
+    assert np.signbit(run("tanh", -x)[0])
 
 
-@pytest.mark.parametrize("function", [SILU, GELU, GELU_TANH])
-def test_limits_of_activations(function):
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh", "quick_gelu", "relu"])
+def test_limits_of_activations(name):
     x = np.array([np.inf, 1e30, 3e38, 0.0, -3e38, -1e30, -np.inf, np.nan], np.float32)
-    np.testing.assert_array_equal(run(function, x), np.array([np.inf, 1e30, 3e38, 0, 0, 0, 0, np.nan], np.float32))
+    np.testing.assert_array_equal(run(name, x), np.array([np.inf, 1e30, 3e38, 0, 0, 0, 0, np.nan], np.float32))
+
+
+def test_limits_of_sigmoid_and_relu2():
+    x = np.array([np.inf, 3e38, 0.0, -3e38, -np.inf, np.nan], np.float32)
+    np.testing.assert_array_equal(run("sigmoid", x), np.array([1, 1, 0.5, 0, 0, np.nan], np.float32))
+    np.testing.assert_array_equal(run("relu2", x), np.array([np.inf, np.inf, 0, 0, 0, np.nan], np.float32))
 
 
 def test_bits_are_the_same_on_every_machine():
     x = (np.arange(-20_000, 20_000) / 256).astype(np.float32)
-    inputs = [x, x, x, x, -np.abs(x), x]
-    digests = [hashlib.sha256((run(f, y) + np.float32(0)).tobytes()).hexdigest()[:12] for f, y in enumerate(inputs)]
-    assert digests == DIGESTS
+    inputs = {name: -np.abs(x) if name.endswith("_negative") else x for name in NAMES}
+    results = {name: (run(name, y) + np.float32(0)).tobytes() for name, y in inputs.items()}
+    assert {name: hashlib.sha256(bits).hexdigest()[:12] for name, bits in results.items()} == DIGESTS
 
 
-DIGESTS = ["95a481da789f", "5957c502dfcd", "8168cd80fa05", "f316fa532303", "36aabad914d6", "fb9f1ffaa471"]
+DIGESTS = {
+    "exp": "95a481da789f",
+    "exp_negative": "36aabad914d6",
+    "expm1_negative": "c70e5b079476",
+    "tanh": "fb9f1ffaa471",
+    "silu": "5957c502dfcd",
+    "gelu": "8168cd80fa05",
+    "gelu_tanh": "f316fa532303",
+    "quick_gelu": "a37afdfba688",
+    "sigmoid": "c9262261a262",
+    "relu": "238940f73ba7",
+    "relu2": "4618bcb9f158",
+}
 """Of results on x86-64 with AVX2, AVX-512 VNNI and plain LLVM vectors, which are equal."""

@@ -1,0 +1,78 @@
+"""What stands between the products of an MLP: an activation, gated or not. `functions.py` has the functions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.rows.functions import (
+    SMALLEST,
+    expm1_negative,
+    gelu,
+    gelu_tanh,
+    quick_gelu,
+    relu,
+    relu2,
+    sigmoid,
+    silu,
+)
+from quantkit_kernels.simd import clamp, get_f32, load_line_f32, splat_wide, store, where_less
+
+SILU, GELU, GELU_TANH, QUICK_GELU, SIGMOID, RELU, RELU2 = range(7)
+"""Positions in `interpreter.operations.ACTIVATIONS` (a test compares)."""
+XIELU_BETA, XIELU_EPS = 0.5, -1e-6
+
+
+@jit
+def activate(x, out, n, activation):
+    """`out = activation(x)`."""
+    for place in range(0, 4 * n, 64):
+        store(out + place, _activated(load_line_f32(x + place), activation))
+
+
+@jit
+def gated(gate, up, out, n, activation):
+    """`out = activation(gate) * up`."""
+    for place in range(0, 4 * n, 64):
+        store(out + place, _activated(load_line_f32(gate + place), activation) * load_line_f32(up + place))
+
+
+@jit
+def _activated(x, activation):
+    if activation == SILU:
+        return silu(x)
+    if activation == GELU:
+        return gelu(x)
+    if activation == GELU_TANH:
+        return gelu_tanh(x)
+    if activation == QUICK_GELU:
+        return quick_gelu(x)
+    if activation == SIGMOID:
+        return sigmoid(x)
+    if activation == RELU:
+        return relu(x)
+    return relu2(x)
+
+
+@jit
+def xielu(x, alpha_p, alpha_n, out, n):
+    """xIELU (Huang and Schlag, arXiv:2411.13010), by the two learned numbers at `alpha_p` and `alpha_n`.
+
+    `p * x**2 + x / 2` for x > 0, else `a * (e**x - 1 - x) + x / 2`, with `p = softplus(alpha_p)` and
+    `a = 1 / 2 + softplus(alpha_n)`.
+    """
+    positive = splat_wide(_softplus(get_f32(alpha_p)))
+    negative = splat_wide(XIELU_BETA + _softplus(get_f32(alpha_n)))
+    zero, beta, eps, lowest = splat_wide(0.0), splat_wide(XIELU_BETA), splat_wide(XIELU_EPS), splat_wide(SMALLEST)
+    for place in range(0, 4 * n, 64):
+        v = load_line_f32(x + place)
+        curve = (expm1_negative(clamp(v, lowest, eps)) - v) * negative
+        store(out + place, where_less(zero, v, positive * v * v, curve) + beta * v)
+
+
+@jit
+def _softplus(x):
+    """log(1 + e**x), f32."""
+    return np.float32(max(x, 0.0) + math.log(1.0 + math.exp(-abs(x))))

@@ -1,0 +1,63 @@
+"""Activations of a row, gated and not, against float64: any number of columns, in place, with padding of NaN."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from arrays import address, result, row
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.interpreter import truth
+from quantkit_kernels.interpreter.operations import ACTIVATIONS
+from quantkit_kernels.rows import mlp
+
+
+@jit(entry=True)
+def activate(x, out, n, activation):
+    mlp.activate(x, out, n, activation)
+
+
+@jit(entry=True)
+def gated(gate, up, out, n, activation):
+    mlp.gated(gate, up, out, n, activation)
+
+
+@jit(entry=True)
+def xielu(x, alpha_p, alpha_n, out, n):
+    mlp.xielu(x, alpha_p, alpha_n, out, n)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("columns", [53, 16, 1])
+def test_activations(name, columns):
+    code = ACTIVATIONS.index(name)
+    gate, up = np.random.default_rng(code).standard_normal((2, columns)).astype(np.float32)
+    exact = truth.ACTIVATIONS[name](gate.astype(np.float64))
+    a, b = row(gate), row(up)
+    gated(address(a), address(b), address(b), columns, code)
+    np.testing.assert_allclose(result(b, columns), exact * up, rtol=1e-6, atol=1e-9)
+    activate(address(a), address(a), columns, code)
+    np.testing.assert_allclose(result(a, columns), exact, rtol=1e-6, atol=1e-9)
+
+
+def test_codes_are_those_of_the_table():
+    assert [getattr(mlp, name.upper()) for name in ACTIVATIONS] == list(range(len(ACTIVATIONS)))
+
+
+@pytest.mark.parametrize("alphas", [(0.2, -1.05), (-9.0, 30.0), (0.0, 0.0)])
+def test_xielu(alphas):
+    x = np.concatenate([np.linspace(-30, 30, 2001), np.linspace(-1e-3, 1e-3, 300), [0.0, -1e-6, -1e-9, -300.0, 1e4]])
+    x = x.astype(np.float32)
+    p, n = (np.array([alpha], np.float32) for alpha in alphas)
+    a = row(x)
+    xielu(address(a), address(p), address(n), address(a), x.size)
+    exact = truth.xielu(x.astype(np.float64), p.astype(np.float64), n.astype(np.float64))
+    # Its two terms may cancel each other.
+    size = np.abs(x) * (1 + np.logaddexp(0, n).astype(np.float64))
+    assert (np.abs(result(a, x.size) - exact) <= 3e-7 * (size + np.abs(exact))).all()
+
+
+def test_xielu_of_nan_is_nan():
+    a, alpha = row([np.nan]), np.zeros(1, np.float32)
+    xielu(address(a), address(alpha), address(alpha), address(a), 1)
+    assert np.isnan(result(a, 1)).all()
