@@ -107,6 +107,8 @@ class AvxVnni(Dot):
     """vpdpbusd: u8 x i8 quadruples straight into int32."""
 
     def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+        # LLVM before 22 takes the bytes as i32; later ones accept it.
+        codes, x = builder.bitcast(codes, acc.type), builder.bitcast(x, acc.type)
         return call_llvm(builder, f"llvm.x86.avx512.vpdpbusd.{32 * acc.type.count}", acc.type, acc, codes, x)
 
     def i8_start(self, builder: Any, register: Any, start: Any) -> Any:

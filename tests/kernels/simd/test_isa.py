@@ -169,7 +169,7 @@ def test_assembly_has_the_instructions_of_the_set(
     ("triple", "features", "widen", "narrow"),
     [
         (X86, "+avx2,+f16c", ["vcvtph2ps"], ["vcvtps2ph"]),
-        (ARM, "+dotprod", ["fcvtl", "fcvtl2"], ["fcvtn", "fcvtn2"]),
+        (ARM, "+dotprod", ["fcvtl", "fcvtl"], ["fcvtn", "fcvtn"]),
     ],
 )
 def test_f16_is_converted_8_at_a_time(triple: str, features: str, widen: list[str], narrow: list[str]) -> None:
@@ -184,4 +184,5 @@ def test_f16_is_converted_8_at_a_time(triple: str, features: str, widen: list[st
     functions = assembly(module, triple, features)
     for name, expected in ("widen", widen), ("narrow", narrow):
         conversions = [line.split()[0] for line in functions[name] if re.match(r"v?cvt|fcvt|call|bl\b", line)]
-        assert sorted(conversions) == expected, functions[name]
+        # NEON has an instruction for each half of a register; LLVM before 20 does without that of the upper one.
+        assert [conversion.removesuffix("2") for conversion in conversions] == expected, functions[name]
