@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def test_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("special", ["missing", "folder", "fifo", "device", "null"])
 def test_what_is_no_regular_file(special: str, tmp_path: Path) -> None:
     file = tmp_path / "x"
-    make = {
+    make: dict[str, Callable[[], object]] = {
         "missing": lambda: None,
         "folder": file.mkdir,
         "fifo": lambda: os.mkfifo(file),

@@ -58,9 +58,10 @@ def exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     def unknown(*_: object) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    if request.param == "two renames":
+    way: str = request.param
+    if way == "two renames":
         monkeypatch.setattr(output, "_rename_exchange", unknown)
-    return request.param
+    return way
 
 
 # --- where a folder may be written ----------------------------------------------------------------------------------
@@ -90,23 +91,25 @@ def test_force_replaces_what_quantkit_wrote(tmp_path: Path, manifest: str) -> No
     check_output(tmp_path, force=True, source=NOWHERE)
 
 
+def replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        (folder / name).unlink()
+        make(folder / name)
+
+    return apply
+
+
 STRANGERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a thesis": (lambda folder: (folder / "thesis.tex").write_text("precious"), "thesis.tex"),
     "a hidden file": (lambda folder: (folder / ".git").write_text("gitdir: x"), ".git"),
     "a folder": (lambda folder: (folder / "drafts").mkdir(), "drafts"),
-    "a folder of a listed name": (
-        lambda folder: ((folder / "config.json").unlink(), (folder / "config.json").mkdir()),
-        "config.json",
-    ),
+    "a folder of a listed name": (replaced("config.json", Path.mkdir), "config.json"),
     "another checkpoint": (lambda folder: (folder / "quantkit.json").unlink(), "config.json"),
     "a manifest of somebody else's": (lambda folder: (folder / "quantkit.json").write_text("{}"), "config.json"),
     "a manifest that is no object": (lambda folder: (folder / "quantkit.json").write_text("[1]"), "config.json"),
     "a manifest that is no JSON": (lambda folder: (folder / "quantkit.json").write_bytes(b"\xff"), "config.json"),
     "a manifest that nests deeply": (lambda folder: (folder / "quantkit.json").write_text("[" * 9**6), "config.json"),
-    "a pipe": (
-        lambda folder: ((folder / "quantkit.json").unlink(), os.mkfifo(folder / "quantkit.json")),
-        "config.json",
-    ),
+    "a pipe": (replaced("quantkit.json", os.mkfifo), "config.json"),
 }
 
 

@@ -215,6 +215,11 @@ def rewrite(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], obj
     return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
 
 
+def put_a_folder_there(folder: Path) -> None:
+    (folder / CONFIG).unlink()
+    (folder / CONFIG).mkdir()
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (rewrite(WEIGHTS, lambda raw: raw[:-1]), r"safetensors.*truncated"),
     "too long": (rewrite(WEIGHTS, lambda raw: raw + b"\0"), r"safetensors.*bytes after"),
@@ -222,7 +227,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "header beyond the file": (rewrite(WEIGHTS, lambda raw: b"\xff" * 7 + b"\x00" + raw[8:]), "safetensors"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), r"safetensors.*no such file"),
     "no config": (lambda folder: (folder / CONFIG).unlink(), r"config\.json.*no such file"),
-    "config is a folder": (lambda folder: ((folder / CONFIG).unlink(), (folder / CONFIG).mkdir()), r"config\.json"),
+    "config is a folder": (put_a_folder_there, r"config\.json"),
     "config is no JSON": (rewrite(CONFIG, lambda raw: raw[:-3]), r"config\.json.*not JSON"),
     "config is a list": (rewrite(CONFIG, lambda raw: b"[]"), r"config\.json.*not a JSON object"),
     "config nests deeply": (rewrite(CONFIG, lambda raw: b"[" * 200_000), r"config\.json.*nested too deeply"),

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -36,7 +37,7 @@ def entry(begin: int, end: int, dtype: str = "U8", shape: list[Any] | None = Non
 
 def test_reads_what_the_official_library_writes(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    tensors = {
+    tensors: dict[str, NDArray[Any]] = {
         "a.weight": random.standard_normal((5, 7)).astype(np.float32),
         "b.weight": random.standard_normal((3, 2, 4)).astype(np.float16),
         "c": random.integers(0, 256, 13, dtype=np.uint8),
@@ -67,7 +68,9 @@ def test_bf16_is_bit_patterns(tmp_path: Path) -> None:
 
 def test_unaligned_tensor_is_readable(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
-    path.write_bytes(raw({"a": entry(0, 1), "b": entry(1, 9, "F32", [2])}, b"\x01" + np.float32([3, 4]).tobytes()))
+    path.write_bytes(
+        raw({"a": entry(0, 1), "b": entry(1, 9, "F32", [2])}, b"\x01" + np.array([3, 4], np.float32).tobytes())
+    )
     array = SafetensorsFile(path).array("b")
     assert array.tolist() == [3.0, 4.0]
     assert array.flags.aligned
@@ -238,7 +241,7 @@ def test_what_is_no_regular_file_is_never_opened(special: str, tmp_path: Path) -
 def compare_with_the_library(path: Path) -> None:
     """What the library opens is opened and read the same; what it refuses is refused, with a CheckpointError."""
     try:
-        theirs = safe_open(path, "np")
+        theirs: Any = safe_open(path, "np")
     except SafetensorError:
         with pytest.raises(CheckpointError):
             SafetensorsFile(path)

@@ -49,7 +49,9 @@ def test_a_tensor_under_its_alias(tmp_path: Path) -> None:
     assert (selection.files, selection.identity()) == (source.files, source.identity())
 
 
-def test_its_own_name_comes_before_aliases_and_the_copy_is_harmless(tmp_path: Path, caplog) -> None:
+def test_its_own_name_comes_before_aliases_and_the_copy_is_harmless(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     source = source_of(tmp_path, "lm_head.weight", "model.embed_tokens.weight")
     embedding = TensorSpec("model.embed_tokens.weight", (2, 3), aliases=("lm_head.weight",))
     assert source.select(program(embedding)).tensor(embedding.name).data.max() == 1
@@ -80,7 +82,7 @@ def test_a_weight_of_a_layer_in_use_must_be_used(name: str, tmp_path: Path) -> N
         source.select(program(UP, "model.norm.weight"))
 
 
-def test_other_left_overs_are_one_warning(tmp_path: Path, caplog) -> None:
+def test_other_left_overs_are_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source = source_of(
         tmp_path,
         UP,
@@ -138,16 +140,21 @@ def test_rows_of_a_fused_tensor(copy: bool, tmp_path: Path) -> None:
 
 def test_only_the_rows_that_are_wanted_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     selection = fused_source(tmp_path).select(program(rows_of(8, 12)))
-    read = []
+    read: list[tuple[int, ...]] = []
     original = MappedFile.read
-    monkeypatch.setattr(MappedFile, "read", lambda self, *args: read.append(args[1]) or original(self, *args))
+
+    def noted(file: MappedFile, dtype: str, shape: tuple[int, ...], begin: int) -> NDArray[Any]:
+        read.append(shape)
+        return original(file, dtype, shape, begin)
+
+    monkeypatch.setattr(MappedFile, "read", noted)
     selection.tensor(rows_of(8, 12).name, copy=True)
     assert read == [(4, 4)]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint16])
 def test_other_patterns_become_arrays_of_their_own(dtype: type, tmp_path: Path) -> None:
-    stored = np.arange(48).reshape(4, 12).astype(dtype)
+    stored: NDArray[Any] = np.arange(48).reshape(4, 12).astype(dtype)
     source = fused_source(tmp_path, **{QKV: stored})
     spec = TensorSpec("q.weight", (6, 4), pieces=(Piece(QKV, (4, 12), 1, 2, 2, transposed=True),))
     tensor = source.select(program(spec)).tensor("q.weight")

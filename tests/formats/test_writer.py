@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -26,7 +27,9 @@ DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U8": np.uint
     st.randoms(use_true_random=False),
 )
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
-def test_the_official_library_reads_what_is_written(tmp_path: Path, tensors, alignment: int, random) -> None:
+def test_the_official_library_reads_what_is_written(
+    tmp_path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]], alignment: int, random: Random
+) -> None:
     path = tmp_path / "x.safetensors"
     path.unlink(missing_ok=True)
     expected = {
@@ -54,8 +57,8 @@ def test_the_official_library_reads_what_is_written(tmp_path: Path, tensors, ali
 
 def test_parts_are_written_one_after_the_other(tmp_path: Path) -> None:
     with SafetensorsWriter(tmp_path / "x", {"a": ("BF16", (3, 2)), "b": ("U8", (1,))}, {}) as writer:
-        writer.write("b", [np.uint8([9])])
-        writer.write("a", (np.uint16([[row, row]]) for row in range(3)))
+        writer.write("b", [np.array([9], np.uint8)])
+        writer.write("a", (np.array([[row, row]], np.uint16) for row in range(3)))
     file = SafetensorsFile(tmp_path / "x")
     assert file.array("a").tolist() == [[0, 0], [1, 1], [2, 2]]
     assert file.array("b").tolist() == [9]
@@ -63,7 +66,7 @@ def test_parts_are_written_one_after_the_other(tmp_path: Path) -> None:
 
 def test_bytes_by_hand(tmp_path: Path) -> None:
     with SafetensorsWriter(tmp_path / "x", {"a": ("U8", (2,))}, {"format": "pt"}) as writer:
-        writer.write("a", [np.uint8([1, 2])])
+        writer.write("a", [np.array([1, 2], np.uint8)])
     header = (
         b'{"__metadata__":{"format":"pt"},"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},'
         b'"padding.1":{"dtype":"U8","shape":[62],"data_offsets":[2,64]}}'
@@ -77,9 +80,9 @@ def test_missing_and_misfit_tensors_are_mistakes(tmp_path: Path) -> None:
         pytest.raises(ValueError, match="were not written: b"),
         SafetensorsWriter(tmp_path / "x", {"a": ("U8", (1,)), "b": ("U8", (1,))}, {}) as writer,
     ):
-        writer.write("a", [np.uint8([1])])
+        writer.write("a", [np.array([1], np.uint8)])
     with (
         pytest.raises(ValueError, match="a: 2 bytes are missing"),
         SafetensorsWriter(tmp_path / "y", {"a": ("U8", (4,))}, {}) as writer,
     ):
-        writer.write("a", [np.uint8([1, 2])])
+        writer.write("a", [np.array([1, 2], np.uint8)])

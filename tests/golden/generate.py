@@ -178,8 +178,8 @@ def main(names: Sequence[str]) -> None:
             checkpoint(Path(folder), name, kept.get("shapes"))
             vocab_size = CASES[name].overrides.get("vocab_size", 320)
             answer = transformers_logits(Path(folder), token_ids(vocab_size))
-        texts = {key: np.array(json.dumps(value)) for key, value in kept.items()}
-        np.savez_compressed(HERE / f"{name}.npz", logits=answer[list(ROWS)], **texts)
+        arrays: dict[str, Any] = {key: np.array(json.dumps(value)) for key, value in kept.items()}
+        np.savez_compressed(HERE / f"{name}.npz", logits=answer[list(ROWS)], **arrays)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from golden.generate import CASES, HERE, ROWS, checkpoint, token_ids, transforme
 from golden.generate import shapes as golden_shapes
 from quantkit import formats
 from quantkit.engine.binding import bind
+from quantkit.engine.model import Model
+from quantkit.generation.loading import load, load_model
 from quantkit.models.registry import read
 
 TOLERANCE = 1e-4
@@ -41,7 +43,8 @@ class Subject:
     @property
     def golden(self) -> NDArray[np.float32]:
         with np.load(HERE / f"{self.name}.npz") as file:
-            return file["logits"]
+            logits: NDArray[np.float32] = file["logits"]
+        return logits
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -51,9 +54,7 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def model(subject: Subject) -> Iterator[object]:
-    from quantkit.generation.loading import load_model
-
+def model(subject: Subject) -> Iterator[Model]:
     model = load_model(subject.folder, kv_dtype="f32", threads=2)
     yield model
     model.close()
@@ -64,7 +65,7 @@ def difference(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     return float(np.abs(a - b).max())
 
 
-def by_token(model, prompt: list[int]) -> NDArray[np.float32]:
+def by_token(model: Model, prompt: list[int]) -> NDArray[np.float32]:
     with model.new_sequence() as sequence:
         return np.concatenate([model.forward([(sequence, [token])]) for token in prompt])
 
@@ -91,11 +92,11 @@ def test_reference_equals_transformers(subject: Subject) -> None:
     assert difference(answer[list(ROWS)], subject.golden) <= TOLERANCE
 
 
-def test_engine_equals_transformers(subject: Subject, model) -> None:
+def test_engine_equals_transformers(subject: Subject, model: Model) -> None:
     assert difference(model(subject.prompt)[list(ROWS)], subject.golden) <= TOLERANCE
 
 
-def test_engine_token_by_token_equals_transformers(subject: Subject, model) -> None:
+def test_engine_token_by_token_equals_transformers(subject: Subject, model: Model) -> None:
     assert difference(by_token(model, subject.prompt)[list(ROWS)], subject.golden) <= TOLERANCE
 
 
@@ -110,7 +111,7 @@ def test_golden_files_are_what_transformers_answers(subject: Subject) -> None:
 
 
 @pytest.mark.live
-def test_engine_equals_live_transformers_token_by_token(subject: Subject, model) -> None:
+def test_engine_equals_live_transformers_token_by_token(subject: Subject, model: Model) -> None:
     expected = transformers_logits(subject.folder, subject.prompt, step=1)
     assert difference(by_token(model, subject.prompt), expected) <= TOLERANCE
 
@@ -118,8 +119,6 @@ def test_engine_equals_live_transformers_token_by_token(subject: Subject, model)
 @pytest.mark.live
 @pytest.mark.real
 def test_engine_equals_transformers_on_a_real_model() -> None:
-    from quantkit.generation.loading import load
-
     folder = Path(os.environ["QUANTKIT_TEST_MODEL"])
     model, tokenizer = load(folder, kv_dtype="f32")
     prose = Path(__file__).with_name("prose.txt").read_text().split("\n\n")

@@ -183,7 +183,8 @@ def as_transformers_saves_it(config: dict[str, Any], folder: Path) -> dict[str, 
 
     (folder / "config.json").write_text(json.dumps(config))
     AutoConfig.from_pretrained(folder).save_pretrained(folder)
-    return json.loads((folder / "config.json").read_text())
+    saved: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return saved
 
 
 @pytest.mark.live

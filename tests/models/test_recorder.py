@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from quantkit.models.recorder import Operation, Recorder, TensorSpec, Value
+from quantkit.models.recorder import Operation, Recorder, Value
+from quantkit.tensor import TensorSpec
 
 
 def test_operations_are_recorded_in_order() -> None:

@@ -192,7 +192,8 @@ def test_longrope_within_the_original_length_has_its_short_factors() -> None:
     scaled, factor = rotary(beyond | {"long_factor": short}, head_dim=8, context_length=64)
     assert scaled == (1.0, 0.25, 0.0625, 0.015625)
     assert factor == pytest.approx(math.sqrt(1 + math.log(4) / math.log(16)))
-    for factors in (short[:3], [*short[:3], 0], [*short[:3], "8"], 4, None, {}):
+    wrong: list[object] = [short[:3], [*short[:3], 0], [*short[:3], "8"], 4, None, {}]
+    for factors in wrong:
         with pytest.raises(CheckpointError, match=r"the rope parameter short_factor is .*, not 4 positive numbers"):
             rotary(parameters | {"short_factor": factors or 0}, head_dim=8, context_length=64)
 

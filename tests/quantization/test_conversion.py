@@ -310,7 +310,8 @@ def test_odd_names_of_the_source(tmp_path: Path, name: str, monkeypatch: pytest.
     source = tiny.checkpoint(tmp_path / "plain").rename(tmp_path / name)
     (source / "inside").mkdir()
     monkeypatch.chdir(source / "inside")
-    for number, spelling in enumerate((source, f"{source}/", "..", "../.", f"../../{name}")):
+    spellings: list[str | Path] = [source, f"{source}/", "..", "../.", f"../../{name}"]
+    for number, spelling in enumerate(spellings):
         convert(spelling, tmp_path / str(number))
         manifest = json.loads((tmp_path / str(number) / "quantkit.json").read_bytes())
         assert manifest["source"]["name"] == os.fsencode(name).decode("utf-8", "replace")
@@ -325,7 +326,8 @@ def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path) -> None:
     source.mkdir()
     config = tiny.config_of("llama", num_attention_heads=16, num_key_value_heads=16, **shape)
     (source / "config.json").write_text(json.dumps(config))
-    header, end = {}, 0
+    header: dict[str, dict[str, Any]] = {}
+    end = 0
     for name, size in tiny.shapes(config).items():
         begin, end = end, end + 2 * int(np.prod(size))
         header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [begin, end]}

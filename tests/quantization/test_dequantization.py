@@ -33,7 +33,8 @@ def packed_folder(folder: Path, family: str = "llama", **options: Any) -> Path:
 def round_to_bf16(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Round to 8 significant bits, ties to even."""
     mantissa, exponent = np.frexp(values.astype(np.float64))
-    return np.ldexp(np.rint(mantissa * 256), exponent - 8).astype(np.float32)
+    rounded: NDArray[np.float64] = np.ldexp(np.rint(mantissa * 256), exponent - 8)
+    return rounded.astype(np.float32)
 
 
 ROUND = {"F16": lambda values: values.astype(np.float16).astype(np.float32), "BF16": round_to_bf16}

@@ -162,10 +162,10 @@ with packed_copy(sys.argv[1]) as folder:
 
 
 def test_two_processes_at_once(checkpoint: Path, copies: Path) -> None:
-    command = [sys.executable, "-c", RUN, checkpoint]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, **pipes) for _ in range(3)]
+    command: list[str | Path] = [sys.executable, "-c", RUN, checkpoint]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     for process in processes:
+        assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
     outputs = [process.communicate("go\n", timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0]
