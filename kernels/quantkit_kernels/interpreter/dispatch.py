@@ -19,6 +19,7 @@ from __future__ import annotations
 from quantkit_kernels.attention.operands import Heads
 from quantkit_kernels.attention.pages import store_kv
 from quantkit_kernels.attention.sharing import attend, pieces_of
+from quantkit_kernels.blocks import KINDS
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.interpreter.layout import PASS, STEP
 from quantkit_kernels.interpreter.operations import Opcode
@@ -45,8 +46,7 @@ from quantkit_kernels.rows.rotary import rope, rotation
 from quantkit_kernels.simd import get_i64, nanoseconds, put_i64, record_at
 
 STEP_BYTES = STEP.itemsize
-F32, F16, BF16, INT8, INT4 = range(5)
-"""`blocks.Kind.code` (a test compares)."""
+F16, BF16, INT8, INT4 = (KINDS[name].code for name in ("f16", "bf16", "int8", "int4"))
 MANY = 8
 """Tokens from which on a chunk of a matrix product takes longer than its weights take to arrive."""
 

@@ -130,12 +130,13 @@ def _int8_tile(like, matrix, x, y, upcoming):
 
 
 @jit
-def _prefetch_interval(tokens, at_once):
-    """Groups from one prefetch to the next: the more tokens meet the weights in use, the slower the next ones come."""
-    interval = 1
-    while interval < MOST_GROUPS and 2 * interval * at_once <= tokens:
-        interval *= 2
-    return interval
+def _interval_bits(tokens, at_once):
+    """Groups from one prefetch to the next, as a power of two: the more tokens meet the weights in use, the slower the
+    next ones come."""
+    bits = 0
+    while 1 << bits < MOST_GROUPS and 2 * at_once << bits <= tokens:
+        bits += 1
+    return bits
 
 
 def _packed_linear(multiply, block_bytes, scale_bytes, grid_rows):
@@ -164,13 +165,13 @@ def _packed_linear(multiply, block_bytes, scale_bytes, grid_rows):
         matrix = from_tile(matrix, tile)
         ahead = matrix.data + (size if tokens_of(like) > 1 else PREFETCH_DISTANCE)
         end = ahead + size
-        interval = _prefetch_interval(tokens, tokens_of(like))
+        bits = _interval_bits(tokens, tokens_of(like))
         for token in range(0, tokens, tokens_of(like)):
             start = min(token, tokens - tokens_of(like))
             out = Rows(y.address + start * y.stride + 32 * tile, y.stride)
-            upcoming = Upcoming(ahead, interval - 1 if ahead < end else -1)
+            upcoming = Upcoming(ahead, (1 << bits) - 1 if ahead < end else -1)
             multiply(like, matrix, from_token(x, start), out, upcoming)
-            ahead += size // interval
+            ahead += size >> bits
         return behind
 
     @jit

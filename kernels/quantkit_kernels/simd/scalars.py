@@ -156,10 +156,15 @@ semaphore_wait = _semaphore("sem_wait")
 
 @intrinsic(prefer_literal=True)
 def stack_f32(typing, count):
-    """Return the address of `count` f32 (a literal) on the calling function's stack, not initialized."""
+    """Return the address of `count` f32 (a literal) on the calling function's stack, not initialized.
+
+    It is that of a cache line, so that no vector is split between two.
+    """
 
     def generate(context, builder, sig, args):
-        return builder.ptrtoint(cgutils.alloca_once(builder, ir.ArrayType(F32, count.literal_value)), I64)
+        memory = cgutils.alloca_once(builder, ir.ArrayType(F32, count.literal_value))
+        memory.align = 64
+        return builder.ptrtoint(memory, I64)
 
     return types.int64(count), generate
 
