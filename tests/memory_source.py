@@ -27,7 +27,7 @@ class MemorySource(ModelSource):
     path = Path("memory")
 
     def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any] = NO_CONFIG) -> None:
-        self.tensors = tensors
+        self.tensors = dict(tensors)
         self._config = config
 
     @property

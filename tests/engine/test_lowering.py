@@ -4,31 +4,32 @@ together."""
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
 import thread_meetings
 import tiny
-from quantkit.engine.lowering import Addresses, Weight, plan
+from quantkit.engine.lowering import Addresses, Plan, Weight, plan
 from quantkit.models import registry
 from quantkit.models.recorder import Recorder
 from quantkit_kernels.interpreter.operations import OPERATIONS
 
 
-def tiny_plan(kind="int4", model_type="llama", **overrides):
+def tiny_plan(kind: str = "int4", model_type: str = "llama", **overrides: Any) -> Plan:
     program = registry.read(tiny.config_of(model_type, **overrides)).record()
     kinds = {name: kind if len(spec.shape) == 2 else "f32" for name, spec in program.tensors.items()}
     return plan(program, kinds)
 
 
-def test_one_quantization_feeds_all_matrices_that_share_an_input():
+def test_one_quantization_feeds_all_matrices_that_share_an_input() -> None:
     steps = tiny_plan().steps
     # A layer has four inputs of matrices (q/k/v, o, gate/up, down), and the head one.
     assert sum(step.spec.name == "quantize" for step in steps) == 4 * 2 + 1
     assert not any(step.spec.name == "quantize" for step in tiny_plan("f16").steps)
 
 
-def test_no_barrier_between_matrices_of_one_input():
+def test_no_barrier_between_matrices_of_one_input() -> None:
     steps = tiny_plan().steps
     inside = [b for a, b in pairwise(steps) if a.spec.name == b.spec.name == "linear"]
     assert len(inside) == 2 * (2 + 1)  # k and v after q, up after gate
@@ -47,22 +48,22 @@ def test_no_barrier_between_matrices_of_one_input():
         {"model_type": "gemma3_text"},
     ],
 )
-def test_every_meeting_of_threads_has_a_barrier(kind, sizes):
+def test_every_meeting_of_threads_has_a_barrier(kind: str, sizes: dict[str, Any]) -> None:
     thread_meetings.check(tiny_plan(kind, **sizes))
 
 
-def test_ten_barriers_in_a_layer():
+def test_ten_barriers_in_a_layer() -> None:
     ops = [step.spec.name for step in tiny_plan().steps if step.barrier]
     attention = ["linear", "rope", "attention", "quantize", "linear"]
     layer = [*attention, "add", "linear", "gated", "linear", "add"]
     assert ops == [*layer, *layer, "select", "linear"]
 
 
-def test_memory_does_not_grow_with_depth():
+def test_memory_does_not_grow_with_depth() -> None:
     assert sum(tiny_plan(num_hidden_layers=4).slots) == sum(tiny_plan(num_hidden_layers=20).slots)
 
 
-def test_a_value_is_not_overwritten_while_it_is_needed():
+def test_a_value_is_not_overwritten_while_it_is_needed() -> None:
     ops = Recorder()
     h = ops.embed("e", 16, 16)
     x = ops.scale(ops.scale(ops.scale(h, 2.0), 2.0), 2.0)
@@ -73,7 +74,7 @@ def test_a_value_is_not_overwritten_while_it_is_needed():
     assert all(step.output.local != kept.local for step in steps[1:4])
 
 
-def test_token_steps_that_no_barrier_parts_are_fused():
+def test_token_steps_that_no_barrier_parts_are_fused() -> None:
     steps = tiny_plan().steps
     assert {step.fused for step in steps if step.spec.shared} == {1}
     for step, following in pairwise(steps):
@@ -84,12 +85,12 @@ def test_token_steps_that_no_barrier_parts_are_fused():
     assert begins == [*layer, *layer[:2], "select"]
 
 
-def test_sums_take_the_place_of_what_they_add_to():
+def test_sums_take_the_place_of_what_they_add_to() -> None:
     sums = [step for step in tiny_plan().steps if step.spec.name == "add"]
     assert len({step.output.slot for step in sums}) == 1
 
 
-def test_waiting_threads_know_the_weights_that_come_next():
+def test_waiting_threads_know_the_weights_that_come_next() -> None:
     lowered = tiny_plan()
     weights = {
         name: Weight("f32" if step.spec.name == "rms_norm" else "int4", 1 << 20 | index)

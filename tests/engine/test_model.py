@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gc
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import pytest
 
 import reference
 import tiny
+from memory_source import MemorySource
 from quantkit import formats
 from quantkit.engine.model import Model
 from quantkit.errors import GenerationError, OptionError
 from quantkit.models import registry
-from quantkit.models.recorder import Recorder
+from quantkit.models.recorder import Program, Recorder
 from quantkit.quantization.encode import quantize
 from quantkit.tensor import Tensor
 
@@ -27,22 +29,16 @@ RECIPES = {
 TOKENS = [int(x) for x in np.random.default_rng(3).integers(4, tiny.VOCAB_SIZE, 83)]
 
 
-@dataclass
-class Packed:
-    """A checkpoint whose tensors are packed in memory."""
-
-    config: dict
-    tensors: dict[str, Tensor]
-
-    def tensor(self, name):
-        return self.tensors[name]
+Case = tuple[Program, MemorySource]
+Sources = dict[tuple[str, str], Case]
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory):
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
     """Two architectures, one with awkward sizes, in every recipe -> {(family, recipe): (program, source)}."""
-    made = {}
-    cases = {"llama": {"hidden_size": 72, "intermediate_size": 100, "head_dim": 18}, "gemma3_text": {}}
+    made: Sources = {}
+    awkward = {"hidden_size": 72, "intermediate_size": 100, "head_dim": 18}
+    cases: dict[str, dict[str, Any]] = {"llama": awkward, "gemma3_text": {}}
     for family, overrides in cases.items():
         folder = tiny.checkpoint(tmp_path_factory.mktemp(family), family, dtype="BF16", **overrides)
         checkpoint = formats.open(folder)
@@ -52,21 +48,21 @@ def sources(tmp_path_factory):
                 name: quantize(checkpoint.tensor(name), kinds.get(spec.role, "f32"))[0]
                 for name, spec in program.tensors.items()
             }
-            made[family, recipe] = program, Packed(dict(checkpoint.config), tensors)
+            made[family, recipe] = program, MemorySource(tensors, checkpoint.config)
     return made
 
 
 @pytest.fixture(params=[("llama", recipe) for recipe in RECIPES] + [("gemma3_text", "int4")], ids="-".join)
-def case(request, sources):
+def case(request: pytest.FixtureRequest, sources: Sources) -> Case:
     return sources[request.param]
 
 
-def make(case, threads=2, **options):
+def make(case: Case, threads: int = 2, **options: Any) -> Model:
     program, source = case
     return Model(program, source, context_length=256, threads=threads, **options)
 
 
-def test_logits_are_those_of_the_reference(case):
+def test_logits_are_those_of_the_reference(case: Case) -> None:
     program, source = case
     expected = reference.logits(program, source, TOKENS, quantize_activations=True)
     packed = any(tensor.kind.startswith("int") for tensor in source.tensors.values())
@@ -77,7 +73,7 @@ def test_logits_are_those_of_the_reference(case):
     assert difference.mean() <= tolerance / 5 * max(1.0, np.abs(expected).max())
 
 
-def recorded(attentions):
+def recorded(attentions: Iterable[tuple[int, int, int]]) -> Case:
     """A program of attention layers -> (program, source); `attentions` are (heads, kv_heads, head_dim)."""
     ops = Recorder()
     x = ops.embed("embed", tiny.VOCAB_SIZE, 48)
@@ -89,7 +85,7 @@ def recorded(attentions):
     ops.linear(ops.select(x), "head", tiny.VOCAB_SIZE)
     program = ops.program()
     tensors = {name: Tensor("f32", spec.shape, tiny.weight(name, spec.shape)) for name, spec in program.tensors.items()}
-    return program, Packed({}, tensors)
+    return program, MemorySource(tensors)
 
 
 @pytest.mark.parametrize("kv_kind", ["f32", "f16", "int8"])
@@ -103,7 +99,7 @@ def recorded(attentions):
     ],
     ids=str,
 )
-def test_layers_may_differ_in_heads_and_head_sizes(attentions, kv_kind):
+def test_layers_may_differ_in_heads_and_head_sizes(attentions: list[tuple[int, int, int]], kv_kind: str) -> None:
     program, source = recorded(attentions)
     model = make((program, source), kv_kind=kv_kind)
     logits = model(TOKENS)
@@ -118,7 +114,9 @@ KV_ERROR = {"f32": 1e-5, "f16": 2e-3, "int8": 0.05}
 
 
 @pytest.mark.parametrize(("kv_kind", "factor", "warnings"), [("f16", 1e6, 1), ("f16", 1, 0), ("int8", 1e6, 0)])
-def test_a_cache_that_saturates_says_so_once(kv_kind, factor, warnings, caplog):
+def test_a_cache_that_saturates_says_so_once(
+    kv_kind: str, factor: float, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
     program, source = recorded([(4, 2, 16), (4, 2, 16)])
     value = source.tensors["1.v.weight"]
     source.tensors["1.v.weight"] = Tensor("f32", value.shape, value.data * np.float32(factor))
@@ -129,12 +127,12 @@ def test_a_cache_that_saturates_says_so_once(kv_kind, factor, warnings, caplog):
     assert all("--kv-bits 8" in record.message for record in caplog.records)
 
 
-def test_same_bits_for_any_number_of_threads(case):
+def test_same_bits_for_any_number_of_threads(case: Case) -> None:
     one, *others = (make(case, threads)(TOKENS).tobytes() for threads in (1, 2, 3))
     assert others == [one, one]
 
 
-def test_same_bits_for_any_chunks(case):
+def test_same_bits_for_any_chunks(case: Case) -> None:
     model = make(case)
     whole = model(TOKENS)
     for chunk in (1, 7, 64):
@@ -146,7 +144,7 @@ def test_same_bits_for_any_chunks(case):
         assert np.concatenate(parts).tobytes() == whole.tobytes()
 
 
-def test_same_bits_in_company(case):
+def test_same_bits_in_company(case: Case) -> None:
     model = make(case)
     alone = model(TOKENS)
     texts = [TOKENS[::-1], TOKENS, TOKENS[5:70]]
@@ -164,7 +162,7 @@ def test_same_bits_in_company(case):
 
 
 @pytest.mark.parametrize("length", [0, 1, 20, 63, 64, 65, 83])
-def test_tokens_that_were_taken_back_leave_no_trace(case, length):
+def test_tokens_that_were_taken_back_leave_no_trace(case: Case, length: int) -> None:
     model = make(case)
     expected = model(TOKENS)
     with model.new_sequence() as sequence:
@@ -178,26 +176,26 @@ def test_tokens_that_were_taken_back_leave_no_trace(case, length):
         assert model.forward([(sequence, [*TOKENS, TOKENS[0]])]).tobytes() == last.tobytes()
 
 
-def test_a_sequence_is_not_cut_beyond_its_ends(sources):
+def test_a_sequence_is_not_cut_beyond_its_ends(sources: Sources) -> None:
     with make(sources["llama", "int4"]).new_sequence() as sequence:
         for length in (-1, 1):
             with pytest.raises(ValueError, match=f"0 tokens cannot be cut to {length}"):
                 sequence.truncate(length)
 
 
-def test_memory_of_a_closed_sequence_is_used_again_and_leaves_no_trace(sources):
+def test_memory_of_a_closed_sequence_is_used_again_and_leaves_no_trace(sources: Sources) -> None:
     model = make(sources["llama", "int4"])
     first = model(TOKENS)
     model(TOKENS[::-1])
     assert model(TOKENS).tobytes() == first.tobytes()
 
 
-def test_concurrent_callers_wait_for_each_other(sources):
+def test_concurrent_callers_wait_for_each_other(sources: Sources) -> None:
     model = make(sources["llama", "int4"])
     alone = model(TOKENS).tobytes()
     results = [b""] * 4
 
-    def call(number):
+    def call(number: int) -> None:
         results[number] = model(TOKENS).tobytes()
 
     threads = [threading.Thread(target=call, args=(number,)) for number in range(4)]
@@ -218,7 +216,7 @@ def test_concurrent_callers_wait_for_each_other(sources):
         ([1] * 248, "257 tokens do not fit the context of 256"),
     ],
 )
-def test_bad_tokens_are_refused_and_change_nothing(sources, tokens, message):
+def test_bad_tokens_are_refused_and_change_nothing(sources: Sources, tokens: list[Any], message: str) -> None:
     model = make(sources["llama", "int4"])
     with model.new_sequence() as sequence:
         model.forward([(sequence, TOKENS[:9])])
@@ -229,7 +227,7 @@ def test_bad_tokens_are_refused_and_change_nothing(sources, tokens, message):
     assert after.tobytes() == model(TOKENS)[9:].tobytes()
 
 
-def test_a_sequence_stands_in_a_batch_once(sources):
+def test_a_sequence_stands_in_a_batch_once(sources: Sources) -> None:
     model = make(sources["llama", "int4"])
     sequence = model.new_sequence()
     with pytest.raises(GenerationError, match="twice"):
@@ -237,12 +235,12 @@ def test_a_sequence_stands_in_a_batch_once(sources):
 
 
 @pytest.mark.parametrize("options", [{"threads": 0}, {"kv_kind": "int3"}], ids=["threads", "kv_kind"])
-def test_unknown_options_are_refused(sources, options):
+def test_unknown_options_are_refused(sources: Sources, options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(options)).split("_")[0]):
         make(sources["llama", "int4"], **options)
 
 
-def test_threads_end_with_their_model(sources):
+def test_threads_end_with_their_model(sources: Sources) -> None:
     gc.collect()
     before = threading.active_count()
     model = make(sources["llama", "int4"], threads=3)
@@ -253,7 +251,7 @@ def test_threads_end_with_their_model(sources):
     assert threading.active_count() == before
 
 
-def test_step_times_cover_every_step_and_change_no_bit(case):
+def test_step_times_cover_every_step_and_change_no_bit(case: Case) -> None:
     program, source = case
     model = Model(program, source, context_length=128, threads=2)
     try:
@@ -273,15 +271,16 @@ def test_step_times_cover_every_step_and_change_no_bit(case):
     assert times.sum() > once.sum()
 
 
-def test_a_sequence_of_another_model_is_refused(sources):
+def test_a_sequence_of_another_model_is_refused(sources: Sources) -> None:
     one, other = make(sources["llama", "int8"]), make(sources["llama", "int8"])
+    stranger: Any = object()
     with other.new_sequence() as sequence, pytest.raises(GenerationError, match="no sequence of this model"):
         one.forward([(sequence, [5])])
     with pytest.raises(GenerationError, match="no sequence of this model"):
-        one.forward([(object(), [5])])
+        one.forward([(stranger, [5])])
 
 
-def test_a_closed_model_says_so(sources):
+def test_a_closed_model_says_so(sources: Sources) -> None:
     model = make(sources["llama", "int8"])
     sequence = model.new_sequence()
     model.close()
@@ -290,13 +289,14 @@ def test_a_closed_model_says_so(sources):
         model.forward([(sequence, [5])])
 
 
-def test_many_threads_share_a_model_and_its_sequences(sources):
+def test_many_threads_share_a_model_and_its_sequences(sources: Sources) -> None:
     """Each thread has a text of its own; one sequence is used by all of them at once."""
     model = make(sources["llama", "int8"])
     expected = model(TOKENS[:20])
-    shared, wrong = model.new_sequence(), []
+    shared = model.new_sequence()
+    wrong: list[int] = []
 
-    def work(number):
+    def work(number: int) -> None:
         for _ in range(20):
             if not np.array_equal(model(TOKENS[:20]), expected):
                 wrong.append(number)
@@ -311,13 +311,14 @@ def test_many_threads_share_a_model_and_its_sequences(sources):
     assert shared.length == 6 * 20
 
 
-def test_pages_are_never_handed_out_twice(sources):
+def test_pages_are_never_handed_out_twice(sources: Sources) -> None:
     """Sequences of many threads grow and close at the same time; each keeps its own tokens."""
     model = make(sources["llama", "int8"])
     texts = [[number + 1] * 130 for number in range(4)]
-    expected, wrong = [model(text)[-1] for text in texts], []
+    expected = [model(text)[-1] for text in texts]
+    wrong: list[int] = []
 
-    def work(number):
+    def work(number: int) -> None:
         for _ in range(10):
             with model.new_sequence() as sequence:
                 for begin in range(0, 130, 65):
