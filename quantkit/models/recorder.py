@@ -197,14 +197,33 @@ class Recorder:
         columns = 2 * len(inverse_frequencies)
         return self._record("rotation", (), columns, constant=inverse_frequencies, factor=factor)
 
-    def rope(self, x: Value, rotation: Value) -> Value:
-        """Rotary embedding of each head of `x`, rotating column `i` with column `i + head_dim / 2`.
+    def rope(self, x: Value, rotation: Value, *, head_dim: int | None = None, interleaved: bool = False) -> Value:
+        """Rotary embedding of each head of `x` (Su et al., 2021).
 
-        The head dimension is `rotation.columns` (Su et al., 2021, in Hugging Face's half-split order).
+        Parameters
+        ----------
+        x : Value
+        rotation : Value
+            As many columns of each head as it has are turned, the first ones.
+        head_dim : int, optional
+            Default `rotation.columns`.
+        interleaved : bool
+            Turn column `2 i` with column `2 i + 1` (GPT-J, GLM, Cohere), not column `i` with column
+            `i + rotation.columns / 2` (GPT-NeoX, Llama).
         """
-        if x.columns % rotation.columns:
-            raise ValueError(f"{x.columns} columns do not divide into heads of {rotation.columns}")
-        return self._record("rope", (x, rotation), x.columns, head_dim=rotation.columns)
+        head_dim = rotation.columns if head_dim is None else head_dim
+        if x.columns % head_dim:
+            raise ValueError(f"{x.columns} columns do not divide into heads of {head_dim}")
+        if rotation.columns > head_dim:
+            raise ValueError(f"a head of {head_dim} columns has no {rotation.columns} to rotate")
+        return self._record(
+            "rope",
+            (x, rotation),
+            x.columns,
+            head_dim=head_dim,
+            rotary_dim=rotation.columns,
+            interleaved=interleaved,
+        )
 
     def store_kv(self, k: Value, v: Value, *, head_dim: int) -> Cache:
         """Append keys and values, both `[T, kv_heads * head_dim]`, to the cache of a layer of their own.

@@ -114,11 +114,13 @@ class Author:
         if not self.rotations or self.draw(st.booleans()):
             self.add("rotation")
         rotation = self.draw(st.sampled_from(self.rotations))
-        fitting = [value for value in self.values if value.columns % rotation.columns == 0 and value != rotation]
+        head_dim = rotation.columns + self.draw(st.sampled_from([0, 0, 1, 8, 13]))
+        fitting = [value for value in self.values if value.columns % head_dim == 0 and value != rotation]
         if not fitting or self.draw(st.booleans()):
-            fitting = [self.linear(rotation.columns * self.draw(st.sampled_from(HEADS)))]
+            fitting = [self.linear(head_dim * self.draw(st.sampled_from(HEADS)))]
             self.values += fitting
-        return self.ops.rope(self.draw(st.sampled_from(fitting)), rotation)
+        interleaved = self.draw(st.booleans())
+        return self.ops.rope(self.draw(st.sampled_from(fitting)), rotation, head_dim=head_dim, interleaved=interleaved)
 
     def store_kv(self) -> Cache:
         k = self.linear(self.draw(st.sampled_from(COLUMNS)))

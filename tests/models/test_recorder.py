@@ -117,10 +117,11 @@ def test_parameters_are_kept_and_read_only() -> None:
     rotation = ops.rotation((1.0, 0.5), factor=2.0)
     kv = ops.linear(h, "kv", 4)
     ops.select(ops.attention(ops.rope(h, rotation), ops.store_kv(kv, kv, head_dim=4), scale=0.5, window=7))
-    norm, rotate, _, _, store, attention, _ = ops.program().operations[1:]
+    norm, rotate, _, rope, store, attention, _ = ops.program().operations[1:]
     heads = {"kv_heads": 1, "head_dim": 4}
     assert dict(norm.parameters) == {"eps": 1e-5, "size": 4, "weight_columns": 4, "offset": 1.0}
     assert (rotate.constant, dict(rotate.parameters)) == ((1.0, 0.5), {"factor": 2.0})
+    assert dict(rope.parameters) == {"head_dim": 4, "rotary_dim": 4, "interleaved": False}
     assert dict(store.parameters) == heads
     assert dict(attention.parameters) == heads | {"heads_per_kv": 2, "scale": 0.5, "window": 7}
     with pytest.raises(TypeError):
@@ -142,6 +143,8 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         ops.layer_norm(h, None, 1e-6, bias=True)
     with pytest.raises(ValueError, match="heads of 6"):
         ops.rope(h, ops.rotation((1.0, 0.5, 0.25)))
+    with pytest.raises(ValueError, match="head of 4 columns has no 6"):
+        ops.rope(h, ops.rotation((1.0, 0.5, 0.25)), head_dim=4)
     with pytest.raises(ValueError, match="heads do not fit"):
         ops.attention(h, ops.store_kv(narrow, narrow, head_dim=2), scale=1.0)
     with pytest.raises(ValueError, match="heads do not fit"):

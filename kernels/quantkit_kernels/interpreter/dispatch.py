@@ -42,7 +42,7 @@ from quantkit_kernels.rows.arithmetic import add, copy, scale
 from quantkit_kernels.rows.embedding import embed
 from quantkit_kernels.rows.mlp import activate, gated, xielu
 from quantkit_kernels.rows.norms import Norm, layer_norm, rms_norm
-from quantkit_kernels.rows.rotary import rope, rotation
+from quantkit_kernels.rows.rotary import rope, rope_interleaved, rotation
 from quantkit_kernels.simd import get_i64, nanoseconds, put_i64, record_at
 
 STEP_BYTES = STEP.itemsize
@@ -187,7 +187,10 @@ def _token_step(address, words, thread, token):
     elif opcode == Opcode.XIELU:
         xielu(a, step.alpha_p, step.alpha_n, out, columns)
     elif opcode == Opcode.ROPE:
-        rope(a, b, out, columns, step.head_dim)
+        if step.interleaved:
+            rope_interleaved(a, b, out, columns, step.head_dim, step.rotary_dim)
+        else:
+            rope(a, b, out, columns, step.head_dim, step.rotary_dim)
     elif opcode == Opcode.STORE_KV:
         position, pages = get_i64(state.positions + 8 * token), get_i64(state.pages + 8 * token)
         if store_kv(state.kv_kind, a, b, pages, position, step.cache_offset, step.kv_heads, step.head_dim):

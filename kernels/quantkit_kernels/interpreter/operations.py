@@ -159,7 +159,12 @@ _ROWS = (
     OperationSpec(truth.activate, inputs=("x",), parameters=("activation",), in_place=("x",)),
     OperationSpec(truth.xielu, inputs=("x",), weights=("alpha_p", "alpha_n"), in_place=("x",)),
     OperationSpec(truth.rotation, ("positions",), constant=True, parameters=("factor",)),
-    OperationSpec(truth.rope, inputs=("x", "rotation"), parameters=("head_dim",), in_place=("x",)),
+    OperationSpec(
+        truth.rope,
+        inputs=("x", "rotation"),
+        parameters=("head_dim", "rotary_dim", "interleaved"),
+        in_place=("x",),
+    ),
     OperationSpec(truth.store_kv, inputs=("k", "v"), parameters=("kv_heads", "head_dim")),
     OperationSpec(
         truth.attention,

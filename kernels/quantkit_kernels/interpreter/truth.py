@@ -92,12 +92,18 @@ def rotation(positions: Ids, frequencies: Matrix, *, factor: float) -> Matrix:
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * factor
 
 
-def rope(x: Matrix, rotation: Matrix, *, head_dim: int) -> Matrix:
-    """Rotate column `i` of every head with column `i + head_dim / 2`."""
+def rope(x: Matrix, rotation: Matrix, *, head_dim: int, rotary_dim: int, interleaved: bool) -> Matrix:
+    """Rotate the first `rotary_dim` columns of every head by pairs: column `i` with `i + rotary_dim / 2`.
+
+    Interleaved pairs are columns `2 i` and `2 i + 1`.
+    """
     cosines, sines = np.split(rotation[:, None, :], 2, axis=-1)
-    left, right = np.split(x.reshape(len(x), -1, head_dim), 2, axis=-1)
-    turned = [left * cosines - right * sines, right * cosines + left * sines]
-    return np.concatenate(turned, axis=-1).reshape(x.shape)
+    heads = x.reshape(len(x), -1, head_dim)
+    turned, rest = heads[..., :rotary_dim], heads[..., rotary_dim:]
+    left, right = (turned[..., 0::2], turned[..., 1::2]) if interleaved else np.split(turned, 2, axis=-1)
+    pairs = [left * cosines - right * sines, right * cosines + left * sines]
+    turned = np.stack(pairs, axis=-1).reshape(turned.shape) if interleaved else np.concatenate(pairs, axis=-1)
+    return np.concatenate([turned, rest], axis=-1).reshape(x.shape)
 
 
 def store_kv(k: Matrix, v: Matrix, *, kv_heads: int, head_dim: int) -> Matrix:

@@ -1,6 +1,7 @@
-"""Rotary position embedding of one token's heads, in Hugging Face's half-split order (Su et al., arXiv:2104.09864).
+"""Rotary position embedding of one token's heads (Su et al., arXiv:2104.09864).
 
-The cosines and sines of a position are computed once, by `rotation`, and `rope` applies them to the heads of a layer.
+The cosines and sines of a position are computed once, by `rotation`. `rope` applies them to the heads of a layer in
+Hugging Face's half-split order, `rope_interleaved` in the paper's; either to the first columns of each head or to all.
 """
 
 from __future__ import annotations
@@ -10,7 +11,16 @@ import math
 import numpy as np
 
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.simd import get_f32, load_f32, put_f32, store
+from quantkit_kernels.simd import (
+    even_lanes,
+    get_f32,
+    interleave,
+    load_f32,
+    load_line_f32,
+    odd_lanes,
+    put_f32,
+    store,
+)
 
 
 @jit
@@ -26,9 +36,12 @@ def rotation(position, frequencies, half, factor, out):
 
 
 @jit
-def rope(x, turns, out, n, head_dim):
-    """Rotate column `i` of every head with column `i + head_dim / 2`, by the cosines and sines at `turns`."""
-    half = 2 * head_dim
+def rope(x, turns, out, n, head_dim, rotary_dim):
+    """Rotate column `i` of every head with column `i + rotary_dim / 2`, by the cosines and sines at `turns`.
+
+    Columns from `rotary_dim` on stay as they are.
+    """
+    half = 2 * rotary_dim
     whole = half & ~31
     for start in range(0, 4 * n, 4 * head_dim):
         low, high = x + start, x + start + half
@@ -42,3 +55,33 @@ def rope(x, turns, out, n, head_dim):
             c, s = get_f32(turns + place), get_f32(turns + half + place)
             put_f32(out + start + place, x1 * c - x2 * s)
             put_f32(out + start + half + place, x2 * c + x1 * s)
+        if x != out:
+            _copy(x + start + 2 * half, out + start + 2 * half, head_dim - rotary_dim)
+
+
+@jit
+def rope_interleaved(x, turns, out, n, head_dim, rotary_dim):
+    """As `rope`, but rotate column `2 i` of every head with column `2 i + 1`, as the paper does."""
+    half = 2 * rotary_dim
+    whole = half & ~31
+    for start in range(0, 4 * n, 4 * head_dim):
+        pairs, result = x + start, out + start
+        for place in range(0, whole, 32):
+            both = load_line_f32(pairs + 2 * place)
+            a, b = even_lanes(both), odd_lanes(both)
+            cosine, sine = load_f32(turns + place), load_f32(turns + half + place)
+            store(result + 2 * place, interleave(a * cosine - b * sine, b * cosine + a * sine))
+        for place in range(whole, half, 4):
+            x1, x2 = get_f32(pairs + 2 * place), get_f32(pairs + 2 * place + 4)
+            c, s = get_f32(turns + place), get_f32(turns + half + place)
+            put_f32(result + 2 * place, x1 * c - x2 * s)
+            put_f32(result + 2 * place + 4, x2 * c + x1 * s)
+        if x != out:
+            _copy(pairs + 2 * half, result + 2 * half, head_dim - rotary_dim)
+
+
+@jit
+def _copy(x, out, n):
+    """`n` columns that may begin and end anywhere in a row."""
+    for place in range(0, 4 * n, 4):
+        put_f32(out + place, get_f32(x + place))

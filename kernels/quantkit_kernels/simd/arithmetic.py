@@ -204,3 +204,32 @@ def hadamard_lanes(typing, x):
         return register
 
     return x(x), generate
+
+
+def _every_other(first: int) -> Any:
+    """Lanes `first`, `first + 2`, ... of a register, as a register of half its lanes."""
+
+    def take(typing, x):
+        def generate(context, builder, sig, args):
+            numbers = ir.Constant(ir.VectorType(I32, x.lanes // 2), list(range(first, x.lanes, 2)))
+            return builder.shuffle_vector(args[0], args[0], numbers)
+
+        return Vec(x.element, lanes=x.lanes // 2)(x), generate
+
+    return intrinsic(take)
+
+
+even_lanes, odd_lanes = _every_other(0), _every_other(1)
+
+
+@intrinsic
+def interleave(typing, even, odd):
+    """A register of twice the lanes, by turns from `even` and from `odd`."""
+
+    def generate(context, builder, sig, args):
+        numbers = [
+            lane for pair in zip(range(even.lanes), range(even.lanes, 2 * even.lanes), strict=True) for lane in pair
+        ]
+        return builder.shuffle_vector(*args, ir.Constant(ir.VectorType(I32, 2 * even.lanes), numbers))
+
+    return Vec(even.element, lanes=2 * even.lanes)(even, odd), generate

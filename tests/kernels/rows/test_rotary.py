@@ -1,4 +1,5 @@
-"""Rotary embedding against numpy: any head size, in place, with padding that holds NaN."""
+"""Rotary embedding against numpy: any head size, whole or in part, either order of pairs, in place, with padding that
+holds NaN."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from arrays import address, result, row
 from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.interpreter import truth
 from quantkit_kernels.rows import rotary
 
 
@@ -18,8 +20,13 @@ def rotation(position, frequencies, half, factor, out):
 
 
 @jit(entry=True)
-def rope(x, turns, out, n, head_dim):
-    rotary.rope(x, turns, out, n, head_dim)
+def rope(x, turns, out, n, head_dim, rotary_dim):
+    rotary.rope(x, turns, out, n, head_dim, rotary_dim)
+
+
+@jit(entry=True)
+def rope_interleaved(x, turns, out, n, head_dim, rotary_dim):
+    rotary.rope_interleaved(x, turns, out, n, head_dim, rotary_dim)
 
 
 @pytest.mark.parametrize("half", [1, 3, 8, 13, 32])
@@ -33,15 +40,19 @@ def test_rotation(half, position):
     np.testing.assert_allclose(result(out, 2 * half), exact, rtol=0, atol=1e-7)
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(1, 40), st.integers(1, 4), st.booleans(), st.integers(0, 2**32 - 1))
-def test_rope(half, heads, in_place, seed):
+@settings(deadline=None, max_examples=80)
+@given(
+    st.integers(1, 40), st.sampled_from([0, 0, 1, 7, 40]), st.integers(1, 4), st.booleans(), st.booleans(),
+    st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_rope(half, rest, heads, interleaved, in_place, seed):
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((heads, 2, half)).astype(np.float32)
-    cosine, sine = rng.standard_normal((2, half)).astype(np.float32)
-    a, turns = row(x.ravel()), row(np.concatenate([cosine, sine]))
+    head_dim = 2 * half + rest
+    x = rng.standard_normal((1, heads * head_dim)).astype(np.float32)
+    turns = rng.standard_normal((1, 2 * half)).astype(np.float32)
+    a, b = row(x), row(turns)
     out = a if in_place else row(np.zeros(x.size))
-    rope(address(a), address(turns), address(out), x.size, 2 * half)
-    low, high = x[:, 0], x[:, 1]
-    expected = np.stack([low * cosine - high * sine, high * cosine + low * sine], 1)
-    np.testing.assert_array_equal(result(out, x.size), expected.ravel())
+    kernel = rope_interleaved if interleaved else rope
+    kernel(address(a), address(b), address(out), x.size, head_dim, 2 * half)
+    expected = truth.rope(x, turns, head_dim=head_dim, rotary_dim=2 * half, interleaved=interleaved)
+    np.testing.assert_array_equal(result(out, x.size), expected[0])
