@@ -52,6 +52,13 @@ class Piece:
         return not self.period and self.index is None and not self.transposed
 
     @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        shape = self.shape if self.index is None else self.shape[1:]
+        count = shape[-1] if self.transposed else shape[0]
+        return count // self.period * (self.end - self.begin) if self.period else count
+
+    @property
     def entries(self) -> slice:
         """Entries of the tensor's first axis that hold the rows; the others need not be read."""
         if self.index is not None:

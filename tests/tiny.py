@@ -54,6 +54,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "layer_types": ["full_attention", "sliding_attention"],
         "sliding_window": 16,
     },
+    "phi3": {
+        "architectures": ["Phi3ForCausalLM"],
+        "original_max_position_embeddings": 256,
+        "pad_token_id": 2,
+        "sliding_window": None,
+    },
     "qwen2": {
         "architectures": ["Qwen2ForCausalLM"],
         "max_window_layers": 1,

@@ -56,11 +56,14 @@ class DecoderConfig:
     ----------
     IGNORED : frozenset of str
         Fields that the family's own code in transformers does not read either, though other families compute with them.
+    ROPE_TYPES : Mapping of str to str
+        What the family calls a rope type -> what all others call it.
     default_theta : float
         The base of rotary embedding where the config has none.
     """
 
     IGNORED: ClassVar[frozenset[str]] = frozenset()
+    ROPE_TYPES: ClassVar[Mapping[str, str]] = types.MappingProxyType({})
     default_theta: ClassVar[float] = 10_000.0
 
     vocab_size: int

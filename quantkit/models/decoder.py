@@ -17,8 +17,8 @@ from quantkit.models.rope import rotary
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 
-Norm = Callable[..., Value]
-"""A norm with the family's constants: `norm(x, module)`, or `norm(x, module, size=n)` for every run of `n` columns."""
+Norm = Callable[[Value, str], Value]
+"""A norm with the family's constants: `norm(x, module)`."""
 
 
 def embed(ops: Recorder, config: DecoderConfig) -> Value:
@@ -49,7 +49,7 @@ class Attention:
     scale : float
         Multiplies the scores, usually `head_size ** -0.5`.
     norm : Norm, optional
-        Normalizes each head of queries and keys by itself, before it is rotated.
+        Of queries and of keys before they are rotated, `q_norm` and `k_norm`.
     qkv_bias, output_bias : bool
         Whether `q_proj`, `k_proj` and `v_proj`, and whether `o_proj` have a bias; that of `o_proj` may be missing, as
         where Qwen's weights bear another family's name.
@@ -62,8 +62,8 @@ class Attention:
     qkv_bias: bool = False
     output_bias: bool = False
 
-    def __call__(self, x: Value, module: str, *, rotation: Value, window: int = 0) -> Value:
-        """Record one layer's attention -> `[T, hidden_size]`; a window of 0 is none."""
+    def __call__(self, x: Value, module: str, *, rotation: Value | None, window: int = 0) -> Value:
+        """Record one layer's attention -> `[T, hidden_size]`; heads may stay unrotated; a window of 0 is none."""
         ops, config = self.ops, self.config
         q = ops.linear(x, f"{module}.q_proj", config.query_columns, bias=self.qkv_bias)
         k = ops.linear(x, f"{module}.k_proj", config.kv_columns, bias=self.qkv_bias)
@@ -73,10 +73,10 @@ class Attention:
         x = ops.attention(q, ops.store_kv(k, v, head_dim=config.head_size), scale=self.scale, window=window)
         return ops.linear(x, f"{module}.o_proj", config.hidden_size, bias=self.output_bias, optional_bias=True)
 
-    def _rotated(self, heads: Value, norm: str, rotation: Value) -> Value:
+    def _rotated(self, heads: Value, norm: str, rotation: Value | None) -> Value:
         if self.norm is not None:
-            heads = self.norm(heads, norm, size=self.config.head_size)
-        return self.ops.rope(heads, rotation)
+            heads = self.norm(heads, norm)
+        return heads if rotation is None else self.ops.rope(heads, rotation)
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,18 @@ from quantkit.models.families import gemma3, llama
 from quantkit.models.fields import check_unused
 from quantkit.models.recorder import Program, Recorder
 from quantkit.models.rope import context_of
+from quantkit.models.stored import Stored, described
 
 Forward = Callable[[Any, Recorder], None]
 """Records the forward pass of the configuration that it is given."""
 
 
 class Family(NamedTuple):
-    """How the checkpoints of one `model_type` are configured, and how they compute."""
+    """How the checkpoints of one `model_type` are configured, how they compute, and what they store in another way."""
 
     config: type[DecoderConfig]
     forward: Forward
+    stored: tuple[Stored, ...] = ()
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
@@ -35,6 +37,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "llama": Family(llama.LlamaConfig, llama.llama),
         "ministral": Family(llama.MistralConfig, llama.mistral),
         "mistral": Family(llama.MistralConfig, llama.mistral),
+        "phi3": Family(llama.Phi3Config, llama.phi3, llama.PHI3_STORED),
         "qwen2": Family(llama.Qwen2Config, llama.qwen2),
         "qwen3": Family(llama.Qwen3Config, llama.qwen3),
     }
@@ -46,7 +49,7 @@ class Architecture:
     """A model as its `config.json` describes it, read and checked."""
 
     config: DecoderConfig
-    forward: Forward
+    family: Family
 
     @property
     def context_length(self) -> int:
@@ -68,8 +71,9 @@ class Architecture:
             A field contradicts another.
         """
         ops = Recorder()
-        self.forward(self.config, ops)
-        return ops.program()
+        self.family.forward(self.config, ops)
+        program = ops.program()
+        return replace(program, tensors=described(program.tensors, self.family.stored, self.config))
 
 
 def read(config: Mapping[str, Any]) -> Architecture:
@@ -93,4 +97,4 @@ def read(config: Mapping[str, Any]) -> Architecture:
     family = FAMILIES[model_type]
     parsed = family.config.from_dict(config)
     check_unused(config, parsed)
-    return Architecture(parsed, family.forward)
+    return Architecture(parsed, family)

@@ -83,7 +83,10 @@ def parameters_of(config: DecoderConfig) -> dict[str, Any]:
         "in rope_scaling": config.rope_scaling,
         "in rope_parameters": config.rope_parameters,
     }
-    return {"rope_theta": config.default_theta, **merged(spellings)}
+    parameters = {"rope_theta": config.default_theta, **merged(spellings)}
+    if isinstance(kind := parameters.get("rope_type"), str):
+        parameters["rope_type"] = config.ROPE_TYPES.get(kind, kind)
+    return parameters
 
 
 def beside(config: DecoderConfig) -> dict[str, Any]:

@@ -1,31 +1,44 @@
 """From a packed folder back to a checkpoint of 16-bit weights that other tools read.
 
 The weights are those that the packed model computes with, rounded to the source's 16-bit type, under the names of the
-original checkpoint. A model that was trained in bf16 stays one: its activations may exceed the range of fp16.
+original checkpoint: what its family stores as one tensor is one again. A model that was trained in bf16 stays one: its
+activations may exceed the range of fp16.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.engine.binding import bind
 from quantkit.errors import PackedModelError
 from quantkit.formats.output import UNPACKED_MANIFEST, WEIGHTS, as_json, check_output, output_folder, write_files
 from quantkit.formats.packed import CONFIG, SECTION, PackedModel
 from quantkit.formats.writer import SafetensorsWriter
 from quantkit.quantization.encode import dequantize as dequantize_tensor
 from quantkit.quantization.encode import round_to
+from quantkit.tensor import Piece
 from quantkit_kernels.blocks import KINDS
 
 SPELLINGS = ("torch_dtype", "dtype")
 """Fields of config.json that name the type of a model's weights: of transformers before and since 5."""
-HALVES = {"float16": ("f16", 65504.0), "bfloat16": ("bf16", 3.3895e38)}
-"""The types that a checkpoint is written in, as config.json spells them -> kind, largest number."""
+
+
+class Half(NamedTuple):
+    """A 16-bit type: kind, type of the array that holds its bits, largest number."""
+
+    kind: str
+    storage: type[np.float16 | np.uint16]
+    largest: float
+
+
+HALVES = {"float16": Half("f16", np.float16, 65504.0), "bfloat16": Half("bf16", np.uint16, 3.3895e38)}
+"""The types that a checkpoint is written in, as config.json spells them."""
 
 
 def dequantize(model: str | os.PathLike[str], output: str | os.PathLike[str], *, force: bool = False) -> str:
@@ -50,22 +63,58 @@ def dequantize(model: str | os.PathLike[str], output: str | os.PathLike[str], *,
     ------
     PackedModelError
         When the packed folder is not sound, holds weights beyond the type's range, or the output cannot be written.
+    UnsupportedError, CheckpointError
+        When its config.json is not that of a model which quantkit runs.
     """
     packed = PackedModel(model)
     check_output(output, force=force, source=packed.path)
     dtype = _source_dtype(packed)
+    stored = _stored(packed)
     config = {key: value for key, value in packed.config.items() if key != SECTION}
     config |= dict.fromkeys([field for field in SPELLINGS if field in config] or SPELLINGS[1:], dtype)
     with output_folder(output, force=force) as folder:
         files = write_files(folder, {CONFIG: as_json(config), **packed.files})
         manifest = {"quantkit_version": version("quantkit"), "files": files}
         (folder / UNPACKED_MANIFEST).write_bytes(as_json(manifest))
-        storage = KINDS[HALVES[dtype][0]].storage
-        shapes = {name: (storage, packed.spec(name).shape) for name in packed.names}
+        storage = KINDS[HALVES[dtype].kind].storage
+        shapes = {name: (storage, parts[0].piece.shape) for name, parts in stored.items()}
         with SafetensorsWriter(folder / WEIGHTS, shapes, {"format": "pt"}, alignment=1) as weights:
-            for name in packed.names:
-                weights.write(name, _halves(packed, name, dtype))
+            for name, parts in stored.items():
+                weights.write(name, _weights(packed, parts, dtype))
     return dtype
+
+
+class _Part(NamedTuple):
+    """Where rows of a packed tensor, from `begin` on, belong in a tensor of the checkpoint."""
+
+    name: str
+    piece: Piece
+    begin: int
+
+
+def _stored(packed: PackedModel) -> dict[str, list[_Part]]:
+    """Return the tensors of the checkpoint that a packed folder was made of, in the packed order, and their parts."""
+    found: dict[str, list[_Part]] = {}
+    tensors = bind(packed).program.tensors
+    for name in packed.names:
+        begin = 0
+        for piece in tensors[name].pieces or (Piece(name, packed.spec(name).shape),):
+            found.setdefault(piece.name, []).append(_Part(name, piece, begin))
+            begin += piece.rows
+    return found
+
+
+def _weights(packed: PackedModel, parts: Sequence[_Part], dtype: str) -> Iterable[NDArray[Any]]:
+    """Return a tensor of the checkpoint: a packed one, or rows of several where the checkpoint has them."""
+    first = parts[0]
+    if first.piece.whole and first.piece.rows == packed.spec(first.name).shape[0]:
+        return _halves(packed, first.name, dtype)
+    whole = np.zeros(first.piece.shape, HALVES[dtype].storage)
+    for name, piece, begin in parts:
+        place = piece.view(whole[piece.entries])
+        rows = np.concatenate(list(_halves(packed, name, dtype)))
+        place[...] = rows[begin : begin + piece.rows].reshape(place.shape)
+    return [whole]
 
 
 def _source_dtype(packed: PackedModel) -> str:
@@ -78,7 +127,7 @@ def _source_dtype(packed: PackedModel) -> str:
 
 def _halves(packed: PackedModel, name: str, dtype: str) -> Iterator[NDArray[Any]]:
     """Yield a tensor's weights in stripes of rows, rounded to nearest, ties to even."""
-    kind, largest = HALVES[dtype]
+    kind, _, largest = HALVES[dtype]
     for stripe in dequantize_tensor(packed.tensor(name, copy=True)):
         rounded, error = round_to(kind, stripe)
         if not np.isfinite(error):

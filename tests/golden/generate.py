@@ -46,13 +46,8 @@ _LLAMA3 = {
 
 # Beyond the original length, with pairs on both sides of yarn's ramp and on it.
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 2.0}
-_LONGROPE = {
-    "rope_type": "longrope",
-    "factor": 4.0,
-    "short_factor": [1.0, 1.1, 1.3, 1.7, 2.5, 3.0, 3.5, 4.0],
-    "long_factor": [1.0, 1.1, 1.3, 1.7, 2.5, 3.0, 3.5, 4.0],
-    "original_max_position_embeddings": 32,
-}
+_FACTORS = {name: [1.0, 1.1, 1.3, 1.7, 2.5, 3.0, 3.5, 4.0] for name in ("short_factor", "long_factor")}
+_LONGROPE = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 32} | _FACTORS
 
 CASES = {
     "llama": Case("llama"),
@@ -80,6 +75,16 @@ CASES = {
     "mistral_no_window": Case("mistral", {"sliding_window": None, "head_dim": 24}),
     "mistral_layer_types": Case("mistral", {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]}),
     "ministral": Case("ministral"),
+    "phi3": Case("phi3"),
+    "phi3_window_longrope": Case(
+        "phi3",
+        {
+            "num_key_value_heads": 4,
+            "original_max_position_embeddings": 64,
+            "rope_scaling": {"type": "longrope"} | _FACTORS,
+            "sliding_window": 16,
+        },
+    ),
     "qwen2": Case("qwen2"),
     "qwen2_window": Case("qwen2", {"use_sliding_window": True}),
     "qwen3": Case("qwen3"),
@@ -116,13 +121,15 @@ def token_ids(vocab_size: int, length: int = ROWS[-1] + 1) -> list[int]:
     return [(17 * i * i + 5 * i + 3) % vocab_size for i in range(length)]
 
 
-def checkpoint(folder: Path, name: str, tensors: Mapping[str, tuple[int, ...]] | None = None) -> Path:
-    """Write a case's checkpoint, in float32; its tensors are those of its golden file unless they are given."""
+def checkpoint(
+    folder: Path, name: str, tensors: Mapping[str, tuple[int, ...]] | None = None, *, dtype: str = "F32"
+) -> Path:
+    """Write a case's checkpoint; its tensors are those of its golden file unless they are given."""
     import tiny
 
     case = CASES[name]
     tensors = shapes(name) if tensors is None else tensors
-    return tiny.checkpoint(folder, case.model_type, dtype="F32", tensors=tensors, **case.overrides)
+    return tiny.checkpoint(folder, case.model_type, dtype=dtype, tensors=tensors, **case.overrides)
 
 
 def shapes(name: str) -> dict[str, tuple[int, ...]]:

@@ -198,6 +198,17 @@ def test_longrope_within_the_original_length_has_its_short_factors() -> None:
             rotary(parameters | {"short_factor": factors or 0}, head_dim=8, context_length=64)
 
 
+@pytest.mark.parametrize("kind", ["su", "yarn"])
+def test_phi3_calls_longrope_otherwise(kind: str) -> None:
+    factors = {"short_factor": [2.0] * 8, "long_factor": [2.0] * 8}
+    lengths = {"max_position_embeddings": 256, "original_max_position_embeddings": 64}
+    architectures = [
+        read(tiny.config_of("phi3", rope_scaling={"type": name} | factors, **lengths)) for name in (kind, "longrope")
+    ]
+    assert architectures[0].record() == architectures[1].record()
+    assert [each.context_length for each in architectures] == [256, 256]
+
+
 def test_dynamic_changes_nothing_within_the_context() -> None:
     assert inverse_frequencies(64, 1e4, {"type": "dynamic", "factor": 2.0}, 4096) == inverse_frequencies(
         64, 1e4, None, 1

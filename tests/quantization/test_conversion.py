@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 import tiny
+from golden import generate as golden
 from quantkit import formats
+from quantkit.engine.binding import bind
 from quantkit.errors import CheckpointError, OptionError, PackedModelError, QuantkitError, UnsupportedError
 from quantkit.formats.packed import PackedModel, verify
 from quantkit.formats.safetensors import SafetensorsFile
@@ -36,11 +38,11 @@ def numbers(tensor: Any) -> Any:
     return blocks.dequantize(tensor.kind, tensor.data, tensor.row_scales, tensor.shape)
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_every_family(tmp_path: Path, family: str) -> None:
-    source = tiny.checkpoint(tmp_path / "source", family, hidden_size=72, dtype="F16")
+@pytest.mark.parametrize("case", [*tiny.FAMILIES, "llama_awkward_sizes"])
+def test_every_family(tmp_path: Path, case: str) -> None:
+    source = golden.checkpoint(tmp_path / "source", case, dtype="F16")
     report = convert(source, tmp_path / "out")
-    before, after = formats.open(source), PackedModel(tmp_path / "out")
+    before, after = bind(formats.open(source)).weights, PackedModel(tmp_path / "out")
     assert verify(tmp_path / "out") == list(after.names) == list(before.names)
     for name in before.names:
         wanted, found = numbers(before.tensor(name)), numbers(after.tensor(name))

@@ -14,7 +14,9 @@ from safetensors.numpy import load_file
 
 import quantkit.quantization.encode
 import tiny
+from golden import generate as golden
 from quantkit import formats
+from quantkit.engine.binding import bind
 from quantkit.errors import PackedModelError
 from quantkit.formats.packed import PackedModel
 from quantkit.formats.safetensors import SafetensorsFile
@@ -24,8 +26,8 @@ from quantkit.quantization.dequantization import dequantize
 from quantkit_kernels import blocks
 
 
-def packed_folder(folder: Path, family: str = "llama", **options: Any) -> Path:
-    source = tiny.checkpoint(folder / "source", family, **options)
+def packed_folder(folder: Path, case: str = "llama", dtype: str = "BF16") -> Path:
+    source = golden.checkpoint(folder / "source", case, dtype=dtype)
     convert(source, folder / "packed")
     return folder / "packed"
 
@@ -41,17 +43,19 @@ ROUND = {"F16": lambda values: values.astype(np.float16).astype(np.float32), "BF
 
 
 @pytest.mark.parametrize("dtype", ROUND)
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_weights_are_the_packed_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str, dtype: str) -> None:
+@pytest.mark.parametrize("case", [*tiny.FAMILIES, "llama_awkward_sizes"])
+def test_weights_are_the_packed_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, case: str, dtype: str) -> None:
     monkeypatch.setattr(quantkit.quantization.encode, "STRIPE_WEIGHTS", 1000)  # several stripes a tensor
-    packed = PackedModel(packed_folder(tmp_path, family, hidden_size=72, dtype=dtype))
+    packed = PackedModel(packed_folder(tmp_path, case, dtype))
     dequantize(packed.path, tmp_path / "out")
-    file, found = SafetensorsFile(tmp_path / "out/model.safetensors"), formats.open(tmp_path / "out")
-    assert file.header.keys() == set(packed.names)  # and no padding, which llama.cpp's converter would refuse
+    file = SafetensorsFile(tmp_path / "out/model.safetensors")
+    shapes = {name: entry.shape for name, entry in file.header.items()}
+    assert shapes == golden.shapes(case)  # and no padding, which llama.cpp's converter would refuse
+    assert {entry.dtype for entry in file.header.values()} == {dtype}
+    found = bind(formats.open(tmp_path / "out")).weights
     for name in packed.names:
         wanted, out = packed.tensor(name), found.tensor(name)
         weights = blocks.dequantize(wanted.kind, wanted.data, wanted.row_scales, wanted.shape)
-        assert file.header[name].dtype == dtype
         np.testing.assert_array_equal(blocks.dequantize(out.kind, out.data, None, out.shape), ROUND[dtype](weights))
 
 
@@ -181,14 +185,15 @@ def test_transformers_reads_it(tmp_path: Path, family: str, dtype: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    packed = PackedModel(packed_folder(tmp_path, family, dtype=dtype))
+    packed = PackedModel(packed_folder(tmp_path, family, dtype))
     dequantize(packed.path, tmp_path / "out")
     model, report = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto", output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["mismatched_keys"]
     torch_dtype = {"F16": torch.float16, "BF16": torch.bfloat16}[dtype]
     assert model.dtype == torch_dtype
-    tensor = packed.tensor("model.layers.0.mlp.up_proj.weight")
+    parameters = dict(model.named_parameters())
+    name = next(name for name in packed.names if packed.spec(name).kind == "int4" and name in parameters)
+    tensor = packed.tensor(name)
     wanted = blocks.dequantize(tensor.kind, tensor.data, tensor.row_scales, tensor.shape)
-    found = model.get_parameter("model.layers.0.mlp.up_proj.weight").detach()
-    assert torch.equal(found, torch.from_numpy(wanted).to(torch_dtype))
+    assert torch.equal(parameters[name].detach(), torch.from_numpy(wanted).to(torch_dtype))

@@ -66,7 +66,8 @@ def forward(config: Config, ops: Recorder) -> None:
     local = rotation(ops, config, config.rope_of("sliding_attention"))
     norm = partial(ops.rms_norm, eps=config.rms_norm_eps, offset=1.0)
     bias, scale = config.attention_bias, config.query_pre_attn_scalar**-0.5
-    attention = Attention(ops, config, scale=scale, norm=norm, qkv_bias=bias, output_bias=bias)
+    head_norm = partial(norm, size=config.head_size)
+    attention = Attention(ops, config, scale=scale, norm=head_norm, qkv_bias=bias, output_bias=bias)
     mlp = GatedMLP(ops, config.intermediate_size, activation("hidden_activation", config.hidden_activation))
 
     # transformers rounds the factor to the dtype it runs in; computing in f32, so is it here.

@@ -2,22 +2,27 @@
 
 They differ in flags. Llama 1 to 3 stands for SmolLM2, TinyLlama, Yi and many more as well. Mistral sees a window, which
 later versions leave out (`null`). Qwen2 and Qwen2.5 have biases of queries, keys and values; Qwen3 normalizes every
-query and key head before it is rotated, and frees the size of a head from the hidden size.
+query and key head before it is rotated, and frees the size of a head from the hidden size. Phi-3 stores matrices that
+read the same input as one.
 
 Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023. Jiang et al., "Mistral 7B", 2023.
-Yang et al., "Qwen2 Technical Report", 2024, and "Qwen3 Technical Report", 2025.
+Yang et al., "Qwen2 Technical Report", 2024, and "Qwen3 Technical Report", 2025. Abdin et al., "Phi-3 Technical Report",
+2024.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from quantkit.models.config import DecoderConfig, activation, attention_windows, bounded
 from quantkit.models.decoder import Attention, GatedMLP, embed, head, rotation
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
+from quantkit.models.stored import Fused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +53,22 @@ class MistralConfig(Config):
     def windows(self) -> tuple[int, ...]:
         kind = "full_attention" if self.sliding_window is None else "sliding_attention"
         return attention_windows(self.layer_types, [kind] * self.num_hidden_layers, self.sliding_window)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phi3Config(Config):
+    """`config.json` of model type `phi3`."""
+
+    ROPE_TYPES: ClassVar[Mapping[str, str]] = MappingProxyType({"su": "longrope", "yarn": "longrope"})
+
+    max_position_embeddings: int = 4096
+    original_max_position_embeddings: int | None = 4096
+    rms_norm_eps: float = 1e-5
+    sliding_window: int | None = None
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        return (self.sliding_window or 0,) * self.num_hidden_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +116,17 @@ def mistral(config: MistralConfig, ops: Recorder) -> None:
     _forward(config, ops)
 
 
+PHI3_STORED = (
+    Fused("self_attn.qkv_proj", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    Fused("mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj")),
+)
+
+
+def phi3(config: Phi3Config, ops: Recorder) -> None:
+    """Record the forward pass."""
+    _forward(config, ops)
+
+
 def qwen2(config: Qwen2Config, ops: Recorder) -> None:
     """Record the forward pass."""
     _forward(config, ops, qkv_bias=True)
@@ -119,7 +151,7 @@ def _forward(
         ops,
         config,
         scale=config.head_size**-0.5,
-        norm=norm if qk_norm else None,
+        norm=partial(norm, size=config.head_size) if qk_norm else None,
         qkv_bias=qkv_bias,
         output_bias=output_bias,
     )

@@ -1,0 +1,130 @@
+"""How checkpoints of a family store what its program reads, where that is not one tensor each under the same name.
+
+A family names it in a few rows: `Fused`, several tensors in one (`qkv_proj`, experts in a stack), and `Split`, one in
+several. The sizes follow from the program's own tensors. `described` makes of the rows the pieces of each tensor;
+whoever reads a checkpoint reads those, and no format knows a family. Nothing is read here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from types import MappingProxyType
+from typing import NamedTuple
+
+from quantkit.models.config import DecoderConfig
+from quantkit.tensor import Piece, TensorSpec
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Several tensors of the program that a checkpoint stores as one, their rows below each other.
+
+    Attributes
+    ----------
+    module : str
+        The checkpoint's module, as its name ends: `self_attn.qkv_proj`.
+    parts : tuple of str
+        The program's modules, `self_attn.q_proj` and others, in the order of their rows. `*` stands for the place in a
+        stack of matrices, such as an expert's number.
+    groups : str, optional
+        The field of the config that says how many groups of rows there are, such as heads. Each has its share of every
+        part. By default there is one.
+    transposed : bool
+        The rows stand side by side: matrices are `[in, out]`.
+    weight, bias : str
+        What follows `module` in the names of the checkpoint's tensors.
+    """
+
+    module: str
+    parts: tuple[str, ...]
+    groups: str = ""
+    transposed: bool = False
+    weight: str = ".weight"
+    bias: str = ".bias"
+
+    def pieces(self, tensors: Mapping[str, TensorSpec], config: DecoderConfig) -> Iterator[tuple[str, Piece]]:
+        """Yield the name and the piece of each of a program's tensors that are stored so."""
+        groups = getattr(config, self.groups) if self.groups else 1
+        firsts = _ending(self.parts[0], tensors)
+        places = Counter((first.prefix, first.kind) for first in firsts)
+        for first in firsts:
+            specs = [tensors[first.sibling(part)] for part in self.parts]
+            ends = list(accumulate(spec.shape[0] // groups for spec in specs))
+            begins, (rows, columns) = [0, *ends[:-1]], (ends[-1] * groups, specs[0].shape[1:])
+            transposed = self.transposed and bool(columns)
+            shape = (*columns, rows) if transposed else (rows, *columns)
+            stack = () if first.place is None else (places[first.prefix, first.kind],)
+            name = f"{first.prefix}{self.module}{self.weight if first.kind == 'weight' else self.bias}"
+            for spec, begin, end in zip(specs, begins, ends, strict=True):
+                yield spec.name, Piece(name, stack + shape, begin, end, ends[-1], first.place, transposed)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A tensor of the program that a checkpoint stores in equal parts, such as the norms of single heads.
+
+    Attributes
+    ----------
+    module : str
+        The program's module, as its name ends.
+    part : str
+        The checkpoint's modules, where `*` stands for 0, 1, 2, ...
+    count : str
+        The field of the config that says how many there are.
+    """
+
+    module: str
+    part: str
+    count: str
+
+    def pieces(self, tensors: Mapping[str, TensorSpec], config: DecoderConfig) -> Iterator[tuple[str, Piece]]:
+        """Yield name and piece, from the first rows to the last, of each of a program's tensors that are stored so."""
+        count = getattr(config, self.count)
+        for whole in _ending(self.module, tensors):
+            rows, *columns = tensors[whole.name].shape
+            for number in range(count):
+                part = f"{whole.prefix}{self.part.replace('*', str(number))}.{whole.kind}"
+                yield whole.name, Piece(part, (rows // count, *columns))
+
+
+Stored = Fused | Split
+
+
+def described(
+    tensors: Mapping[str, TensorSpec], rows: Iterable[Stored], config: DecoderConfig
+) -> Mapping[str, TensorSpec]:
+    """Return a program's tensors with the pieces that a checkpoint may store them in."""
+    pieces: dict[str, list[Piece]] = {}
+    for row in rows:
+        for name, piece in row.pieces(tensors, config):
+            pieces.setdefault(name, []).append(piece)
+    return MappingProxyType({name: replace(spec, pieces=tuple(pieces.get(name, ()))) for name, spec in tensors.items()})
+
+
+class _Ending(NamedTuple):
+    """A tensor whose name ends with a module, of which `*` is a place in a stack, and `weight` or `bias`."""
+
+    name: str
+    prefix: str
+    place: int | None
+    kind: str
+
+    def sibling(self, module: str) -> str:
+        """Name of the tensor of another module at the same place."""
+        return f"{self.prefix}{module.replace('*', str(self.place))}.{self.kind}"
+
+
+def _ending(module: str, names: Iterable[str]) -> list[_Ending]:
+    """Find the tensors whose names end so."""
+    module = re.escape(module).replace(r"\*", r"(\d+)")
+    pattern = re.compile(rf"(|.*\.){module}\.(\w+)")
+    found = []
+    for name in names:
+        if match := pattern.fullmatch(name):
+            prefix, *place, kind = match.groups()
+            found.append(_Ending(name, prefix, int(place[0]) if place else None, kind))
+    return found
