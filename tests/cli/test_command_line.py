@@ -103,7 +103,7 @@ class Panic(BaseException):
 
 @pytest.mark.parametrize("error", [RuntimeError("broken"), Panic("broken"), RecursionError("broken")])
 def test_what_nobody_foresaw_is_one_line(
-    invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException
 ) -> None:
     def fail(path: Path) -> None:
         raise error

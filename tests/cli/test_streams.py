@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tiny
-from invocation import PROGRAM
+from invocation import PROGRAM, Invoke
 from quantkit.cli.streams import printable
 
 HOSTILE = "\x1b]0;owned\x07\x9b31m"
@@ -149,7 +149,7 @@ def test_an_error_commands_no_terminal(checkpoint: Path, tmp_path: Path) -> None
         assert b"\x1b" not in sent
 
 
-def test_a_template_commands_no_terminal(invoke, packed: Path, tmp_path: Path) -> None:
+def test_a_template_commands_no_terminal(invoke: Invoke, packed: Path, tmp_path: Path) -> None:
     shutil.copytree(packed, tmp_path / "packed")
     (tmp_path / "packed/chat_template.jinja").write_text(f"{{{{ raise_exception({HOSTILE!r}) }}}}")
     result = invoke("run", tmp_path / "packed", "-p", "hello")
