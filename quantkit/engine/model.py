@@ -76,6 +76,11 @@ class Model:
             raise OptionError(f"threads: {threads} is not a positive number")
         if context_length < 1:
             raise OptionError(f"context: {context_length} is not a positive number")
+        learned = program.learned_positions
+        if learned is not None and context_length > learned:
+            raise OptionError(
+                f"context: {context_length} is more than the {learned} positions that the model has learned"
+            )
         if kv_kind not in KV_KINDS:
             raise OptionError(f"kv kind {kv_kind!r}: known are {', '.join(KV_KINDS)}")
         self.config: Mapping[str, Any] = source.config
@@ -123,8 +128,8 @@ class Model:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of weights that are read to decode one token: all but the unused rows of an untied embedding."""
-        read = {name for step in self._plan.steps if step.spec.name != "embed" for name in step.weights}
+        """Bytes of weights that are read to decode one token: all but the unused rows of untied embeddings."""
+        read = {name for step in self._plan.steps if not step.spec.looks_up for name in step.weights}
         return sum(tensor.nbytes for name, tensor in self._tensors.items() if name in read)
 
     def new_sequence(self) -> Sequence:

@@ -75,6 +75,16 @@ class Program:
         embedded = [self.tensors[each.tensors[0]].shape[0] for each in self.operations if each.name == "embed"]
         return min(embedded)
 
+    @property
+    def learned_positions(self) -> int | None:
+        """Positions that its tables of learned positions have rows for; None: it has no such table."""
+        tables = [
+            self.tensors[each.tensors[0]].shape[0] - int(each.parameters["position_offset"])
+            for each in self.operations
+            if each.name == "embed_positions"
+        ]
+        return min(tables, default=None)
+
 
 class Recorder:
     """Records a forward pass. Shapes are `[tokens, columns]` throughout; `T` is the number of tokens of a batch.
@@ -106,15 +116,52 @@ class Recorder:
         table = self._tensor(f"{module}.weight", (vocab_size, hidden_size), "embedding", aliases=aliases)
         return self._record("embed", (), hidden_size, (table,))
 
+    def embed_positions(self, module: str, positions: int, hidden_size: int, *, offset: int = 0) -> Value:
+        """Rows of a table of learned positions, one per token -> `[T, hidden_size]`.
+
+        The table has `positions + offset` rows; position 0 is row `offset` (GPT-2: 0, OPT: 2).
+        """
+        table = self._tensor(f"{module}.weight", (positions + offset, hidden_size), "embedding")
+        return self._record("embed_positions", (), hidden_size, (table,), position_offset=offset)
+
     def scale(self, x: Value, factor: float) -> Value:
         """`x * factor`."""
         return self._record("scale", (x,), x.columns, factor=factor)
+
+    def scale_by_position(self, x: Value, *, beta: float, period: int, offset: int = 0) -> Value:
+        """`x * (1 + beta * log(1 + floor((position + offset) / period)))`: queries of long texts are hotter.
+
+        Ministral 3 has an offset of 0, Llama 4 of 1.
+        """
+        if period < 1 or offset < 0:
+            raise ValueError(f"scale_by_position: no position has a period of {period} and an offset of {offset}")
+        return self._record("scale_by_position", (x,), x.columns, beta=beta, period=period, position_offset=offset)
 
     def add(self, a: Value, b: Value) -> Value:
         """`a + b`, both `[T, columns]`."""
         if a.columns != b.columns:
             raise ValueError(f"cannot add {a.columns} and {b.columns} columns")
         return self._record("add", (a, b), a.columns)
+
+    def multiply(self, a: Value, b: Value) -> Value:
+        """`a * b`, both `[T, columns]`."""
+        if a.columns != b.columns:
+            raise ValueError(f"cannot multiply {a.columns} and {b.columns} columns")
+        return self._record("multiply", (a, b), a.columns)
+
+    def clamp(self, x: Value, limit: float) -> Value:
+        """`min(max(x, -limit), limit)`."""
+        return self._record("clamp", (x,), x.columns, limit=_positive("clamp", limit))
+
+    def softcap(self, x: Value, limit: float) -> Value:
+        """`limit * tanh(x / limit)`, as for the logits of Gemma 2."""
+        return self._record("softcap", (x,), x.columns, limit=_positive("softcap", limit))
+
+    def slice(self, x: Value, begin: int, end: int) -> Value:
+        """Columns from `begin` up to `end` -> `[T, end - begin]`."""
+        if not 0 <= begin < end <= x.columns:
+            raise ValueError(f"slice: there are no columns {begin} to {end} of {x.columns}")
+        return self._record("slice", (x,), end - begin, begin=begin, end=end)
 
     def rms_norm(
         self,
@@ -350,3 +397,9 @@ def _known(activation: str) -> str:
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
     return activation
+
+
+def _positive(name: str, limit: float) -> float:
+    if not limit > 0:
+        raise ValueError(f"{name}: {limit} is not a positive limit")
+    return limit

@@ -234,6 +234,21 @@ def test_a_sequence_stands_in_a_batch_once(sources: Sources) -> None:
         model.forward([(sequence, [1]), (sequence, [2])])
 
 
+def test_a_context_has_no_more_positions_than_the_model_learned() -> None:
+    ops = Recorder()
+    x = ops.add(ops.embed("embed", 16, 8), ops.embed_positions("positions", 10, 8, offset=2))
+    ops.linear(ops.select(x), "head", 16)
+    program = ops.program()
+    tensors = {name: Tensor("f32", spec.shape, tiny.weight(name, spec.shape)) for name, spec in program.tensors.items()}
+    source = MemorySource(tensors)
+    with pytest.raises(OptionError, match="context: 11 is more than the 10 positions that the model has learned"):
+        Model(program, source, context_length=11, threads=1)
+    model = Model(program, source, context_length=10, threads=1)
+    assert model.bytes_per_token == tensors["head.weight"].nbytes
+    expected = reference.logits(program, source, range(10))
+    np.testing.assert_allclose(model(range(10)), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("options", [{"threads": 0}, {"kv_kind": "int3"}], ids=["threads", "kv_kind"])
 def test_unknown_options_are_refused(sources: Sources, options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=next(iter(options)).split("_")[0]):

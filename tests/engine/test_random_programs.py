@@ -28,6 +28,7 @@ from quantkit_kernels.interpreter.operations import ACTIVATIONS, OPERATIONS
 VOCAB = 11
 COLUMNS = (1, 4, 6, 8, 12, 16, 40, 96)
 HEADS = (1, 2, 3)
+CONTEXT = 64
 TOLERANCE = 1e-3
 """Of plain weights, of the largest of all values that the truth has. Errors are those of f32, but may grow in depth."""
 HUGE = 1e12
@@ -47,8 +48,14 @@ class Author:
         self.names = (f"{number}" for number in range(1000))
         self.write: dict[str, Callable[[], Value | Cache | None]] = {
             "embed": self.embed,
+            "embed_positions": self.embed_positions,
             "scale": lambda: self.ops.scale(self.any(), self.draw(st.sampled_from([0.5, 1.5, -1.0]))),
+            "scale_by_position": self.scale_by_position,
             "add": lambda: self.pair(self.ops.add),
+            "multiply": lambda: self.pair(self.ops.multiply),
+            "clamp": lambda: self.ops.clamp(self.any(), self.draw(st.sampled_from([0.3, 5.0]))),
+            "softcap": lambda: self.ops.softcap(self.any(), self.draw(st.sampled_from([0.3, 5.0]))),
+            "slice": self.slice,
             "rms_norm": lambda: self.norm(self.ops.rms_norm),
             "layer_norm": lambda: self.norm(self.ops.layer_norm, bias=self.draw(st.booleans())),
             "gated": lambda: self.pair(lambda a, b: self.ops.gated(a, b, self.activation())),
@@ -84,6 +91,19 @@ class Author:
 
     def embed(self) -> Value:
         return self.ops.embed(next(self.names), VOCAB, self.draw(st.sampled_from(COLUMNS)))
+
+    def embed_positions(self) -> Value:
+        columns, offset = self.draw(st.sampled_from(COLUMNS)), self.draw(st.sampled_from([0, 2]))
+        return self.ops.embed_positions(next(self.names), CONTEXT, columns, offset=offset)
+
+    def scale_by_position(self) -> Value:
+        period, offset = self.draw(st.sampled_from([1, 3, 50])), self.draw(st.sampled_from([0, 1]))
+        return self.ops.scale_by_position(self.any(), beta=0.5, period=period, offset=offset)
+
+    def slice(self) -> Value:
+        x = self.any()
+        begin = self.draw(st.integers(0, x.columns - 1))
+        return self.ops.slice(x, begin, self.draw(st.integers(begin + 1, x.columns)))
 
     def pair(self, record: Callable[[Value, Value], Value]) -> Value:
         a = self.any()
@@ -140,7 +160,10 @@ class Author:
         return {value.columns for value in self.values}
 
 
-ANY_ROWS = {"scale", "add", "rms_norm", "layer_norm", "gated", "activate", "xielu", "linear"}
+ANY_ROWS = {
+    *("scale", "add", "multiply", "clamp", "softcap", "slice"),
+    *("rms_norm", "layer_norm", "gated", "activate", "xielu", "linear"),
+}
 """Operations that take selected rows."""
 
 
@@ -217,7 +240,7 @@ def compare(
 ) -> None:
     """Assert that a program runs as the truth has it, to the same bits however it is cut into passes."""
     thread_meetings.check(plan(program, {name: tensor.kind for name, tensor in source.tensors.items()}))
-    model = Model(program, source, context_length=64, threads=threads, kv_kind="f32")
+    model = Model(program, source, context_length=CONTEXT, threads=threads, kv_kind="f32")
     try:
         logits = model(tokens)
         assert np.abs(logits - truth[program.logits.index]).max() <= tolerance * largest(truth)

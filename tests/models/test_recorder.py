@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quantkit.models.recorder import Operation, Recorder, Value
+from quantkit.models.recorder import Operation, Program, Recorder, Value
 from quantkit.tensor import TensorSpec
 
 
@@ -24,6 +24,17 @@ def test_ids_are_those_that_every_embedding_has_rows_for() -> None:
     ops = Recorder()
     ops.linear(ops.select(ops.add(ops.embed("a", 10, 8), ops.embed("b", 7, 8))), "head", 20)
     assert ops.program().vocab_size == 7
+
+
+def test_positions_are_those_that_every_table_has_rows_for() -> None:
+    ops = Recorder()
+    h = ops.embed("embed", 10, 8)
+    assert Program((), {}, h).learned_positions is None
+    h = ops.add(ops.embed_positions("a", 30, 8, offset=2), ops.embed_positions("b", 31, 8))
+    ops.select(h)
+    program = ops.program()
+    assert program.learned_positions == 30
+    assert program.tensors["a.weight"] == TensorSpec("a.weight", (32, 8), "embedding")
 
 
 @pytest.mark.parametrize("end", ["nothing", "all tokens", "cache"])
@@ -133,6 +144,14 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
     h, narrow = ops.embed("embed", 10, 8), ops.embed("narrow", 10, 6)
     with pytest.raises(ValueError, match="cannot add 8 and 6"):
         ops.add(h, narrow)
+    with pytest.raises(ValueError, match="cannot multiply 8 and 6"):
+        ops.multiply(h, narrow)
+    with pytest.raises(ValueError, match="no columns 3 to 9 of 8"):
+        ops.slice(h, 3, 9)
+    with pytest.raises(ValueError, match="softcap: 0 is not a positive limit"):
+        ops.softcap(h, 0)
+    with pytest.raises(ValueError, match="period of 0"):
+        ops.scale_by_position(h, beta=0.1, period=0)
     with pytest.raises(ValueError, match="cannot gate 8 and 6"):
         ops.gated(h, narrow, "silu")
     with pytest.raises(ValueError, match="parts of 3"):

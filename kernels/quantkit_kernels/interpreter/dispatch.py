@@ -17,11 +17,10 @@ when it arrived at the end of the pass. Fused steps count as the first of them.
 from __future__ import annotations
 
 from quantkit_kernels.attention.operands import Heads
-from quantkit_kernels.attention.pages import store_kv
 from quantkit_kernels.attention.sharing import attend, pieces_of
 from quantkit_kernels.blocks import KINDS
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.interpreter.layout import PASS, STEP
+from quantkit_kernels.interpreter.layout import STEP
 from quantkit_kernels.interpreter.operations import Opcode
 from quantkit_kernels.interpreter.threads import (
     Pass,
@@ -34,23 +33,16 @@ from quantkit_kernels.interpreter.threads import (
     tag_of,
     take_next,
 )
-from quantkit_kernels.linear.activations import quantize
+from quantkit_kernels.interpreter.token_steps import pass_at, step_at, token_step
 from quantkit_kernels.linear.packed import ROW_TILES, linear_int4, linear_int8
 from quantkit_kernels.linear.plain import linear_bf16, linear_f16, linear_f32
 from quantkit_kernels.operands import Matrix, Rows
-from quantkit_kernels.rows.arithmetic import add, copy, scale
-from quantkit_kernels.rows.embedding import embed
-from quantkit_kernels.rows.mlp import activate, gated, xielu
-from quantkit_kernels.rows.norms import Norm, layer_norm, rms_norm
-from quantkit_kernels.rows.rotary import rope, rope_interleaved, rotation
-from quantkit_kernels.simd import get_i64, nanoseconds, put_i64, record_at
+from quantkit_kernels.simd import nanoseconds, put_i64
 
 STEP_BYTES = STEP.itemsize
 F16, BF16, INT8, INT4 = (KINDS[name].code for name in ("f16", "bf16", "int8", "int4"))
 MANY = 8
 """Tokens from which on a chunk of a matrix product takes longer than its weights take to arrive."""
-
-step_at, pass_at = record_at(STEP), record_at(PASS)
 
 
 @jit(entry=True)
@@ -156,58 +148,8 @@ def _token_steps(address, fused, counter, words, now):
             return count, taken
         for token in range(first, last):
             for inside in range(address, address + STEP_BYTES * fused, STEP_BYTES):
-                _token_step(inside, words, now.thread, token)
+                token_step(inside, words, now.thread, token)
         taken += last - first
-
-
-@jit
-def _row(rows, token, thread):
-    """Address of a token's row."""
-    return rows.address + token * rows.stride + thread * rows.thread_stride
-
-
-@jit
-def _token_step(address, words, thread, token):
-    """One token of a step that treats every token by itself."""
-    step, state = step_at(address), pass_at(words)
-    opcode, columns = step.opcode, step.out_columns
-    out, a, b = _row(step.out, token, thread), _row(step.a, token, thread), _row(step.b, token, thread)
-    if opcode == Opcode.QUANTIZE:
-        quantize(a, step.in_columns, out)
-    elif opcode == Opcode.RMS_NORM:
-        rms_norm(a, out, columns, _norm(step))
-    elif opcode == Opcode.LAYER_NORM:
-        layer_norm(a, out, columns, _norm(step))
-    elif opcode == Opcode.ADD:
-        add(a, b, out, columns)
-    elif opcode == Opcode.GATED:
-        gated(a, b, out, columns, step.activation)
-    elif opcode == Opcode.ACTIVATE:
-        activate(a, out, columns, step.activation)
-    elif opcode == Opcode.XIELU:
-        xielu(a, step.alpha_p, step.alpha_n, out, columns)
-    elif opcode == Opcode.ROPE:
-        if step.interleaved:
-            rope_interleaved(a, b, out, columns, step.head_dim, step.rotary_dim)
-        else:
-            rope(a, b, out, columns, step.head_dim, step.rotary_dim)
-    elif opcode == Opcode.STORE_KV:
-        position, pages = get_i64(state.positions + 8 * token), get_i64(state.pages + 8 * token)
-        if store_kv(state.kv_kind, a, b, pages, position, step.cache_offset, step.kv_heads, step.head_dim):
-            state.saturated = 1
-    elif opcode == Opcode.EMBED:
-        embed(step.kind, step.weight, step.row_scales, get_i64(state.ids + 8 * token), columns, out)
-    elif opcode == Opcode.SCALE:
-        scale(a, step.factor, out, columns)
-    elif opcode == Opcode.ROTATION:
-        rotation(get_i64(state.positions + 8 * token), step.constant, columns >> 1, step.factor, out)
-    elif opcode == Opcode.SELECT:
-        copy(_row(step.a, get_i64(state.wanted_tokens + 8 * token), thread), out, columns)
-
-
-@jit
-def _norm(step):
-    return Norm(step.weight, step.bias, step.weight_columns, step.size, step.eps, step.offset)
 
 
 @jit

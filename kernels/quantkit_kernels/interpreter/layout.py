@@ -45,10 +45,16 @@ STEP = np.dtype(
         ("heads_per_kv", "i8"),
         ("window", "i8"),  # positions that a query sees, 0 for all
         ("activation", "i8"),  # place in operations.ACTIVATIONS
+        ("begin", "i8"),  # columns that slice takes
+        ("end", "i8"),
+        ("period", "i8"),  # positions that scale_by_position treats alike
+        ("position_offset", "i8"),  # added to positions
         ("factor", "f4"),
         ("scale", "f4"),
         ("eps", "f4"),
         ("offset", "f4"),
+        ("limit", "f4"),
+        ("beta", "f4"),
     ],
     align=True,
 )

@@ -142,6 +142,11 @@ class OperationSpec:
         return self.truth.__name__
 
     @property
+    def looks_up(self) -> bool:
+        """Whether its weight is a table, of which a token reads one row."""
+        return self.work is _weight_rows
+
+    @property
     def opcode(self) -> Opcode:
         """What stands for it in a step."""
         return Opcode[self.name.upper()]
@@ -151,8 +156,22 @@ _NORM = ("size", "weight_columns", "eps", "offset")
 
 _ROWS = (
     OperationSpec(truth.embed, ("ids",), weights=("weight",), work=_weight_rows),
+    OperationSpec(
+        truth.embed_positions, ("positions",), weights=("weight",), parameters=("position_offset",), work=_weight_rows
+    ),
     OperationSpec(truth.scale, inputs=("x",), parameters=("factor",), in_place=("x",)),
+    OperationSpec(
+        truth.scale_by_position,
+        ("positions",),
+        inputs=("x",),
+        parameters=("beta", "period", "position_offset"),
+        in_place=("x",),
+    ),
     OperationSpec(truth.add, inputs=("a", "b"), in_place=("a", "b")),
+    OperationSpec(truth.multiply, inputs=("a", "b"), in_place=("a", "b")),
+    OperationSpec(truth.clamp, inputs=("x",), parameters=("limit",), in_place=("x",)),
+    OperationSpec(truth.softcap, inputs=("x",), parameters=("limit",), in_place=("x",)),
+    OperationSpec(truth.slice, inputs=("x",), parameters=("begin", "end")),
     OperationSpec(truth.rms_norm, inputs=("x",), weights=("weight",), parameters=_NORM, in_place=("x",)),
     OperationSpec(truth.layer_norm, inputs=("x",), weights=("weight", "bias"), parameters=_NORM, in_place=("x",)),
     OperationSpec(truth.gated, inputs=("gate", "up"), parameters=("activation",), in_place=("gate", "up")),

@@ -25,6 +25,11 @@ def embed(ids: Ids, table: Matrix) -> Matrix:
     return table[ids]
 
 
+def embed_positions(positions: Ids, table: Matrix, *, position_offset: int) -> Matrix:
+    """Rows of the table, by position."""
+    return table[positions + position_offset]
+
+
 def scale(x: Matrix, *, factor: float) -> Matrix:
     """`x * factor`."""
     return x * factor
@@ -33,6 +38,31 @@ def scale(x: Matrix, *, factor: float) -> Matrix:
 def add(a: Matrix, b: Matrix) -> Matrix:
     """`a + b`."""
     return a + b
+
+
+def multiply(a: Matrix, b: Matrix) -> Matrix:
+    """`a * b`."""
+    return a * b
+
+
+def clamp(x: Matrix, *, limit: float) -> Matrix:
+    """`min(max(x, -limit), limit)`."""
+    return np.clip(x, -limit, limit)
+
+
+def softcap(x: Matrix, *, limit: float) -> Matrix:
+    """`limit * tanh(x / limit)`."""
+    return limit * np.tanh(x / limit)
+
+
+def scale_by_position(positions: Ids, x: Matrix, *, beta: float, period: int, position_offset: int) -> Matrix:
+    """`x * (1 + beta * log(1 + floor((position + position_offset) / period)))`."""
+    return x * (1 + beta * np.log1p((positions[:, None] + position_offset) // period))
+
+
+def slice(x: Matrix, *, begin: int, end: int) -> Matrix:
+    """Columns from `begin` up to `end`."""
+    return x[:, begin:end]
 
 
 def rms_norm(

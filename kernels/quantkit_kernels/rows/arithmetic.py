@@ -1,9 +1,15 @@
-"""Sums, multiples and copies of one token's row."""
+"""Sums, products, multiples, bounds and copies of one token's row."""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.simd import load_line_f32, splat_wide, store
+from quantkit_kernels.rows.functions import tanh
+from quantkit_kernels.simd import clamp as clamp_lanes
+from quantkit_kernels.simd import load_line_f32, load_wide_partial_f32, splat_wide, store
 
 
 @jit
@@ -11,6 +17,13 @@ def add(a, b, out, n):
     """`out = a + b` over `n` columns."""
     for place in range(0, 4 * n, 64):
         store(out + place, load_line_f32(a + place) + load_line_f32(b + place))
+
+
+@jit
+def multiply(a, b, out, n):
+    """`out = a * b`."""
+    for place in range(0, 4 * n, 64):
+        store(out + place, load_line_f32(a + place) * load_line_f32(b + place))
 
 
 @jit
@@ -22,7 +35,40 @@ def scale(x, factor, out, n):
 
 
 @jit
+def scale_by_position(x, position, period, beta, out, n):
+    """`out = x * (1 + beta * log(1 + floor(position / period)))`; `period` is a whole number."""
+    scale(x, np.float32(1.0 + beta * math.log(1.0 + position // period)), out, n)
+
+
+@jit
+def clamp(x, limit, out, n):
+    """`out = min(max(x, -limit), limit)`; NaN stays NaN."""
+    low, high = splat_wide(-limit), splat_wide(limit)
+    for place in range(0, 4 * n, 64):
+        store(out + place, clamp_lanes(load_line_f32(x + place), low, high))
+
+
+@jit
+def softcap(x, limit, out, n):
+    """`out = limit * tanh(x / limit)`."""
+    limits, inverse = splat_wide(limit), splat_wide(1.0 / limit)
+    for place in range(0, 4 * n, 64):
+        store(out + place, tanh(load_line_f32(x + place) * inverse) * limits)
+
+
+@jit
 def copy(x, out, n):
     """`out = x`."""
     for place in range(0, 4 * n, 64):
         store(out + place, load_line_f32(x + place))
+
+
+@jit
+def copy_columns(x, begin, end, out):
+    """`out` = columns `begin` to `end` of `x`, which may begin anywhere; nothing behind them is read."""
+    first, last = x + 4 * begin, x + 4 * end
+    while first + 64 <= last:
+        store(out, load_line_f32(first))
+        first, out = first + 64, out + 64
+    if first < last:
+        store(out, load_wide_partial_f32(first, (last - first) >> 2))

@@ -1,0 +1,102 @@
+"""Steps that treat every token by itself: which kernel an opcode stands for, and which fields of the step it takes.
+
+`dispatch.py` hands tokens out and has the steps whose work is shared in other pieces; the kernels are those of `rows/`.
+"""
+
+from __future__ import annotations
+
+from quantkit_kernels.attention.pages import store_kv
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.interpreter.layout import PASS, STEP
+from quantkit_kernels.interpreter.operations import Opcode
+from quantkit_kernels.linear.activations import quantize
+from quantkit_kernels.rows.arithmetic import (
+    add,
+    clamp,
+    copy,
+    copy_columns,
+    multiply,
+    scale,
+    scale_by_position,
+    softcap,
+)
+from quantkit_kernels.rows.embedding import embed
+from quantkit_kernels.rows.mlp import activate, gated, xielu
+from quantkit_kernels.rows.norms import Norm, layer_norm, rms_norm
+from quantkit_kernels.rows.rotary import rope, rope_interleaved, rotation
+from quantkit_kernels.simd import get_i64, record_at
+
+step_at, pass_at = record_at(STEP), record_at(PASS)
+
+
+@jit
+def token_step(address, words, thread, token):
+    """One token of the step at `address`."""
+    step = step_at(address)
+    opcode, columns = step.opcode, step.out_columns
+    out, a, b = _row(step.out, token, thread), _row(step.a, token, thread), _row(step.b, token, thread)
+    if opcode == Opcode.QUANTIZE:
+        quantize(a, step.in_columns, out)
+    elif opcode == Opcode.RMS_NORM:
+        rms_norm(a, out, columns, _norm(step))
+    elif opcode == Opcode.LAYER_NORM:
+        layer_norm(a, out, columns, _norm(step))
+    elif opcode == Opcode.ADD:
+        add(a, b, out, columns)
+    elif opcode == Opcode.MULTIPLY:
+        multiply(a, b, out, columns)
+    elif opcode == Opcode.SCALE:
+        scale(a, step.factor, out, columns)
+    elif opcode == Opcode.CLAMP:
+        clamp(a, step.limit, out, columns)
+    elif opcode == Opcode.SOFTCAP:
+        softcap(a, step.limit, out, columns)
+    elif opcode == Opcode.SLICE:
+        copy_columns(a, step.begin, step.end, out)
+    elif opcode == Opcode.GATED:
+        gated(a, b, out, columns, step.activation)
+    elif opcode == Opcode.ACTIVATE:
+        activate(a, out, columns, step.activation)
+    elif opcode == Opcode.XIELU:
+        xielu(a, step.alpha_p, step.alpha_n, out, columns)
+    elif opcode == Opcode.ROPE and step.interleaved:
+        rope_interleaved(a, b, out, columns, step.head_dim, step.rotary_dim)
+    elif opcode == Opcode.ROPE:
+        rope(a, b, out, columns, step.head_dim, step.rotary_dim)
+    else:
+        _batch_step(address, words, thread, token)
+
+
+@jit
+def _batch_step(address, words, thread, token):
+    """As `token_step`, of the steps that read the batch: which token it is, where it stands, whose it is."""
+    step, state = step_at(address), pass_at(words)
+    opcode, columns = step.opcode, step.out_columns
+    out, a, b = _row(step.out, token, thread), _row(step.a, token, thread), _row(step.b, token, thread)
+    if opcode == Opcode.SELECT:
+        copy(_row(step.a, get_i64(state.wanted_tokens + 8 * token), thread), out, columns)
+        return
+    position = get_i64(state.positions + 8 * token)
+    if opcode == Opcode.EMBED:
+        embed(step.kind, step.weight, step.row_scales, get_i64(state.ids + 8 * token), columns, out)
+    elif opcode == Opcode.EMBED_POSITIONS:
+        embed(step.kind, step.weight, step.row_scales, position + step.position_offset, columns, out)
+    elif opcode == Opcode.ROTATION:
+        rotation(position, step.constant, columns >> 1, step.factor, out)
+    elif opcode == Opcode.SCALE_BY_POSITION:
+        scale_by_position(a, position + step.position_offset, step.period, step.beta, out, columns)
+    elif opcode == Opcode.STORE_KV:
+        pages = get_i64(state.pages + 8 * token)
+        if store_kv(state.kv_kind, a, b, pages, position, step.cache_offset, step.kv_heads, step.head_dim):
+            state.saturated = 1
+
+
+@jit
+def _row(rows, token, thread):
+    """Address of a token's row."""
+    return rows.address + token * rows.stride + thread * rows.thread_stride
+
+
+@jit
+def _norm(step):
+    return Norm(step.weight, step.bias, step.weight_columns, step.size, step.eps, step.offset)
