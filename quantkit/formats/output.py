@@ -179,7 +179,7 @@ def _publish(partial: Path, target: Path, *, force: bool) -> None:
 def _replace(partial: Path, target: Path) -> None:
     """Exchange a complete folder with the one at `target`, if quantkit wrote all that is in it; remove that one."""
     with ExitStack() as stack:
-        _lock_current(target, stack)  # once it has another name, nobody takes it for abandoned
+        lock(target, fcntl.LOCK_EX | fcntl.LOCK_NB, stack)  # once it has another name, nobody takes it for abandoned
         stranger = _stranger(target)
         if not stranger:
             replaced = _exchange(partial, target)
@@ -190,17 +190,6 @@ def _replace(partial: Path, target: Path) -> None:
             _discard(replaced)
     if stranger:
         raise PackedModelError(f"{target}: holds {stranger!r}, which quantkit did not write; it is left as it is")
-
-
-def _lock_current(target: Path, stack: ExitStack) -> None:
-    """Lock the folder that is at `target`, after whoever publishes or opens it is done, until a stack is closed."""
-    while True:
-        with ExitStack() as attempt:
-            found = target.stat()
-            if not lock(target, fcntl.LOCK_EX, attempt) or os.path.samestat(found, target.stat()):
-                stack.push(attempt.pop_all())
-                return
-        # Another process has replaced it meanwhile.
 
 
 def _exchange(new: Path, target: Path) -> Path:
