@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from quantkit_kernels import blocks, search
 
@@ -14,34 +17,40 @@ GAUSSIAN_ERROR = {"int4": 4.9e-3, "int8": 4.5e-5}
 """Relative squared errors that normally distributed weights must stay below (measured: 4.75e-3 and 3.9e-5)."""
 
 
-def packed(kind, weights, pieces=None):
+def packed(
+    kind: str, weights: NDArray[np.float32], shares: Sequence[tuple[int, int]] = ()
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], float]:
     tiles, _ = blocks.grid(*weights.shape)
     data_shape, scales_shape = blocks.expected_shapes(kind, weights.shape)
+    assert scales_shape is not None
     data, row_scales = np.full(data_shape, 0xAA, np.uint8), np.full(scales_shape, np.nan, np.float32)
-    pieces = pieces or [(0, tiles)]
-    error = sum(SEARCHES[kind](weights, data, row_scales, first, last) for first, last in pieces)
+    shares = shares or [(0, tiles)]
+    error = sum(SEARCHES[kind](weights, data, row_scales, first, last) for first, last in shares)
     return data, row_scales, error
 
 
-def errors(kind, weights):
+def errors(kind: str, weights: NDArray[np.float32]) -> NDArray[np.float64]:
     """Relative squared error of each row."""
     data, row_scales, _ = packed(kind, weights)
     found = blocks.dequantize(kind, data, row_scales, weights.shape).astype(np.float64)
     wanted = weights.astype(np.float64)
     size = (wanted**2).sum(1)
-    return np.divide(((found - wanted) ** 2).sum(1), size, out=np.zeros_like(size), where=size > 0)
+    relative: NDArray[np.float64] = np.divide(
+        ((found - wanted) ** 2).sum(1), size, out=np.zeros_like(size), where=size > 0
+    )
+    return relative
 
 
-def gaussian(rows, columns, seed=0):
+def gaussian(rows: int, columns: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32)
 
 
 @pytest.mark.parametrize("kind", SEARCHES)
-def test_error_of_normal_weights(kind):
+def test_error_of_normal_weights(kind: str) -> None:
     assert errors(kind, gaussian(64, 1024)).mean() < GAUSSIAN_ERROR[kind]
 
 
-def test_search_beats_the_plain_range_of_each_group():
+def test_search_beats_the_plain_range_of_each_group() -> None:
     weights = gaussian(64, 1024)
     groups = weights.reshape(64, 32, 32)
     low, high = groups.min(-1, keepdims=True), groups.max(-1, keepdims=True)
@@ -58,9 +67,9 @@ def test_search_beats_the_plain_range_of_each_group():
     exponents=st.lists(st.integers(-30, 37), min_size=20, max_size=20),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_any_magnitude_and_shape(kind, rows, columns, exponents, seed):
-    weights = np.clip(gaussian(rows, columns, seed), -3, 3) * np.float32(10) ** np.array(exponents[:rows])[:, None]
-    weights = weights.astype(np.float32)
+def test_any_magnitude_and_shape(kind: str, rows: int, columns: int, exponents: list[int], seed: int) -> None:
+    magnitudes = np.float32(10) ** np.array(exponents[:rows])[:, None]
+    weights = (np.clip(gaussian(rows, columns, seed), -3, 3) * magnitudes).astype(np.float32)
     data, row_scales, error = packed(kind, weights)
     assert np.isfinite(row_scales).all()
     assert errors(kind, weights).max() < {"int4": 0.03, "int8": 2e-4}[kind]
@@ -70,7 +79,7 @@ def test_any_magnitude_and_shape(kind, rows, columns, exponents, seed):
 
 
 @pytest.mark.parametrize("kind", SEARCHES)
-def test_padding_is_zero_and_codes_stay_in_range(kind):
+def test_padding_is_zero_and_codes_stay_in_range(kind: str) -> None:
     weights = gaussian(11, 45) - 2
     data, row_scales, _ = packed(kind, weights)
     codes = blocks.unpack_int4(data)[0] if kind == "int4" else blocks.unpack_int8(data)[0]
@@ -85,13 +94,13 @@ def test_padding_is_zero_and_codes_stay_in_range(kind):
 
 @pytest.mark.parametrize("kind", SEARCHES)
 @pytest.mark.parametrize("value", [0.0, 1.5, -3e-5])
-def test_constant_rows_are_exact(kind, value):
+def test_constant_rows_are_exact(kind: str, value: float) -> None:
     weights = np.full((9, 70), value, np.float32)
     data, row_scales, _ = packed(kind, weights)
     assert blocks.dequantize(kind, data, row_scales, weights.shape) == pytest.approx(weights, rel=3e-6)
 
 
-def test_int8_never_clips_the_largest():
+def test_int8_never_clips_the_largest() -> None:
     weights = gaussian(40, 320, seed=5)
     data, row_scales, _ = packed("int8", weights)
     found = blocks.dequantize("int8", data, row_scales, weights.shape)
@@ -100,7 +109,7 @@ def test_int8_never_clips_the_largest():
 
 
 @pytest.mark.parametrize("kind", SEARCHES)
-def test_any_split_of_the_tiles_gives_the_same_bytes(kind):
+def test_any_split_of_the_tiles_gives_the_same_bytes(kind: str) -> None:
     weights = gaussian(45, 70)
     whole = packed(kind, weights)
     parts = packed(kind, weights, [(4, 6), (0, 1), (1, 4)])

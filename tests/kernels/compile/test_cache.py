@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,9 @@ def triple(x):
 def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where kernels are kept meanwhile."""
     monkeypatch.setattr(quantkit_kernels, "cache_folder", lambda name: tmp_path / name)
-    return folder.kernel_folder(ISA)
+    kept_in = folder.kernel_folder(ISA)
+    assert kept_in is not None
+    return kept_in
 
 
 def compiled_files(kernels: Path) -> list[Path]:
@@ -51,7 +54,7 @@ def test_an_entry_is_compiled_once(kernels: Path) -> None:
 class Trap:
     """What is unpickled if anything is."""
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
         return pytest.fail, ("unpickled",)
 
 
@@ -61,7 +64,12 @@ def flip_a_bit(file: Path) -> None:
     file.write_bytes(content)
 
 
-DAMAGE = {
+def put_a_pipe_there(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "empty": lambda file: file.write_bytes(b""),
     "cut": lambda file: os.truncate(file, file.stat().st_size // 2),
     "cut in its checksum": lambda file: os.truncate(file, 10),
@@ -69,7 +77,7 @@ DAMAGE = {
     "another pickle": lambda file: file.write_bytes(pickle.dumps(Trap())),
     "a link": lambda file: file.symlink_to(file.rename(file.with_suffix(".real"))),
     "writable by others": lambda file: file.chmod(0o666),
-    "a pipe": lambda file: (file.unlink(), os.mkfifo(file)),
+    "a pipe": put_a_pipe_there,
 }
 
 

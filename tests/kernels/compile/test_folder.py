@@ -26,6 +26,8 @@ def keep_in(monkeypatch: pytest.MonkeyPatch) -> KeepIn:
 def test_each_instruction_set_has_a_folder(keep_in: KeepIn, tmp_path: Path) -> None:
     keep_in(lambda name: tmp_path / name)
     one, other = folder.kernel_folder("avx2"), folder.kernel_folder("generic")
+    assert one is not None
+    assert other is not None
     assert one.parent == other.parent == tmp_path
     assert one != other
     assert {path.stat().st_mode & 0o777 for path in (one, other)} == {0o700}
@@ -33,7 +35,12 @@ def test_each_instruction_set_has_a_folder(keep_in: KeepIn, tmp_path: Path) -> N
 
 def test_the_place_is_asked_for_once_and_late(keep_in: KeepIn, tmp_path: Path) -> None:
     asked = []
-    keep_in(lambda name: asked.append(name) or tmp_path / name)
+
+    def place(name: str) -> Path:
+        asked.append(name)
+        return tmp_path / name
+
+    keep_in(place)
     assert asked == []
     for _ in range(2):
         folder.kernel_folder("generic")

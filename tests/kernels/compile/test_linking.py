@@ -30,17 +30,17 @@ def _call_both(x):
     return _both(x) + _one(0)
 
 
-def test_an_entry_calls_parts_through_parts():
+def test_an_entry_calls_parts_through_parts() -> None:
     assert _call_both(3) == 15
 
 
-def test_python_cannot_call_a_part():
+def test_python_cannot_call_a_part() -> None:
     _call_both(3)
     with pytest.raises(TypeError):
         _one(3)
 
 
-def test_functions_of_an_entry_are_its_own():
+def test_functions_of_an_entry_are_its_own() -> None:
     """Closures share a name, so the loader must not choose among those of different entries."""
     compiled = njit(pipeline_class=EntryCompiler, **FLAGS)(_call_both.py_func)  # what the cache holds is machine code
     compiled.compile((int64,))

@@ -6,10 +6,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
 from quantkit_kernels.compile.private import require
+
+
+class Run(Protocol):
+    """Calls entries in a process of its own; returns a line each (result, hits in the cache) and stderr."""
+
+    def __call__(self, before: str, *names: str, cache: str = "cache") -> tuple[list[str], str]: ...
+
 
 TESTS = Path(__file__).parents[2]
 
@@ -46,8 +54,7 @@ for name in sys.argv[1:]:
 
 
 @pytest.fixture
-def run(tmp_path: Path):
-    """Call entries in a process of its own; returns a line each (result, hits in the cache) and stderr."""
+def run(tmp_path: Path) -> Run:
     (tmp_path / "entries.py").write_text(ENTRIES)
 
     def run(before: str, *names: str, cache: str = "cache") -> tuple[list[str], str]:
@@ -69,7 +76,7 @@ def run(tmp_path: Path):
     return run
 
 
-def test_kernels_are_compiled_by_numba_alone_and_one_warning_says_so(run) -> None:
+def test_kernels_are_compiled_by_numba_alone_and_one_warning_says_so(run: Run) -> None:
     linked, silent = run("pass", "first", "second")
     assert silent == ""
     plain, warned = run("import plain_numba", "first", "second", cache="another")
@@ -78,14 +85,14 @@ def test_kernels_are_compiled_by_numba_alone_and_one_warning_says_so(run) -> Non
     assert "CompilerBase" in warned
 
 
-def test_closures_of_one_name_from_the_cache_and_from_now_are_not_confused(run) -> None:
-    (first,), _ = run("import plain_numba", "first")
-    first = int(first.removesuffix(" 0"))
+def test_closures_of_one_name_from_the_cache_and_from_now_are_not_confused(run: Run) -> None:
+    (printed,), _ = run("import plain_numba", "first")
+    first = int(printed.removesuffix(" 0"))
     assert run("import plain_numba", "first", "second")[0] == [f"{first} 1", f"{first + 20} 0"]
     assert run("import plain_numba", "second", "first")[0] == [f"{first + 20} 1", f"{first} 1"]
 
 
-def test_kernels_are_not_kept_where_numba_cannot_say_how(run) -> None:
+def test_kernels_are_not_kept_where_numba_cannot_say_how(run: Run) -> None:
     hide = "import numba.core.compiler; del numba.core.compiler.CompileResult._rebuild"
     for _ in range(2):
         printed, warned = run(hide, "first")

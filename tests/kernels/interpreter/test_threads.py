@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.interpreter.threads import (
@@ -58,11 +61,11 @@ def deal(counters, tag, thread, threads, count, unit, chunk, out, most):
     return taken
 
 
-def address(array):
+def address(array: NDArray[Any]) -> int:
     return array.ctypes.data
 
 
-def test_a_counter_counts_anew_for_each_pass():
+def test_a_counter_counts_anew_for_each_pass() -> None:
     counter = np.zeros(1, np.int64)
     first, second = (1 << COUNT_BITS), (3 << COUNT_BITS)
     assert [take_one(address(counter), first, 4, 10) for _ in range(4)] == [0, 4, 8, 12]
@@ -81,7 +84,9 @@ def test_a_counter_counts_anew_for_each_pass():
     st.integers(1, 3),
     st.randoms(use_true_random=False),
 )
-def test_every_piece_is_dealt_once_in_whole_units(threads, count, unit, chunk, random):
+def test_every_piece_is_dealt_once_in_whole_units(
+    threads: int, count: int, unit: int, chunk: int, random: Random
+) -> None:
     counters, seen = np.zeros(threads, np.int64), np.zeros(count, int)
     out = np.zeros((count + 1, 2), np.int64)
     left = set(range(threads))
@@ -146,7 +151,7 @@ def serve(shared, thread, threads, words):
 
 
 @pytest.mark.parametrize("threads", [1, 2, 7])
-def test_passes_of_changing_size_with_more_threads_than_cores(threads):
+def test_passes_of_changing_size_with_more_threads_than_cores(threads: int) -> None:
     libc = ctypes.CDLL(None)
     memory = np.zeros(shared_bytes(threads) + LINE, np.uint8)
     shared = memory[-address(memory) % LINE :]

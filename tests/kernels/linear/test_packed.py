@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from arrays import address, random_weight
 from quantkit_kernels import blocks
@@ -13,6 +17,9 @@ from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.linear import activations
 from quantkit_kernels.linear.packed import linear_int4, linear_int8
 from quantkit_kernels.operands import Matrix, Rows
+
+Share = tuple[int, int | None]
+"""First row tile, and the one behind the last; None for that of the matrix."""
 
 TOLERANCE = 2e-5
 """Of f32 sums over a few hundred columns, relative to the sum of magnitudes."""
@@ -37,7 +44,7 @@ def multiply_int8(matrix, x, y, tokens, first, last):
 MULTIPLY = {"int4": multiply_int4, "int8": multiply_int8}
 
 
-def quantized(x):
+def quantized(x: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """int8 activations -> (packed records, the values that they stand for)."""
     tokens, columns = x.shape
     packed = np.full((tokens, activations.packed_bytes(columns)), 0xAA, np.uint8)
@@ -51,7 +58,15 @@ def quantized(x):
     return packed, (codes * (peak / np.float32(127))).reshape(tokens, -1)[:, :columns]
 
 
-def product(kind, data, row_scales, bias, shape, x, shares=((0, None),)):
+def product(
+    kind: str,
+    data: NDArray[Any],
+    row_scales: NDArray[np.float32] | None,
+    bias: NDArray[np.float32] | None,
+    shape: tuple[int, int],
+    x: NDArray[np.float32],
+    shares: Sequence[Share] = ((0, None),),
+) -> NDArray[np.float32]:
     """x f32 [tokens, columns] times a weight of a shape, computed in shares of row tiles."""
     packed, tiles = quantized(x)[0], -(-shape[0] // 8)
     y = np.full((len(x), 8 * tiles), np.nan, np.float32)
@@ -73,7 +88,9 @@ def product(kind, data, row_scales, bias, shape, x, shares=((0, None),)):
     exponent=st.sampled_from([-18, 0, 15]),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_product_is_the_specified_one(kind, rows, columns, tokens, with_bias, extreme, exponent, seed):
+def test_product_is_the_specified_one(
+    kind: str, rows: int, columns: int, tokens: int, with_bias: bool, extreme: bool, exponent: int, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     data, row_scales = random_weight(kind, rows, columns, rng, extreme=extreme)
     value = blocks.dequantize(kind, data, row_scales, (rows, columns)).astype(np.float64)
@@ -88,6 +105,7 @@ def test_product_is_the_specified_one(kind, rows, columns, tokens, with_bias, ex
     expected = taken @ value.T + (0 if bias is None else bias[:rows])
     magnitude = np.abs(taken) @ np.abs(value).T + (0 if bias is None else np.abs(bias[:rows])) + 1e-30
     if kind == "int4":  # codes and mins nearly cancel: errors are relative to what cancels
+        assert row_scales is not None
         _, scales, mins = blocks.unpack_int4(data)
         terms = scales[:rows].astype(float) * 15 * row_scales[:, 0].reshape(-1)[:rows, None]
         terms += np.abs(mins[:rows].astype(float)) * row_scales[:, 1].reshape(-1)[:rows, None]
@@ -96,7 +114,7 @@ def test_product_is_the_specified_one(kind, rows, columns, tokens, with_bias, ex
 
 
 @pytest.mark.parametrize("kind", MULTIPLY)
-def test_same_bits_for_any_split_of_rows_and_tokens(kind):
+def test_same_bits_for_any_split_of_rows_and_tokens(kind: str) -> None:
     rng = np.random.default_rng(7)
     rows, columns, tokens = 109, 165, 23  # 14 row tiles: those of whole grids, and more
     data, row_scales = random_weight(kind, rows, columns, rng)
@@ -113,7 +131,7 @@ def test_same_bits_for_any_split_of_rows_and_tokens(kind):
         assert whole.tobytes() == np.concatenate(parts).tobytes(), f"{size} tokens at once"
 
 
-def test_activations_of_a_zero_row_are_zero():
+def test_activations_of_a_zero_row_are_zero() -> None:
     packed, value = quantized(np.zeros((3, 40), np.float32))
     assert not packed.any()
     assert not value.any()

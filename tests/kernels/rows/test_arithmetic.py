@@ -58,7 +58,7 @@ def copy_columns(x, begin, end, out):
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 75), st.booleans(), st.integers(0, 2**32 - 1))
-def test_exact_ones(n, in_place, seed):
+def test_exact_ones(n: int, in_place: bool, seed: int) -> None:
     a, b = np.random.default_rng(seed).standard_normal((2, n)).astype(np.float32)
     second = row(b)
     for kernel, arguments, expected in (
@@ -76,7 +76,7 @@ def test_exact_ones(n, in_place, seed):
 
 @pytest.mark.parametrize("limit", [30.0, 0.5])
 @pytest.mark.parametrize("n", [1, 16, 53])
-def test_softcap(limit, n):
+def test_softcap(limit: float, n: int) -> None:
     values = (limit * 4 * np.random.default_rng(n).standard_normal(n)).astype(np.float32)
     x = row(values)
     softcap(address(x), np.float32(limit), address(x), n)
@@ -84,7 +84,7 @@ def test_softcap(limit, n):
     np.testing.assert_allclose(result(x, n), exact, rtol=6e-7)
 
 
-def test_bounds_of_nan_and_infinity():
+def test_bounds_of_nan_and_infinity() -> None:
     values = [np.nan, np.inf, -np.inf]
     for kernel in (clamp, softcap):
         x = row(values)
@@ -93,7 +93,7 @@ def test_bounds_of_nan_and_infinity():
 
 
 @pytest.mark.parametrize("position", [0, 1, 16383, 16384, 250_000])
-def test_scale_by_position(position):
+def test_scale_by_position(position: int) -> None:
     values = np.random.default_rng(position).standard_normal(19).astype(np.float32)
     x = row(values)
     scale_by_position(address(x), position, 16384, np.float32(0.1), address(x), 19)
@@ -103,7 +103,7 @@ def test_scale_by_position(position):
 
 @pytest.mark.parametrize("begin", [0, 1, 16, 37])
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 38])
-def test_copy_columns_to_the_very_end_of_memory(begin, count):
+def test_copy_columns_to_the_very_end_of_memory(begin: int, count: int) -> None:
     values = np.random.default_rng(count).standard_normal(begin + count).astype(np.float32)
     out = row(np.zeros(count))
     page = mmap.PAGESIZE

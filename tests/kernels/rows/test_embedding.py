@@ -18,7 +18,7 @@ def embed(kind, weight, row_scales, row, columns, out):
 
 @pytest.mark.parametrize("kind", blocks.KINDS)
 @pytest.mark.parametrize("columns", [1, 6, 8, 31, 32, 77])
-def test_embed_is_what_the_block_specification_says(kind, columns):
+def test_embed_is_what_the_block_specification_says(kind: str, columns: int) -> None:
     rows = 19
     data, row_scales = random_weight(kind, rows, columns, np.random.default_rng(columns))
     expected = blocks.dequantize(kind, data, row_scales, (rows, columns))

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.rows import functions
 from quantkit_kernels.simd import load_wide_f32, store, zeros_wide
+
+Numbers = NDArray[np.float64]
+Exact = Callable[[Numbers], Numbers]
 
 SMALLEST = np.finfo(np.float32).smallest_normal
 
@@ -31,7 +36,7 @@ NAMES = (
 FUNCTIONS = {name: _over_rows(getattr(functions, name)) for name in NAMES}
 
 
-def run(name, x):
+def run(name: str, x: NDArray[np.floating]) -> NDArray[np.float32]:
     x = np.ascontiguousarray(x, np.float32)
     padded = np.zeros(-(-x.size // 16) * 16, np.float32)
     padded[: x.size] = x
@@ -40,32 +45,32 @@ def run(name, x):
     return out[: x.size]
 
 
-def exact_gelu(x):
+def exact_gelu(x: Numbers) -> Numbers:
     return np.array([v / 2 * math.erfc(-v * math.sqrt(0.5)) for v in x.tolist()])
 
 
-def exact_gelu_tanh(x):
+def exact_gelu_tanh(x: Numbers) -> Numbers:
     y = math.sqrt(8 / math.pi) * (x + 0.044715 * x**3)
     return x / (1 + np.exp(-y))
 
 
-def exact_silu(x):
+def exact_silu(x: Numbers) -> Numbers:
     return x / (1 + np.exp(-x))
 
 
-def exact_quick_gelu(x):
+def exact_quick_gelu(x: Numbers) -> Numbers:
     return x / (1 + np.exp(-1.702 * x))
 
 
-def exact_sigmoid(x):
+def exact_sigmoid(x: Numbers) -> Numbers:
     return 1 / (1 + np.exp(-x))
 
 
-def exact_relu(x):
+def exact_relu(x: Numbers) -> Numbers:
     return np.maximum(x, 0)
 
 
-def ulps(got, exact):
+def ulps(got: NDArray[np.float32], exact: Numbers) -> Numbers:
     """Error in units of the last place of the exact result; those of the smallest normal number below it."""
     unit = np.spacing(np.maximum(np.abs(exact), SMALLEST).astype(np.float32)).astype(np.float64)
     return np.abs(got - exact) / unit
@@ -87,7 +92,7 @@ def ulps(got, exact):
         ("relu2", lambda x: exact_relu(x) ** 2, -100.0, 100.0, 0.5),
     ],
 )
-def test_within_a_few_units_of_the_last_place(name, exact, low, high, budget):
+def test_within_a_few_units_of_the_last_place(name: str, exact: Exact, low: float, high: float, budget: float) -> None:
     near = np.clip(np.linspace(-1.0, 1.0, 20_001), low, high)
     x = np.concatenate([np.linspace(low, high, 100_001), near]).astype(np.float32)
     errors = ulps(run(name, x), exact(x.astype(np.float64)))
@@ -101,25 +106,25 @@ def test_within_a_few_units_of_the_last_place(name, exact, low, high, budget):
         ("quick_gelu", exact_quick_gelu, lambda x: 1.702 * x),
     ],
 )
-def test_tails_of_gelus_are_accurate_relative_to_their_exponent(name, exact, exponent):
+def test_tails_of_gelus_are_accurate_relative_to_their_exponent(name: str, exact: Exact, exponent: Exact) -> None:
     x = np.linspace(-6.0, -0.5, 50_001).astype(np.float32)
     wide = x.astype(np.float64)
     error = np.abs(run(name, x) - exact(wide))
     assert (error <= 2.0**-22 * (1 + np.abs(exponent(wide))) * np.abs(exact(wide))).all()
 
 
-def test_exp_reaches_zero_subnormal_numbers_and_infinity():
+def test_exp_reaches_zero_subnormal_numbers_and_infinity() -> None:
     x = np.array([0.0, -0.0, -100.0, -103.9, -104.1, -1e30, 88.73, 89.5, 1e30, np.inf, -np.inf, np.nan], np.float32)
     expected = [1, 1, np.exp(-100.0), np.exp(-103.9), 0, 0, np.inf, np.inf, np.inf, np.inf, 0, np.nan]
     np.testing.assert_allclose(run("exp", x), expected, rtol=0, atol=1.4e-45)
 
 
-def test_exp_negative_is_one_at_zero_and_zero_far_away():
+def test_exp_negative_is_one_at_zero_and_zero_far_away() -> None:
     x = np.array([0.0, -0.0, -1e-30, -87.1, -1e30, -3e38, -np.inf, np.nan], np.float32)
     np.testing.assert_array_equal(run("exp_negative", x), np.array([1, 1, 1, 0, 0, 0, 0, np.nan], np.float32))
 
 
-def test_tanh_is_odd_and_ends_at_one():
+def test_tanh_is_odd_and_ends_at_one() -> None:
     x = np.array([0.0, 1e-38, 1e-5, 0.5, 9.0, 10.1, 3e38, np.inf, np.nan], np.float32)
     got = run("tanh", x)
     np.testing.assert_array_equal(got[[0, 5, 6, 7, 8]], np.array([0, 1, 1, 1, np.nan], np.float32))
@@ -129,18 +134,18 @@ def test_tanh_is_odd_and_ends_at_one():
 
 
 @pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh", "quick_gelu", "relu"])
-def test_limits_of_activations(name):
+def test_limits_of_activations(name: str) -> None:
     x = np.array([np.inf, 1e30, 3e38, 0.0, -3e38, -1e30, -np.inf, np.nan], np.float32)
     np.testing.assert_array_equal(run(name, x), np.array([np.inf, 1e30, 3e38, 0, 0, 0, 0, np.nan], np.float32))
 
 
-def test_limits_of_sigmoid_and_relu2():
+def test_limits_of_sigmoid_and_relu2() -> None:
     x = np.array([np.inf, 3e38, 0.0, -3e38, -np.inf, np.nan], np.float32)
     np.testing.assert_array_equal(run("sigmoid", x), np.array([1, 1, 0.5, 0, 0, np.nan], np.float32))
     np.testing.assert_array_equal(run("relu2", x), np.array([np.inf, np.inf, 0, 0, 0, np.nan], np.float32))
 
 
-def test_bits_are_the_same_on_every_machine():
+def test_bits_are_the_same_on_every_machine() -> None:
     x = (np.arange(-20_000, 20_000) / 256).astype(np.float32)
     inputs = {name: -np.abs(x) if name.endswith("_negative") else x for name in NAMES}
     results = {name: (run(name, y) + np.float32(0)).tobytes() for name, y in inputs.items()}

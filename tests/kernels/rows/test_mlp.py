@@ -29,7 +29,7 @@ def xielu(x, alpha_p, alpha_n, out, n):
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("columns", [53, 16, 1])
-def test_activations(name, columns):
+def test_activations(name: str, columns: int) -> None:
     code = ACTIVATIONS.index(name)
     gate, up = np.random.default_rng(code).standard_normal((2, columns)).astype(np.float32)
     exact = truth.ACTIVATIONS[name](gate.astype(np.float64))
@@ -40,12 +40,12 @@ def test_activations(name, columns):
     np.testing.assert_allclose(result(a, columns), exact, rtol=1e-6, atol=1e-9)
 
 
-def test_codes_are_those_of_the_table():
+def test_codes_are_those_of_the_table() -> None:
     assert [getattr(mlp, name.upper()) for name in ACTIVATIONS] == list(range(len(ACTIVATIONS)))
 
 
 @pytest.mark.parametrize("alphas", [(0.2, -1.05), (-9.0, 30.0), (0.0, 0.0)])
-def test_xielu(alphas):
+def test_xielu(alphas: tuple[float, float]) -> None:
     x = np.concatenate([np.linspace(-30, 30, 2001), np.linspace(-1e-3, 1e-3, 300), [0.0, -1e-6, -1e-9, -300.0, 1e4]])
     x = x.astype(np.float32)
     p, n = (np.array([alpha], np.float32) for alpha in alphas)
@@ -57,7 +57,7 @@ def test_xielu(alphas):
     assert (np.abs(result(a, x.size) - exact) <= 3e-7 * (size + np.abs(exact))).all()
 
 
-def test_xielu_of_nan_is_nan():
+def test_xielu_of_nan_is_nan() -> None:
     a, alpha = row([np.nan]), np.zeros(1, np.float32)
     xielu(address(a), address(alpha), address(alpha), address(a), 1)
     assert np.isnan(result(a, 1)).all()

@@ -33,7 +33,9 @@ WEIGHTS = ("none", "one for every part", "all columns")
     st.integers(1, 70), st.integers(1, 4), st.sampled_from([0.0, 1.0]), st.booleans(),
     st.sampled_from([1e-12, 1.0, 1e12]), st.sampled_from(WEIGHTS), st.integers(0, 2**32 - 1),
 )  # fmt: skip
-def test_rms_norm(size, pieces, offset, in_place, magnitude, weights, seed):
+def test_rms_norm(
+    size: int, pieces: int, offset: float, in_place: bool, magnitude: float, weights: str, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     x = (rng.standard_normal((1, pieces * size)) * magnitude).astype(np.float32)
     columns = {"none": 0, "one for every part": size, "all columns": x.size}[weights]
@@ -56,7 +58,9 @@ def test_rms_norm(size, pieces, offset, in_place, magnitude, weights, seed):
     st.integers(1, 70), st.integers(1, 4), st.sampled_from([0.0, 1.0]), st.booleans(), st.booleans(),
     st.sampled_from([0.0, 3.0, -40.0]), st.sampled_from(WEIGHTS), st.integers(0, 2**32 - 1),
 )  # fmt: skip
-def test_layer_norm(size, pieces, offset, in_place, biased, mean, weights, seed):
+def test_layer_norm(
+    size: int, pieces: int, offset: float, in_place: bool, biased: bool, mean: float, weights: str, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     x = (rng.standard_normal((1, pieces * size)) + mean).astype(np.float32)
     columns = {"none": 0, "one for every part": size, "all columns": x.size}[weights]
@@ -77,7 +81,7 @@ def test_layer_norm(size, pieces, offset, in_place, biased, mean, weights, seed)
 
 
 @pytest.mark.parametrize("columns", [40, 5])
-def test_what_is_all_equal_is_normalized_to_the_bias(columns):
+def test_what_is_all_equal_is_normalized_to_the_bias(columns: int) -> None:
     x, w, b = row(np.full(columns, 7.0)), row(np.ones(columns)), row(np.arange(columns))
     layer_norm(
         address(x), address(x), columns, address(w), address(b), columns, columns, np.float32(1e-6), np.float32(0)
@@ -85,7 +89,7 @@ def test_what_is_all_equal_is_normalized_to_the_bias(columns):
     np.testing.assert_array_equal(result(x, columns), np.arange(columns))
 
 
-def test_rms_norm_of_zeros_is_zero():
+def test_rms_norm_of_zeros_is_zero() -> None:
     x, w = row(np.zeros(40)), row(np.ones(40))
     rms_norm(address(x), address(x), 40, address(w), 40, 40, np.float32(1e-6), np.float32(0))
     assert (result(x, 40) == 0).all()

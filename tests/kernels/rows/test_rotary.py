@@ -31,7 +31,7 @@ def rope_interleaved(x, turns, out, n, head_dim, rotary_dim):
 
 @pytest.mark.parametrize("half", [1, 3, 8, 13, 32])
 @pytest.mark.parametrize("position", [0, 1, 100_000])
-def test_rotation(half, position):
+def test_rotation(half: int, position: int) -> None:
     frequencies = (10_000.0 ** (-np.arange(half) / half)).astype(np.float32)
     out = row(np.zeros(2 * half))
     rotation(position, address(frequencies), half, np.float32(1.25), address(out))
@@ -45,7 +45,7 @@ def test_rotation(half, position):
     st.integers(1, 40), st.sampled_from([0, 0, 1, 7, 40]), st.integers(1, 4), st.booleans(), st.booleans(),
     st.integers(0, 2**32 - 1),
 )  # fmt: skip
-def test_rope(half, rest, heads, interleaved, in_place, seed):
+def test_rope(half: int, rest: int, heads: int, interleaved: bool, in_place: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     head_dim = 2 * half + rest
     x = rng.standard_normal((1, heads * head_dim)).astype(np.float32)
