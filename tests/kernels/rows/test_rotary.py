@@ -3,10 +3,13 @@ holds NaN."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from arrays import address, result, row
 from quantkit_kernels.compile.jit import jit
@@ -48,8 +51,8 @@ def test_rotation(half: int, position: int) -> None:
 def test_rope(half: int, rest: int, heads: int, interleaved: bool, in_place: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
     head_dim = 2 * half + rest
-    x = rng.standard_normal((1, heads * head_dim)).astype(np.float32)
-    turns = rng.standard_normal((1, 2 * half)).astype(np.float32)
+    x: NDArray[Any] = rng.standard_normal((1, heads * head_dim)).astype(np.float32)
+    turns: NDArray[Any] = rng.standard_normal((1, 2 * half)).astype(np.float32)
     a, b = row(x), row(turns)
     out = a if in_place else row(np.zeros(x.size))
     kernel = rope_interleaved if interleaved else rope
