@@ -282,7 +282,7 @@ class Recorder:
         cache = Cache(len(self._operations), k.columns // head_dim, head_dim)
         return self._append("store_kv", (k, v), cache, kv_heads=cache.kv_heads, head_dim=head_dim)
 
-    def attention(self, q: Value, cache: Cache, *, scale: float, window: int = 0) -> Value:
+    def attention(self, q: Value, cache: Cache, *, scale: float, softcap: float = 0.0, window: int = 0) -> Value:
         """Causal attention of each token over the cache -> `[T, q.columns]`.
 
         Parameters
@@ -293,6 +293,8 @@ class Recorder:
             Of `store_kv`, which has stored the keys and values of these tokens before.
         scale : float
             Multiplies the scores, usually `head_dim ** -0.5`.
+        softcap : float
+            Scores become `softcap * tanh(score / softcap)` (Gemma 2); 0 means they stay as they are.
         window : int
             A token sees itself and the `window - 1` tokens before it; 0 means all.
         """
@@ -307,6 +309,7 @@ class Recorder:
             heads_per_kv=q.columns // kv_columns,
             head_dim=cache.head_dim,
             scale=scale,
+            softcap=softcap,
             window=window,
         )
 

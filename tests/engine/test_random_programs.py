@@ -153,8 +153,13 @@ class Author:
             self.add("store_kv")
         cache = self.draw(st.sampled_from(self.caches))
         q = self.linear(cache.kv_heads * cache.head_dim * self.draw(st.sampled_from(HEADS)))
-        window = self.draw(st.sampled_from([0, 1, 3, 100]))
-        return self.ops.attention(q, cache, scale=self.draw(st.sampled_from([0.1, 1.0])), window=window)
+        return self.ops.attention(
+            q,
+            cache,
+            scale=self.draw(st.sampled_from([0.1, 1.0])),
+            softcap=self.draw(st.sampled_from([0.0, 2.0])),
+            window=self.draw(st.sampled_from([0, 1, 3, 100])),
+        )
 
     def columns(self) -> set[int]:
         return {value.columns for value in self.values}

@@ -36,6 +36,8 @@ class Heads(NamedTuple):
     """Query heads that share a KV head."""
     head_dim: int
     scale: float
+    softcap: float
+    """Limit that scores approach, 0 for none."""
     window: int
     """Positions that a query sees, its own included; 0 for all before it."""
 

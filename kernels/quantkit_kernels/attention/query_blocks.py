@@ -13,7 +13,7 @@ from __future__ import annotations
 from quantkit_kernels.attention.operands import NEVER, SCORES_STRIDE, SEGMENT, first_seen
 from quantkit_kernels.attention.pages import INT8, KEY_ROW, PAGE, padded
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.rows.functions import exp_negative
+from quantkit_kernels.rows.functions import exp_negative, tanh
 from quantkit_kernels.simd import (
     TILES,
     blend_first,
@@ -138,30 +138,53 @@ def _weigh_all(heads, span, queries, cache, table, partial):
     # Two loops: in one, each query would wait for its maximum before its exponentials.
     for query in range(queries.count):
         position = span.position + (queries.first + query) // heads.heads_per_kv
-        first = first_seen(position, heads.window)
-        put_f32(peaks + 4 * query, _mask(table + SCORES_STRIDE * query, heads.scale, cache, first, position))
+        first, row = first_seen(position, heads.window), table + SCORES_STRIDE * query
+        if heads.softcap != 0.0:
+            peak = _cap_and_mask(heads, row, cache, first, position)
+        else:
+            peak = _mask(heads, row, cache, first, position)
+        put_f32(peaks + 4 * query, peak)
     for query in range(queries.count):
         put_f32(sums + 4 * query, _weigh(table + SCORES_STRIDE * query, get_f32(peaks + 4 * query), cache))
 
 
-@jit
-def _mask(row, scale, cache, first, last):
-    """Scale a query's scores, and set those that it does not see to `NEVER`; returns the maximum.
+def _masker(bend):
+    @jit
+    def mask(heads, row, cache, first, last):
+        """Scale a query's scores, bend them, and set those that it does not see to `NEVER`; returns the maximum.
 
-    Scores of int8 keys are multiplied by the keys' scales.
-    """
-    factor, largest = splat_wide(scale), splat_wide(NEVER)
-    for position in range(cache.low & ~15, cache.high + 1, 16):
-        place = row + 4 * (position - cache.base)
-        score = load_wide_f32(place, factor) * factor
-        if cache.scales:
-            score = score * load_wide_f32(_scales_at(cache, position), factor)
-        if position + 15 > last or position < first:
-            score = blend_first(last + 1 - position, score, splat_wide(NEVER))
-            score = blend_first(first - position, splat_wide(NEVER), score)
-        store(place, score)
-        largest = maximum(largest, score)
-    return max_lanes(largest)
+        Scores of int8 keys are multiplied by the keys' scales.
+        """
+        factor, largest = splat_wide(heads.scale), splat_wide(NEVER)
+        for position in range(cache.low & ~15, cache.high + 1, 16):
+            place = row + 4 * (position - cache.base)
+            score = load_wide_f32(place, factor) * factor
+            if cache.scales:
+                score = score * load_wide_f32(_scales_at(cache, position), factor)
+            score = bend(heads, score)
+            if position + 15 > last or position < first:
+                score = blend_first(last + 1 - position, score, splat_wide(NEVER))
+                score = blend_first(first - position, splat_wide(NEVER), score)
+            store(place, score)
+            largest = maximum(largest, score)
+        return max_lanes(largest)
+
+    return mask
+
+
+@jit
+def _as_it_is(heads, score):
+    return score
+
+
+@jit
+def _capped(heads, score):
+    """`softcap * tanh(score / softcap)`."""
+    return tanh(score / splat_wide(heads.softcap)) * splat_wide(heads.softcap)
+
+
+# Two kernels, so that the loop of the many models whose scores stay as they are has no branch more.
+_mask, _cap_and_mask = _masker(_as_it_is), _masker(_capped)
 
 
 @jit

@@ -193,7 +193,14 @@ def _attention(address, counter, shared, words, generation, now):
     """Attention of the whole batch over one layer; returns its pieces, and how many this thread did."""
     step, state = step_at(address), pass_at(words)
     heads = Heads(
-        state.kv_kind, step.cache_offset, step.kv_heads, step.heads_per_kv, step.head_dim, step.scale, step.window
+        state.kv_kind,
+        step.cache_offset,
+        step.kv_heads,
+        step.heads_per_kv,
+        step.head_dim,
+        step.scale,
+        step.softcap,
+        step.window,
     )
     spans = state.span_table
     pieces = pieces_of(heads, now.spans, spans, now.threads, state.partials)

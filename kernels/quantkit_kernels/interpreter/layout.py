@@ -51,6 +51,7 @@ STEP = np.dtype(
         ("position_offset", "i8"),  # added to positions
         ("factor", "f4"),
         ("scale", "f4"),
+        ("softcap", "f4"),  # limit that scores approach, 0 for none
         ("eps", "f4"),
         ("offset", "f4"),
         ("limit", "f4"),

@@ -188,7 +188,7 @@ _ROWS = (
     OperationSpec(
         truth.attention,
         inputs=("q", "cache"),
-        parameters=("kv_heads", "heads_per_kv", "head_dim", "scale", "window"),
+        parameters=("kv_heads", "heads_per_kv", "head_dim", "scale", "softcap", "window"),
         shared=True,
         work=_attention,
     ),

@@ -142,9 +142,17 @@ def store_kv(k: Matrix, v: Matrix, *, kv_heads: int, head_dim: int) -> Matrix:
 
 
 def attention(
-    q: Matrix, cache: Matrix, *, kv_heads: int, heads_per_kv: int, head_dim: int, scale: float, window: int
+    q: Matrix,
+    cache: Matrix,
+    *,
+    kv_heads: int,
+    heads_per_kv: int,
+    head_dim: int,
+    scale: float,
+    softcap: float,
+    window: int,
 ) -> Matrix:
-    """Causal softmax attention; `heads_per_kv` query heads share a KV head; a window of 0 is none."""
+    """Causal softmax attention; `heads_per_kv` query heads share a KV head; a soft cap or a window of 0 is none."""
     keys, values = cache
     queries = q.reshape(len(q), kv_heads, heads_per_kv, head_dim)
     y = np.zeros_like(queries)
@@ -152,6 +160,8 @@ def attention(
         first = max(0, token + 1 - window) if window else 0
         for head in range(kv_heads):
             scores = queries[token, head] @ keys[first : token + 1, head].T * scale
+            if softcap:
+                scores = softcap * np.tanh(scores / softcap)
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
             y[token, head] = weights @ values[first : token + 1, head] / weights.sum(axis=-1, keepdims=True)
     return y.reshape(q.shape)

@@ -1,0 +1,163 @@
+"""Attention of random tokens over a paged cache, for tests: the kernels, their truth in float64, and what caches round.
+
+Pages are full of NaN before anything is stored, so a position that nobody has written cannot leak unseen.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from quantkit_kernels import blocks
+from quantkit_kernels.attention import operands, sharing
+from quantkit_kernels.attention import pages as kv_pages
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.interpreter.threads import tag_of
+from quantkit_kernels.operands import Rows, from_token
+
+LAYER, LAYERS, KV_HEADS = 1, 2, 2
+SPAN = operands.SPAN_TOKENS
+
+
+class Variant(NamedTuple):
+    """How scores become weights: fields of `operands.Heads`."""
+
+    scale: float = 1.0
+    softcap: float = 0.0
+    window: int = 0
+
+
+@jit(entry=True)
+def store_all(heads, k, v, tokens, position, pages):
+    """Returns how many tokens saturated."""
+    saturated = 0
+    for token in range(tokens):
+        keys, values = from_token(k, token).address, from_token(v, token).address
+        saturated += kv_pages.store_kv(
+            heads.kind, keys, values, pages, position + token, heads.offset, heads.kv_heads, heads.head_dim
+        )
+    return saturated
+
+
+@jit(entry=True)
+def attend_all(heads, q, out, span, counter, threads, partials, scratch):
+    """Returns how many pieces are left, which should be none."""
+    pieces = sharing.pieces_of(heads, 1, span, threads, partials)
+    return pieces.count - sharing.attend(heads, q, out, span, pieces, counter, tag_of(1), scratch)
+
+
+class Cache:
+    """Pages of one sequence, in no order of addresses."""
+
+    def __init__(self, kind, length, head_dim):
+        self.kind, self.head_dim, self.code = kind, head_dim, blocks.KINDS[kind].code
+        count = -(-length // kv_pages.PAGE)
+        size = kv_pages.layer_bytes(kind, KV_HEADS, head_dim)
+        self.offset = LAYER * size
+        # int8 has no NaN, but its scales have; these bytes are NaN as f16 and as f32.
+        self.pages = np.full((count, LAYERS * size), 0xFF, np.uint8)
+        self.table = np.array([page.ctypes.data for page in self.pages[::-1]], np.int64)
+
+    def heads(self, heads_per_kv=1, variant=Variant()):  # noqa: B008  it never changes
+        scale, softcap = np.float32(variant.scale), np.float32(variant.softcap)
+        return operands.Heads(
+            self.code, self.offset, KV_HEADS, heads_per_kv, self.head_dim, scale, softcap, variant.window
+        )
+
+    def store(self, k, v, position):
+        """k, v: f32 [tokens, KV_HEADS, head_dim]. Returns how many tokens saturated."""
+        keys, values = padded(k), padded(v)
+        return store_all(self.heads(), rows_of(keys), rows_of(values), len(k), position, self.table.ctypes.data)
+
+    def attend(self, q, position, variant, threads=0):
+        """q: f32 [tokens, heads, head_dim] -> the same shape. Threads that share the work take turns here."""
+        rows, heads_per_kv = padded(q), q.shape[1] // KV_HEADS
+        out = np.full_like(rows, 12345)
+        span = np.array([0, len(q), position, self.table.ctypes.data], np.int64)
+        counter = np.zeros(1, np.int64)
+        scratch = np.full(operands.scratch_bytes(heads_per_kv, self.head_dim) // 4, np.nan, np.float32)
+        partials = np.zeros(sharing.partials_bytes(threads), np.uint8)
+        left = attend_all(
+            self.heads(heads_per_kv, variant), rows_of(rows), rows_of(out), span.ctypes.data, counter.ctypes.data,
+            threads, partials.ctypes.data, scratch.ctypes.data,
+        )  # fmt: skip
+        assert left == 0
+        columns = q[0].size
+        assert (out[:, columns:] == 12345).all(), "wrote past the last head"
+        return out[:, :columns].reshape(q.shape)
+
+
+def rows_of(array):
+    return Rows(array.ctypes.data, array.strides[0])
+
+
+def padded(x):
+    """Rows of a multiple of 16 columns, the padding NaN."""
+    rows = np.full((len(x), -(-x[0].size // 16) * 16), np.nan, np.float32)
+    rows[:, : x[0].size] = x.reshape(len(x), -1)
+    return rows
+
+
+def random_tokens(length, heads_per_kv, head_dim, seed=0):
+    """q, k, v whose numbers are multiples of 1/64: the same on every machine, exact in f16."""
+    rng = np.random.default_rng(seed)
+    heads = (KV_HEADS * heads_per_kv, KV_HEADS, KV_HEADS)
+    return [(rng.integers(-128, 129, (length, n, head_dim)) / 64).astype(np.float32) for n in heads]
+
+
+def in_spans(kind, q, k, v, lengths, threads=0, **variant):
+    """Store and attend span after span; `lengths` is repeated until all tokens are done. `threads` share the work."""
+    cache = Cache(kind, len(q), q.shape[2])
+    out, position = [], 0
+    while position < len(q):
+        end = min(position + min(lengths[len(out) % len(lengths)], SPAN), len(q))
+        cache.store(k[position:end], v[position:end], position)
+        out.append(cache.attend(q[position:end], position, Variant(**variant), threads))
+        position = end
+    return np.concatenate(out)
+
+
+def exact(q, k, v, **variant):
+    """Attention in float64."""
+    variant, heads_per_kv = Variant(**variant), q.shape[1] // KV_HEADS
+    q, k, v = (x.astype(np.float64) for x in (q, np.repeat(k, heads_per_kv, 1), np.repeat(v, heads_per_kv, 1)))
+    q, k, v = (x.transpose(1, 0, 2) for x in (q, k, v))
+    scores = q @ k.transpose(0, 2, 1) * np.float32(variant.scale)
+    if variant.softcap:
+        scores = variant.softcap * np.tanh(scores / variant.softcap)
+    i, j = np.indices(scores.shape[1:])
+    scores[:, (j > i) | ((i - j >= variant.window) if variant.window else False)] = -np.inf
+    weights = np.exp(scores - scores.max(2, keepdims=True))
+    return (weights / weights.sum(2, keepdims=True) @ v).transpose(1, 0, 2)
+
+
+def hadamard_length(channels):
+    """Channels that an int8 cache rotates together."""
+    return min(channels & -channels, kv_pages.LONGEST)
+
+
+def rotated(x):
+    """Heads as an int8 cache rotates them, the padding 0; in f32, with the sums in its order."""
+    y = np.zeros((*x.shape[:-1], max(32, -(-x.shape[-1] // 16) * 16)), np.float32)
+    y[..., : x.shape[-1]] = x
+    apart = 1
+    while apart < hadamard_length(y.shape[-1]):
+        pairs = y.reshape(*x.shape[:-1], -1, 2, apart)
+        y = np.stack([pairs[..., 0, :] + pairs[..., 1, :], pairs[..., 0, :] - pairs[..., 1, :]], -2).reshape(y.shape)
+        apart *= 2
+    return y
+
+
+def rounded(x):
+    """What an int8 cache keeps of keys or values [tokens, heads, head_dim]."""
+    y = rotated(x)
+    scale = np.abs(y).max(2, keepdims=True) / np.float32(127)
+    y = np.round(y * (np.float32(1) / scale)).astype(np.float64) * scale
+    basis = rotated(np.eye(y.shape[-1], dtype=np.float32)).astype(np.float64)
+    return (y @ basis / hadamard_length(y.shape[-1]))[..., : x.shape[-1]]
+
+
+def kept(kind, k, v):
+    """What a cache keeps of `random_tokens`."""
+    return (rounded(k), rounded(v)) if kind == "int8" else (k, v)
