@@ -127,14 +127,15 @@ def test_parameters_are_kept_and_read_only() -> None:
     ops.rms_norm(h, "q_norm", 1e-5, size=4, offset=1.0)
     rotation = ops.rotation((1.0, 0.5), factor=2.0)
     kv = ops.linear(h, "kv", 4)
-    ops.select(ops.attention(ops.rope(h, rotation), ops.store_kv(kv, kv, head_dim=4), scale=0.5, window=7))
+    cache = ops.store_kv(kv, kv, head_dim=4)
+    ops.select(ops.attention(ops.rope(h, rotation), cache, scale=0.5, softcap=30.0, window=7))
     norm, rotate, _, rope, store, attention, _ = ops.program().operations[1:]
     heads = {"kv_heads": 1, "head_dim": 4}
     assert dict(norm.parameters) == {"eps": 1e-5, "size": 4, "weight_columns": 4, "offset": 1.0}
     assert (rotate.constant, dict(rotate.parameters)) == ((1.0, 0.5), {"factor": 2.0})
     assert dict(rope.parameters) == {"head_dim": 4, "rotary_dim": 4, "interleaved": False}
     assert dict(store.parameters) == heads
-    assert dict(attention.parameters) == heads | {"heads_per_kv": 2, "scale": 0.5, "window": 7}
+    assert dict(attention.parameters) == heads | {"heads_per_kv": 2, "scale": 0.5, "softcap": 30.0, "window": 7}
     with pytest.raises(TypeError):
         norm.parameters["eps"] = 0.0  # type: ignore[index]
 
