@@ -129,7 +129,7 @@ def test_parameters_are_kept_and_read_only() -> None:
     kv = ops.linear(h, "kv", 4)
     cache = ops.store_kv(kv, kv, head_dim=4)
     ops.select(ops.attention(ops.rope(h, rotation), cache, scale=0.5, softcap=30.0, window=7))
-    norm, rotate, _, rope, store, attention, _ = ops.program().operations[1:]
+    norm, rotate, _, store, rope, attention, _ = ops.program().operations[1:]
     heads = {"kv_heads": 1, "head_dim": 4}
     assert dict(norm.parameters) == {"eps": 1e-5, "size": 4, "weight_columns": 4, "offset": 1.0}
     assert (rotate.constant, dict(rotate.parameters)) == ((1.0, 0.5), {"factor": 2.0})
