@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -33,6 +34,8 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 """What rename(2) says when its target is neither absent nor an empty folder."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
+PATIENCE = 10
+"""Seconds to wait for another process that holds the lock of a folder."""
 
 
 def check_output(path: str | os.PathLike[str], *, force: bool, source: Path) -> None:
@@ -150,12 +153,15 @@ def lock(folder: Path, mode: int, stack: ExitStack) -> bool:
     """Lock a folder until a stack is closed; `mode` is flock(2)'s.
 
     Returns whether it was possible. Some network file systems know no locks; there, no process takes the folder of
-    another for abandoned. Raises `OSError` when there is no such folder.
+    another for abandoned. Raises `OSError` when there is no such folder, `BlockingIOError` when a lock is in the way of
+    one that does not wait.
     """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     stack.callback(os.close, descriptor)
     try:
         fcntl.flock(descriptor, mode)
+    except BlockingIOError:
+        raise
     except OSError:
         return False
     return True
@@ -179,7 +185,7 @@ def _publish(partial: Path, target: Path, *, force: bool) -> None:
 def _replace(partial: Path, target: Path) -> None:
     """Exchange a complete folder with the one at `target`, if quantkit wrote all that is in it; remove that one."""
     with ExitStack() as stack:
-        lock(target, fcntl.LOCK_EX | fcntl.LOCK_NB, stack)  # once it has another name, nobody takes it for abandoned
+        _lock_current(target, stack)  # once it has another name, nobody takes it for abandoned
         stranger = _stranger(target)
         if not stranger:
             replaced = _exchange(partial, target)
@@ -190,6 +196,22 @@ def _replace(partial: Path, target: Path) -> None:
             _discard(replaced)
     if stranger:
         raise PackedModelError(f"{target}: holds {stranger!r}, which quantkit did not write; it is left as it is")
+
+
+def _lock_current(target: Path, stack: ExitStack) -> None:
+    """Lock the folder that is at `target` until a stack is closed.
+
+    Whoever is just publishing or opening it is done in a moment. One that takes longer than `PATIENCE` is not waited
+    for: what it has opened outlives the name.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        with ExitStack() as attempt, suppress(BlockingIOError):
+            found = target.stat()
+            if not lock(target, fcntl.LOCK_EX | fcntl.LOCK_NB, attempt) or os.path.samestat(found, target.stat()):
+                stack.enter_context(attempt.pop_all())
+                return
+        time.sleep(0.01)
 
 
 def _exchange(new: Path, target: Path) -> Path:

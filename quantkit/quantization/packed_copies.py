@@ -79,12 +79,14 @@ def _held(folder: Path, stack: ExitStack) -> bool:
     """Lock a copy against removal until the stack is closed; returns whether there is one, and sound."""
     if not is_packed(folder):
         return False
-    try:
-        lock(folder, fcntl.LOCK_SH, stack)
-        PackedModel(folder)
-    except (OSError, PackedModelError) as cause:
-        logger.info("%s: packed again, since the copy cannot be used: %s", folder, cause)
-        return False
+    with ExitStack() as attempt:
+        try:
+            lock(folder, fcntl.LOCK_SH, attempt)
+            PackedModel(folder)
+        except (OSError, PackedModelError) as cause:
+            logger.info("%s: packed again, since the copy cannot be used: %s", folder, cause)
+            return False
+        stack.enter_context(attempt.pop_all())
     return True
 
 
