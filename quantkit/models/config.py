@@ -33,6 +33,9 @@ _ACTIVATIONS = {
 }
 """transformers' name -> the recorder's."""
 
+LAYER_TYPES = ("full_attention", "sliding_attention")
+"""How a layer may attend."""
+
 _EXPECTED = {
     int: "a whole number from {minimum} to {maximum}",
     float: "a positive number that float32 holds",
@@ -122,6 +125,11 @@ class DecoderConfig:
         """Attention window of each layer, 0 where a token sees all tokens before it."""
         return (0,) * self.num_hidden_layers
 
+    @property
+    def rotated(self) -> tuple[bool, ...]:
+        """Whether each layer rotates its queries and keys; without, only attention's order tells positions apart."""
+        return (True,) * self.num_hidden_layers
+
     def _check_heads(self) -> None:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
         if self.head_dim is None and self.hidden_size % heads:
@@ -170,9 +178,9 @@ def attention_windows(layer_types: list[Any] | None, default: list[str], sliding
     if len(kinds) != len(default):
         raise CheckpointError(f"config.json: layer_types has {len(kinds)} entries for {len(default)} layers")
     for kind in kinds:
-        if kind not in ("full_attention", "sliding_attention"):
+        if kind not in LAYER_TYPES:
             raise UnsupportedError(
-                f"config.json: layer_types has {shown(kind)}; supported are full_attention and sliding_attention"
+                f"config.json: layer_types has {shown(kind)}; supported are {' and '.join(LAYER_TYPES)}"
             )
     if sliding_window is None and "sliding_attention" in kinds:
         raise CheckpointError("config.json: layer_types has sliding_attention, but there is no sliding_window")
@@ -198,6 +206,8 @@ def _read(config: Mapping[str, Any], known: dataclasses.Field[Any], hint: Any) -
 
 
 def _is(kind: Any, value: Any, *, minimum: int, maximum: int) -> bool:
+    if kind is Any:
+        return True
     if kind is int:
         return type(value) is int and minimum <= value <= maximum
     if kind is float:

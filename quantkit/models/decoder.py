@@ -27,9 +27,9 @@ def embed(ops: Recorder, config: DecoderConfig) -> Value:
     return ops.embed(EMBEDDING, config.vocab_size, config.hidden_size, alias=alias)
 
 
-def head(ops: Recorder, config: DecoderConfig, x: Value) -> None:
+def head(ops: Recorder, config: DecoderConfig, x: Value) -> Value:
     """Logits of the wanted tokens: `x` has been selected and normalized."""
-    ops.linear(x, EMBEDDING if config.tie_word_embeddings else HEAD, config.vocab_size, role="head")
+    return ops.linear(x, EMBEDDING if config.tie_word_embeddings else HEAD, config.vocab_size, role="head")
 
 
 def rotation(ops: Recorder, config: DecoderConfig, parameters: Mapping[str, Any]) -> Value:
@@ -106,3 +106,19 @@ class GatedMLP:
         up = ops.linear(x, f"{module}.up_proj", self.size, bias=self.bias)
         gated = ops.gated(gate, up, self.activation)
         return ops.linear(gated, f"{module}.down_proj", x.columns, bias=self.bias)
+
+
+@dataclass(frozen=True)
+class MLP:
+    """`down(activation(up(x)))`; attributes as of `GatedMLP`."""
+
+    ops: Recorder
+    size: int
+    activation: str
+    bias: bool = False
+
+    def __call__(self, x: Value, module: str) -> Value:
+        """Record one layer's MLP -> `[T, x.columns]`."""
+        up = self.ops.linear(x, f"{module}.up_proj", self.size, bias=self.bias)
+        activated = self.ops.activate(up, self.activation)
+        return self.ops.linear(activated, f"{module}.down_proj", x.columns, bias=self.bias)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.config import DecoderConfig, shown
-from quantkit.models.families import gemma3, llama
+from quantkit.models.families import gemma3, granite, llama, olmo
 from quantkit.models.fields import check_unused
 from quantkit.models.recorder import Program, Recorder
 from quantkit.models.rope import context_of
@@ -33,13 +33,21 @@ class Family(NamedTuple):
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
+        "arcee": Family(llama.ArceeConfig, llama.arcee),
+        "exaone4": Family(olmo.Exaone4Config, olmo.exaone4),
         "gemma3_text": Family(gemma3.Config, gemma3.forward),
+        "granite": Family(granite.Config, granite.forward),
+        "internlm3": Family(llama.InternLM3Config, llama.internlm3),
         "llama": Family(llama.LlamaConfig, llama.llama),
         "ministral": Family(llama.MistralConfig, llama.mistral),
         "mistral": Family(llama.MistralConfig, llama.mistral),
+        "olmo2": Family(olmo.Olmo2Config, olmo.olmo2),
+        "olmo3": Family(olmo.Olmo3Config, olmo.olmo3),
         "phi3": Family(llama.Phi3Config, llama.phi3, llama.PHI3_STORED),
         "qwen2": Family(llama.Qwen2Config, llama.qwen2),
         "qwen3": Family(llama.Qwen3Config, llama.qwen3),
+        "seed_oss": Family(llama.SeedConfig, llama.seed_oss),
+        "smollm3": Family(llama.SmolLM3Config, llama.smollm3),
     }
 )
 

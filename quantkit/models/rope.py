@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.models.config import DecoderConfig, is_positive, shown
+from quantkit.models.config import LAYER_TYPES, DecoderConfig, is_positive, shown
 
 Parameters = Mapping[str, Any]
 _Floats = NDArray[np.float32]
@@ -87,6 +87,25 @@ def parameters_of(config: DecoderConfig) -> dict[str, Any]:
     if isinstance(kind := parameters.get("rope_type"), str):
         parameters["rope_type"] = config.ROPE_TYPES.get(kind, kind)
     return parameters
+
+
+def parameters_by_type(config: DecoderConfig, layer_type: str, others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the rope parameters of one type of layer, where each type has its own.
+
+    Parameters
+    ----------
+    config : DecoderConfig
+        Its `rope_parameters` hold an object for each type of layer.
+    layer_type : str
+    others : Mapping
+        The same in other spellings, as for `merged`.
+    """
+    nested = config.rope_parameters or {}
+    if unknown := nested.keys() - LAYER_TYPES:
+        raise UnsupportedError(
+            f"config.json: rope_parameters has {shown(min(unknown))}; supported are {' and '.join(LAYER_TYPES)}"
+        )
+    return merged({f"in rope_parameters.{layer_type}": nested.get(layer_type), **others})
 
 
 def beside(config: DecoderConfig) -> dict[str, Any]:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from quantkit.errors import UnsupportedError
-from quantkit.models.config import DecoderConfig, activation, attention_windows, shown
+from quantkit.models.config import DecoderConfig, activation, attention_windows
 from quantkit.models.decoder import Attention, GatedMLP, embed, head, rotation
 from quantkit.models.recorder import Recorder
-from quantkit.models.rope import beside, merged
+from quantkit.models.rope import beside, parameters_by_type
 
 _THETA = {"full_attention": 1_000_000.0, "sliding_attention": 10_000.0}
 """Base of rotary embedding of each type of layer, where the config has none."""
@@ -47,17 +46,10 @@ class Config(DecoderConfig):
 
     def rope_of(self, layer_type: str) -> dict[str, Any]:
         """Rope parameters of one type of layer; what the old spellings say is for full attention alone."""
-        nested = self.rope_parameters or {}
-        if other := nested.keys() - _THETA.keys():
-            raise UnsupportedError(
-                f"config.json: rope_parameters has {shown(min(other))}; supported are {' and '.join(_THETA)}"
-            )
-        spellings = {f"in rope_parameters.{layer_type}": nested.get(layer_type)}
+        others: dict[str, Any] = {"in rope_local_base_freq": {"rope_theta": self.rope_local_base_freq}}
         if layer_type == "full_attention":
-            spellings |= {"at the top level": beside(self), "in rope_scaling": self.rope_scaling}
-        else:
-            spellings |= {"in rope_local_base_freq": {"rope_theta": self.rope_local_base_freq}}
-        return {"rope_theta": _THETA[layer_type], **merged(spellings)}
+            others = {"at the top level": beside(self), "in rope_scaling": self.rope_scaling}
+        return {"rope_theta": _THETA[layer_type], **parameters_by_type(self, layer_type, others)}
 
 
 def forward(config: Config, ops: Recorder) -> None:

@@ -3,11 +3,11 @@
 They differ in flags. Llama 1 to 3 stands for SmolLM2, TinyLlama, Yi and many more as well. Mistral sees a window, which
 later versions leave out (`null`). Qwen2 and Qwen2.5 have biases of queries, keys and values; Qwen3 normalizes every
 query and key head before it is rotated, and frees the size of a head from the hidden size. Phi-3 stores matrices that
-read the same input as one.
+read the same input as one. SmolLM3 leaves the heads of every fourth layer unrotated. Arcee's MLP has no gate.
 
 Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023. Jiang et al., "Mistral 7B", 2023.
 Yang et al., "Qwen2 Technical Report", 2024, and "Qwen3 Technical Report", 2025. Abdin et al., "Phi-3 Technical Report",
-2024.
+2024. Bakouch et al., "SmolLM3", 2025. ByteDance Seed, "Seed-OSS", 2025. Cai et al., "InternLM2 Technical Report", 2024.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from quantkit.models.config import DecoderConfig, activation, attention_windows, bounded
-from quantkit.models.decoder import Attention, GatedMLP, embed, head, rotation
+from quantkit.errors import CheckpointError
+from quantkit.models.config import DecoderConfig, activation, attention_windows, bounded, shown
+from quantkit.models.decoder import MLP, Attention, GatedMLP, embed, head, rotation
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
 from quantkit.models.stored import Fused
@@ -38,6 +39,72 @@ class LlamaConfig(Config):
 
     attention_bias: bool = False
     mlp_bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArceeConfig(LlamaConfig):
+    """`config.json` of model type `arcee`."""
+
+    hidden_act: str = "relu2"
+    max_position_embeddings: int = 4096
+    rms_norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedConfig(LlamaConfig):
+    """`config.json` of model type `seed_oss`."""
+
+    num_key_value_heads: int | None = 8
+    head_dim: int | None = 128
+    max_position_embeddings: int = 524_288
+    attention_bias: bool = True
+    attention_out_bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class InternLM3Config(LlamaConfig):
+    """`config.json` of model type `internlm3`, which spells two fields in a way of its own."""
+
+    num_key_value_heads: int | None = 2
+    head_dim: int | None = 128
+    max_position_embeddings: int = 32_768
+    rms_norm_eps: float = 1e-5
+    qkv_bias: bool | None = None
+    bias: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmolLM3Config(LlamaConfig):
+    """`config.json` of model type `smollm3`."""
+
+    default_theta: ClassVar[float] = 2_000_000.0
+
+    num_key_value_heads: int | None = 4
+    max_position_embeddings: int = 32_768
+    tie_word_embeddings: bool = True
+    no_rope_layers: list[Any] | None = None
+    no_rope_layer_interval: int = 4
+    use_sliding_window: bool = False
+    sliding_window: int | None = None
+    layer_types: list[Any] | None = None
+
+    @property
+    def rotated(self) -> tuple[bool, ...]:
+        flags = self.no_rope_layers
+        if flags is None:
+            return tuple(layer % self.no_rope_layer_interval != 0 for layer in range(1, self.num_hidden_layers + 1))
+        layers = self.num_hidden_layers
+        if len(flags) < layers or any(type(flag) is not int or flag not in (0, 1) for flag in flags):
+            raise CheckpointError(
+                f"config.json: no_rope_layers is {shown(flags)}, not 0 or 1 for each of {layers} layers"
+            )
+        return tuple(map(bool, flags[:layers]))
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        window = self.sliding_window if self.use_sliding_window else None
+        default = ["sliding_attention" if window and not rotated else "full_attention" for rotated in self.rotated]
+        return attention_windows(self.layer_types, default, window)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +178,31 @@ def llama(config: LlamaConfig, ops: Recorder) -> None:
     _forward(config, ops, qkv_bias=bias, output_bias=bias, mlp_bias=config.mlp_bias)
 
 
+def arcee(config: ArceeConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    bias = config.attention_bias
+    _forward(config, ops, qkv_bias=bias, output_bias=bias, mlp_bias=config.mlp_bias, mlp=MLP)
+
+
+def seed_oss(config: SeedConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    output_bias = config.attention_out_bias
+    _forward(config, ops, qkv_bias=config.attention_bias, output_bias=output_bias, mlp_bias=config.mlp_bias)
+
+
+def internlm3(config: InternLM3Config, ops: Recorder) -> None:
+    """Record the forward pass."""
+    qkv_bias = config.attention_bias if config.qkv_bias is None else config.qkv_bias
+    bias = config.mlp_bias if config.bias is None else config.bias
+    _forward(config, ops, qkv_bias=qkv_bias, output_bias=bias, mlp_bias=bias)
+
+
+def smollm3(config: SmolLM3Config, ops: Recorder) -> None:
+    """Record the forward pass."""
+    bias = config.attention_bias
+    _forward(config, ops, qkv_bias=bias, output_bias=bias, mlp_bias=config.mlp_bias)
+
+
 def mistral(config: MistralConfig, ops: Recorder) -> None:
     """Record the forward pass."""
     _forward(config, ops)
@@ -145,6 +237,7 @@ def _forward(
     output_bias: bool = False,
     mlp_bias: bool = False,
     qk_norm: bool = False,
+    mlp: type[GatedMLP | MLP] = GatedMLP,
 ) -> None:
     norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
     attention = Attention(
@@ -155,14 +248,14 @@ def _forward(
         qkv_bias=qkv_bias,
         output_bias=output_bias,
     )
-    mlp = GatedMLP(ops, config.intermediate_size, activation("hidden_act", config.hidden_act), bias=mlp_bias)
+    feed_forward = mlp(ops, config.intermediate_size, activation("hidden_act", config.hidden_act), bias=mlp_bias)
 
     angles = rotation(ops, config, parameters_of(config))
     h = embed(ops, config)
-    for layer, window in enumerate(config.windows):
+    for layer, (window, rotated) in enumerate(zip(config.windows, config.rotated, strict=True)):
         name = f"model.layers.{layer}"
         x = norm(h, f"{name}.input_layernorm")
-        h = ops.add(h, attention(x, f"{name}.self_attn", rotation=angles, window=window))
+        h = ops.add(h, attention(x, f"{name}.self_attn", rotation=angles if rotated else None, window=window))
         x = norm(h, f"{name}.post_attention_layernorm")
-        h = ops.add(h, mlp(x, f"{name}.mlp"))
+        h = ops.add(h, feed_forward(x, f"{name}.mlp"))
     head(ops, config, norm(ops.select(h), "model.norm"))
