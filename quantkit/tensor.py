@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Role = Literal["embedding", "linear", "head", "norm", "bias", "unknown"]
+Role = Literal["embedding", "linear", "expert", "router", "head", "norm", "bias", "unknown"]
 """What a tensor is for; a quantization recipe chooses its kind by this. A file alone does not know it."""
 ANY = "any"
 """The kind in the spec of a tensor that may be of any kind."""

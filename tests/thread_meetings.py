@@ -71,10 +71,11 @@ class _Memory:
         """The bytes of a buffer that the thread at a place among the others touches in a step."""
         touch = np.zeros(self.size, bool)
         if buffer.local < 0:  # a thread's own memory meets nobody
-            whole = step.spec.shared or (step.spec.name == "select" and buffer is not step.output)
-            tokens = range(TOKENS) if whole else range(TOKENS * place // THREADS, TOKENS * (place + 1) // THREADS)
-            token_bytes = buffer.token_bytes or 1
-            for token in tokens:
-                begin = self._starts[self._place(buffer)] + token * token_bytes
-                touch[begin : begin + token_bytes] = True
+            whole = step.spec.shared or buffer in step.scattered
+            rows = TOKENS * buffer.per_token
+            mine = range(rows) if whole else range(rows * place // THREADS, rows * (place + 1) // THREADS)
+            row_bytes = buffer.row_bytes or 1
+            for row in mine:
+                begin = self._starts[self._place(buffer)] + row * row_bytes
+                touch[begin : begin + row_bytes] = True
         return touch

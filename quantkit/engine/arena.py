@@ -21,14 +21,24 @@ class _Lives:
         """How many barriers stand before each step, its own included."""
         self.last_use: dict[Buffer, int] = {}
         self._readers: dict[Buffer, list[int]] = {}
+        self._scattering: set[int] = set()
+        """The steps that read other rows than the one that they write."""
         self._fusion: list[int] = []
         """For each step the first of those that it is fused with."""
         for index, step in enumerate(steps):
             joined = index and steps[index - 1].fused > 1
             self._fusion.append(self._fusion[-1] if joined else index)
             self.last_use |= dict.fromkeys((step.output, *step.inputs), index)
+            if step.scattered:
+                self._scattering.add(index)
             for buffer in step.inputs:
                 self._readers.setdefault(buffer, []).append(index)
+
+    def _is_past(self, reader: int, index: int) -> bool:
+        """Whether a step is done with a token's row when step `index` comes to the row."""
+        if self.section[reader] < self.section[index] or reader == index:
+            return True
+        return reader >= self._fusion[index] and reader not in self._scattering
 
     def overwritable(self, index: int, step: Step) -> list[Buffer]:
         """The inputs whose rows a step may overwrite: it reads them last, and no other thread may still be at them."""
@@ -37,9 +47,9 @@ class _Lives:
             x
             for name, x in named
             if name in step.spec.in_place
-            and x.token_bytes == step.output.token_bytes
+            and (x.row_bytes, x.per_token) == (step.output.row_bytes, step.output.per_token)
             and self.last_use[x] == index
-            and all(self.section[i] < self.section[index] or i >= self._fusion[index] for i in self._readers[x])
+            and all(self._is_past(reader, index) for reader in self._readers[x])
         ]
 
 
@@ -58,7 +68,7 @@ def assign_memory(steps: Sequence[Step]) -> tuple[list[int], int]:
             continue
         if lives.last_use[output] < index + step.fused:
             output.local = local
-            local += output.token_bytes
+            local += output.row_bytes
             local_bytes = max(local_bytes, local)
             continue
         in_place = [x for x in lives.overwritable(index, step) if x.slot >= 0]

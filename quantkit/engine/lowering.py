@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,14 @@ from numpy.typing import NDArray
 from quantkit.engine.arena import assign_memory
 from quantkit.engine.kv_cache import CacheLayer
 from quantkit.engine.steps import Buffer, Step
-from quantkit.models.recorder import Cache, Operation, Program, Value
+from quantkit.errors import UnsupportedError
+from quantkit.models.recorder import Assignment, Cache, Operation, Program, Value
 from quantkit_kernels.blocks import KINDS, grid
 from quantkit_kernels.interpreter.layout import STEP
-from quantkit_kernels.interpreter.operations import ACTIVATIONS, OPERATIONS
+from quantkit_kernels.interpreter.operations import ACTIVATIONS, OPERATIONS, SCORINGS
 from quantkit_kernels.linear.activations import packed_bytes
 from quantkit_kernels.linear.packed import ROW_TILES
+from quantkit_kernels.rows.routing import table_bytes
 
 LINE_FLOATS = 16
 """Rows of values are padded to whole cache lines of f32."""
@@ -47,6 +50,8 @@ class Addresses:
     Attributes
     ----------
     weights : Mapping of str to Weight
+    stacks : Mapping of tuple of str to int
+        Address of a table of `linear.experts.EXPERT_FIELDS` for each expert, of each of `Plan.stacks`.
     constants : Mapping of tuple of float to int
         Address of each of `Plan.constants`, as f32.
     arena : int
@@ -56,6 +61,7 @@ class Addresses:
     """
 
     weights: Mapping[str, Weight]
+    stacks: Mapping[tuple[str, ...], int]
     constants: Mapping[tuple[float, ...], int]
     arena: int
     cache_offsets: Sequence[int]
@@ -88,6 +94,11 @@ class Plan:
         return {step.constant for step in self.steps if step.constant}
 
     @property
+    def stacks(self) -> dict[tuple[str, ...], int]:
+        """The tensors of each step that reads one of each expert, and how many experts there are."""
+        return {step.weights: int(step.fields["experts"]) for step in self.steps if step.spec.stacked}
+
+    @property
     def output_rows(self) -> list[tuple[int, str]]:
         """Step, and field of `layout.STEP`, of all rows that lie where the caller wants the logits."""
         return [
@@ -108,16 +119,18 @@ class Plan:
         following = (0, 0)
         for row, step in zip(reversed(table), reversed(self.steps), strict=True):
             row["opcode"], row["barrier"], row["wanted"] = step.spec.opcode, step.barrier, step.wanted
-            row["fused"] = step.fused
+            row["fused"], row["per_token"] = step.fused, step.per_token
             for name, buffer in _rows_of(step):
                 if buffer.local >= 0:
                     row[name] = starts[-1] + buffer.local, 0, self.local_bytes
                 else:
                     address = starts[buffer.slot] if buffer.slot >= 0 else 0
-                    row[name] = address, buffer.token_bytes, 0
-            for operand, tensor in zip(step.spec.weights, step.weights, strict=False):
-                row[operand] = at.weights[tensor].data
-            if step.weights:
+                    row[name] = address, buffer.row_bytes, 0
+            if step.spec.stacked:
+                row["weight"] = at.stacks[step.weights]
+            elif step.weights:
+                for operand, tensor in zip(step.spec.weights, step.weights, strict=False):
+                    row[operand] = at.weights[tensor].data
                 weight = at.weights[step.weights[0]]
                 row["row_scales"], row["kind"] = weight.row_scales, KINDS[weight.kind].code
             if step.constant:
@@ -126,17 +139,18 @@ class Plan:
                 row["cache_offset"] = at.cache_offsets[step.cache]
             for name, number in step.fields.items():
                 row[name] = number
-            if step.spec.name == "linear":
+            if step.spec.product:
                 row_bits = int(row["in_columns"]) * KINDS[at.weights[step.weights[0]].kind].bits
                 row["tiles"] = _tiles_at_once(int(row["out_columns"]), row_bits, threads)
-                following = row["weight"], int(row["out_columns"] * row_bits) // 8
+                # Which experts come next, nobody knows yet.
+                following = (0, 0) if step.spec.stacked else (row["weight"], int(row["out_columns"] * row_bits) // 8)
             row["prefetch"], row["prefetch_bytes"] = following
         return table
 
 
 def _rows_of(step: Step) -> Iterator[tuple[str, Buffer]]:
     """Field of `layout.STEP` and buffer, of what a step writes and reads."""
-    return zip(("out", "a", "b"), (step.output, *step.inputs), strict=False)
+    return zip(("out", "a", "b", "c"), (step.output, *step.inputs), strict=False)
 
 
 def _tiles_at_once(rows: int, row_bits: float, threads: int) -> int:
@@ -175,16 +189,24 @@ class _Lowering:
         """Of each value, by its index."""
         self._kinds = kinds
         self._quantized: dict[int, Buffer] = {}
+        self._gathers: dict[int, Operation] = {}
+        """The operation of each value whose rows are gathered, and which of them have their f32 rows."""
+        self._gathered: set[int] = set()
         self._caches: dict[int, int] = {}
         """Of each cache, by its index: its place in `cache_layers`."""
 
     def add(self, operation: Operation) -> None:
         """Append the steps of an operation whose inputs have theirs."""
         spec, inputs, output = operation.spec, operation.inputs, operation.output
-        buffers = tuple(self.buffers[value.index] for value in inputs)
-        if spec.name == "linear" and KINDS[self._kinds[operation.tensors[0]]].block_bytes:
-            buffers = (self._quantize(inputs[0]),)
         self.buffers[output.index] = _buffer(output)
+        if spec.name == "gather":  # its step comes when it is known whether packed weights read it
+            self._gathers[output.index] = operation
+            return
+        packed = spec.product and self._is_packed(operation)
+        buffers = tuple(
+            self._quantize(value) if packed and place == "x" else self._buffer_of(value)
+            for place, value in zip(spec.inputs, inputs, strict=True)
+        )
         sides = zip(("out_columns", "in_columns"), (output, *inputs), strict=False)
         fields = {name: value.columns for name, value in sides if isinstance(value, Value)}
         self.steps.append(
@@ -193,23 +215,52 @@ class _Lowering:
                 self.buffers[output.index],
                 buffers,
                 isinstance(output, Value) and output.selected,
+                output.per_token if isinstance(output, Value) else 1,
                 operation.tensors,
                 operation.constant,
-                fields | {name: _number(value) for name, value in operation.parameters.items()},
+                fields | {name: _number(name, value) for name, value in operation.parameters.items()},
                 self._cache(output, *inputs),
             )
         )
 
-    def _quantize(self, x: Value | Cache) -> Buffer:
+    def _is_packed(self, operation: Operation) -> bool:
+        """Whether a product's weights are packed: those of experts all are, or none."""
+        matrices = operation.tensors[: operation.parameters.get("experts", 1)]
+        packed = {bool(KINDS[self._kinds[name]].block_bytes) for name in matrices}
+        if len(packed) > 1:
+            raise UnsupportedError(f"some experts like {matrices[0]!r} are packed, some are not; convert them alike")
+        return packed == {True}
+
+    def _buffer_of(self, value: Value | Cache | Assignment) -> Buffer:
+        """The f32 rows of a value; where they are gathered, the first that asks for them appends the step."""
+        buffer = self.buffers[value.index]
+        if value.index in self._gathers and value.index not in self._gathered:
+            self._gathered.add(value.index)
+            x, _ = self._gathers[value.index].inputs
+            self._gather(value.index, self._buffer_of(x), buffer)
+        return buffer
+
+    def _quantize(self, x: Value | Cache | Assignment) -> Buffer:
         """The int8 activations of a value; the first that asks for them appends their step."""
         assert isinstance(x, Value)
         if x.index not in self._quantized:
-            packed = self._quantized[x.index] = Buffer(packed_bytes(x.columns))
-            source, fields = self.buffers[x.index], {"in_columns": x.columns}
-            self.steps.append(Step(OPERATIONS["quantize"], packed, (source,), x.selected, fields=dict(fields)))
+            packed = self._quantized[x.index] = Buffer(packed_bytes(x.columns), x.per_token)
+            if x.index in self._gathers:
+                self._gather(x.index, self._quantize(self._gathers[x.index].inputs[0]), packed)
+            else:
+                inputs, fields = (self._buffer_of(x),), {"in_columns": x.columns}
+                spec = OPERATIONS["quantize"]
+                self.steps.append(Step(spec, packed, inputs, x.selected, x.per_token, fields=dict(fields)))
         return self._quantized[x.index]
 
-    def _cache(self, *values: Value | Cache) -> int:
+    def _gather(self, index: int, source: Buffer, target: Buffer) -> None:
+        """Append the step that copies each token's row, as f32 or as int8 activations, to its rows."""
+        operation = self._gathers[index]
+        _, assigned = operation.inputs
+        inputs, fields = (source, self.buffers[assigned.index]), {**operation.parameters, "row_bytes": target.row_bytes}
+        self.steps.append(Step(operation.spec, target, inputs, per_token=target.per_token, fields=fields))
+
+    def _cache(self, *values: Value | Cache | Assignment) -> int:
         """Place in `cache_layers` of the cache among the values; -1 if there is none."""
         for cache in values:
             if isinstance(cache, Cache):
@@ -220,14 +271,25 @@ class _Lowering:
         return -1
 
 
-def _buffer(value: Value | Cache) -> Buffer:
+def _buffer(value: Value | Cache | Assignment) -> Buffer:
     if isinstance(value, Cache):
         return Buffer()
-    return Buffer(4 * (-(-value.columns // LINE_FLOATS) * LINE_FLOATS))
+    if isinstance(value, Assignment):
+        return Buffer(_padded(table_bytes(value.experts, value.top_k)))
+    return Buffer(_padded(4 * value.columns), value.per_token)
 
 
-def _number(parameter: float | str) -> float:
-    return ACTIVATIONS.index(parameter) if isinstance(parameter, str) else parameter
+def _padded(size: int) -> int:
+    return -(-size // (4 * LINE_FLOATS)) * 4 * LINE_FLOATS
+
+
+_NAMES = {"activation": ACTIVATIONS, "scoring": SCORINGS}
+"""Parameters that are names: a step holds the place of one among these."""
+
+
+def _number(parameter: str, value: Any) -> float:
+    number: float = _NAMES[parameter].index(value) if parameter in _NAMES else value
+    return number
 
 
 def _place_barriers(steps: Sequence[Step]) -> None:
@@ -236,7 +298,7 @@ def _place_barriers(steps: Sequence[Step]) -> None:
     fused: list[Step] = []
     """The last steps of `since` that a thread takes a token through: there it meets only what it did itself."""
     for step in steps:
-        if fused and not _fusible(step, fused[-1]):
+        if fused and (not _fusible(step, fused[-1]) or any(each.output in step.scattered for each in fused)):
             fused = []
         step.barrier = any(_conflict(step, earlier) for earlier in since[: len(since) - len(fused)])
         if step.barrier:
@@ -250,8 +312,9 @@ def _conflict(later: Step, earlier: Step) -> bool:
 
 
 def _fusible(step: Step, earlier: Step) -> bool:
-    """Whether both are token steps of the same tokens."""
-    return step.wanted == earlier.wanted and not step.spec.shared and not earlier.spec.shared
+    """Whether both are token steps of the same rows."""
+    same_rows = (step.wanted, step.per_token) == (earlier.wanted, earlier.per_token)
+    return same_rows and not step.spec.shared and not earlier.spec.shared
 
 
 def _fuse(steps: Sequence[Step]) -> None:

@@ -128,9 +128,17 @@ class Model:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of weights that are read to decode one token: all but the unused rows of untied embeddings."""
-        read = {name for step in self._plan.steps if not step.spec.looks_up for name in step.weights}
-        return sum(tensor.nbytes for name, tensor in self._tensors.items() if name in read)
+        """Bytes of weights that are read to decode one token.
+
+        Rows of untied embeddings, and experts that the token does not go to, are not.
+        """
+        share = {
+            name: step.per_token / step.fields["experts"] if step.spec.stacked else 1
+            for step in self._plan.steps
+            if not step.spec.looks_up
+            for name in step.weights
+        }
+        return round(sum(tensor.nbytes * share.get(name, 0) for name, tensor in self._tensors.items()))
 
     def new_sequence(self) -> Sequence:
         """Begin an empty sequence."""
@@ -285,9 +293,24 @@ class Model:
                 weights[name] = Weight("f32", self._vector(numbers.ravel()))
             else:
                 weights[name] = _matrix(tensor)
+        stacks = {
+            names: self._stack([weights[name] for name in names], experts)
+            for names, experts in self._plan.stacks.items()
+        }
         constants = {constant: self._vector(np.array(constant, np.float32)) for constant in self._plan.constants}
         arena = self._memory(self._plan.arena_bytes(PASS_TOKENS, self.threads))
-        return Addresses(weights, constants, arena, self._pages.shape.layer_offsets)
+        return Addresses(weights, stacks, constants, arena, self._pages.shape.layer_offsets)
+
+    def _stack(self, weights: list[Weight], experts: int) -> int:
+        """Address of the table of the experts' weights, and of their biases, which come behind them."""
+        biases = [weight.data for weight in weights[experts:]] or [0] * experts
+        rows = [
+            (weight.data, weight.row_scales, bias, KINDS[weight.kind].code)
+            for weight, bias in zip(weights[:experts], biases, strict=True)
+        ]
+        table = np.array(rows, np.int64)
+        self._keep.append(table)
+        return int(table.ctypes.data)
 
     def _vector(self, values: NDArray[np.float32]) -> int:
         padded = np.zeros(-(-len(values) // LINE_FLOATS) * LINE_FLOATS, np.float32)

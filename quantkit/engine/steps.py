@@ -17,8 +17,10 @@ class Buffer:
 
     Attributes
     ----------
-    token_bytes : int
-        Bytes for each token; 0 for the KV cache, which lies elsewhere.
+    row_bytes : int
+        Bytes of a row; 0 for the KV cache, which lies elsewhere.
+    per_token : int
+        Rows for each token.
     slot : int
         Which slot of the arena holds it, -1 for none.
     local : int
@@ -27,10 +29,16 @@ class Buffer:
         It lies where the caller wants the logits.
     """
 
-    token_bytes: int = 0
+    row_bytes: int = 0
+    per_token: int = 1
     slot: int = -1
     local: int = -1
     is_output: bool = False
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes for each token."""
+        return self.row_bytes * self.per_token
 
 
 @dataclass
@@ -44,6 +52,8 @@ class Step:
     output, inputs : Buffer
     wanted : bool
         Its tokens are those whose logits are wanted.
+    per_token : int
+        Rows that it writes for each token.
     weights : tuple of str
         Names of its tensors.
     constant : tuple of float
@@ -61,12 +71,19 @@ class Step:
     output: Buffer
     inputs: tuple[Buffer, ...]
     wanted: bool = False
+    per_token: int = 1
     weights: tuple[str, ...] = ()
     constant: tuple[float, ...] = ()
     fields: dict[str, int | float] = field(default_factory=dict)
     cache: int = -1
     barrier: bool = False
     fused: int = 1
+
+    @property
+    def scattered(self) -> tuple[Buffer, ...]:
+        """Inputs of which it reads other rows than the one that it writes."""
+        named = zip(self.spec.inputs, self.inputs, strict=True)
+        return tuple(buffer for name, buffer in named if name in self.spec.scattered)
 
     @property
     def name(self) -> str:

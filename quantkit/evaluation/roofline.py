@@ -65,7 +65,7 @@ class Costs:
         load = Load(
             tokens=wanted if step.wanted else sum(chunk.count for chunk in chunks),
             chunks=chunks,
-            weight_bytes=weight.nbytes if weight else 0,
+            weight_bytes=self._weight_bytes(step),
             weight_rows=weight.shape[0] if weight else 1,
             position_bytes=self._layer_bytes[step.cache] / PAGE if step.cache >= 0 else 0,
         )
@@ -98,6 +98,11 @@ class Costs:
 
     def _key(self, step: Step) -> tuple[object, ...]:
         """Equal for steps that cost the same whatever the batch."""
-        weight_bytes = self._tensors[step.weights[0]].nbytes if step.weights else 0
+        weight_bytes = self._weight_bytes(step)
         cached = self._layer_bytes[step.cache] if step.cache >= 0 else 0
         return step.spec.name, step.wanted, weight_bytes, cached, *sorted(step.fields.items())
+
+    def _weight_bytes(self, step: Step) -> int:
+        """Of the weight, or of those of all experts."""
+        names = step.weights if step.spec.stacked else step.weights[:1]
+        return sum(self._tensors[name].nbytes for name in names)

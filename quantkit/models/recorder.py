@@ -11,25 +11,27 @@ one that the compiled interpreter runs; `quantkit.quantization` reads only the l
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from quantkit.tensor import Role, TensorSpec
-from quantkit_kernels.interpreter.operations import ACTIVATIONS, OPERATIONS, OperationSpec
+from quantkit_kernels.interpreter.operations import ACTIVATIONS, MOST_EXPERTS, OPERATIONS, SCORINGS, OperationSpec
 
 
 @dataclass(frozen=True)
 class Value:
     """The result of an operation: f32 `[tokens, columns]`.
 
-    `selected` values have a row only for the tokens whose logits are wanted.
+    `selected` values have a row only for the tokens whose logits are wanted. Where `per_token` is more than 1, a value
+    has so many rows for each token, sorted by the expert that they go to.
     """
 
     index: int
     columns: int
     selected: bool = False
+    per_token: int = 1
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,29 @@ class Cache:
     head_dim: int
 
 
-_Output = TypeVar("_Output", Value, Cache)
+@dataclass(frozen=True)
+class Assignment:
+    """Which rows go to which of `experts`: `top_k` for each token."""
+
+    index: int
+    experts: int
+    top_k: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a router chose for each token: the experts with their weights, and the rows that go to each."""
+
+    routing: Value
+    assigned: Assignment
+
+
+Operand = Value | Cache | Assignment
+_Output = TypeVar("_Output", Value, Cache, Assignment)
+
+
+_CLASS_OF = {"cache": Cache, "assigned": Assignment}
+"""Names of inputs that are no values."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +73,8 @@ class Operation:
     """One operation of a program: `output = name(inputs, tensors, constant, **parameters)`."""
 
     name: str
-    inputs: tuple[Value | Cache, ...]
-    output: Value | Cache
+    inputs: tuple[Operand, ...]
+    output: Operand
     tensors: tuple[str, ...] = ()
     constant: tuple[float, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
@@ -277,7 +301,7 @@ class Recorder:
 
         The cache may be attended to by several layers.
         """
-        if k.columns != v.columns or k.columns % head_dim or k.selected or v.selected:
+        if k.columns != v.columns or k.columns % head_dim or not _plain(k, v):
             raise ValueError(f"heads do not fit: k {k.columns}, v {v.columns}, head_dim {head_dim}")
         cache = Cache(len(self._operations), k.columns // head_dim, head_dim)
         return self._append("store_kv", (k, v), cache, kv_heads=cache.kv_heads, head_dim=head_dim)
@@ -299,7 +323,7 @@ class Recorder:
             A token sees itself and the `window - 1` tokens before it; 0 means all.
         """
         kv_columns = cache.kv_heads * cache.head_dim
-        if q.columns % kv_columns or q.selected:
+        if q.columns % kv_columns or not _plain(q):
             raise ValueError(f"heads do not fit: q {q.columns}, k {kv_columns}, head_dim {cache.head_dim}")
         return self._record(
             "attention",
@@ -330,9 +354,102 @@ class Recorder:
 
     def select(self, x: Value) -> Value:
         """Keep only the rows whose logits are wanted -> `[wanted, columns]`."""
-        if x.selected:
-            raise ValueError("select: the rows are selected already")
+        if not _plain(x):
+            raise ValueError("select: the rows are selected already, or sorted by expert")
         return self._append("select", (x,), Value(len(self._operations), x.columns, selected=True))
+
+    def route(
+        self,
+        logits: Value,
+        top_k: int,
+        *,
+        scoring: str = "softmax",
+        normalize: bool = False,
+        factor: float = 1.0,
+        bias: str | None = None,
+        groups: int = 1,
+        chosen_groups: int = 1,
+        group_best: int = 1,
+    ) -> Choice:
+        """Choose `top_k` experts for each token by a router's logits `[T, experts]`.
+
+        Parameters
+        ----------
+        logits : Value
+        top_k : int
+        scoring : {"softmax", "sigmoid", "softmax_of_chosen"}
+            What makes scores of logits: the softmax of all, the logistic function of each, or the softmax of those that
+            are chosen.
+        normalize : bool
+            Divide a token's weights by their sum, before they are multiplied by `factor`.
+        bias : str, optional
+            A tensor `[experts]`, by its full name, that is added to scores for the choice alone (DeepSeek-V3).
+        groups, chosen_groups, group_best : int
+            Choose from the best `chosen_groups` of `groups` groups of consecutive experts; a group is as good as the
+            sum of its `group_best` best experts.
+        """
+        experts = logits.columns
+        if not 0 < top_k <= experts <= MOST_EXPERTS or experts % groups or not 0 < chosen_groups <= groups:
+            raise ValueError(f"cannot choose {top_k} of {experts} experts, {chosen_groups} of {groups} groups")
+        if scoring not in SCORINGS or group_best not in (1, 2) or top_k > experts // groups * chosen_groups:
+            raise ValueError(f"cannot choose {top_k} experts by {scoring} and the best {group_best} of each group")
+        if not _plain(logits):
+            raise ValueError("route: experts are chosen for all tokens of a batch")
+        routing = self._record(
+            "route",
+            (logits,),
+            2 * top_k,
+            (self._tensor(bias, (experts,), "bias"),) if bias else (),
+            experts=experts,
+            top_k=top_k,
+            scoring=scoring,
+            groups=groups,
+            chosen_groups=chosen_groups,
+            group_best=group_best,
+            normalize=normalize,
+            factor=factor,
+        )
+        assigned = Assignment(len(self._operations), experts, top_k)
+        return Choice(routing, self._append("assign", (routing,), assigned, experts=experts, top_k=top_k))
+
+    def gather(self, x: Value, choice: Choice) -> Value:
+        """The rows of a token for each of its experts -> `[T * top_k, columns]`, sorted by expert."""
+        assigned = choice.assigned
+        if not _plain(x):
+            raise ValueError("gather: rows of all tokens of a batch go to experts")
+        rows = Value(len(self._operations), x.columns, per_token=assigned.top_k)
+        return self._append("gather", (x, assigned), rows, experts=assigned.experts, top_k=assigned.top_k)
+
+    def expert_linear(
+        self, x: Value, choice: Choice, modules: Sequence[str], rows: int, *, bias: bool = False
+    ) -> Value:
+        """`x @ weight.T (+ bias)`, each row with the weight of its own expert -> `[T * top_k, rows]`.
+
+        `modules` names that of each expert; all their weights are `[rows, x.columns]`.
+        """
+        assigned = choice.assigned
+        if x.per_token != assigned.top_k or len(modules) != assigned.experts:
+            raise ValueError(f"{len(modules)} modules and {x.per_token} rows a token do not fit {assigned}")
+        tensors = [self._tensor(f"{module}.weight", (rows, x.columns), "expert") for module in modules]
+        if bias:
+            tensors += [self._tensor(f"{module}.bias", (rows,), "bias") for module in modules]
+        y = Value(len(self._operations), rows, per_token=x.per_token)
+        return self._append("expert_linear", (x, assigned), y, tuple(tensors), experts=assigned.experts)
+
+    def combine(self, y: Value, choice: Choice) -> Value:
+        """The sum of what a token's experts made, times their weights -> `[T, columns]`."""
+        assigned = choice.assigned
+        if y.per_token != assigned.top_k:
+            raise ValueError(f"combine: {y.per_token} rows a token do not fit {assigned}")
+        total = Value(len(self._operations), y.columns)
+        inputs = (y, assigned, choice.routing)
+        return self._append("combine", inputs, total, experts=assigned.experts, top_k=assigned.top_k)
+
+    def scale_rows(self, x: Value, factors: Value) -> Value:
+        """Multiply each row of `x` by the number that `factors`, `[T, 1]`, has for it."""
+        if factors.columns != 1:
+            raise ValueError(f"scale_rows: {factors.columns} factors for a row")
+        return self._record("scale_rows", (x, factors), x.columns)
 
     def _affine(
         self, x: Value, module: str | None, size: int, shape: tuple[int, ...] | None, *, bias: bool = False
@@ -364,7 +481,7 @@ class Recorder:
     def _record(
         self,
         name: str,
-        inputs: tuple[Value | Cache, ...],
+        inputs: tuple[Operand, ...],
         columns: int,
         tensors: tuple[str, ...] = (),
         constant: tuple[float, ...] = (),
@@ -373,13 +490,16 @@ class Recorder:
         selected = {value.selected for value in inputs if isinstance(value, Value)}
         if len(selected) > 1:
             raise ValueError(f"{name}: only some of the inputs are selected")
-        output = Value(len(self._operations), columns, selected == {True})
+        per_token = {value.per_token for value in inputs if isinstance(value, Value)}
+        if len(per_token) > 1:
+            raise ValueError(f"{name}: inputs have {per_token} rows for each token")
+        output = Value(len(self._operations), columns, selected == {True}, max(per_token, default=1))
         return self._append(name, inputs, output, tensors, constant, **parameters)
 
     def _append(
         self,
         name: str,
-        inputs: tuple[Value | Cache, ...],
+        inputs: tuple[Operand, ...],
         output: _Output,
         tensors: tuple[str, ...] = (),
         constant: tuple[float, ...] = (),
@@ -388,9 +508,9 @@ class Recorder:
         operation = Operation(name, inputs, output, tensors, constant, MappingProxyType(parameters))
         spec = operation.spec
         for place, value in zip(spec.inputs, inputs, strict=True):
-            if (place == "cache") != isinstance(value, Cache):
+            if not isinstance(value, _CLASS_OF.get(place, Value)):
                 raise ValueError(f"{name}: {place} is a {type(value).__name__.lower()}")
-        if parameters.keys() != set(spec.parameters) or not len(tensors) <= len(spec.weights):
+        if parameters.keys() != set(spec.parameters) or not (spec.stacked or len(tensors) <= len(spec.weights)):
             raise ValueError(f"{name}: its row in the table of operations asks for {spec.parameters}, {spec.weights}")
         self._operations.append(operation)
         return output
@@ -406,3 +526,8 @@ def _positive(name: str, limit: float) -> float:
     if not limit > 0:
         raise ValueError(f"{name}: {limit} is not a positive limit")
     return limit
+
+
+def _plain(*values: Value) -> bool:
+    """Whether values have one row for each token of the batch."""
+    return not any(value.selected or value.per_token > 1 for value in values)

@@ -14,13 +14,15 @@ from quantkit.errors import OptionError
 from quantkit.tensor import Role, TensorSpec
 from quantkit_kernels.blocks import KINDS
 
+_ALWAYS: Mapping[Role, str] = {"embedding": "int8", "head": "int8", "router": "f32", "norm": "f32", "bias": "f32"}
 RECIPES: Mapping[str, Mapping[Role, str]] = MappingProxyType(
     {
-        "int4": {"linear": "int4", "embedding": "int8", "head": "int8", "norm": "f32", "bias": "f32"},
-        "int8": {"linear": "int8", "embedding": "int8", "head": "int8", "norm": "f32", "bias": "f32"},
+        "int4": {"linear": "int4", "expert": "int4", **_ALWAYS},
+        "int8": {"linear": "int8", "expert": "int8", **_ALWAYS},
     }
 )
-"""Name of a recipe -> role -> kind. Heads stay at int8: they cost little, and every token's logits come from them."""
+"""Name of a recipe -> role -> kind. Heads stay at int8: they cost little, and every token's logits come from them.
+Routers keep all their bits: they are small, and a token that goes to another expert is another text."""
 
 
 def choose(tensors: Mapping[str, TensorSpec], recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, str]:
@@ -57,4 +59,15 @@ def choose(tensors: Mapping[str, TensorSpec], recipe: str, overrides: Sequence[t
                 f"such as {next(iter(tensors))!r} (norms and biases stay f32)"
             )
         kinds |= dict.fromkeys(found, kind)
+    _check_experts(tensors, kinds)
     return kinds
+
+
+def _check_experts(tensors: Mapping[str, TensorSpec], kinds: Mapping[str, str]) -> None:
+    """Raise `OptionError` where only some experts of a layer would be packed."""
+    packed: dict[str, bool] = {}
+    for name, spec in tensors.items():
+        if spec.role == "expert":
+            alike = re.sub(r"\bexperts\.\d+\b", "experts", name)
+            if packed.setdefault(alike, bool(KINDS[kinds[name]].block_bytes)) != bool(KINDS[kinds[name]].block_bytes):
+                raise OptionError(f"override: {name!r} is packed or not, unlike the other experts of its layer")

@@ -97,7 +97,7 @@ def test_waiting_threads_know_the_weights_that_come_next() -> None:
         for index, step in enumerate(lowered.steps)
         for name in step.weights
     }
-    table = lowered.table(Addresses(weights, dict.fromkeys(lowered.constants, 0), 0, [0] * 2), 8, 2)
+    table = lowered.table(Addresses(weights, {}, dict.fromkeys(lowered.constants, 0), 0, [0] * 2), 8, 2)
     for index, step in enumerate(lowered.steps):
         following = next((row for row in table[index:] if row["opcode"] == OPERATIONS["linear"].opcode), None)
         expected = following["weight"] if following is not None else 0

@@ -23,7 +23,7 @@ from quantkit.engine.model import Model
 from quantkit.models.recorder import Cache, Program, Recorder, Value
 from quantkit.quantization.encode import quantize
 from quantkit.tensor import Tensor
-from quantkit_kernels.interpreter.operations import ACTIVATIONS, OPERATIONS
+from quantkit_kernels.interpreter.operations import ACTIVATIONS, OPERATIONS, SCORINGS
 
 VOCAB = 11
 COLUMNS = (1, 4, 6, 8, 12, 16, 40, 96)
@@ -66,6 +66,8 @@ class Author:
             "store_kv": self.store_kv,
             "attention": self.attention,
             "linear": lambda: self.linear(self.draw(st.sampled_from(COLUMNS))),
+            "scale_rows": lambda: self.ops.scale_rows(self.any(), self.linear(1)),
+            "experts": self.experts,
         }
 
     def any(self, columns: int = 0) -> Value:
@@ -161,10 +163,35 @@ class Author:
             window=self.draw(st.sampled_from([0, 1, 3, 100])),
         )
 
+    def experts(self) -> Value:
+        """A mixture of experts: some are never chosen, some by all tokens."""
+        x, experts = self.any(), self.draw(st.sampled_from([1, 3, 4, 17]))
+        groups = 2 if experts == 4 and self.draw(st.booleans()) else 1
+        choice = self.ops.route(
+            self.linear(experts),
+            self.draw(st.integers(1, min(experts, 3))) if groups == 1 else 2,
+            scoring=self.draw(st.sampled_from(SCORINGS)),
+            normalize=self.draw(st.booleans()),
+            factor=self.draw(st.sampled_from([1.0, 2.5])),
+            bias=next(self.names) if self.draw(st.booleans()) else None,
+            groups=groups,
+            group_best=groups,
+        )
+        rows = self.ops.gather(x, choice)
+        if self.draw(st.booleans()):
+            rows = self.ops.scale(rows, 0.5)
+        modules = [next(self.names) for _ in range(experts)]
+        y = self.ops.expert_linear(
+            rows, choice, modules, self.draw(st.sampled_from(COLUMNS)), bias=self.draw(st.booleans())
+        )
+        return self.ops.combine(self.ops.gated(y, y, "silu") if self.draw(st.booleans()) else y, choice)
+
     def columns(self) -> set[int]:
         return {value.columns for value in self.values}
 
 
+MADE_BY_OTHERS = {"select", "quantize", "route", "assign", "gather", "expert_linear", "combine"}
+"""Operations that the author records as a part of something else."""
 ANY_ROWS = {
     *("scale", "add", "multiply", "clamp", "softcap", "slice"),
     *("rms_norm", "layer_norm", "gated", "activate", "xielu", "linear"),
@@ -190,10 +217,11 @@ def cases(draw: DrawFn) -> tuple[Program, MemorySource, bool]:
     program = draw(programs())
     packed = draw(st.booleans())
     kinds = ("int4", "int8", "f32") if packed else ("f32", "f16", "bf16")
+    experts = draw(st.sampled_from(kinds))
     tensors = {}
     for name, spec in program.tensors.items():
         tensor = Tensor("f32", spec.shape, tiny.weight(name, spec.shape))
-        kind = "f32" if spec.is_vector else draw(st.sampled_from(kinds))
+        kind = "f32" if spec.is_vector else experts if spec.role == "expert" else draw(st.sampled_from(kinds))
         tensors[name] = quantize(tensor, kind)[0]
     return program, MemorySource(tensors), packed
 
@@ -201,7 +229,7 @@ def cases(draw: DrawFn) -> tuple[Program, MemorySource, bool]:
 @settings(max_examples=1)
 @given(author=st.composite(Author)())
 def test_the_author_knows_every_operation(author: Author) -> None:
-    assert set(OPERATIONS) == {*author.write, "select", "quantize"}
+    assert set(OPERATIONS) == {*author.write, *MADE_BY_OTHERS} - {"experts"}
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

@@ -18,10 +18,10 @@ from __future__ import annotations
 
 from quantkit_kernels.attention.operands import Heads
 from quantkit_kernels.attention.sharing import attend, pieces_of
-from quantkit_kernels.blocks import KINDS
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.interpreter.layout import STEP
+from quantkit_kernels.interpreter.mixture import assign_all, expert_products
 from quantkit_kernels.interpreter.operations import Opcode
+from quantkit_kernels.interpreter.records import STEP_BYTES, pass_at, row_count, step_at
 from quantkit_kernels.interpreter.threads import (
     Pass,
     await_done,
@@ -33,14 +33,12 @@ from quantkit_kernels.interpreter.threads import (
     tag_of,
     take_next,
 )
-from quantkit_kernels.interpreter.token_steps import pass_at, step_at, token_step
-from quantkit_kernels.linear.packed import ROW_TILES, linear_int4, linear_int8
-from quantkit_kernels.linear.plain import linear_bf16, linear_f16, linear_f32
+from quantkit_kernels.interpreter.token_steps import token_step
+from quantkit_kernels.linear.packed import ROW_TILES
+from quantkit_kernels.linear.product import linear
 from quantkit_kernels.operands import Matrix, Rows
 from quantkit_kernels.simd import nanoseconds, put_i64
 
-STEP_BYTES = STEP.itemsize
-F16, BF16, INT8, INT4 = (KINDS[name].code for name in ("f16", "bf16", "int8", "int4"))
 MANY = 8
 """Tokens from which on a chunk of a matrix product takes longer than its weights take to arrive."""
 
@@ -106,6 +104,10 @@ def _run(thread, shared, words, generation):
             pieces, taken = _linear(address, counter, now)
         elif step.opcode == Opcode.ATTENTION:
             pieces, taken = _attention(address, counter, shared, words, generation, now)
+        elif step.opcode == Opcode.EXPERT_LINEAR:
+            pieces, taken = expert_products(address, counter, now)
+        elif step.opcode == Opcode.ASSIGN:
+            pieces, taken = assign_all(address, counter, now)
         else:
             pieces, taken = _token_steps(address, fused, counter, words, now)
         total += pieces
@@ -138,7 +140,7 @@ def _note(times, count):
 @jit
 def _token_steps(address, fused, counter, words, now):
     """Fused token steps; returns their pieces, tokens, and how many this thread did."""
-    count = now.wanted if step_at(address).wanted else now.tokens
+    count = row_count(step_at(address), now)
     # Whole blocks of 8 where there are enough, so that threads share few cache lines.
     unit = 8 if count >= 8 * now.threads else 1
     turn = taken = 0
@@ -156,7 +158,7 @@ def _token_steps(address, fused, counter, words, now):
 def _linear(address, counter, now):
     """A matrix product; returns its pieces, row tiles, and how many this thread did."""
     step = step_at(address)
-    tokens = now.wanted if step.wanted else now.tokens
+    tokens = row_count(step, now)
     tiles = (step.out_columns + 7) >> 3 if tokens else 0
     # Many tokens make a chunk long work: threads are to finish together.
     unit = ROW_TILES if tokens > 1 else 1
@@ -175,17 +177,8 @@ def _row_tiles(address, first, last, tokens):
     """Row tiles `first` to `last` of a matrix product, for all tokens."""
     step = step_at(address)
     matrix = Matrix(step.weight, step.row_scales, step.bias, step.out_columns, step.in_columns)
-    x, y, kind = Rows(step.a.address, step.a.stride), Rows(step.out.address, step.out.stride), step.kind
-    if kind == INT4:
-        linear_int4(matrix, x, y, tokens, first, last)
-    elif kind == INT8:
-        linear_int8(matrix, x, y, tokens, first, last)
-    elif kind == F16:
-        linear_f16(matrix, x, y, tokens, first, last)
-    elif kind == BF16:
-        linear_bf16(matrix, x, y, tokens, first, last)
-    else:
-        linear_f32(matrix, x, y, tokens, first, last)
+    x, y = Rows(step.a.address, step.a.stride), Rows(step.out.address, step.out.stride)
+    linear(matrix, step.kind, x, y, tokens, first, last)
 
 
 @jit

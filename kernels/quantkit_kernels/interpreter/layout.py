@@ -19,12 +19,15 @@ STEP = np.dtype(
         ("opcode", "i8"),  # operations.Opcode
         ("barrier", "i8"),  # 1: all pieces of the steps before must be done
         ("wanted", "i8"),  # 1: its tokens are those whose logits are wanted, not the whole batch
+        ("per_token", "i8"),  # rows for each token: more than one where they are sorted by expert
         ("fused", "i8"),  # token steps from here on that a thread takes each of its tokens through, itself included
         ("prefetch", "i8"),  # weights of the next matrix product, for threads that wait before this step
         ("prefetch_bytes", "i8"),
         ("out", ROWS),
         ("a", ROWS),  # first input
         ("b", ROWS),  # second input
+        ("c", ROWS),  # third input
+        ("row_bytes", "i8"),  # of a row that is gathered
         ("in_columns", "i8"),  # of the first input
         ("out_columns", "i8"),
         ("weight", "i8"),  # address of a tensor, 0 for none
@@ -49,6 +52,13 @@ STEP = np.dtype(
         ("end", "i8"),
         ("period", "i8"),  # positions that scale_by_position treats alike
         ("position_offset", "i8"),  # added to positions
+        ("experts", "i8"),  # how many
+        ("top_k", "i8"),  # experts of a token
+        ("scoring", "i8"),  # place in operations.SCORINGS
+        ("groups", "i8"),  # of experts
+        ("chosen_groups", "i8"),
+        ("group_best", "i8"),  # experts whose scores make that of a group
+        ("normalize", "i8"),  # 1: the weights of a token's experts sum to 1
         ("factor", "f4"),
         ("scale", "f4"),
         ("softcap", "f4"),  # limit that scores approach, 0 for none

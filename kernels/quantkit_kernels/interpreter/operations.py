@@ -18,6 +18,12 @@ from quantkit_kernels.interpreter import truth
 
 ACTIVATIONS = tuple(truth.ACTIVATIONS)
 """Names of activation functions; a step holds the place of one."""
+SCORINGS = tuple(truth.SCORINGS)
+"""Names of what makes scores of a router's logits; a step holds the place of one."""
+
+
+MOST_EXPERTS = 1024
+"""Experts of a layer at most."""
 
 
 class Chunk(NamedTuple):
@@ -99,6 +105,14 @@ def _positions_seen(chunk: Chunk, window: int) -> int:
     return (first + whole) * (whole - first + 1) // 2 + (last - whole) * window
 
 
+def _experts(fields: Mapping[str, Any], load: Load) -> Cost:
+    """The experts that some token chose are read once: as many as are chosen on average, if all are alike."""
+    experts, top_k = fields["experts"], fields["per_token"]
+    read = experts * (1 - (1 - top_k / experts) ** load.tokens)
+    macs = fields["in_columns"] * fields["out_columns"] * load.tokens * top_k
+    return Cost(load.weight_bytes * read / experts, macs=macs)
+
+
 @dataclass(frozen=True)
 class OperationSpec:
     """One operation.
@@ -114,14 +128,20 @@ class OperationSpec:
         Names of its inputs, f32 rows; `cache` is a layer's keys and values.
     weights : tuple of str
         Names of the tensors that it reads, each a field of `layout.STEP`; the last ones may be missing.
+    product : bool
+        It is a matrix product: packed weights take int8 activations.
+    stacked : bool
+        It reads one weight, and perhaps one bias, of each expert.
     constant : bool
         It reads f32 numbers that were recorded with it.
     parameters : tuple of str
         Numbers, or the name of an activation, that were recorded with it. Each is a field of `layout.STEP`.
     in_place : tuple of str
         Inputs whose row the output may take.
+    scattered : tuple of str
+        Inputs of which it reads other rows than the one that it writes.
     shared : bool
-        Its pieces are no tokens but row tiles or parts of attention: any may touch any token.
+        Its pieces are no rows but row tiles or parts of attention: any may touch any row.
     work : callable
         Bytes and multiply-adds, from the fields of a step and its load.
     """
@@ -130,9 +150,12 @@ class OperationSpec:
     batch: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     weights: tuple[str, ...] = ()
+    product: bool = False
+    stacked: bool = False
     constant: bool = False
     parameters: tuple[str, ...] = ()
     in_place: tuple[str, ...] = ()
+    scattered: tuple[str, ...] = ()
     shared: bool = False
     work: Callable[[Mapping[str, Any], Load], Cost] = _weight_once
 
@@ -152,6 +175,8 @@ class OperationSpec:
         return Opcode[self.name.upper()]
 
 
+_CHOICE = ("experts", "top_k")
+_ROUTING = (*_CHOICE, "scoring", "groups", "chosen_groups", "group_best", "normalize", "factor")
 _NORM = ("size", "weight_columns", "eps", "offset")
 
 _ROWS = (
@@ -192,9 +217,24 @@ _ROWS = (
         shared=True,
         work=_attention,
     ),
-    OperationSpec(truth.select, ("wanted",), inputs=("x",)),
+    OperationSpec(truth.select, ("wanted",), inputs=("x",), scattered=("x",)),
     OperationSpec(truth.quantize, inputs=("x",)),
-    OperationSpec(truth.linear, inputs=("x",), weights=("weight", "bias"), shared=True, work=_product),
+    OperationSpec(truth.linear, inputs=("x",), weights=("weight", "bias"), product=True, shared=True, work=_product),
+    OperationSpec(truth.route, inputs=("logits",), weights=("bias",), parameters=_ROUTING),
+    OperationSpec(truth.assign, inputs=("routing",), parameters=_CHOICE, shared=True),
+    OperationSpec(truth.gather, inputs=("x", "assigned"), parameters=_CHOICE, scattered=("x", "assigned")),
+    OperationSpec(
+        truth.expert_linear,
+        inputs=("x", "assigned"),
+        weights=("weight",),
+        product=True,
+        stacked=True,
+        parameters=("experts",),
+        shared=True,
+        work=_experts,
+    ),
+    OperationSpec(truth.combine, inputs=("y", "assigned", "routing"), parameters=_CHOICE, scattered=("y", "assigned")),
+    OperationSpec(truth.scale_rows, inputs=("x", "factors"), in_place=("x",)),
 )
 
 OPERATIONS: Mapping[str, OperationSpec] = MappingProxyType({row.name: row for row in _ROWS})

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from quantkit_kernels.attention.pages import store_kv
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.interpreter.layout import PASS, STEP
+from quantkit_kernels.interpreter.mixture import mixture_row
 from quantkit_kernels.interpreter.operations import Opcode
+from quantkit_kernels.interpreter.records import pass_at, row_at, step_at
 from quantkit_kernels.linear.activations import quantize
 from quantkit_kernels.rows.arithmetic import (
     add,
@@ -24,9 +25,7 @@ from quantkit_kernels.rows.embedding import embed
 from quantkit_kernels.rows.mlp import activate, gated, xielu
 from quantkit_kernels.rows.norms import Norm, layer_norm, rms_norm
 from quantkit_kernels.rows.rotary import rope, rope_interleaved, rotation
-from quantkit_kernels.simd import get_i64, record_at
-
-step_at, pass_at = record_at(STEP), record_at(PASS)
+from quantkit_kernels.simd import get_f32, get_i64
 
 
 @jit
@@ -34,7 +33,7 @@ def token_step(address, words, thread, token):
     """One token of the step at `address`."""
     step = step_at(address)
     opcode, columns = step.opcode, step.out_columns
-    out, a, b = _row(step.out, token, thread), _row(step.a, token, thread), _row(step.b, token, thread)
+    out, a, b = row_at(step.out, token, thread), row_at(step.a, token, thread), row_at(step.b, token, thread)
     if opcode == Opcode.QUANTIZE:
         quantize(a, step.in_columns, out)
     elif opcode == Opcode.RMS_NORM:
@@ -47,6 +46,8 @@ def token_step(address, words, thread, token):
         multiply(a, b, out, columns)
     elif opcode == Opcode.SCALE:
         scale(a, step.factor, out, columns)
+    elif opcode == Opcode.SCALE_ROWS:
+        scale(a, get_f32(b), out, columns)
     elif opcode == Opcode.CLAMP:
         clamp(a, step.limit, out, columns)
     elif opcode == Opcode.SOFTCAP:
@@ -63,6 +64,8 @@ def token_step(address, words, thread, token):
         rope_interleaved(a, b, out, columns, step.head_dim, step.rotary_dim)
     elif opcode == Opcode.ROPE:
         rope(a, b, out, columns, step.head_dim, step.rotary_dim)
+    elif opcode == Opcode.ROUTE or opcode == Opcode.GATHER or opcode == Opcode.COMBINE:
+        mixture_row(step, pass_at(words), thread, token)
     else:
         _batch_step(address, words, thread, token)
 
@@ -72,9 +75,9 @@ def _batch_step(address, words, thread, token):
     """As `token_step`, of the steps that read the batch: which token it is, where it stands, whose it is."""
     step, state = step_at(address), pass_at(words)
     opcode, columns = step.opcode, step.out_columns
-    out, a, b = _row(step.out, token, thread), _row(step.a, token, thread), _row(step.b, token, thread)
+    out, a, b = row_at(step.out, token, thread), row_at(step.a, token, thread), row_at(step.b, token, thread)
     if opcode == Opcode.SELECT:
-        copy(_row(step.a, get_i64(state.wanted_tokens + 8 * token), thread), out, columns)
+        copy(row_at(step.a, get_i64(state.wanted_tokens + 8 * token), thread), out, columns)
         return
     position = get_i64(state.positions + 8 * token)
     if opcode == Opcode.EMBED:
@@ -89,12 +92,6 @@ def _batch_step(address, words, thread, token):
         pages = get_i64(state.pages + 8 * token)
         if store_kv(state.kv_kind, a, b, pages, position, step.cache_offset, step.kv_heads, step.head_dim):
             state.saturated = 1
-
-
-@jit
-def _row(rows, token, thread):
-    """Address of a token's row."""
-    return rows.address + token * rows.stride + thread * rows.thread_stride
 
 
 @jit

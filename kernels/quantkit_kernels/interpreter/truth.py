@@ -187,6 +187,72 @@ def linear(x: Matrix, weight: Matrix, bias: Matrix | None = None) -> Matrix:
     return y if bias is None else y + bias
 
 
+def route(
+    logits: Matrix,
+    bias: Matrix | None = None,
+    *,
+    experts: int,
+    top_k: int,
+    scoring: str,
+    groups: int,
+    chosen_groups: int,
+    group_best: int,
+    normalize: bool,
+    factor: float,
+) -> Matrix:
+    """The numbers of the chosen experts, best first, then their weights -> `[T, 2 * top_k]`."""
+    scores = SCORINGS[scoring](logits)
+    choice = scores if bias is None else scores + bias
+    if groups > 1:
+        parts = choice.reshape(len(choice), groups, -1)
+        best = np.sort(parts, axis=-1)[..., -group_best:].sum(axis=-1)
+        dropped = np.argsort(-best, axis=-1, kind="stable")[:, chosen_groups:]
+        np.put_along_axis(parts := parts.copy(), dropped[..., None], -np.inf, axis=1)
+        choice = parts.reshape(choice.shape)
+    chosen = np.argsort(-choice, axis=-1, kind="stable")[:, :top_k]
+    weights = np.take_along_axis(scores, chosen, axis=-1)
+    weights = _softmax(weights) if scoring == "softmax_of_chosen" else weights
+    total = weights.sum(axis=-1, keepdims=True) if normalize else 1.0
+    return np.concatenate([chosen, weights / total * factor], axis=1)
+
+
+def assign(routing: Matrix, *, experts: int, top_k: int) -> Ids:
+    """Which expert each of a token's rows goes to -> `[T * top_k]`; the truth keeps rows in the order of tokens."""
+    return routing[:, :top_k].astype(np.int64).reshape(-1)
+
+
+def gather(x: Matrix, assigned: Ids, *, experts: int, top_k: int) -> Matrix:
+    """`top_k` rows for each token."""
+    return np.repeat(x, top_k, axis=0)
+
+
+def expert_linear(x: Matrix, assigned: Ids, *weights: Matrix, experts: int) -> Matrix:
+    """`x @ weight.T (+ bias)` with each row's own expert's weight; biases come behind the weights."""
+    biases = weights[experts:] or (0.0,) * experts
+    return np.stack([weights[e] @ row + biases[e] for e, row in zip(assigned, x, strict=True)])
+
+
+def combine(y: Matrix, assigned: Ids, routing: Matrix, *, experts: int, top_k: int) -> Matrix:
+    """The sum of a token's rows, times the weights of its experts."""
+    return (y.reshape(-1, top_k, y.shape[1]) * routing[:, top_k:, None]).sum(axis=1)
+
+
+def scale_rows(x: Matrix, factors: Matrix) -> Matrix:
+    """`x` times a factor for each token."""
+    return x * factors
+
+
+def _softmax(x: Matrix) -> Matrix:
+    exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+SCORINGS: dict[str, Any] = {
+    "softmax": _softmax,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "softmax_of_chosen": lambda x: x,
+}
+"""What makes scores of a router's logits; `rows/routing.py` has the kernels, in this order."""
 ACTIVATIONS: dict[str, Any] = {
     "silu": lambda x: x / (1 + np.exp(-x)),
     "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,

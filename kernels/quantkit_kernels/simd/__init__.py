@@ -100,6 +100,7 @@ from .scalars import (
     cpu_relax,
     get_f32,
     get_i8,
+    get_i32,
     get_i64,
     get_u8,
     nanoseconds,

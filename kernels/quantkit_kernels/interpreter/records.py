@@ -1,0 +1,22 @@
+"""Steps and passes as kernels see them: records at an address, with the fields of `layout.py`."""
+
+from __future__ import annotations
+
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.interpreter.layout import PASS, STEP
+from quantkit_kernels.simd import record_at
+
+STEP_BYTES = STEP.itemsize
+step_at, pass_at = record_at(STEP), record_at(PASS)
+
+
+@jit
+def row_at(rows, number, thread):
+    """Address of a row of `layout.ROWS`."""
+    return rows.address + number * rows.stride + thread * rows.thread_stride
+
+
+@jit
+def row_count(step, now):
+    """Rows that a step works on in a pass."""
+    return (now.wanted if step.wanted else now.tokens) * step.per_token
