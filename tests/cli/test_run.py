@@ -204,6 +204,14 @@ def test_penalties_look_back_as_far_as_asked(invoke: Invoke, packed: Path, tmp_p
     assert invoke("run", packed, "-p", "a", "--repeat-last-n", -2).exit_code == 2
 
 
+@pytest.mark.parametrize(("known", "end"), [(1e15, "of the 1000000.0 GB/s that `bench` measured)"), (1.0, " GB/s")])
+def test_the_share_of_the_bandwidth_is_none_of_a_busy_machines(
+    invoke: Invoke, packed: Path, monkeypatch: pytest.MonkeyPatch, known: float, end: str
+) -> None:
+    monkeypatch.setattr("quantkit.evaluation.benchmark.known_bandwidth", lambda threads: known)
+    assert footer(invoke, packed, "-p", "hello", "--ignore-eos")["weights"].endswith(end)
+
+
 def test_the_footer_says_why_an_answer_ended(invoke: Invoke, packed: Path, tmp_path: Path) -> None:
     def end(folder: Path, *args: object) -> str:
         return footer(invoke, folder, *GREEDY, "-p", "hello", *args)["end"]

@@ -175,8 +175,9 @@ def _footer(model: Model, last: GenerationResponse, sampling: str, end: str, spe
     # Each pass reads the weights once, and yields what was accepted of its draft and one token more.
     passes = last.generation_tokens - last.draft_n_accepted
     rate = last.generation_tps * model.bytes_per_token * passes / last.generation_tokens
-    known = known_bandwidth(model.threads)
-    share = f" ({rate / known:.0%} of the {known / 1e9:.1f} GB/s that `bench` measured)" if known else ""
+    known = known_bandwidth(model.threads) or 0.0
+    # Where less than this was measured, the machine was busy with something else then.
+    share = f" ({rate / known:.0%} of the {known / 1e9:.1f} GB/s that `bench` measured)" if known >= rate > 0 else ""
     cached = last.prompt_tokens + last.generation_tokens - 1  # the last token is not run
     cache = model.cache_shape
     lines = {
