@@ -21,11 +21,16 @@ SPAN = operands.SPAN_TOKENS
 
 
 class Variant(NamedTuple):
-    """How scores become weights: fields of `operands.Heads`."""
+    """How scores become weights, as in `operands.Heads`; `sinks` are of the first heads, and the others repeat them."""
 
     scale: float = 1.0
     softcap: float = 0.0
+    sinks: tuple[float, ...] = ()
     window: int = 0
+
+    def of_heads(self, heads):
+        """The sink of each head, f32 [heads]: without sinks one that weighs nothing."""
+        return np.resize(np.array(self.sinks or [-np.inf], np.float32), heads)
 
 
 @jit(entry=True)
@@ -59,10 +64,10 @@ class Cache:
         self.pages = np.full((count, LAYERS * size), 0xFF, np.uint8)
         self.table = np.array([page.ctypes.data for page in self.pages[::-1]], np.int64)
 
-    def heads(self, heads_per_kv=1, variant=Variant()):  # noqa: B008  it never changes
+    def heads(self, heads_per_kv=1, variant=Variant(), sinks=0):  # noqa: B008  it never changes
         scale, softcap = np.float32(variant.scale), np.float32(variant.softcap)
         return operands.Heads(
-            self.code, self.offset, KV_HEADS, heads_per_kv, self.head_dim, scale, softcap, variant.window
+            self.code, self.offset, KV_HEADS, heads_per_kv, self.head_dim, scale, softcap, sinks, variant.window
         )
 
     def store(self, k, v, position):
@@ -78,9 +83,10 @@ class Cache:
         counter = np.zeros(1, np.int64)
         scratch = np.full(operands.scratch_bytes(heads_per_kv, self.head_dim) // 4, np.nan, np.float32)
         partials = np.zeros(sharing.partials_bytes(threads), np.uint8)
+        sinks = variant.of_heads(q.shape[1])
         left = attend_all(
-            self.heads(heads_per_kv, variant), rows_of(rows), rows_of(out), span.ctypes.data, counter.ctypes.data,
-            threads, partials.ctypes.data, scratch.ctypes.data,
+            self.heads(heads_per_kv, variant, sinks.ctypes.data if variant.sinks else 0), rows_of(rows), rows_of(out),
+            span.ctypes.data, counter.ctypes.data, threads, partials.ctypes.data, scratch.ctypes.data,
         )  # fmt: skip
         assert left == 0
         columns = q[0].size
@@ -128,8 +134,10 @@ def exact(q, k, v, **variant):
         scores = variant.softcap * np.tanh(scores / variant.softcap)
     i, j = np.indices(scores.shape[1:])
     scores[:, (j > i) | ((i - j >= variant.window) if variant.window else False)] = -np.inf
+    sinks = np.broadcast_to(variant.of_heads(len(q))[:, None, None], (*scores.shape[:2], 1))
+    scores = np.concatenate([scores, sinks], 2)
     weights = np.exp(scores - scores.max(2, keepdims=True))
-    return (weights / weights.sum(2, keepdims=True) @ v).transpose(1, 0, 2)
+    return (weights[..., :-1] / weights.sum(2, keepdims=True) @ v).transpose(1, 0, 2)
 
 
 def hadamard_length(channels):

@@ -306,7 +306,9 @@ class Recorder:
         cache = Cache(len(self._operations), k.columns // head_dim, head_dim)
         return self._append("store_kv", (k, v), cache, kv_heads=cache.kv_heads, head_dim=head_dim)
 
-    def attention(self, q: Value, cache: Cache, *, scale: float, softcap: float = 0.0, window: int = 0) -> Value:
+    def attention(
+        self, q: Value, cache: Cache, *, scale: float, softcap: float = 0.0, sinks: str | None = None, window: int = 0
+    ) -> Value:
         """Causal attention of each token over the cache -> `[T, q.columns]`.
 
         Parameters
@@ -319,6 +321,8 @@ class Recorder:
             Multiplies the scores, usually `head_dim ** -0.5`.
         softcap : float
             Scores become `softcap * tanh(score / softcap)` (Gemma 2); 0 means they stay as they are.
+        sinks : str, optional
+            Name of a tensor `[heads]`: a learned score for each head, to which no value belongs (gpt-oss).
         window : int
             A token sees itself and the `window - 1` tokens before it; 0 means all.
         """
@@ -329,6 +333,7 @@ class Recorder:
             "attention",
             (q, cache),
             q.columns,
+            (self._tensor(sinks, (q.columns // cache.head_dim,), "bias"),) if sinks else (),
             kv_heads=cache.kv_heads,
             heads_per_kv=q.columns // kv_columns,
             head_dim=cache.head_dim,

@@ -160,6 +160,7 @@ class Author:
             cache,
             scale=self.draw(st.sampled_from([0.1, 1.0])),
             softcap=self.draw(st.sampled_from([0.0, 2.0])),
+            sinks=self.draw(st.sampled_from([None, next(self.names)])),
             window=self.draw(st.sampled_from([0, 1, 3, 100])),
         )
 

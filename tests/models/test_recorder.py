@@ -97,6 +97,15 @@ def test_learned_numbers_of_an_activation_are_vectors() -> None:
     assert all(spec.is_vector for spec in specs)
 
 
+def test_sinks_are_a_vector_of_all_query_heads() -> None:
+    ops = Recorder()
+    h = ops.embed("embed", 10, 12)
+    k = ops.linear(h, "k", 6)
+    y = ops.attention(ops.linear(h, "q", 24), ops.store_kv(k, k, head_dim=3), scale=1.0, sinks="attn.sinks")
+    ops.select(y)
+    assert ops.program().tensors["attn.sinks"] == TensorSpec("attn.sinks", (8,), "bias")
+
+
 def test_a_tied_head_is_one_tensor_and_stays_an_embedding() -> None:
     ops = Recorder()
     ops.linear(ops.select(ops.embed("embed", 10, 8)), "embed", 10, role="head")

@@ -60,12 +60,26 @@ def add_partial(partial, total, queries, channels, factors):
 
 
 @jit
+def _inverse(heads, kv_head, query, total):
+    """What the values of a query's total are multiplied by: 1 over its sum of weights, its head's sink included."""
+    weights = splat_wide(get_f32(total.sums + 4 * query))
+    if not heads.sinks:
+        return splat_wide(1.0) / weights
+    peak = splat_wide(get_f32(total.peaks + 4 * query))
+    head = heads.heads_per_kv * kv_head + query % heads.heads_per_kv
+    sink = splat_wide(get_f32(heads.sinks + 4 * head))
+    both = maximum(peak, sink)
+    factor = exp_negative(peak - both)
+    return factor / fma(weights, factor, exp_negative(sink - both))
+
+
+@jit
 def write_heads(heads, span, kv_head, total, out):
     """Divide a total by its sums, undo rotations, and write the query heads of a KV head for all tokens of a span."""
     channels, whole = padded(heads.head_dim), heads.head_dim & ~15
     begin = out.address + out.stride * span.first + 4 * heads.head_dim * heads.heads_per_kv * kv_head
     for query in range(span.tokens * heads.heads_per_kv):
-        inverse = splat_wide(1.0 / get_f32(total.sums + 4 * query))
+        inverse = _inverse(heads, kv_head, query, total)
         row = total.values + 4 * channels * query
         if heads.kind == INT8:
             rotate(row, channels, row)

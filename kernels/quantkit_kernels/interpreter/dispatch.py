@@ -193,6 +193,7 @@ def _attention(address, counter, shared, words, generation, now):
         step.head_dim,
         step.scale,
         step.softcap,
+        step.sinks,
         step.window,
     )
     spans = state.span_table

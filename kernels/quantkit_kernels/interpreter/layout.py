@@ -34,6 +34,7 @@ STEP = np.dtype(
         ("row_scales", "i8"),
         ("kind", "i8"),  # blocks.Kind.code of the weight
         ("bias", "i8"),
+        ("sinks", "i8"),
         ("alpha_p", "i8"),  # of xielu: addresses of a learned number each
         ("alpha_n", "i8"),
         ("constant", "i8"),  # address of f32 numbers

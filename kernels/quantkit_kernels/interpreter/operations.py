@@ -95,7 +95,7 @@ def _attention(fields: Mapping[str, Any], load: Load) -> Cost:
     read = sum(min(chunk.depth + chunk.count, window + chunk.count - 1) for chunk in load.chunks)
     seen = sum(_positions_seen(chunk, window) for chunk in load.chunks)
     heads = fields["kv_heads"] * fields["heads_per_kv"]
-    return Cost(cache_bytes=read * load.position_bytes, macs=2 * seen * heads * fields["head_dim"])
+    return Cost(load.weight_bytes, read * load.position_bytes, macs=2 * seen * heads * fields["head_dim"])
 
 
 def _positions_seen(chunk: Chunk, window: int) -> int:
@@ -213,6 +213,7 @@ _ROWS = (
     OperationSpec(
         truth.attention,
         inputs=("q", "cache"),
+        weights=("sinks",),
         parameters=("kv_heads", "heads_per_kv", "head_dim", "scale", "softcap", "window"),
         shared=True,
         work=_attention,

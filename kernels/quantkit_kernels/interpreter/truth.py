@@ -144,6 +144,7 @@ def store_kv(k: Matrix, v: Matrix, *, kv_heads: int, head_dim: int) -> Matrix:
 def attention(
     q: Matrix,
     cache: Matrix,
+    sinks: Matrix | None = None,
     *,
     kv_heads: int,
     heads_per_kv: int,
@@ -152,9 +153,13 @@ def attention(
     softcap: float,
     window: int,
 ) -> Matrix:
-    """Causal softmax attention; `heads_per_kv` query heads share a KV head; a soft cap or a window of 0 is none."""
+    """Causal softmax attention; `heads_per_kv` query heads share a KV head; a soft cap or a window of 0 is none.
+
+    A head's sink is a score that takes part in its softmax but has no value.
+    """
     keys, values = cache
     queries = q.reshape(len(q), kv_heads, heads_per_kv, head_dim)
+    bottom = np.full((kv_heads, heads_per_kv, 1), -np.inf) if sinks is None else sinks.reshape(kv_heads, -1, 1)
     y = np.zeros_like(queries)
     for token in range(len(q)):
         first = max(0, token + 1 - window) if window else 0
@@ -162,8 +167,10 @@ def attention(
             scores = queries[token, head] @ keys[first : token + 1, head].T * scale
             if softcap:
                 scores = softcap * np.tanh(scores / softcap)
+            scores = np.concatenate([scores, bottom[head]], axis=-1)
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-            y[token, head] = weights @ values[first : token + 1, head] / weights.sum(axis=-1, keepdims=True)
+            weights /= weights.sum(axis=-1, keepdims=True)
+            y[token, head] = weights[:, :-1] @ values[first : token + 1, head]
     return y.reshape(q.shape)
 
 

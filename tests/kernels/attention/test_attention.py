@@ -16,7 +16,7 @@ from quantkit_kernels.attention import operands
 
 TOLERANCE = 1e-5
 """Relative to the largest value, where scores are tens: f32 rounds them to some 1e-6. All numbers are exact in f16."""
-VARIANTS = [{"window": 270}, {"softcap": 1.0}]
+VARIANTS = [{"window": 270}, {"softcap": 1.0}, {"sinks": (1.0, -2.0, 60.0, 3.0)}]
 """Each way in which scores become weights, where it changes much."""
 
 
@@ -47,7 +47,13 @@ INT8_ERROR = 0.02
 """Of uniform keys and values; the scores' spread is 1.3 and magnifies the keys' 0.3 %."""
 
 
-variants = st.fixed_dictionaries({"softcap": st.sampled_from([0.0, 0.5, 3.0]), "window": st.integers(0, 200)})
+variants = st.fixed_dictionaries(
+    {
+        "softcap": st.sampled_from([0.0, 0.5, 3.0]),
+        "sinks": st.sampled_from([(), (0.0,), (-200.0, 3.0, 1.0, 90.0, -1.0)]),
+        "window": st.integers(0, 200),
+    }
+)
 
 
 @settings(deadline=None, max_examples=60)
@@ -116,5 +122,8 @@ def test_bits_are_the_same_on_every_machine(kind):
     assert digests == DIGESTS[kind]
 
 
-DIGESTS = {"f16": ["edf13832fefe", "bc3150ad1ffe"], "int8": ["057579e7b8b1", "5b4c89ae531f"]}
+DIGESTS = {
+    "f16": ["edf13832fefe", "bc3150ad1ffe", "2d8e85aff3d4"],
+    "int8": ["057579e7b8b1", "5b4c89ae531f", "09caaf3e3d77"],
+}
 """Of the results of each variant on x86-64 with AVX2, AVX-512 VNNI and plain LLVM vectors, which are equal."""
