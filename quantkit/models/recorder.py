@@ -348,6 +348,16 @@ class Recorder:
             raise ValueError(f"cannot gate {gate.columns} and {up.columns} columns")
         return self._record("gated", (gate, up), gate.columns, activation=_known(activation))
 
+    def gated_clamped(self, gate: Value, up: Value, *, limit: float, alpha: float = 1.0, offset: float = 0.0) -> Value:
+        """`g / (1 + exp(-alpha g)) * (u + offset)`, `g = min(gate, limit)`, `u` is `up` within `-limit..limit`.
+
+        gpt-oss has an alpha of 1.702 and an offset of 1; alpha 1 is silu.
+        """
+        if gate.columns != up.columns:
+            raise ValueError(f"cannot gate {gate.columns} and {up.columns} columns")
+        limit = _positive("gated_clamped", limit)
+        return self._record("gated_clamped", (gate, up), gate.columns, alpha=alpha, limit=limit, offset=offset)
+
     def activate(self, x: Value, activation: str) -> Value:
         """`activation(x)`, with one of `ACTIVATIONS`, for an MLP without a gate."""
         return self._record("activate", (x,), x.columns, activation=_known(activation))

@@ -59,6 +59,7 @@ class Author:
             "rms_norm": lambda: self.norm(self.ops.rms_norm),
             "layer_norm": lambda: self.norm(self.ops.layer_norm, bias=self.draw(st.booleans())),
             "gated": lambda: self.pair(lambda a, b: self.ops.gated(a, b, self.activation())),
+            "gated_clamped": self.gated_clamped,
             "activate": lambda: self.ops.activate(self.any(), self.activation()),
             "xielu": lambda: self.ops.xielu(self.any(), next(self.names)),
             "rotation": self.rotation,
@@ -116,6 +117,10 @@ class Author:
 
     def activation(self) -> str:
         return self.draw(st.sampled_from(ACTIVATIONS))
+
+    def gated_clamped(self) -> Value:
+        numbers = {name: self.draw(st.sampled_from([0.7, 2.0])) for name in ("limit", "alpha", "offset")}
+        return self.pair(lambda gate, up: self.ops.gated_clamped(gate, up, **numbers))
 
     def norm(self, record: Callable[..., Value], bias: bool = False) -> Value:
         x = self.any()
@@ -195,7 +200,7 @@ MADE_BY_OTHERS = {"select", "quantize", "route", "assign", "gather", "expert_lin
 """Operations that the author records as a part of something else."""
 ANY_ROWS = {
     *("scale", "add", "multiply", "clamp", "softcap", "slice"),
-    *("rms_norm", "layer_norm", "gated", "activate", "xielu", "linear"),
+    *("rms_norm", "layer_norm", "gated", "gated_clamped", "activate", "xielu", "linear"),
 }
 """Operations that take selected rows."""
 

@@ -156,6 +156,10 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         ops.add(h, narrow)
     with pytest.raises(ValueError, match="cannot multiply 8 and 6"):
         ops.multiply(h, narrow)
+    with pytest.raises(ValueError, match="cannot gate 8 and 6"):
+        ops.gated_clamped(h, narrow, limit=7.0)
+    with pytest.raises(ValueError, match="gated_clamped: -1 is not a positive limit"):
+        ops.gated_clamped(h, h, limit=-1)
     with pytest.raises(ValueError, match="no columns 3 to 9 of 8"):
         ops.slice(h, 3, 9)
     with pytest.raises(ValueError, match="softcap: 0 is not a positive limit"):

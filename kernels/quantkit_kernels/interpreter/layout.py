@@ -66,6 +66,7 @@ STEP = np.dtype(
         ("eps", "f4"),
         ("offset", "f4"),
         ("limit", "f4"),
+        ("alpha", "f4"),
         ("beta", "f4"),
     ],
     align=True,

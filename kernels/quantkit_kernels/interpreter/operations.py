@@ -200,6 +200,9 @@ _ROWS = (
     OperationSpec(truth.rms_norm, inputs=("x",), weights=("weight",), parameters=_NORM, in_place=("x",)),
     OperationSpec(truth.layer_norm, inputs=("x",), weights=("weight", "bias"), parameters=_NORM, in_place=("x",)),
     OperationSpec(truth.gated, inputs=("gate", "up"), parameters=("activation",), in_place=("gate", "up")),
+    OperationSpec(
+        truth.gated_clamped, inputs=("gate", "up"), parameters=("alpha", "limit", "offset"), in_place=("gate", "up")
+    ),
     OperationSpec(truth.activate, inputs=("x",), parameters=("activation",), in_place=("x",)),
     OperationSpec(truth.xielu, inputs=("x",), weights=("alpha_p", "alpha_n"), in_place=("x",)),
     OperationSpec(truth.rotation, ("positions",), constant=True, parameters=("factor",)),

@@ -22,7 +22,7 @@ from quantkit_kernels.rows.arithmetic import (
     softcap,
 )
 from quantkit_kernels.rows.embedding import embed
-from quantkit_kernels.rows.mlp import activate, gated, xielu
+from quantkit_kernels.rows.mlp import activate, gated, gated_clamped, xielu
 from quantkit_kernels.rows.norms import Norm, layer_norm, rms_norm
 from quantkit_kernels.rows.rotary import rope, rope_interleaved, rotation
 from quantkit_kernels.simd import get_f32, get_i64
@@ -56,6 +56,8 @@ def token_step(address, words, thread, token):
         copy_columns(a, step.begin, step.end, out)
     elif opcode == Opcode.GATED:
         gated(a, b, out, columns, step.activation)
+    elif opcode == Opcode.GATED_CLAMPED:
+        gated_clamped(a, b, out, columns, step.alpha, step.limit, step.offset)
     elif opcode == Opcode.ACTIVATE:
         activate(a, out, columns, step.activation)
     elif opcode == Opcode.XIELU:

@@ -105,6 +105,12 @@ def gated(gate: Matrix, up: Matrix, *, activation: str) -> Matrix:
     return ACTIVATIONS[activation](gate) * up
 
 
+def gated_clamped(gate: Matrix, up: Matrix, *, alpha: float, limit: float, offset: float) -> Matrix:
+    """`g / (1 + exp(-alpha g)) * (u + offset)`, `g = min(gate, limit)`, `u` is `up` within `-limit..limit`."""
+    g, u = np.minimum(gate, limit), np.clip(up, -limit, limit)
+    return g / (1 + np.exp(-alpha * g)) * (u + offset)
+
+
 def activate(x: Matrix, *, activation: str) -> Matrix:
     """`activation(x)`."""
     return ACTIVATIONS[activation](x)

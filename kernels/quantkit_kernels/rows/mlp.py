@@ -17,6 +17,7 @@ from quantkit_kernels.rows.functions import (
     relu2,
     sigmoid,
     silu,
+    swish,
 )
 from quantkit_kernels.simd import clamp, get_f32, load_line_f32, splat_wide, store, where_less
 
@@ -37,6 +38,17 @@ def gated(gate, up, out, n, activation):
     """`out = activation(gate) * up`."""
     for place in range(0, 4 * n, 64):
         store(out + place, _activated(load_line_f32(gate + place), activation) * load_line_f32(up + place))
+
+
+@jit
+def gated_clamped(gate, up, out, n, alpha, limit, offset):
+    """`out = g / (1 + exp(-alpha g)) * (u + offset)`, `g = min(gate, limit)`, `u` is `up` within `-limit..limit`."""
+    low, high, factors, offsets = splat_wide(-limit), splat_wide(limit), splat_wide(alpha), splat_wide(offset)
+    for place in range(0, 4 * n, 64):
+        g = load_line_f32(gate + place)
+        g = where_less(high, g, high, g)
+        u = clamp(load_line_f32(up + place), low, high)
+        store(out + place, swish(g, factors) * (u + offsets))
 
 
 @jit

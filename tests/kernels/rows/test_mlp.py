@@ -23,6 +23,11 @@ def gated(gate, up, out, n, activation):
 
 
 @jit(entry=True)
+def gated_clamped(gate, up, out, n, alpha, limit, offset):
+    mlp.gated_clamped(gate, up, out, n, alpha, limit, offset)
+
+
+@jit(entry=True)
 def xielu(x, alpha_p, alpha_n, out, n):
     mlp.xielu(x, alpha_p, alpha_n, out, n)
 
@@ -38,6 +43,17 @@ def test_activations(name: str, columns: int) -> None:
     np.testing.assert_allclose(result(b, columns), exact * up, rtol=1e-6, atol=1e-9)
     activate(address(a), address(a), columns, code)
     np.testing.assert_allclose(result(a, columns), exact, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("alpha", "limit", "offset"), [(1.702, 7.0, 1.0), (1.0, 0.5, 0.0)])
+def test_gated_clamped(alpha: float, limit: float, offset: float) -> None:
+    gate, up = (np.random.default_rng(7).standard_normal((2, 53)) * 2 * limit).astype(np.float32)
+    a, b = row(gate), row(up)
+    gated_clamped(address(a), address(b), address(a), 53, *map(np.float32, (alpha, limit, offset)))
+    exact = truth.gated_clamped(
+        gate.astype(np.float64), up.astype(np.float64), alpha=float(np.float32(alpha)), limit=limit, offset=offset
+    )
+    np.testing.assert_allclose(result(a, 53), exact, rtol=2e-6, atol=1e-9)
 
 
 def test_codes_are_those_of_the_table() -> None:
