@@ -5,9 +5,11 @@ Pages are full of NaN before anything is stored, so a position that nobody has w
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit_kernels import blocks
 from quantkit_kernels.attention import operands, sharing
@@ -15,6 +17,8 @@ from quantkit_kernels.attention import pages as kv_pages
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.interpreter.threads import tag_of
 from quantkit_kernels.operands import Rows, from_token
+
+Floats = NDArray[np.float32]
 
 LAYER, LAYERS, KV_HEADS = 1, 2, 2
 SPAN = operands.SPAN_TOKENS
@@ -28,9 +32,12 @@ class Variant(NamedTuple):
     sinks: tuple[float, ...] = ()
     window: int = 0
 
-    def of_heads(self, heads):
+    def of_heads(self, heads: int) -> Floats:
         """The sink of each head, f32 [heads]: without sinks one that weighs nothing."""
         return np.resize(np.array(self.sinks or [-np.inf], np.float32), heads)
+
+
+PLAIN = Variant()
 
 
 @jit(entry=True)
@@ -55,7 +62,7 @@ def attend_all(heads, q, out, span, counter, threads, partials, scratch):
 class Cache:
     """Pages of one sequence, in no order of addresses."""
 
-    def __init__(self, kind, length, head_dim):
+    def __init__(self, kind: str, length: int, head_dim: int) -> None:
         self.kind, self.head_dim, self.code = kind, head_dim, blocks.KINDS[kind].code
         count = -(-length // kv_pages.PAGE)
         size = kv_pages.layer_bytes(kind, KV_HEADS, head_dim)
@@ -64,18 +71,19 @@ class Cache:
         self.pages = np.full((count, LAYERS * size), 0xFF, np.uint8)
         self.table = np.array([page.ctypes.data for page in self.pages[::-1]], np.int64)
 
-    def heads(self, heads_per_kv=1, variant=Variant(), sinks=0):  # noqa: B008  it never changes
-        scale, softcap = np.float32(variant.scale), np.float32(variant.softcap)
+    def heads(self, heads_per_kv: int = 1, variant: Variant = PLAIN, sinks: int = 0) -> operands.Heads:
+        scale: Any = np.float32(variant.scale)
+        softcap: Any = np.float32(variant.softcap)
         return operands.Heads(
             self.code, self.offset, KV_HEADS, heads_per_kv, self.head_dim, scale, softcap, sinks, variant.window
         )
 
-    def store(self, k, v, position):
+    def store(self, k: Floats, v: Floats, position: int) -> int:
         """k, v: f32 [tokens, KV_HEADS, head_dim]. Returns how many tokens saturated."""
         keys, values = padded(k), padded(v)
         return store_all(self.heads(), rows_of(keys), rows_of(values), len(k), position, self.table.ctypes.data)
 
-    def attend(self, q, position, variant, threads=0):
+    def attend(self, q: Floats, position: int, variant: Variant, threads: int = 0) -> Floats:
         """q: f32 [tokens, heads, head_dim] -> the same shape. Threads that share the work take turns here."""
         rows, heads_per_kv = padded(q), q.shape[1] // KV_HEADS
         out = np.full_like(rows, 12345)
@@ -94,39 +102,42 @@ class Cache:
         return out[:, :columns].reshape(q.shape)
 
 
-def rows_of(array):
+def rows_of(array: Floats) -> Rows:
     return Rows(array.ctypes.data, array.strides[0])
 
 
-def padded(x):
+def padded(x: Floats) -> Floats:
     """Rows of a multiple of 16 columns, the padding NaN."""
     rows = np.full((len(x), -(-x[0].size // 16) * 16), np.nan, np.float32)
     rows[:, : x[0].size] = x.reshape(len(x), -1)
     return rows
 
 
-def random_tokens(length, heads_per_kv, head_dim, seed=0):
+def random_tokens(length: int, heads_per_kv: int, head_dim: int, seed: int = 0) -> list[Floats]:
     """q, k, v whose numbers are multiples of 1/64: the same on every machine, exact in f16."""
     rng = np.random.default_rng(seed)
     heads = (KV_HEADS * heads_per_kv, KV_HEADS, KV_HEADS)
     return [(rng.integers(-128, 129, (length, n, head_dim)) / 64).astype(np.float32) for n in heads]
 
 
-def in_spans(kind, q, k, v, lengths, threads=0, **variant):
+def in_spans(
+    kind: str, q: Floats, k: Floats, v: Floats, lengths: Sequence[int], threads: int = 0, **fields: Any
+) -> Floats:
     """Store and attend span after span; `lengths` is repeated until all tokens are done. `threads` share the work."""
     cache = Cache(kind, len(q), q.shape[2])
-    out, position = [], 0
+    out: list[Floats] = []
+    position = 0
     while position < len(q):
         end = min(position + min(lengths[len(out) % len(lengths)], SPAN), len(q))
         cache.store(k[position:end], v[position:end], position)
-        out.append(cache.attend(q[position:end], position, Variant(**variant), threads))
+        out.append(cache.attend(q[position:end], position, Variant(**fields), threads))
         position = end
     return np.concatenate(out)
 
 
-def exact(q, k, v, **variant):
+def exact(q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], **fields: Any) -> NDArray[np.float64]:
     """Attention in float64."""
-    variant, heads_per_kv = Variant(**variant), q.shape[1] // KV_HEADS
+    variant, heads_per_kv = Variant(**fields), q.shape[1] // KV_HEADS
     q, k, v = (x.astype(np.float64) for x in (q, np.repeat(k, heads_per_kv, 1), np.repeat(v, heads_per_kv, 1)))
     q, k, v = (x.transpose(1, 0, 2) for x in (q, k, v))
     scores = q @ k.transpose(0, 2, 1) * np.float32(variant.scale)
@@ -140,12 +151,12 @@ def exact(q, k, v, **variant):
     return (weights[..., :-1] / weights.sum(2, keepdims=True) @ v).transpose(1, 0, 2)
 
 
-def hadamard_length(channels):
+def hadamard_length(channels: int) -> int:
     """Channels that an int8 cache rotates together."""
     return min(channels & -channels, kv_pages.LONGEST)
 
 
-def rotated(x):
+def rotated(x: Floats) -> Floats:
     """Heads as an int8 cache rotates them, the padding 0; in f32, with the sums in its order."""
     y = np.zeros((*x.shape[:-1], max(32, -(-x.shape[-1] // 16) * 16)), np.float32)
     y[..., : x.shape[-1]] = x
@@ -157,7 +168,7 @@ def rotated(x):
     return y
 
 
-def rounded(x):
+def rounded(x: Floats) -> NDArray[np.float64]:
     """What an int8 cache keeps of keys or values [tokens, heads, head_dim]."""
     y = rotated(x)
     scale = np.abs(y).max(2, keepdims=True) / np.float32(127)
@@ -166,6 +177,6 @@ def rounded(x):
     return (y @ basis / hadamard_length(y.shape[-1]))[..., : x.shape[-1]]
 
 
-def kept(kind, k, v):
+def kept(kind: str, k: Floats, v: Floats) -> tuple[NDArray[Any], NDArray[Any]]:
     """What a cache keeps of `random_tokens`."""
     return (rounded(k), rounded(v)) if kind == "int8" else (k, v)

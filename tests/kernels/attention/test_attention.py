@@ -5,22 +5,24 @@ spans.
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from attention_cache import SPAN, exact, in_spans, kept, random_tokens
 from quantkit_kernels.attention import operands
 
 TOLERANCE = 1e-5
 """Relative to the largest value, where scores are tens: f32 rounds them to some 1e-6. All numbers are exact in f16."""
-VARIANTS = [{"window": 270}, {"softcap": 1.0}, {"sinks": (1.0, -2.0, 60.0, 3.0)}]
+VARIANTS: list[dict[str, Any]] = [{"window": 270}, {"softcap": 1.0}, {"sinks": (1.0, -2.0, 60.0, 3.0)}]
 """Each way in which scores become weights, where it changes much."""
 
 
-def assert_close(got, expected):
+def assert_close(got: NDArray[np.floating], expected: NDArray[np.floating]) -> None:
     assert np.isfinite(got).all()
     assert np.abs(got - expected).max() <= TOLERANCE * np.abs(expected).max()
 
@@ -29,14 +31,14 @@ def assert_close(got, expected):
 @pytest.mark.parametrize("heads_per_kv", [1, 3, 7])
 @pytest.mark.parametrize(("head_dim", "length"), [(6, 330), (64, 330), (80, 200), (256, 150)])
 @pytest.mark.parametrize("window", [0, 5, 140])
-def test_equals_float64(kind, heads_per_kv, head_dim, length, window):
+def test_equals_float64(kind: str, heads_per_kv: int, head_dim: int, length: int, window: int) -> None:
     q, k, v = random_tokens(length, heads_per_kv, head_dim)
     scale = head_dim**-0.5
     got = in_spans(kind, q, k, v, [SPAN], scale=scale, window=window)
     assert_close(got, exact(q, *kept(kind, k, v), scale=scale, window=window))
 
 
-def test_int8_is_near_what_it_rounds():
+def test_int8_is_near_what_it_rounds() -> None:
     q, k, v = random_tokens(300, 3, 64)
     expected = exact(q, k, v, scale=0.125)
     error = in_spans("int8", q, k, v, [SPAN], scale=0.125) - expected
@@ -62,7 +64,16 @@ variants = st.fixed_dictionaries(
     variants, st.lists(st.integers(1, SPAN), min_size=1, max_size=5), st.integers(0, 3),
     st.integers(0, 1000),
 )  # fmt: skip
-def test_any_shape_in_any_spans(kind, heads_per_kv, half, length, variant, lengths, threads, seed):
+def test_any_shape_in_any_spans(
+    kind: str,
+    heads_per_kv: int,
+    half: int,
+    length: int,
+    variant: dict[str, Any],
+    lengths: list[int],
+    threads: int,
+    seed: int,
+) -> None:
     q, k, v = random_tokens(length, heads_per_kv, 2 * half, seed)
     variant["scale"] = (2 * half) ** -0.5
     got = in_spans(kind, q, k, v, lengths, threads, **variant)
@@ -73,7 +84,7 @@ def test_any_shape_in_any_spans(kind, heads_per_kv, half, length, variant, lengt
 @pytest.mark.parametrize("kind", ["f16", "int8", "f32"])
 @pytest.mark.parametrize("heads_per_kv", [1, 3, 4, 7])
 @pytest.mark.parametrize("window", [0, 100])
-def test_same_bits_in_spans_across_segments(kind, heads_per_kv, window):
+def test_same_bits_in_spans_across_segments(kind: str, heads_per_kv: int, window: int) -> None:
     q, k, v = random_tokens(2 * operands.SEGMENT + 50, heads_per_kv, 20)
     alone = in_spans(kind, q, k, v, [1], scale=0.25, window=window)
     for lengths in ([SPAN], [7], [3, 16, 1, 5]):
@@ -83,7 +94,7 @@ def test_same_bits_in_spans_across_segments(kind, heads_per_kv, window):
 
 @pytest.mark.parametrize("kind", ["f16", "int8", "f32"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variants(kind, variant):
+def test_variants(kind: str, variant: dict[str, Any]) -> None:
     q, k, v = random_tokens(300, 3, 40)
     got = in_spans(kind, q, k, v, [SPAN], scale=0.25, **variant)
     assert_close(got, exact(q, *kept(kind, k, v), scale=0.25, **variant))
@@ -92,19 +103,19 @@ def test_variants(kind, variant):
     assert np.abs(got - in_spans(kind, q, k, v, [SPAN], scale=0.25)).max() > 0.01
 
 
-def test_large_scores_neither_overflow_nor_vanish():
+def test_large_scores_neither_overflow_nor_vanish() -> None:
     q, k, v = random_tokens(300, 3, 16)
     # Scores up to 2**16 in steps of 1/4: exact in f32.
     assert_close(in_spans("f32", 1024 * q, k, v, [16]), exact(1024 * q, k, v))
 
 
-def test_one_position_gives_its_value():
+def test_one_position_gives_its_value() -> None:
     q, k, v = random_tokens(1, 3, 10)
     got = in_spans("f16", q, k, v, [1])
     np.testing.assert_array_equal(got, np.repeat(v, 3, 1))
 
 
-def test_a_large_channel_does_not_drown_the_others():
+def test_a_large_channel_does_not_drown_the_others() -> None:
     q, k, v = random_tokens(300, 3, 64)
     k[:, :, 5] = 100  # the same for all keys, as a bias makes it: no score changes
     expected = exact(q, k, v, scale=0.125)
@@ -113,7 +124,7 @@ def test_a_large_channel_does_not_drown_the_others():
 
 
 @pytest.mark.parametrize("kind", ["f16", "int8"])
-def test_bits_are_the_same_on_every_machine(kind):
+def test_bits_are_the_same_on_every_machine(kind: str) -> None:
     q, k, v = random_tokens(300, 3, 20)
     digests = []
     for variant in VARIANTS:

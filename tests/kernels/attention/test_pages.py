@@ -10,7 +10,7 @@ from quantkit_kernels.attention import pages as kv_pages
 from quantkit_kernels.compile.jit import jit
 
 
-def test_f16_cache_saturates():
+def test_f16_cache_saturates() -> None:
     q, k, v = random_tokens(1, 1, 8)
     got = in_spans("f16", q, k, v * np.float32(1e6), [1])
     np.testing.assert_array_equal(got, np.clip(v * np.float32(1e6), -65504, 65504))
@@ -18,7 +18,7 @@ def test_f16_cache_saturates():
 
 @pytest.mark.parametrize("kind", ["f16", "int8", "f32"])
 @pytest.mark.parametrize("head_dim", [6, 64])
-def test_store_says_whether_it_saturates(kind, head_dim):
+def test_store_says_whether_it_saturates(kind: str, head_dim: int) -> None:
     cache = Cache(kind, 70, head_dim)
     k, v = np.full((2, 3, KV_HEADS, head_dim), 65504, np.float32)
     assert not cache.store(k, -v, 0)
@@ -31,7 +31,7 @@ def test_store_says_whether_it_saturates(kind, head_dim):
 
 
 @pytest.mark.parametrize("kind", ["f16", "f32"])
-def test_store_writes_its_own_position_alone(kind):
+def test_store_writes_its_own_position_alone(kind: str) -> None:
     cache = Cache(kind, 70, 40)
     _, k, v = random_tokens(1, 1, 40)
     cache.store(k, v, 66)
@@ -52,7 +52,7 @@ def test_store_writes_its_own_position_alone(kind):
     assert not numbers[:, 1].reshape(KV_HEADS, 64, 48)[:, 2, 40:].any()
 
 
-def test_store_int8():
+def test_store_int8() -> None:
     cache = Cache("int8", 70, 40)
     _, k, v = random_tokens(1, 1, 40)
     k[0, 1] = 0
@@ -74,7 +74,7 @@ def rotate(x, head_dim, out):
 
 
 @pytest.mark.parametrize("head_dim", [6, 40, 64, 96, 128, 256, 512, 528])
-def test_two_rotations_multiply_by_the_length(head_dim):
+def test_two_rotations_multiply_by_the_length(head_dim: int) -> None:
     x = random_tokens(1, 1, head_dim)[1][0, 0]
     expected = rotated(x)
     y, length = np.zeros_like(expected), hadamard_length(expected.size)
