@@ -157,6 +157,8 @@ class Recorder:
 
         Ministral 3 has an offset of 0, Llama 4 of 1.
         """
+        if not _plain(x):
+            raise ValueError("scale_by_position: it takes one row for each token of the batch")
         if period < 1 or offset < 0:
             raise ValueError(f"scale_by_position: no position has a period of {period} and an offset of {offset}")
         return self._record("scale_by_position", (x,), x.columns, beta=beta, period=period, position_offset=offset)

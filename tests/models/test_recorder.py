@@ -164,6 +164,8 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         ops.slice(h, 3, 9)
     with pytest.raises(ValueError, match="softcap: 0 is not a positive limit"):
         ops.softcap(h, 0)
+    with pytest.raises(ValueError, match="one row for each token of the batch"):
+        ops.scale_by_position(ops.select(h), beta=0.1, period=7)
     with pytest.raises(ValueError, match="period of 0"):
         ops.scale_by_position(h, beta=0.1, period=0)
     with pytest.raises(ValueError, match="cannot gate 8 and 6"):
