@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.formats import ModelSource
-from quantkit.models.recorder import Operation, Program
+from quantkit.models.program import Operation, Program
 from quantkit_kernels import blocks
 from quantkit_kernels.interpreter.truth import Matrix, quantize
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from quantkit.formats.source import ModelSource, Selection
 from quantkit.models import registry
-from quantkit.models.recorder import Program
+from quantkit.models.program import Program
 from quantkit.models.registry import Architecture
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 Lowering makes three decisions, each once for a model: activations are quantized once for all packed matrices that read
 them; threads meet only where one reads what another wrote; and token steps between two barriers are fused. `arena.py`
-decides which values share memory, `quantkit.models.recorder` says what is computed, `quantkit_kernels.interpreter`
+decides which values share memory, `quantkit.models.program` says what is computed, `quantkit_kernels.interpreter`
 what a step means, and `model.py` runs the result. Nothing is computed here.
 """
 
@@ -20,7 +20,7 @@ from quantkit.engine.arena import assign_memory
 from quantkit.engine.kv_cache import CacheLayer
 from quantkit.engine.steps import Buffer, Step
 from quantkit.errors import UnsupportedError
-from quantkit.models.recorder import Assignment, Cache, Operation, Program, Value
+from quantkit.models.program import Assignment, Cache, Operation, Program, Value
 from quantkit_kernels.blocks import KINDS, grid
 from quantkit_kernels.interpreter.layout import STEP
 from quantkit_kernels.interpreter.operations import ACTIVATIONS, OPERATIONS, SCORINGS

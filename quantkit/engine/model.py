@@ -23,7 +23,7 @@ from quantkit.engine.lowering import LINE_FLOATS, Addresses, Plan, Weight, plan
 from quantkit.engine.workers import WorkerPool
 from quantkit.errors import GenerationError, OptionError
 from quantkit.formats.source import ModelSource
-from quantkit.models.recorder import Program
+from quantkit.models.program import Program
 from quantkit.tensor import Tensor
 from quantkit_kernels.attention.operands import SPAN_TOKENS, scratch_bytes
 from quantkit_kernels.attention.sharing import partials_bytes

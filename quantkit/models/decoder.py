@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantkit.models.config import DecoderConfig
-from quantkit.models.recorder import Recorder, Value
+from quantkit.models.program import Value
+from quantkit.models.recorder import Recorder
 from quantkit.models.rope import rotary
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"

@@ -15,7 +15,8 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.config import DecoderConfig, shown
 from quantkit.models.families import gemma3, granite, llama, olmo
 from quantkit.models.fields import check_unused
-from quantkit.models.recorder import Program, Recorder
+from quantkit.models.program import Program
+from quantkit.models.recorder import Recorder
 from quantkit.models.rope import context_of
 from quantkit.models.stored import Stored, described
 

@@ -18,7 +18,8 @@ from quantkit import formats
 from quantkit.engine.model import Model
 from quantkit.errors import GenerationError, OptionError
 from quantkit.models import registry
-from quantkit.models.recorder import Program, Recorder
+from quantkit.models.program import Program
+from quantkit.models.recorder import Recorder
 from quantkit.quantization.encode import quantize
 from quantkit.tensor import Tensor
 

@@ -20,7 +20,8 @@ import tiny
 from memory_source import MemorySource
 from quantkit.engine.lowering import plan
 from quantkit.engine.model import Model
-from quantkit.models.recorder import Cache, Program, Recorder, Value
+from quantkit.models.program import Cache, Program, Value
+from quantkit.models.recorder import Recorder
 from quantkit.quantization.encode import quantize
 from quantkit.tensor import Tensor
 from quantkit_kernels.interpreter.operations import ACTIVATIONS, OPERATIONS, SCORINGS

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import tiny
 from quantkit import formats
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.models.recorder import Program, Recorder
+from quantkit.models.program import Program
+from quantkit.models.recorder import Recorder
 from quantkit.models.registry import read
 from quantkit.tensor import Tensor, TensorSpec
 

@@ -16,7 +16,7 @@ import tiny
 from golden.generate import CASES
 from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
 from quantkit.models.fields import COMPUTING
-from quantkit.models.recorder import Program
+from quantkit.models.program import Program
 from quantkit.models.registry import FAMILIES, read
 
 TYPES = list(tiny.FAMILIES)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from quantkit.models.recorder import Operation, Program, Recorder, Value
+from quantkit.models.program import Operation, Program, Value
+from quantkit.models.recorder import Recorder
 from quantkit.tensor import TensorSpec
 
 

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 from quantkit.errors import CheckpointError
 from quantkit.models.config import DecoderConfig, activation, attention_windows, shown
 from quantkit.models.decoder import Attention, GatedMLP, embed, head, rotation
-from quantkit.models.recorder import Recorder, Value
+from quantkit.models.program import Value
+from quantkit.models.recorder import Recorder
 from quantkit.models.rope import beside, parameters_by_type, parameters_of
 
 
