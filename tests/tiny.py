@@ -146,6 +146,38 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window_pattern": 3,
         "tie_word_embeddings": True,
     },
+    "mixtral": {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": {
+        "architectures": ["OlmoeForCausalLM"],
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": False,
+    },
+    "qwen2_moe": {
+        "architectures": ["Qwen2MoeForCausalLM"],
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [1],
+        "moe_intermediate_size": 48,
+        "norm_topk_prob": False,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 3,
+        "shared_expert_intermediate_size": 80,
+        "use_sliding_window": False,
+    },
+    "qwen3_moe": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "attention_bias": False,
+        "decoder_sparse_step": 1,
+        "head_dim": 32,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 48,
+        "norm_topk_prob": True,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "rms_norm_eps": 1e-6,
+        "use_sliding_window": False,
+    },
 }
 """What each family's config.json says beyond, or instead of, the common fields."""
 

@@ -123,3 +123,50 @@ class MLP:
         up = self.ops.linear(x, f"{module}.up_proj", self.size, bias=self.bias)
         activated = self.ops.activate(up, self.activation)
         return self.ops.linear(activated, f"{module}.down_proj", x.columns, bias=self.bias)
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of gated MLPs: each token goes to the `top_k` that a router chooses for it.
+
+    Attributes
+    ----------
+    ops : Recorder
+    experts, top_k : int
+        How many there are, and how many each token goes to.
+    size : int
+        Columns of gate and up of one expert.
+    activation : str
+        The recorder's name.
+    router : str
+        Module of the router.
+    gate, up, down : str
+        Modules of an expert's projections.
+    scoring, normalize : str, bool
+        As of `Recorder.route`.
+    """
+
+    ops: Recorder
+    experts: int
+    top_k: int
+    size: int
+    activation: str
+    router: str = "gate"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+    scoring: str = "softmax"
+    normalize: bool = True
+
+    def __call__(self, x: Value, module: str) -> Value:
+        """Record one layer's experts -> `[T, x.columns]`."""
+        ops = self.ops
+        logits = ops.linear(x, f"{module}.{self.router}", self.experts, role="router")
+        choice = ops.route(logits, self.top_k, scoring=self.scoring, normalize=self.normalize)
+        rows, names = ops.gather(x, choice), [f"{module}.experts.{number}" for number in range(self.experts)]
+        gate = ops.expert_linear(rows, choice, [f"{name}.{self.gate}" for name in names], self.size)
+        up = ops.expert_linear(rows, choice, [f"{name}.{self.up}" for name in names], self.size)
+        gated = ops.gated(gate, up, self.activation)
+        return ops.combine(
+            ops.expert_linear(gated, choice, [f"{name}.{self.down}" for name in names], x.columns), choice
+        )

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.config import DecoderConfig, shown
-from quantkit.models.families import gemma3, granite, llama, olmo
+from quantkit.models.families import gemma3, granite, llama, mixtral, olmo
 from quantkit.models.fields import check_unused
 from quantkit.models.program import Program
 from quantkit.models.recorder import Recorder
@@ -42,11 +42,15 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "llama": Family(llama.LlamaConfig, llama.llama),
         "ministral": Family(llama.MistralConfig, llama.mistral),
         "mistral": Family(llama.MistralConfig, llama.mistral),
+        "mixtral": Family(mixtral.MixtralConfig, mixtral.mixtral),
         "olmo2": Family(olmo.Olmo2Config, olmo.olmo2),
         "olmo3": Family(olmo.Olmo3Config, olmo.olmo3),
+        "olmoe": Family(mixtral.OlmoeConfig, mixtral.olmoe),
         "phi3": Family(llama.Phi3Config, llama.phi3, llama.PHI3_STORED),
         "qwen2": Family(llama.Qwen2Config, llama.qwen2),
+        "qwen2_moe": Family(mixtral.Qwen2MoeConfig, mixtral.qwen2_moe),
         "qwen3": Family(llama.Qwen3Config, llama.qwen3),
+        "qwen3_moe": Family(mixtral.Qwen3MoeConfig, mixtral.qwen3_moe),
         "seed_oss": Family(llama.SeedConfig, llama.seed_oss),
         "smollm3": Family(llama.SmolLM3Config, llama.smollm3),
     }

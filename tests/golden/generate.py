@@ -146,6 +146,10 @@ CASES = {
             "sliding_window_pattern": ...,
         },
     ),
+    "mixtral": Case("mixtral"),
+    "olmoe": Case("olmoe"),
+    "qwen2_moe": Case("qwen2_moe"),
+    "qwen3_moe": Case("qwen3_moe"),
 }
 
 

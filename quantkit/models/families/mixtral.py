@@ -1,0 +1,177 @@
+"""Mixtral and those that are built like it: Llama, whose MLPs are mixtures of experts.
+
+They differ in flags. Qwen2-MoE adds an expert that all tokens go to, weighed by a gate of its own; Qwen3-MoE normalizes
+heads; OLMoE normalizes queries and keys as a whole. In Qwen's, some layers may have a plain MLP.
+
+Jiang et al., "Mixtral of Experts", 2024. Yang et al., "Qwen2 Technical Report", 2024, and "Qwen3 Technical Report",
+2025. Muennighoff et al., "OLMoE: Open Mixture-of-Experts Language Models", 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from quantkit.errors import CheckpointError
+from quantkit.models.config import DecoderConfig, activation, bounded, shown
+from quantkit.models.decoder import Attention, Experts, GatedMLP, Norm, embed, head, rotation
+from quantkit.models.recorder import Recorder, Value
+from quantkit.models.rope import parameters_of
+
+FeedForward = Callable[[Value, str], Value]
+"""Records what a layer does behind attention: `feed_forward(x, module)`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(DecoderConfig):
+    """The fields that all of them have."""
+
+    hidden_act: str = "silu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtralConfig(Config):
+    """`config.json` of model type `mixtral`."""
+
+    num_key_value_heads: int | None = 8
+    max_position_embeddings: int = 131_072
+    rms_norm_eps: float = 1e-5
+    sliding_window: int | None = None
+    num_local_experts: int = bounded(8, maximum=1024)
+    num_experts_per_tok: int = 2
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        return (self.sliding_window or 0,) * self.num_hidden_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class OlmoeConfig(Config):
+    """`config.json` of model type `olmoe`."""
+
+    max_position_embeddings: int = 4096
+    rms_norm_eps: float = 1e-5
+    attention_bias: bool = False
+    num_experts: int = bounded(64, maximum=1024)
+    num_experts_per_tok: int = 8
+    norm_topk_prob: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class QwenConfig(Config):
+    """The fields that Qwen2-MoE and Qwen3-MoE have."""
+
+    max_position_embeddings: int = 32_768
+    num_experts: int = bounded(60, minimum=0, maximum=1024)
+    num_experts_per_tok: int = 4
+    moe_intermediate_size: int = 1408
+    norm_topk_prob: bool = False
+    decoder_sparse_step: int = 1
+    mlp_only_layers: list[Any] | None = None
+
+    @property
+    def sparse(self) -> tuple[bool, ...]:
+        """Whether each layer has experts, not a plain MLP."""
+        plain = self.mlp_only_layers or []
+        if not all(type(layer) is int for layer in plain):
+            raise CheckpointError(f"config.json: mlp_only_layers is {shown(plain)}, not a list of layers")
+        return tuple(
+            layer not in plain and self.num_experts > 0 and (layer + 1) % self.decoder_sparse_step == 0
+            for layer in range(self.num_hidden_layers)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen2MoeConfig(QwenConfig):
+    """`config.json` of model type `qwen2_moe`."""
+
+    num_key_value_heads: int | None = 16
+    qkv_bias: bool = True
+    shared_expert_intermediate_size: int = 5632
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qwen3MoeConfig(QwenConfig):
+    """`config.json` of model type `qwen3_moe`."""
+
+    num_key_value_heads: int | None = 4
+    attention_bias: bool = False
+    num_experts: int = bounded(128, minimum=0, maximum=1024)
+    num_experts_per_tok: int = 8
+    moe_intermediate_size: int = 768
+
+
+def mixtral(config: MixtralConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    experts = _experts(ops, config, config.num_local_experts, config.intermediate_size, gate="w1", down="w2", up="w3")
+    _forward(config, ops, [experts] * config.num_hidden_layers, module="block_sparse_moe")
+
+
+def olmoe(config: OlmoeConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    experts = _experts(ops, config, config.num_experts, config.intermediate_size, normalize=config.norm_topk_prob)
+    norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
+    bias = config.attention_bias
+    _forward(config, ops, [experts] * config.num_hidden_layers, norm=norm, qkv_bias=bias, output_bias=bias)
+
+
+def qwen2_moe(config: Qwen2MoeConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    shared = GatedMLP(ops, config.shared_expert_intermediate_size, activation("hidden_act", config.hidden_act))
+
+    def sparse(x: Value, module: str) -> Value:
+        gate = ops.activate(ops.linear(x, f"{module}.shared_expert_gate", 1), "sigmoid")
+        return ops.add(experts(x, module), ops.scale_rows(shared(x, f"{module}.shared_expert"), gate))
+
+    experts = _qwen_experts(ops, config)
+    _forward(config, ops, _some_sparse(ops, config, sparse), qkv_bias=config.qkv_bias)
+
+
+def qwen3_moe(config: Qwen3MoeConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    norm = partial(ops.rms_norm, eps=config.rms_norm_eps, size=config.head_size)
+    layers = _some_sparse(ops, config, _qwen_experts(ops, config))
+    _forward(config, ops, layers, norm=norm, qkv_bias=config.attention_bias, output_bias=config.attention_bias)
+
+
+def _experts(ops: Recorder, config: Any, experts: int, size: int, **options: Any) -> Experts:
+    act = activation("hidden_act", config.hidden_act)
+    if config.num_experts_per_tok > experts:
+        raise CheckpointError(f"config.json: num_experts_per_tok {config.num_experts_per_tok} of {experts} experts")
+    return Experts(ops, experts, config.num_experts_per_tok, size, act, **options)
+
+
+def _qwen_experts(ops: Recorder, config: QwenConfig) -> FeedForward:
+    if not any(config.sparse):
+        return GatedMLP(ops, config.intermediate_size, activation("hidden_act", config.hidden_act))
+    return _experts(ops, config, config.num_experts, config.moe_intermediate_size, normalize=config.norm_topk_prob)
+
+
+def _some_sparse(ops: Recorder, config: QwenConfig, sparse: FeedForward) -> list[FeedForward]:
+    plain = GatedMLP(ops, config.intermediate_size, activation("hidden_act", config.hidden_act))
+    return [sparse if is_sparse else plain for is_sparse in config.sparse]
+
+
+def _forward(
+    config: Config,
+    ops: Recorder,
+    layers: list[FeedForward],
+    *,
+    module: str = "mlp",
+    norm: Norm | None = None,
+    qkv_bias: bool = False,
+    output_bias: bool = False,
+) -> None:
+    layer_norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
+    attention = Attention(ops, config, config.head_size**-0.5, norm=norm, qkv_bias=qkv_bias, output_bias=output_bias)
+    angles = rotation(ops, config, parameters_of(config))
+    h = embed(ops, config)
+    for layer, (feed_forward, window) in enumerate(zip(layers, config.windows, strict=True)):
+        name = f"model.layers.{layer}"
+        x = layer_norm(h, f"{name}.input_layernorm")
+        h = ops.add(h, attention(x, f"{name}.self_attn", rotation=angles, window=window))
+        x = layer_norm(h, f"{name}.post_attention_layernorm")
+        h = ops.add(h, feed_forward(x, f"{name}.{module}"))
+    head(ops, config, layer_norm(ops.select(h), "model.norm"))
