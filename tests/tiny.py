@@ -163,7 +163,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "num_hidden_layers": 3,
         "shared_expert_intermediate_size": 80,
-        "use_sliding_window": False,
     },
     "qwen3_moe": {
         "architectures": ["Qwen3MoeForCausalLM"],
@@ -176,7 +175,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_experts": 8,
         "num_experts_per_tok": 3,
         "rms_norm_eps": 1e-6,
-        "use_sliding_window": False,
     },
 }
 """What each family's config.json says beyond, or instead of, the common fields."""
