@@ -17,7 +17,8 @@ from typing import Any
 from quantkit.errors import CheckpointError
 from quantkit.models.config import DecoderConfig, activation, bounded, shown
 from quantkit.models.decoder import Attention, Experts, GatedMLP, Norm, embed, head, rotation
-from quantkit.models.recorder import Recorder, Value
+from quantkit.models.program import Value
+from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
 
 FeedForward = Callable[[Value, str], Value]
