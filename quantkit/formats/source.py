@@ -24,8 +24,8 @@ from quantkit.tensor import Piece, Tensor, TensorSpec
 
 logger = logging.getLogger(__name__)
 
-_COMPUTED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
-"""A buffer that some checkpoints store and every program computes by itself."""
+_COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias)$")
+"""Buffers that some checkpoints store and every program computes by itself: rotary frequencies, the causal mask."""
 _BLOCK = re.compile(r".*?\.\d+\.")
 """The numbered block that a tensor's name begins with: `model.layers.0.`"""
 

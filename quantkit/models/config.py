@@ -61,13 +61,20 @@ class DecoderConfig:
         Fields that the family's own code in transformers does not read either, though other families compute with them.
     ROPE_TYPES : Mapping of str to str
         What the family calls a rope type -> what all others call it.
+    SPELLINGS : Mapping of str to str
+        What the family calls a field -> what all others call it.
     default_theta : float
         The base of rotary embedding where the config has none.
+    default_rotary_part : float, optional
+        The share of a head's channels that turn where the config has no `partial_rotary_factor`; None: the family turns
+        all of them, and knows no other share.
     """
 
     IGNORED: ClassVar[frozenset[str]] = frozenset()
     ROPE_TYPES: ClassVar[Mapping[str, str]] = types.MappingProxyType({})
+    SPELLINGS: ClassVar[Mapping[str, str]] = types.MappingProxyType({})
     default_theta: ClassVar[float] = 10_000.0
+    default_rotary_part: ClassVar[float | None] = None
 
     vocab_size: int
     hidden_size: int
@@ -95,7 +102,10 @@ class DecoderConfig:
             A field is missing, ill-typed, out of bounds, or does not fit another one; the message names it.
         """
         hints = typing.get_type_hints(cls)
-        values = {known.name: _read(config, known, hints[known.name]) for known in dataclasses.fields(cls)}
+        values = {
+            known.name: _read(config, known, hints[known.name], cls._spelled(config, known.name))
+            for known in dataclasses.fields(cls)
+        }
         decoder = cls(**values)
         decoder._check_heads()
         return decoder
@@ -103,12 +113,29 @@ class DecoderConfig:
     @classmethod
     def used(cls) -> frozenset[str]:
         """Names of the fields that the family uses, and of those that it alone may ignore."""
-        return cls.IGNORED.union(known.name for known in dataclasses.fields(cls))
+        return cls.IGNORED.union(cls.SPELLINGS, (known.name for known in dataclasses.fields(cls)))
+
+    @classmethod
+    def _spelled(cls, config: Mapping[str, Any], name: str) -> str:
+        """How a config spells a field."""
+        spellings = [*(theirs for theirs, ours in cls.SPELLINGS.items() if ours == name), name]
+        first, *others = [spelling for spelling in spellings if spelling in config] or spellings[:1]
+        for other in others:
+            if config[other] != config[first]:
+                raise CheckpointError(
+                    f"config.json: {first} is {shown(config[first])}, but {other} is {shown(config[other])}"
+                )
+        return first
 
     @property
     def head_size(self) -> int:
         """Channels of one head: `head_dim`, or the hidden size's share."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys, and of values: `num_key_value_heads`, or as many as there are query heads."""
+        return self.num_key_value_heads or self.num_attention_heads
 
     @property
     def query_columns(self) -> int:
@@ -118,7 +145,7 @@ class DecoderConfig:
     @property
     def kv_columns(self) -> int:
         """Columns of the keys, and of the values, all heads together."""
-        return (self.num_key_value_heads or self.num_attention_heads) * self.head_size
+        return self.kv_heads * self.head_size
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -187,21 +214,21 @@ def attention_windows(layer_types: list[Any] | None, default: list[str], sliding
     return tuple(sliding_window or 0 if kind == "sliding_attention" else 0 for kind in kinds)
 
 
-def _read(config: Mapping[str, Any], known: dataclasses.Field[Any], hint: Any) -> Any:
+def _read(config: Mapping[str, Any], known: dataclasses.Field[Any], hint: Any, name: str) -> Any:
     optional = isinstance(hint, types.UnionType)
     kind = next(choice for choice in typing.get_args(hint) if choice is not type(None)) if optional else hint
     kind = typing.get_origin(kind) or kind
-    if known.name not in config:
+    if name not in config:
         if known.default is dataclasses.MISSING:
-            raise CheckpointError(f"config.json: {known.name} is missing")
+            raise CheckpointError(f"config.json: {name} is missing")
         return known.default
-    value = config[known.name]
+    value = config[name]
     if value is None and optional:
         return None
     bounds = {"minimum": 1, "maximum": 2**31 - 1} | dict(known.metadata)
     if not _is(kind, value, **bounds):
         expected = _EXPECTED[kind].format(**bounds)
-        raise CheckpointError(f"config.json: {known.name} is {shown(value)}, not {expected}")
+        raise CheckpointError(f"config.json: {name} is {shown(value)}, not {expected}")
     return float(value) if kind is float else value
 
 

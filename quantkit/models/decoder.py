@@ -22,20 +22,23 @@ Norm = Callable[[Value, str], Value]
 """A norm with the family's constants: `norm(x, module)`."""
 
 
-def embed(ops: Recorder, config: DecoderConfig) -> Value:
+def embed(ops: Recorder, config: DecoderConfig, module: str = EMBEDDING) -> Value:
     """Rows of the embedding table -> `[T, hidden_size]`; tied to the head, it may be stored as the head."""
     alias = HEAD if config.tie_word_embeddings else ""
-    return ops.embed(EMBEDDING, config.vocab_size, config.hidden_size, alias=alias)
+    return ops.embed(module, config.vocab_size, config.hidden_size, alias=alias)
 
 
-def head(ops: Recorder, config: DecoderConfig, x: Value) -> Value:
+def head(ops: Recorder, config: DecoderConfig, x: Value, embedding: str = EMBEDDING, *, bias: bool = False) -> Value:
     """Logits of the wanted tokens: `x` has been selected and normalized."""
-    return ops.linear(x, EMBEDDING if config.tie_word_embeddings else HEAD, config.vocab_size, role="head")
+    module = embedding if config.tie_word_embeddings else HEAD
+    return ops.linear(x, module, config.vocab_size, bias=bias, role="head")
 
 
 def rotation(ops: Recorder, config: DecoderConfig, parameters: Mapping[str, Any]) -> Value:
     """Cosines and sines that layers with the same rope parameters share."""
-    return ops.rotation(*rotary(parameters, head_dim=config.head_size, context_length=config.max_position_embeddings))
+    partial = config.default_rotary_part is not None
+    longest = config.max_position_embeddings
+    return ops.rotation(*rotary(parameters, head_dim=config.head_size, context_length=longest, partial=partial))
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Attention:
     def _rotated(self, heads: Value, norm: str, rotation: Value | None) -> Value:
         if self.norm is not None:
             heads = self.norm(heads, norm)
-        return heads if rotation is None else self.ops.rope(heads, rotation)
+        return heads if rotation is None else self.ops.rope(heads, rotation, head_dim=self.config.head_size)
 
 
 @dataclass(frozen=True)

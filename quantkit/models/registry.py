@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.config import DecoderConfig, shown
-from quantkit.models.families import gemma3, granite, llama, mixtral, olmo
+from quantkit.models.families import gemma3, granite, llama, mixtral, neox, olmo
 from quantkit.models.fields import check_unused
 from quantkit.models.program import Program
 from quantkit.models.recorder import Recorder
@@ -37,6 +37,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "arcee": Family(llama.ArceeConfig, llama.arcee),
         "exaone4": Family(olmo.Exaone4Config, olmo.exaone4),
         "gemma3_text": Family(gemma3.Config, gemma3.forward),
+        "gpt_neox": Family(neox.NeoXConfig, neox.gpt_neox, neox.NEOX_STORED),
         "granite": Family(granite.Config, granite.forward),
         "internlm3": Family(llama.InternLM3Config, llama.internlm3),
         "llama": Family(llama.LlamaConfig, llama.llama),
@@ -46,6 +47,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "olmo2": Family(olmo.Olmo2Config, olmo.olmo2),
         "olmo3": Family(olmo.Olmo3Config, olmo.olmo3),
         "olmoe": Family(mixtral.OlmoeConfig, mixtral.olmoe),
+        "phi": Family(neox.PhiConfig, neox.phi, neox.PHI_STORED),
         "phi3": Family(llama.Phi3Config, llama.phi3, llama.PHI3_STORED),
         "qwen2": Family(llama.Qwen2Config, llama.qwen2),
         "qwen2_moe": Family(mixtral.Qwen2MoeConfig, mixtral.qwen2_moe),
@@ -53,6 +55,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "qwen3_moe": Family(mixtral.Qwen3MoeConfig, mixtral.qwen3_moe),
         "seed_oss": Family(llama.SeedConfig, llama.seed_oss),
         "smollm3": Family(llama.SmolLM3Config, llama.smollm3),
+        "stablelm": Family(neox.StableLmConfig, neox.stablelm, neox.STABLELM_STORED),
+        "starcoder2": Family(neox.Starcoder2Config, neox.starcoder2, neox.STARCODER2_STORED),
     }
 )
 

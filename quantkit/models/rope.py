@@ -84,6 +84,8 @@ def parameters_of(config: DecoderConfig) -> dict[str, Any]:
         "in rope_parameters": config.rope_parameters,
     }
     parameters = {"rope_theta": config.default_theta, **merged(spellings)}
+    if config.default_rotary_part is not None:
+        parameters.setdefault("partial_rotary_factor", config.default_rotary_part)
     if isinstance(kind := parameters.get("rope_type"), str):
         parameters["rope_type"] = config.ROPE_TYPES.get(kind, kind)
     return parameters
@@ -126,7 +128,7 @@ def context_of(config: DecoderConfig) -> int:
     return min(max(longest, int(stretched)), LONGEST)
 
 
-def rotary(parameters: Parameters, *, head_dim: int, context_length: int) -> Rotary:
+def rotary(parameters: Parameters, *, head_dim: int, context_length: int, partial: bool = False) -> Rotary:
     """Return the angles of each pair of channels.
 
     Rounded to float32 wherever transformers rounds, because at position 100,000 a last bit is seen. The power is
@@ -141,12 +143,14 @@ def rotary(parameters: Parameters, *, head_dim: int, context_length: int) -> Rot
     context_length : int
         `max_position_embeddings`: positions stay below it, and it stands in for a missing
         `original_max_position_embeddings`.
+    partial : bool
+        Whether the family can turn the first channels of a head alone, as many as `partial_rotary_factor` says.
 
     Raises
     ------
     UnsupportedError
-        The rope type is unknown, has parameters that it does not use, rotates only a part of the channels, or turns
-        them differently in long texts.
+        The rope type is unknown, has parameters that it does not use, rotates only a part of the channels where the
+        family rotates all, or turns them differently in long texts.
     CheckpointError
         A parameter is missing, is not a positive number, or leads beyond float32.
 
@@ -161,12 +165,10 @@ def rotary(parameters: Parameters, *, head_dim: int, context_length: int) -> Rot
         raise UnsupportedError(f"config.json: rope_type {shown(kind)} is not supported; supported are {supported}")
     if layer_types := [name for name, value in parameters.items() if isinstance(value, Mapping)]:
         raise UnsupportedError(f"config.json: rope parameters of their own for {', '.join(layer_types)}")
-    if parameters.get("partial_rotary_factor", 1) != 1:
-        part = shown(parameters["partial_rotary_factor"])
-        raise UnsupportedError(f"config.json: partial_rotary_factor is {part}; quantkit rotates all channels of a head")
+    channels = _rotated_channels(parameters, head_dim, partial=partial)
     scaling = _SCALINGS[kind]
     _check_unused(parameters, kind, scaling.uses)
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    exponents = np.arange(0, channels, 2, dtype=np.float32) / np.float32(channels)
     with np.errstate(all="ignore"):
         powers = _number(parameters, "rope_theta") ** exponents.astype(np.float64)
         angles, factor = scaling.compute(powers.astype(np.float32), parameters)
@@ -177,6 +179,20 @@ def rotary(parameters: Parameters, *, head_dim: int, context_length: int) -> Rot
 
 def _with_lengths(parameters: Parameters, longest: int) -> dict[str, Any]:
     return {"original_max_position_embeddings": longest, **parameters, "max_position_embeddings": longest}
+
+
+def _rotated_channels(parameters: Parameters, head_dim: int, *, partial: bool) -> int:
+    part = parameters.get("partial_rotary_factor", 1)
+    if not partial and part != 1:
+        raise UnsupportedError(
+            f"config.json: partial_rotary_factor is {shown(part)}; this model type rotates all channels of a head"
+        )
+    channels = int(head_dim * part) if is_positive(part) and part <= 1 else 0
+    if channels < 2 or channels % 2:
+        raise CheckpointError(
+            f"config.json: partial_rotary_factor is {shown(part)}, not an even share of {head_dim} channels"
+        )
+    return channels
 
 
 def _check_unused(parameters: Parameters, kind: str, uses: frozenset[str]) -> None:

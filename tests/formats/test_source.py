@@ -87,6 +87,8 @@ def test_other_left_overs_are_one_warning(tmp_path: Path, caplog: pytest.LogCapt
         tmp_path,
         UP,
         "model.layers.0.self_attn.rotary_emb.inv_freq",  # computed, not read
+        "model.layers.0.attn.bias",  # the causal mask
+        "model.layers.0.attention.masked_bias",
         "model.layers.1.mlp.up_proj.weight",  # of a layer that the configuration does not count
         "vision_tower.layers.0.mlp.up_proj.weight",
         "adapter.weight",

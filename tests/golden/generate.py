@@ -90,6 +90,11 @@ CASES = {
             "use_sliding_window": True,
         },
     ),
+    "gpt_neox": Case("gpt_neox"),
+    "gpt_neox_in_turn": Case(
+        "gpt_neox",
+        {"attention_bias": False, "rope_scaling": _YARN, "rotary_pct": 0.5, "use_parallel_residual": False},
+    ),
     "granite": Case("granite"),
     "granite_biases": Case(
         "granite",
@@ -104,10 +109,21 @@ CASES = {
         "exaone4", {"layer_types": ["full_attention"] * 2, "sliding_window": None, "sliding_window_pattern": None}
     ),
     "exaone4_default_layers": Case("exaone4", {"layer_types": ..., "num_hidden_layers": 3}),
+    "stablelm": Case("stablelm"),
+    "stablelm_parallel": Case(
+        "stablelm",
+        {"partial_rotary_factor": ..., "qk_layernorm": True, "use_parallel_residual": True, "use_qkv_bias": False},
+    ),
+    "starcoder2": Case("starcoder2"),
+    "starcoder2_no_biases": Case(
+        "starcoder2", {"sliding_window": None, "tie_word_embeddings": False, "use_bias": False}
+    ),
     "mistral": Case("mistral"),
     "mistral_no_window": Case("mistral", {"sliding_window": None, "head_dim": 24}),
     "mistral_layer_types": Case("mistral", {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]}),
     "ministral": Case("ministral"),
+    "phi": Case("phi"),
+    "phi_norms": Case("phi", {"num_key_value_heads": 2, "partial_rotary_factor": ..., "qk_layernorm": True}),
     "phi3": Case("phi3"),
     "phi3_window_longrope": Case(
         "phi3",

@@ -257,6 +257,18 @@ def test_partial_rotation_is_refused() -> None:
             angles(**overrides)
 
 
+@pytest.mark.parametrize("part", [0, -0.5, 1.5, "0.5", [], True, 0.05, 0.2])
+def test_an_odd_part_of_a_head_is_refused(part: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"partial_rotary_factor is .*, not an even share of 16 channels"):
+        rotary({"rope_theta": 1e4, "partial_rotary_factor": part}, head_dim=16, context_length=64, partial=True)
+
+
+def test_a_part_of_a_head_has_the_angles_of_a_smaller_head() -> None:
+    parameters = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
+    part = rotary({**parameters, "partial_rotary_factor": 0.25}, head_dim=32, context_length=64, partial=True)
+    assert part == rotary(parameters, head_dim=8, context_length=64)
+
+
 def test_parameters_per_layer_type_belong_to_gemma3() -> None:
     nested = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}
     with pytest.raises(UnsupportedError, match="rope parameters of their own for full_attention, sliding_attention"):

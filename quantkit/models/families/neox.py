@@ -1,0 +1,187 @@
+"""GPT-NeoX and those that are built like it: LayerNorms, and in most of them heads of which only a part is rotated.
+
+They differ in flags. In GPT-NeoX (Pythia) and Phi (1 to 2) attention and MLP read the same residual stream, side by
+side; in StableLM the config says whether. Phi and StableLM then have one norm for both. Starcoder2 sees a window and
+rotates whole heads. StableLM's MLP is gated; each of its heads may have a norm of its own.
+
+Black et al., "GPT-NeoX-20B", 2022. Li et al., "Textbooks Are All You Need II: phi-1.5", 2023. Lozhkov et al.,
+"StarCoder 2 and The Stack v2", 2024. Bellagente et al., "Stable LM 2 1.6B Technical Report", 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import ClassVar, NamedTuple
+
+from quantkit.errors import UnsupportedError
+from quantkit.models.config import DecoderConfig, activation
+from quantkit.models.decoder import EMBEDDING, MLP, Attention, GatedMLP, Norm, embed, head, rotation
+from quantkit.models.program import Value
+from quantkit.models.recorder import Recorder
+from quantkit.models.rope import parameters_of
+from quantkit.models.stored import Fused, Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(DecoderConfig):
+    """The fields that all of them have."""
+
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeoXConfig(Config):
+    """`config.json` of model type `gpt_neox`."""
+
+    SPELLINGS: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
+    )
+    default_rotary_part: ClassVar[float | None] = 0.25
+
+    use_parallel_residual: bool = True
+    attention_bias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhiConfig(Config):
+    """`config.json` of model type `phi`."""
+
+    default_rotary_part: ClassVar[float | None] = 0.5
+
+    hidden_act: str = "gelu_new"
+    qk_layernorm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StableLmConfig(Config):
+    """`config.json` of model type `stablelm`."""
+
+    default_rotary_part: ClassVar[float | None] = 0.25
+
+    num_key_value_heads: int | None = 32
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 4096
+    use_qkv_bias: bool = False
+    qk_layernorm: bool = False
+    use_parallel_residual: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Starcoder2Config(Config):
+    """`config.json` of model type `starcoder2`."""
+
+    SPELLINGS: ClassVar[Mapping[str, str]] = MappingProxyType({"norm_epsilon": "layer_norm_eps"})
+
+    num_key_value_heads: int | None = 2
+    hidden_act: str = "gelu_pytorch_tanh"
+    max_position_embeddings: int = 4096
+    sliding_window: int | None = None
+    use_bias: bool = True
+    tie_word_embeddings: bool = True
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        return (self.sliding_window or 0,) * self.num_hidden_layers
+
+
+NEOX_STORED = (
+    Fused(
+        "attention.query_key_value",
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        groups="num_attention_heads",
+    ),
+    Fused("attention.dense", ("self_attn.o_proj",)),
+    Fused("mlp.dense_h_to_4h", ("mlp.up_proj",)),
+    Fused("mlp.dense_4h_to_h", ("mlp.down_proj",)),
+    Fused("gpt_neox.final_layer_norm", ("gpt_neox.norm",)),
+    Fused("embed_out", ("lm_head",)),
+)
+PHI_STORED = (
+    Fused("self_attn.dense", ("self_attn.o_proj",)),
+    Fused("self_attn.q_layernorm", ("self_attn.q_norm",)),
+    Fused("self_attn.k_layernorm", ("self_attn.k_norm",)),
+    Fused("mlp.fc1", ("mlp.up_proj",)),
+    Fused("mlp.fc2", ("mlp.down_proj",)),
+    Fused("model.final_layernorm", ("model.norm",)),
+)
+STABLELM_STORED = (
+    Split("self_attn.q_norm", "self_attn.q_layernorm.norms.*", "num_attention_heads"),
+    Split("self_attn.k_norm", "self_attn.k_layernorm.norms.*", "kv_heads"),
+)
+STARCODER2_STORED = (Fused("mlp.c_fc", ("mlp.up_proj",)), Fused("mlp.c_proj", ("mlp.down_proj",)))
+
+
+class _Layer(NamedTuple):
+    """What a layer consists of, and how: side by side (`parallel`), with a norm for both (`one_norm`)."""
+
+    norm: Norm
+    attention: Attention
+    mlp: Callable[[Value, str], Value]
+    parallel: bool = False
+    one_norm: bool = False
+
+
+def gpt_neox(config: NeoXConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    norm, bias = partial(ops.layer_norm, eps=config.layer_norm_eps, bias=True), config.attention_bias
+    attention = Attention(ops, config, scale=config.head_size**-0.5, qkv_bias=bias, output_bias=bias)
+    layer = _Layer(norm, attention, _mlp(config, ops), config.use_parallel_residual)
+    x = _body(config, ops, layer, model="gpt_neox", embedding="gpt_neox.embed_in")
+    head(ops, config, x, "gpt_neox.embed_in")
+
+
+def phi(config: PhiConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    if config.tie_word_embeddings:
+        raise UnsupportedError("config.json: tie_word_embeddings is True; the head of phi has a bias of its own")
+    norm = partial(ops.layer_norm, eps=config.layer_norm_eps, bias=True)
+    head_norm = partial(norm, size=config.head_size) if config.qk_layernorm else None
+    scale = config.head_size**-0.5
+    attention = Attention(ops, config, scale=scale, norm=head_norm, qkv_bias=True, output_bias=True)
+    layer = _Layer(norm, attention, _mlp(config, ops), parallel=True, one_norm=True)
+    head(ops, config, _body(config, ops, layer), bias=True)
+
+
+def stablelm(config: StableLmConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+
+    def head_norm(x: Value, module: str) -> Value:
+        size, weights = config.head_size, (x.columns,)
+        return ops.layer_norm(x, module, config.layer_norm_eps, size=size, weight_shape=weights)
+
+    norm = partial(ops.layer_norm, eps=config.layer_norm_eps, bias=True)
+    qk_norm = head_norm if config.qk_layernorm else None
+    scale = config.head_size**-0.5
+    attention = Attention(ops, config, scale=scale, norm=qk_norm, qkv_bias=config.use_qkv_bias)
+    mlp = GatedMLP(ops, config.intermediate_size, activation("hidden_act", config.hidden_act))
+    layer = _Layer(norm, attention, mlp, config.use_parallel_residual, one_norm=True)
+    head(ops, config, _body(config, ops, layer))
+
+
+def starcoder2(config: Starcoder2Config, ops: Recorder) -> None:
+    """Record the forward pass."""
+    norm, bias = partial(ops.layer_norm, eps=config.layer_norm_eps, bias=True), config.use_bias
+    attention = Attention(ops, config, scale=config.head_size**-0.5, qkv_bias=bias, output_bias=bias)
+    head(ops, config, _body(config, ops, _Layer(norm, attention, _mlp(config, ops, bias=bias))))
+
+
+def _mlp(config: Config, ops: Recorder, *, bias: bool = True) -> MLP:
+    return MLP(ops, config.intermediate_size, activation("hidden_act", config.hidden_act), bias=bias)
+
+
+def _body(config: Config, ops: Recorder, layer: _Layer, *, model: str = "model", embedding: str = EMBEDDING) -> Value:
+    """All layers and the norm after them -> `[wanted, hidden_size]`."""
+    angles = rotation(ops, config, parameters_of(config))
+    h = embed(ops, config, embedding)
+    for number, window in enumerate(config.windows):
+        name = f"{model}.layers.{number}"
+        x = layer.norm(h, f"{name}.input_layernorm")
+        attended = ops.add(h, layer.attention(x, f"{name}.self_attn", rotation=angles, window=window))
+        if not (layer.parallel and layer.one_norm):
+            x = layer.norm(h if layer.parallel else attended, f"{name}.post_attention_layernorm")
+        h = ops.add(attended, layer.mlp(x, f"{name}.mlp"))
+    return layer.norm(ops.select(h), f"{model}.norm")
