@@ -186,6 +186,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window_pattern": 3,
         "tie_word_embeddings": True,
     },
+    "granitemoe": {
+        "architectures": ["GraniteMoeForCausalLM"],
+        "attention_multiplier": 0.2,
+        "embedding_multiplier": 6.0,
+        "logits_scaling": 2.0,
+        "num_experts_per_tok": 2,
+        "num_local_experts": 4,
+        "residual_multiplier": 0.4,
+    },
     "mixtral": {"architectures": ["MixtralForCausalLM"], "num_local_experts": 4, "num_experts_per_tok": 2},
     "olmoe": {
         "architectures": ["OlmoeForCausalLM"],

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from quantkit.errors import CheckpointError
 from quantkit.models.config import DecoderConfig
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
@@ -162,8 +163,12 @@ class Experts:
     normalize: bool = True
 
     def __call__(self, x: Value, module: str) -> Value:
-        """Record one layer's experts -> `[T, x.columns]`."""
+        """Record one layer's experts -> `[T, x.columns]`; raises `CheckpointError` where a token has too many."""
         ops = self.ops
+        if self.top_k > self.experts:
+            raise CheckpointError(
+                f"config.json: a token goes to {self.top_k} experts, of which there are {self.experts}"
+            )
         logits = ops.linear(x, f"{module}.{self.router}", self.experts, role="router")
         choice = ops.route(logits, self.top_k, scoring=self.scoring, normalize=self.normalize)
         rows, names = ops.gather(x, choice), [f"{module}.experts.{number}" for number in range(self.experts)]

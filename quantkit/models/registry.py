@@ -39,6 +39,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "gemma3_text": Family(gemma3.Config, gemma3.forward),
         "gpt_neox": Family(neox.NeoXConfig, neox.gpt_neox, neox.NEOX_STORED),
         "granite": Family(granite.Config, granite.forward),
+        "granitemoe": Family(granite.MoeConfig, granite.moe, granite.MOE_STORED),
         "internlm3": Family(llama.InternLM3Config, llama.internlm3),
         "llama": Family(llama.LlamaConfig, llama.llama),
         "ministral": Family(llama.MistralConfig, llama.mistral),

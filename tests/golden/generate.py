@@ -162,6 +162,7 @@ CASES = {
             "sliding_window_pattern": ...,
         },
     ),
+    "granitemoe": Case("granitemoe"),
     "mixtral": Case("mixtral"),
     "olmoe": Case("olmoe"),
     "qwen2_moe": Case("qwen2_moe"),

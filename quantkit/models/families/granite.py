@@ -1,5 +1,7 @@
 """Granite: Llama with four factors, of the embedding, the scores, what a layer adds, and the logits.
 
+Granite MoE is the same with mixtures of experts, stored as stacks.
+
 IBM Research, "Granite 3.0 Language Models", 2024.
 """
 
@@ -8,10 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from quantkit.models.config import DecoderConfig, activation
-from quantkit.models.decoder import Attention, GatedMLP, embed, head, rotation
+from quantkit.models.config import DecoderConfig, activation, bounded
+from quantkit.models.decoder import Attention, Experts, GatedMLP, embed, head, rotation
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
+from quantkit.models.stored import Fused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,21 +30,52 @@ class Config(DecoderConfig):
     logits_scaling: float = 1.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class MoeConfig(Config):
+    """`config.json` of model type `granitemoe`."""
+
+    num_local_experts: int = bounded(8, maximum=1024)
+    num_experts_per_tok: int = 2
+
+
+MOE_STORED = (
+    Fused("input_linear", ("experts.*.gate_proj", "experts.*.up_proj")),
+    Fused("output_linear", ("experts.*.down_proj",)),
+)
+
+
 def forward(config: Config, ops: Recorder) -> None:
-    """Record the forward pass."""
+    """Record the forward pass of a dense model."""
+    act = activation("hidden_act", config.hidden_act)
+    _forward(config, ops, GatedMLP(ops, config.intermediate_size, act, bias=config.mlp_bias), "mlp")
+
+
+def moe(config: MoeConfig, ops: Recorder) -> None:
+    """Record the forward pass of a mixture of experts."""
+    experts = Experts(
+        ops,
+        config.num_local_experts,
+        config.num_experts_per_tok,
+        config.intermediate_size,
+        activation("hidden_act", config.hidden_act),
+        router="router.layer",
+        scoring="softmax_of_chosen",
+        normalize=False,
+    )
+    _forward(config, ops, experts, "block_sparse_moe")
+
+
+def _forward(config: Config, ops: Recorder, feed_forward: GatedMLP | Experts, module: str) -> None:
     norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
     bias = config.attention_bias
     attention = Attention(ops, config, scale=config.attention_multiplier, qkv_bias=bias, output_bias=bias)
-    act = activation("hidden_act", config.hidden_act)
-    mlp = GatedMLP(ops, config.intermediate_size, act, bias=config.mlp_bias)
-
     angles = rotation(ops, config, parameters_of(config))
     h = ops.scale(embed(ops, config), config.embedding_multiplier)
     for layer in range(config.num_hidden_layers):
         name = f"model.layers.{layer}"
         x = attention(norm(h, f"{name}.input_layernorm"), f"{name}.self_attn", rotation=angles)
         h = ops.add(h, ops.scale(x, config.residual_multiplier))
-        x = mlp(norm(h, f"{name}.post_attention_layernorm"), f"{name}.mlp")
+        x = feed_forward(norm(h, f"{name}.post_attention_layernorm"), f"{name}.{module}")
         h = ops.add(h, ops.scale(x, config.residual_multiplier))
     logits = head(ops, config, norm(ops.select(h), "model.norm"))
     ops.scale(logits, 1 / config.logits_scaling)

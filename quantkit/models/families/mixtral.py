@@ -139,8 +139,6 @@ def qwen3_moe(config: Qwen3MoeConfig, ops: Recorder) -> None:
 
 def _experts(ops: Recorder, config: Any, experts: int, size: int, **options: Any) -> Experts:
     act = activation("hidden_act", config.hidden_act)
-    if config.num_experts_per_tok > experts:
-        raise CheckpointError(f"config.json: num_experts_per_tok {config.num_experts_per_tok} of {experts} experts")
     return Experts(ops, experts, config.num_experts_per_tok, size, act, **options)
 
 
