@@ -54,7 +54,15 @@ class Attention:
     scale : float
         Multiplies the scores, usually `head_size ** -0.5`.
     norm : Norm, optional
-        Of queries and of keys before they are rotated, `q_norm` and `k_norm`.
+        Of queries and of keys before they are rotated.
+    norm_names : tuple of str
+        Its modules, of queries and of keys.
+    norm_last : bool
+        Rotate first, then normalize.
+    interleaved : bool
+        Rotate column `2 i` of a head with column `2 i + 1`, see `Recorder.rope`.
+    softcap : float
+        Limit of the scores, 0 for none, see `Recorder.attention`.
     qkv_bias, output_bias : bool
         Whether `q_proj`, `k_proj` and `v_proj`, and whether `o_proj` have a bias; that of `o_proj` may be missing, as
         where Qwen's weights bear another family's name.
@@ -64,6 +72,10 @@ class Attention:
     config: DecoderConfig
     scale: float
     norm: Norm | None = None
+    norm_names: tuple[str, str] = ("q_norm", "k_norm")
+    norm_last: bool = False
+    interleaved: bool = False
+    softcap: float = 0.0
     qkv_bias: bool = False
     output_bias: bool = False
 
@@ -73,15 +85,20 @@ class Attention:
         q = ops.linear(x, f"{module}.q_proj", config.query_columns, bias=self.qkv_bias)
         k = ops.linear(x, f"{module}.k_proj", config.kv_columns, bias=self.qkv_bias)
         v = ops.linear(x, f"{module}.v_proj", config.kv_columns, bias=self.qkv_bias)
-        q = self._rotated(q, f"{module}.q_norm", rotation)
-        k = self._rotated(k, f"{module}.k_norm", rotation)
-        x = ops.attention(q, ops.store_kv(k, v, head_dim=config.head_size), scale=self.scale, window=window)
+        q_norm, k_norm = self.norm_names
+        q = self._rotated(q, f"{module}.{q_norm}", rotation)
+        k = self._rotated(k, f"{module}.{k_norm}", rotation)
+        cache = ops.store_kv(k, v, head_dim=config.head_size)
+        x = ops.attention(q, cache, scale=self.scale, softcap=self.softcap, window=window)
         return ops.linear(x, f"{module}.o_proj", config.hidden_size, bias=self.output_bias, optional_bias=True)
 
     def _rotated(self, heads: Value, norm: str, rotation: Value | None) -> Value:
-        if self.norm is not None:
+        if self.norm is not None and not self.norm_last:
             heads = self.norm(heads, norm)
-        return heads if rotation is None else self.ops.rope(heads, rotation, head_dim=self.config.head_size)
+        if rotation is not None:
+            size = self.config.head_size
+            heads = self.ops.rope(heads, rotation, head_dim=size, interleaved=self.interleaved)
+        return self.norm(heads, norm) if self.norm is not None and self.norm_last else heads
 
 
 @dataclass(frozen=True)

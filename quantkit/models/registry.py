@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.config import DecoderConfig, shown
-from quantkit.models.families import gemma3, granite, llama, mixtral, neox, olmo
+from quantkit.models.families import cohere, gemma, gemma3, granite, llama, mixtral, neox, olmo
 from quantkit.models.fields import check_unused
 from quantkit.models.program import Program
 from quantkit.models.recorder import Recorder
@@ -35,7 +35,11 @@ class Family(NamedTuple):
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "arcee": Family(llama.ArceeConfig, llama.arcee),
+        "cohere": Family(cohere.CohereConfig, cohere.cohere),
+        "cohere2": Family(cohere.Cohere2Config, cohere.cohere2),
         "exaone4": Family(olmo.Exaone4Config, olmo.exaone4),
+        "gemma": Family(gemma.GemmaConfig, gemma.gemma),
+        "gemma2": Family(gemma.Gemma2Config, gemma.gemma2),
         "gemma3_text": Family(gemma3.Config, gemma3.forward),
         "gpt_neox": Family(neox.NeoXConfig, neox.gpt_neox, neox.NEOX_STORED),
         "granite": Family(granite.Config, granite.forward),

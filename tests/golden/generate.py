@@ -109,6 +109,18 @@ CASES = {
         "exaone4", {"layer_types": ["full_attention"] * 2, "sliding_window": None, "sliding_window_pattern": None}
     ),
     "exaone4_default_layers": Case("exaone4", {"layer_types": ..., "num_hidden_layers": 3}),
+    "cohere": Case("cohere"),
+    "cohere_qk_norm": Case("cohere", {"attention_bias": True, "tie_word_embeddings": False, "use_qk_norm": True}),
+    "cohere2": Case("cohere2"),
+    "cohere2_layer_types": Case(
+        "cohere2",
+        {
+            "attention_bias": True,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "num_hidden_layers": 2,
+            "sliding_window_pattern": ...,
+        },
+    ),
     "stablelm": Case("stablelm"),
     "stablelm_parallel": Case(
         "stablelm",
@@ -145,6 +157,19 @@ CASES = {
             "sliding_window": 16,
             "tie_word_embeddings": False,
             "use_sliding_window": True,
+        },
+    ),
+    "gemma": Case("gemma"),
+    "gemma_biases": Case("gemma", {"attention_bias": True, "hidden_act": "relu", "num_key_value_heads": 4}),
+    "gemma2": Case("gemma2"),
+    "gemma2_no_caps": Case(
+        "gemma2",
+        {
+            "attention_bias": True,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "tie_word_embeddings": False,
         },
     ),
     "gemma3_text": Case("gemma3_text"),

@@ -24,6 +24,7 @@ from quantkit.engine.binding import bind
 from quantkit.engine.model import Model
 from quantkit.generation.loading import load, load_model
 from quantkit.models.registry import read
+from quantkit.quantization.conversion import convert
 
 TOLERANCE = 1e-4
 """Largest difference of a logit from transformers' float32; logits of the tiny checkpoints are of order one."""
@@ -98,6 +99,16 @@ def test_engine_equals_transformers(subject: Subject, model: Model) -> None:
 
 def test_engine_token_by_token_equals_transformers(subject: Subject, model: Model) -> None:
     assert difference(by_token(model, subject.prompt)[list(ROWS)], subject.golden) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if name == case.model_type])
+def test_packed_in_four_bits_it_runs(name: str, tmp_path: Path) -> None:
+    convert(checkpoint(tmp_path / "model", name), tmp_path / "packed")
+    model = load_model(tmp_path / "packed", threads=1)
+    logits = model(token_ids(model.vocab_size))
+    model.close()
+    assert np.isfinite(logits).all()
+    assert logits.std() > 0.01
 
 
 @pytest.mark.live
