@@ -7,6 +7,7 @@ or converts a model starts here. No tensor is read, except where two copies of o
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantkit.formats.source import ModelSource, Selection
@@ -38,11 +39,23 @@ def bind(source: ModelSource) -> Bound:
         The config asks for what quantkit does not compute, or the tensors are not those that it asks for.
     """
     architecture = registry.read(source.config)
-    program = architecture.record()
+    program, prefixes = architecture.record(), architecture.prefixes
     for spec in program.tensors.values():
-        if spec.aliases and source.copies_differ(spec):
+        if spec.aliases and source.copies_differ(spec, prefixes):
             names = " and ".join(map(repr, (spec.name, *spec.aliases)))
             logger.warning("%s: %s differ: they are not tied, though the configuration says so", source.path, names)
             architecture = architecture.untied()
             program = architecture.record()
-    return Bound(architecture, program, source.select(program.tensors))
+    weights = source.select(program.tensors, prefixes, architecture.source)
+    if weights.unused:
+        logger.warning("%s: %s", source.path, _left_out(weights.unused, architecture.part_of))
+    return Bound(architecture, program, weights)
+
+
+def _left_out(names: Sequence[str], part_of: str) -> str:
+    """Say which tensors of a checkpoint are left out."""
+    if part_of:
+        modules = dict.fromkeys(name.removeprefix("model.").partition(".")[0] for name in names)
+        return f"{part_of} runs as text only; left out: {', '.join(modules)} ({len(names)} tensors)"
+    more = f" and {len(names) - 1} more, such as {names[-1]!r}" if names[1:] else ""
+    return f"the model does not use tensor {names[0]!r}{more}; left out"

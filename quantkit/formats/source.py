@@ -8,7 +8,6 @@ and those that a recorded program reads.
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence, Set
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 from quantkit.errors import CheckpointError, QuantkitError
 from quantkit.tensor import Piece, Tensor, TensorSpec
 
-logger = logging.getLogger(__name__)
+Prefixes = Sequence[tuple[str, str]]
+"""How names of tensors begin in a source, and in a program."""
 
 _COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias)$")
 """Buffers that some checkpoints store and every program computes by itself: rotary frequencies, the causal mask."""
@@ -102,9 +102,13 @@ class ModelSource(ABC):
         """Return the message that says why a tensor is not there, if that is known, else nothing."""
         return ""
 
-    def copies_differ(self, spec: TensorSpec) -> bool:
-        """Whether a tensor is stored under several of its names, with different numbers; they are read to know it."""
-        names = [name for name in (spec.name, *spec.aliases) if name in self.names]
+    def copies_differ(self, spec: TensorSpec, prefixes: Prefixes = ()) -> bool:
+        """Whether a tensor is stored under several of its names, with different numbers; they are read to know it.
+
+        `prefixes` as of `check`.
+        """
+        known = self._known(prefixes)
+        names = [known[name] for name in (spec.name, *spec.aliases) if name in known]
         copies = [self.tensor(name, copy=True) for name in names] if names[1:] else []
         return any(not _alike(copies[0], other) for other in copies[1:])
 
@@ -119,8 +123,15 @@ class ModelSource(ABC):
             digest.update(len(evidence).to_bytes(8, "little") + evidence)
         return digest.hexdigest()
 
-    def check(self, tensors: Mapping[str, TensorSpec]) -> list[str]:
+    def check(self, tensors: Mapping[str, TensorSpec], prefixes: Prefixes = ()) -> list[str]:
         """Compare the tensors with those that a recorded program reads.
+
+        Parameters
+        ----------
+        tensors : mapping of str to TensorSpec
+            What the program reads, by name.
+        prefixes : sequence of (str, str)
+            How names may begin in this source, and how they begin in the program; the first that fits counts.
 
         Returns
         -------
@@ -134,17 +145,17 @@ class ModelSource(ABC):
             When a tensor is missing or has another shape than the program asks for; when the program leaves out a
             tensor of a layer that it uses, such as a bias: the model would compute something else.
         """
-        found = self._find(tensors)
-        stored = set(self.names)
+        known = self._known(prefixes)
+        found, stored = self._find(tensors, known), set(self.names)
         in_blocks = set(map(_in_block, stored))
         for spec in tensors.values():
             self._check_pieces(found.get(spec.name, ()), stored)
             # What only some blocks lack is lost, optional or not.
             names = (spec.name, *(piece.name for piece in spec.pieces))
             if spec.name not in found and not (spec.optional and in_blocks.isdisjoint(map(_in_block, names))):
-                raise self._absence(names[-1], spec.pieces[-1].shape if spec.pieces else spec.shape)
+                raise self._absence(names[-1], spec.pieces[-1].shape if spec.pieces else spec.shape, prefixes)
         read = {piece.name for pieces in found.values() for piece in pieces}
-        copies = {name for spec in tensors.values() for name in (spec.name, *spec.aliases)}
+        copies = {known.get(name) for spec in tensors.values() for name in (spec.name, *spec.aliases)}
         unused = [name for name in self.names if name not in read | copies and not _COMPUTED.search(name)]
         layers = {layer for name in read for layer in _layers(name)}
         for name in unused:
@@ -155,26 +166,35 @@ class ModelSource(ABC):
                 )
         return unused
 
-    def select(self, tensors: Mapping[str, TensorSpec]) -> Selection:
+    def select(
+        self, tensors: Mapping[str, TensorSpec], prefixes: Prefixes = (), config: Mapping[str, Any] | None = None
+    ) -> Selection:
         """Return the source with those tensors alone that a recorded program reads, under the program's names.
 
-        What is left out is logged in one warning; raises as `check` does.
+        It has another `config.json` where one is given. Parameters and errors as of `check`.
         """
-        unused = self.check(tensors)
-        if unused:
-            more = f" and {len(unused) - 1} more, such as {unused[-1]!r}" if unused[1:] else ""
-            logger.warning("%s: the model does not use tensor %r%s; left out", self.path, unused[0], more)
-        return Selection(self, tensors, self._find(tensors), unused)
+        unused = self.check(tensors, prefixes)
+        found = self._find(tensors, self._known(prefixes))
+        return Selection(self, tensors, found, unused, self.config if config is None else config)
 
-    def _find(self, tensors: Mapping[str, TensorSpec]) -> dict[str, tuple[Piece, ...]]:
+    def _known(self, prefixes: Prefixes) -> dict[str, str]:
+        """Name as a program has it -> name in this source."""
+        known = {name: name for name in self.names}
+        for name in self.names:
+            for stored, meant in prefixes:
+                if name.startswith(stored):
+                    known.setdefault(meant + name.removeprefix(stored), name)
+                    break
+        return known
+
+    def _find(self, tensors: Mapping[str, TensorSpec], known: Mapping[str, str]) -> dict[str, tuple[Piece, ...]]:
         """Name in the program -> what it consists of, of each tensor that is there."""
-        names = set(self.names)
-        found = {}
+        found: dict[str, tuple[Piece, ...]] = {}
         for spec in tensors.values():
-            whole = next((name for name in (spec.name, *spec.aliases) if name in names), None)
+            whole = next((name for name in (spec.name, *spec.aliases) if name in known), None)
             pieces = spec.pieces if whole is None else (Piece(whole, spec.shape),)
-            if not names.isdisjoint(piece.name for piece in pieces):
-                found[spec.name] = pieces
+            if any(piece.name in known for piece in pieces):
+                found[spec.name] = tuple(replace(piece, name=known.get(piece.name, piece.name)) for piece in pieces)
         return found
 
     def _check_pieces(self, pieces: Sequence[Piece], names: Set[str]) -> None:
@@ -197,9 +217,10 @@ class ModelSource(ABC):
                     "but both are one tensor of the model"
                 )
 
-    def _absence(self, name: str, shape: tuple[int, ...]) -> QuantkitError:
+    def _absence(self, name: str, shape: tuple[int, ...], prefixes: Prefixes = ()) -> QuantkitError:
+        other = [stored + name.removeprefix(meant) for stored, meant in prefixes if name.startswith(meant)]
         return self.error(
-            self._why_missing(name)
+            next(filter(None, map(self._why_missing, [name, *other])), "")
             or f"{self.path}: has no tensor {name!r} of shape {shape}, which its configuration asks for; "
             "the download is incomplete or the configuration belongs to another model"
         )
@@ -220,8 +241,10 @@ class Selection(ModelSource):
         tensors: Mapping[str, TensorSpec],
         found: Mapping[str, tuple[Piece, ...]],
         unused: Sequence[str],
+        config: Mapping[str, Any],
     ) -> None:
         self.path, self.error, self.unused = source.path, source.error, tuple(unused)
+        self._config = config
         self._source, self._tensors, self._found = source, tensors, found
         order = {name: place for place, name in enumerate(source.names)}
         self._names = tuple(
@@ -230,7 +253,7 @@ class Selection(ModelSource):
 
     @property
     def config(self) -> Mapping[str, Any]:
-        return self._source.config
+        return self._config
 
     @property
     def files(self) -> Mapping[str, bytes | Path]:

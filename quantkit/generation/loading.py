@@ -16,6 +16,7 @@ from quantkit.engine.model import Model
 from quantkit.formats import ModelSource
 from quantkit.generation.options import is_whole, require
 from quantkit.generation.text.tokenizer import Tokenizer
+from quantkit.models.wrappers import text_config
 
 
 def load_model(
@@ -85,5 +86,5 @@ def _model(source: ModelSource, threads: int | None, context: int | None, kv_dty
 
 
 def _tokenizer(source: ModelSource) -> Tokenizer:
-    config = json.dumps(dict(source.config)).encode()
+    config = json.dumps(dict(text_config(source.config))).encode()
     return Tokenizer({**source.files, "config.json": config}, source.path)

@@ -113,7 +113,9 @@ COMPUTING: Mapping[str, tuple[Any, ...] | Neutral] = MappingProxyType(
     | _each("add_bias_linear lm_head_bias enable_bias norm_bias projectors_bias", (False,))
     | _each("no_bias", (True,))
     # Norms and residual connections.
-    | _each("use_qk_norm qk_norm qk_layernorm use_qk_layernorm use_post_norm use_sandwich_norm", (False,))
+    | _each(
+        "use_qk_norm qk_norm qk_layernorm qk_layer_norms use_qk_layernorm use_post_norm use_sandwich_norm", (False,)
+    )
     | _each("use_parallel_residual parallel_attn apply_residual_connection_post_layernorm", (False,))
     | _each("new_decoder_architecture mup_enabled scale_embedding", (False,))
     | _each("do_layer_norm_before layer_norm_elementwise_affine scale_attn_weights", (True,))

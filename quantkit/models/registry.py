@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.models import refused
 from quantkit.models.config import DecoderConfig, shown
 from quantkit.models.families import cohere, gemma, gemma3, granite, llama, mixtral, neox, olmo
 from quantkit.models.fields import check_unused
@@ -19,6 +20,7 @@ from quantkit.models.program import Program
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import context_of
 from quantkit.models.stored import Stored, described
+from quantkit.models.wrappers import PREFIXES, WRAPPERS, text_config
 
 Forward = Callable[[Any, Recorder], None]
 """Records the forward pass of the configuration that it is given."""
@@ -68,10 +70,27 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model as its `config.json` describes it, read and checked."""
+    """A model as its `config.json` describes it, read and checked.
+
+    Attributes
+    ----------
+    config : DecoderConfig
+    family : Family
+    source : Mapping
+        The `config.json` of the text model, which is another one where that is a part of a multimodal model.
+    part_of : str
+        `model_type` of the multimodal model, if it is part of one.
+    """
 
     config: DecoderConfig
     family: Family
+    source: Mapping[str, Any]
+    part_of: str = ""
+
+    @property
+    def prefixes(self) -> tuple[tuple[str, str], ...]:
+        """How names of tensors may begin in the checkpoint -> how they begin in the program."""
+        return PREFIXES if self.part_of else ()
 
     @property
     def context_length(self) -> int:
@@ -111,12 +130,16 @@ def read(config: Mapping[str, Any]) -> Architecture:
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
         raise CheckpointError("config.json: model_type is missing; is this a Hugging Face language model?")
-    if model_type not in FAMILIES:
-        supported = ", ".join(FAMILIES)
+    if (reason := refused.reason(config)) is not None:
+        raise UnsupportedError(f"config.json: model_type {shown(model_type)} {reason}")
+    text = text_config(config)
+    if text["model_type"] not in FAMILIES:
+        where = "" if text is config else f" of the text model in {shown(model_type)}"
+        supported = ", ".join([*FAMILIES, *WRAPPERS])
         raise UnsupportedError(
-            f"config.json: model_type {shown(model_type)} is not supported; supported are {supported}"
+            f"config.json: model_type {shown(text['model_type'])}{where} is not supported; supported are {supported}"
         )
-    family = FAMILIES[model_type]
-    parsed = family.config.from_dict(config)
-    check_unused(config, parsed)
-    return Architecture(parsed, family)
+    family = FAMILIES[text["model_type"]]
+    parsed = family.config.from_dict(text)
+    check_unused(text, parsed)
+    return Architecture(parsed, family, text, "" if text is config else model_type)

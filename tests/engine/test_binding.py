@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 import tiny
 from golden.generate import transformers_logits
+from quantkit import formats
+from quantkit.engine.binding import bind
 from quantkit.formats import packed
 from quantkit.generation.loading import load_model
 from quantkit.quantization.conversion import convert
@@ -55,6 +57,19 @@ def test_a_head_with_other_numbers_is_not_tied(tmp_path: Path, caplog: pytest.Lo
     np.testing.assert_array_equal(answer, logits(checkpoint(tmp_path / "untied", tied=False, head="own")))
     convert(said, tmp_path / "packed", overrides=[("", "f32")])
     np.testing.assert_array_equal(logits(tmp_path / "packed"), answer)
+
+
+def test_left_overs_are_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny.config_of("llama", num_hidden_layers=2)
+    tensors = {name: tiny.weight(name, shape) for name, shape in tiny.shapes(config).items()}
+    tensors["adapter.weight"] = np.zeros((2, 2), np.float32)
+    source = tiny.checkpoint(tmp_path, dtype="F32", num_hidden_layers=1)
+    tiny.write_safetensors(tmp_path / "model.safetensors", {name: ("F32", array) for name, array in tensors.items()})
+    bind(formats.open(source))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}: the model does not use tensor 'model.layers.1.self_attn.q_proj.weight' and 9 more, such as "
+        "'adapter.weight'; left out"
+    ]
 
 
 @pytest.mark.live

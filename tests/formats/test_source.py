@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,7 +81,7 @@ def test_a_weight_of_a_layer_in_use_must_be_used(name: str, tmp_path: Path) -> N
         source.select(program(UP, "model.norm.weight"))
 
 
-def test_other_left_overs_are_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_left_overs(tmp_path: Path) -> None:
     source = source_of(
         tmp_path,
         UP,
@@ -93,26 +92,56 @@ def test_other_left_overs_are_one_warning(tmp_path: Path, caplog: pytest.LogCapt
         "vision_tower.layers.0.mlp.up_proj.weight",
         "adapter.weight",
     )
-    with caplog.at_level(logging.WARNING):
-        selection = source.select(program(UP))
-    assert selection.unused == (
+    assert source.select(program(UP)).unused == (
         "model.layers.1.mlp.up_proj.weight",
         "vision_tower.layers.0.mlp.up_proj.weight",
         "adapter.weight",
     )
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path}: the model does not use tensor 'model.layers.1.mlp.up_proj.weight' and 2 more, such as "
-        "'adapter.weight'; left out"
-    ]
+
+
+PREFIXES = (("language_model.model.", "model."), ("language_model.", ""))
+
+
+def test_names_may_begin_otherwise(tmp_path: Path) -> None:
+    source = source_of(tmp_path, f"language_model.{UP}", "language_model.lm_head.weight", "vision.weight")
+    embedding = TensorSpec("model.embed_tokens.weight", (2, 3), aliases=("lm_head.weight",))
+    selection = source.select(program(UP, embedding), PREFIXES, {"model_type": "another"})
+    assert [selection.tensor(name).data.max() for name in (UP, embedding.name)] == [0, 1]
+    assert selection.unused == ("vision.weight",)
+    assert selection.config == {"model_type": "another"}
+    assert selection.names == (UP, embedding.name)
+    assert not source.copies_differ(embedding, PREFIXES)
+
+
+def test_copies_may_begin_otherwise(tmp_path: Path) -> None:
+    source = source_of(tmp_path, "language_model.model.embed_tokens.weight", "language_model.lm_head.weight")
+    embedding = TensorSpec("model.embed_tokens.weight", (2, 3), aliases=("lm_head.weight",))
+    assert source.copies_differ(embedding, PREFIXES)
+    assert source.select(program(embedding), PREFIXES).unused == ()
+
+
+def test_pieces_may_begin_otherwise(tmp_path: Path) -> None:
+    name = QKV.removeprefix("model.")
+    source = fused_source(tmp_path, **{f"language_model.model.{name}": FUSED + 1, QKV: None})
+    tensor = source.select(program(rows_of(8, 12)), PREFIXES).tensor(rows_of(8, 12).name)
+    np.testing.assert_array_equal(tensor.data, FUSED[8:] + 1)
+
+
+def test_messages_have_the_names_of_the_file(tmp_path: Path) -> None:
+    source = source_of(tmp_path, f"language_model.{UP}", f"language_model.{UP.replace('weight', 'bias')}")
+    with pytest.raises(CheckpointError, match=r"does not use tensor 'language_model\.model\..*bias'"):
+        source.select(program(UP), PREFIXES)
+    with pytest.raises(CheckpointError, match=r"tensor 'language_model.model\..*' has shape \(2, 3\), .* \(3, 3\)"):
+        source.select(program(TensorSpec(UP, (3, 3))), PREFIXES)
 
 
 QKV, NORMS = "model.layers.0.self_attn.qkv_proj.weight", "model.layers.0.self_attn.norms"
 FUSED = np.arange(48, dtype=np.float32).reshape(12, 4)
 
 
-def fused_source(folder: Path, **tensors: NDArray[Any]) -> ModelSource:
-    """A folder with the tensor `QKV`, and others."""
-    stored = {QKV: FUSED, **tensors}
+def fused_source(folder: Path, **tensors: NDArray[Any] | None) -> ModelSource:
+    """A folder with the tensor `QKV`, and others; None leaves one out."""
+    stored = {name: array for name, array in ({QKV: FUSED} | tensors).items() if array is not None}
     kinds = {"float32": "F32", "float16": "F16", "uint16": "BF16"}
     tiny.checkpoint(folder)
     entries = {name: (kinds[array.dtype.name], array) for name, array in stored.items()}

@@ -1,0 +1,134 @@
+"""Multimodal models, of which quantkit runs the text: where the text model is configured, what its tensors are called.
+
+Every `model_type` is a row of `WRAPPERS`. `text_config` makes the `config.json` that the text model would have by
+itself, which its family then reads as any other. Images, videos and sounds are left out: what they add stands beside
+the text model, and a prompt without them passes by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from quantkit.errors import CheckpointError
+from quantkit.models.config import shown
+
+
+class Wrapper(NamedTuple):
+    """One `model_type`.
+
+    Attributes
+    ----------
+    text : str
+        `model_type` of the text model, where its config does not say it.
+    tied : bool
+        Whether the head is tied to the embedding, where no config says it.
+    flat : bool
+        Old files have the fields of the text model at the top level.
+    """
+
+    text: str
+    tied: bool = False
+    flat: bool = False
+
+
+WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
+    {
+        "exaone4_5": Wrapper("exaone4"),
+        "gemma3": Wrapper("gemma3_text", tied=True),
+        "idefics2": Wrapper("mistral"),
+        "idefics3": Wrapper("llama"),
+        "internvl": Wrapper("qwen2", tied=True),
+        "llava": Wrapper("llama"),
+        "llava_next": Wrapper("llama"),
+        "llava_next_video": Wrapper("llama"),
+        "llava_onevision": Wrapper("qwen2"),
+        "mistral3": Wrapper("mistral", tied=True),
+        "qwen2_5_vl": Wrapper("qwen2", flat=True),
+        "qwen2_audio": Wrapper("qwen2"),
+        "qwen2_vl": Wrapper("qwen2", flat=True),
+        "qwen3_vl": Wrapper("qwen3"),
+        "smolvlm": Wrapper("llama"),
+        "video_llama_3": Wrapper("qwen2"),
+        "video_llava": Wrapper("llama"),
+        "vipllava": Wrapper("llama"),
+        "voxtral": Wrapper("llama"),
+    }
+)
+
+TEXT_TYPES: Mapping[str, str] = MappingProxyType(
+    {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+)
+"""`model_type` of a text model that has no other use -> the family that it is."""
+
+PREFIXES = (
+    ("model.language_model.", "model."),
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("language_model.", "model."),
+    ("model.text_model.", "model."),
+)
+"""How names of tensors begin in a checkpoint, and in the program of the text model; the first that fits counts."""
+
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "llama": {
+            "vocab_size": 32_000,
+            "hidden_size": 4096,
+            "intermediate_size": 11_008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+        },
+        "mistral": {
+            "vocab_size": 32_000,
+            "hidden_size": 4096,
+            "intermediate_size": 14_336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+        },
+    }
+)
+"""What LLaVA and Idefics leave out of the config of their text model, as transformers fills it in."""
+
+_INHERITED = ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype", "transformers_version")
+"""Fields that are the text model's too, unless it has them itself."""
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the `config.json` of the text model alone: the same, unless it is part of a multimodal model.
+
+    Raises
+    ------
+    CheckpointError
+        A multimodal model has no text model.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in WRAPPERS:
+        return config
+    wrapper = WRAPPERS[model_type]
+    text = config.get("text_config")
+    if text is None and wrapper.flat:
+        text = {name: value for name, value in config.items() if name not in ("model_type", "architectures")}
+    if not isinstance(text, Mapping):
+        raise CheckpointError(f"config.json: text_config is {shown(text)}, not an object that describes the text model")
+    kind = text.get("model_type", wrapper.text)
+    if not isinstance(kind, str):
+        raise CheckpointError(f"config.json: model_type in text_config is {shown(kind)}, not a text")
+    kind = TEXT_TYPES.get(kind, kind)
+    inherited = {name: config[name] for name in _INHERITED if name in config}
+    merged = {**_DEFAULTS.get(kind, {}), **inherited, **text, "model_type": kind, "tie_word_embeddings": wrapper.tied}
+    # Files have it in one place or the other, and there false is often but the default.
+    said = [place.get("tie_word_embeddings") for place in (config, text)]
+    if told := [value for value in said if value is not None]:
+        merged["tie_word_embeddings"] = next((value for value in told if value is not False), False)
+    merged.pop("vision_config", None)
+    return {name: _plain_rope(value) if name.startswith("rope_") else value for name, value in merged.items()}
+
+
+def _plain_rope(parameters: Any) -> Any:
+    """Rope parameters without those of images: a text's positions are the same in time, height and width."""
+    if not isinstance(parameters, Mapping):
+        return parameters
+    plain = {name: value for name, value in parameters.items() if not name.startswith("mrope_")}
+    return {name: "default" if value == "mrope" else value for name, value in plain.items()}

@@ -1,0 +1,279 @@
+"""Multimodal models as text only: the same model as its text model by itself, and as transformers has it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import tiny
+from golden import generate as golden
+from quantkit import formats
+from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.formats.packed import PackedModel
+from quantkit.generation.loading import load, load_model
+from quantkit.models.refused import REASONS
+from quantkit.models.registry import FAMILIES, read
+from quantkit.models.wrappers import TEXT_TYPES, WRAPPERS
+from quantkit.quantization.conversion import convert
+from quantkit.quantization.dequantization import dequantize
+
+PROMPT = [(17 * i * i + 5 * i + 3) % 320 for i in range(40)]
+
+Names = dict[str, str]
+"""How names of tensors begin in a text model -> how they begin in a multimodal checkpoint of it."""
+
+OLD: Names = {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."}
+NEW: Names = {"model.": "model.language_model."}
+IDEFICS: Names = {"model.": "model.text_model."}
+QWEN2: Names = {}
+
+_SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+_VIT = _SIZES | {"image_size": 28, "patch_size": 14, "num_channels": 3}
+_CLIP = {"vision_config": _VIT | {"model_type": "clip_vision_model", "projection_dim": 32}}
+_SIGLIP = {"vision_config": _VIT | {"model_type": "siglip_vision_model"}}
+_QWEN = {
+    "depth": 1,
+    "hidden_size": 32,
+    "num_heads": 2,
+    "intermediate_size": 64,
+    "patch_size": 14,
+    "out_hidden_size": 64,
+}
+_AUDIO = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
+_PERCEIVER = {
+    "resampler_n_latents": 2,
+    "resampler_depth": 1,
+    "resampler_n_heads": 2,
+    "resampler_head_dim": 16,
+    "num_key_value_heads": 2,
+}
+
+PUBLISHED: dict[str, tuple[Names, str, dict[str, Any]]] = {
+    "exaone4_5": (NEW, "model.visual", {"vision_config": _QWEN | {"num_key_value_heads": 2}}),
+    "gemma3": (OLD, "vision_tower", _SIGLIP | {"mm_tokens_per_image": 4}),
+    "idefics2": (IDEFICS, "model.vision_model", {"vision_config": _VIT, "perceiver_config": _PERCEIVER}),
+    "idefics3": (IDEFICS, "model.vision_model", {"vision_config": _VIT, "scale_factor": 1}),
+    "internvl": (
+        OLD,
+        "vision_tower",
+        {"vision_config": _VIT | {"image_size": [28, 28], "patch_size": [14, 14]}, "downsample_ratio": 0.5},
+    ),
+    "llava": (OLD, "vision_tower", _CLIP),
+    "llava_next": (OLD, "vision_tower", _CLIP),
+    "llava_next_video": (OLD, "vision_tower", _CLIP),
+    "llava_onevision": (OLD, "vision_tower", _SIGLIP),
+    "mistral3": (OLD, "vision_tower", {"vision_config": _VIT | {"model_type": "pixtral", "head_dim": 16}}),
+    "qwen2_5_vl": (QWEN2, "visual", {"vision_config": _QWEN | {"fullatt_block_indexes": [0]}}),
+    "qwen2_audio": (OLD, "audio_tower", {"audio_config": _AUDIO}),
+    "qwen2_vl": (
+        QWEN2,
+        "visual",
+        {"vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2}},
+    ),
+    "qwen3_vl": (
+        NEW,
+        "model.visual",
+        {"vision_config": _QWEN | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}},
+    ),
+    "smolvlm": (IDEFICS, "model.vision_model", {"vision_config": _VIT, "scale_factor": 1}),
+    "video_llama_3": (NEW, "model.vision_model", {"vision_config": _VIT}),
+    "video_llava": (OLD, "video_tower", _CLIP),
+    "vipllava": (OLD, "vision_tower", _CLIP),
+    "voxtral": (OLD, "audio_tower", {"audio_config": _SIZES | _AUDIO}),
+}
+"""How names begin in published checkpoints, where vision or sound begins, and a config of it that is tiny."""
+
+SECTIONS = {"qwen2_vl": [2, 3, 3], "qwen2_5_vl": [2, 3, 3], "qwen3_vl": [8, 4, 4]}
+"""Pairs of channels that turn with time, height and width."""
+
+
+def wrapped(model_type: str, **changes: Any) -> dict[str, Any]:
+    """The `config.json` of a multimodal model around the tiny one of its text model."""
+    text = tiny.config_of(WRAPPERS[model_type].text, **changes)
+    del text["architectures"]
+    if model_type in SECTIONS:
+        text["model_type"] = f"{model_type}_text"
+        text["rope_scaling"] = {"type": "mrope", "mrope_section": SECTIONS[model_type]}
+        if model_type == "qwen3_vl":
+            text["rope_scaling"] = {"rope_type": "default", "mrope_interleaved": True} | text["rope_scaling"]
+            del text["rope_scaling"]["type"]
+    own = {"model_type": model_type, "architectures": ["ForConditionalGeneration"], "text_config": text}
+    return own | PUBLISHED[model_type][2]
+
+
+def checkpoint(folder: Path, config: dict[str, Any], names: Names) -> Path:
+    """The tiny checkpoint of a text model, as part of a multimodal one."""
+    text = WRAPPERS[config["model_type"]].text
+    source = golden.checkpoint(folder, text)
+    tensors = {name: formats.open(source).tensor(name, copy=True).data for name in formats.open(source).names}
+    stored = {}
+    for name, array in tensors.items():
+        meant = next((prefix for prefix in names if name.startswith(prefix)), "")
+        stored[names.get(meant, "") + name.removeprefix(meant)] = ("F32", array)
+    tower = PUBLISHED[config["model_type"]][1]
+    stored |= {f"{tower}.layers.0.mlp.fc{i}.weight": ("F32", np.zeros((4, 4), np.float32)) for i in (1, 2)}
+    stored["multi_modal_projector.linear.weight"] = ("F32", np.zeros((4, 4), np.float32))
+    tiny.write_safetensors(folder / "model.safetensors", stored)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def logits(path: Path) -> NDArray[np.float32]:
+    model = load_model(path, threads=1, kv_dtype="f32")
+    try:
+        return model(PROMPT)
+    finally:
+        model.close()
+
+
+def test_every_wrapper_has_a_row() -> None:
+    assert PUBLISHED.keys() == WRAPPERS.keys()
+    assert {wrapper.text for wrapper in WRAPPERS.values()} | set(TEXT_TYPES.values()) <= FAMILIES.keys()
+    assert not WRAPPERS.keys() & FAMILIES.keys()
+
+
+@pytest.mark.parametrize("model_type", WRAPPERS)
+def test_the_text_model_is_the_model_itself(model_type: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    plain = golden.checkpoint(tmp_path / "plain", WRAPPERS[model_type].text)
+    expected = logits(plain)
+    tower = PUBLISHED[model_type][1].removeprefix("model.")
+    for number, names in enumerate((PUBLISHED[model_type][0], NEW)):
+        caplog.clear()
+        source = checkpoint(tmp_path / str(number), wrapped(model_type), names)
+        np.testing.assert_array_equal(logits(source), expected)
+        assert [record.getMessage() for record in caplog.records] == [
+            f"{source}: {model_type} runs as text only; left out: {tower}, multi_modal_projector (3 tensors)"
+        ]
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "qwen2_5_vl", "llava"])
+def test_what_is_packed_is_the_text_model(model_type: str, tmp_path: Path) -> None:
+    text = WRAPPERS[model_type].text
+    source = checkpoint(tmp_path / "source", wrapped(model_type) | {"eos_token_id": [7]}, PUBLISHED[model_type][0])
+    report = convert(source, tmp_path / "packed")
+    assert len(report.unused) == 3
+    convert(golden.checkpoint(tmp_path / "plain", text), tmp_path / "plain-packed")
+    packed, plain = PackedModel(tmp_path / "packed"), PackedModel(tmp_path / "plain-packed")
+    assert packed.manifest["tensors"] == plain.manifest["tensors"]
+    assert packed.config["model_type"] == text
+    assert "vision_config" not in packed.config
+    dequantize(packed.path, tmp_path / "out")
+    assert sorted(formats.open(tmp_path / "out").names) == sorted(golden.shapes(text))
+    assert read(formats.open(tmp_path / "out").config).record() == read(tiny.config_of(text)).record()
+
+
+def test_tokens_that_end_are_those_of_the_whole(tmp_path: Path) -> None:
+    config = wrapped("llava", eos_token_id=...) | {"eos_token_id": 5}
+    source = checkpoint(tmp_path / "source", config, OLD)
+    (source / "generation_config.json").unlink()
+    model, tokenizer = load(source, threads=1)
+    model.close()
+    assert 5 in tokenizer.eos_token_ids
+
+
+def test_old_files_of_qwen_have_one_level(tmp_path: Path) -> None:
+    config = wrapped("qwen2_5_vl")
+    flat = config.pop("text_config") | config
+    nested = read(wrapped("qwen2_5_vl"))
+    assert read(flat).record() == nested.record()
+    both = wrapped("qwen2_5_vl")
+    both["text_config"]["rope_parameters"] = {"rope_type": "default", "type": "mrope", "mrope_section": [2, 3, 3]}
+    del both["text_config"]["rope_scaling"]
+    assert read(both).record() == nested.record()
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "default", "tied"),
+    [
+        (..., ..., "gemma3", True),
+        (..., ..., "llava", False),
+        (False, ..., "gemma3", False),
+        (True, False, "llava", True),
+        (False, True, "llava", True),
+        (None, None, "gemma3", True),
+        (False, None, "gemma3", False),
+    ],
+)
+def test_where_ties_are_said(outer: Any, inner: Any, default: str, tied: bool) -> None:
+    config = wrapped(default, tie_word_embeddings=inner)
+    if outer is not ...:
+        config["tie_word_embeddings"] = outer
+    assert read(config).config.tie_word_embeddings is tied
+
+
+def test_llava_leaves_sizes_out() -> None:
+    config = read({"model_type": "llava", "text_config": {"model_type": "llama", "vocab_size": 32064}}).config
+    assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == (4096, 11008, 32)
+    config = read({"model_type": "llava", "text_config": {"model_type": "mistral"}}).config
+    assert (config.vocab_size, config.intermediate_size, config.num_key_value_heads) == (32000, 14336, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"text_config": None}, CheckpointError, "text_config is None, not an object"),
+        ({"text_config": [1]}, CheckpointError, r"text_config is \[1\], not an object"),
+        ({"text_config": {"model_type": 3}}, CheckpointError, "model_type in text_config is 3, not a text"),
+        (
+            {"text_config": {"model_type": "opt"}},
+            UnsupportedError,
+            "'opt' of the text model in 'llava' is not supported",
+        ),
+        ({"text_config": {"model_type": "llama", "hidden_size": "x"}}, CheckpointError, "hidden_size is 'x', not"),
+        ({"tie_word_embeddings": "yes"}, CheckpointError, "tie_word_embeddings is 'yes', not true or false"),
+    ],
+)
+def test_configs_that_are_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=rf"^config\.json: .*{message}"):
+        read(wrapped("llava") | change)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "message"),
+    [
+        ("bert", "is an encoder, which turns a text into numbers and continues none"),
+        ("t5", "is an encoder-decoder; quantkit runs decoders alone"),
+        ("whisper", "hears or makes sounds; quantkit runs language models"),
+        ("clip", "sees or makes images; quantkit runs language models"),
+        ("llada", "makes texts by diffusion"),
+    ],
+)
+def test_what_continues_no_text_is_refused_by_name(model_type: str, message: str, tmp_path: Path) -> None:
+    tiny.checkpoint(tmp_path / "model")
+    (tmp_path / "model/config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(UnsupportedError, match=rf"^config\.json: model_type '{model_type}' {message}"):
+        convert(tmp_path / "model", tmp_path / "out")
+
+
+def test_an_unknown_encoder_decoder_is_known_by_its_config() -> None:
+    with pytest.raises(UnsupportedError, match="model_type 'new' is an encoder-decoder"):
+        read({"model_type": "new", "is_encoder_decoder": True})
+    assert not REASONS.keys() & (FAMILIES.keys() | WRAPPERS.keys())
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("model_type", WRAPPERS)
+def test_transformers_answers_the_same(model_type: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForMultimodalLM
+
+    (tmp_path / "config.json").write_text(json.dumps(wrapped(model_type)))
+    model = AutoModelForMultimodalLM.from_config(AutoConfig.from_pretrained(tmp_path), attn_implementation="eager")
+    model = model.to(torch.float32).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.2
+            torch.nn.init.normal_(parameter, 0.0 if parameter.ndim > 1 else 1.0, scale, generator=generator)
+        expected = model(torch.tensor([PROMPT])).logits[0].numpy()
+    model.save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        answer = logits(tmp_path)
+    assert np.abs(answer - expected).max() <= 1e-4 * max(1.0, np.abs(expected).max())
+    assert "runs as text only; left out: " in caplog.text
