@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models import refused
 from quantkit.models.config import DecoderConfig, shown
-from quantkit.models.families import cohere, gemma, gemma3, granite, llama, mixtral, neox, olmo
+from quantkit.models.families import cohere, gemma, gemma3, glm, granite, hunyuan, llama, mixtral, neox, olmo
 from quantkit.models.fields import check_unused
 from quantkit.models.program import Program
 from quantkit.models.recorder import Recorder
@@ -39,13 +39,18 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "arcee": Family(llama.ArceeConfig, llama.arcee),
         "cohere": Family(cohere.CohereConfig, cohere.cohere),
         "cohere2": Family(cohere.Cohere2Config, cohere.cohere2),
+        "ernie4_5": Family(glm.ErnieConfig, glm.ernie4_5),
         "exaone4": Family(olmo.Exaone4Config, olmo.exaone4),
         "gemma": Family(gemma.GemmaConfig, gemma.gemma),
         "gemma2": Family(gemma.Gemma2Config, gemma.gemma2),
         "gemma3_text": Family(gemma3.Config, gemma3.forward),
+        "glm": Family(glm.GlmConfig, glm.glm, glm.GLM_STORED),
+        "glm4": Family(glm.GlmConfig, glm.glm4, glm.GLM_STORED),
         "gpt_neox": Family(neox.NeoXConfig, neox.gpt_neox, neox.NEOX_STORED),
         "granite": Family(granite.Config, granite.forward),
         "granitemoe": Family(granite.MoeConfig, granite.moe, granite.MOE_STORED),
+        "helium": Family(glm.HeliumConfig, glm.helium),
+        "hunyuan_v1_dense": Family(hunyuan.Config, hunyuan.forward),
         "internlm3": Family(llama.InternLM3Config, llama.internlm3),
         "llama": Family(llama.LlamaConfig, llama.llama),
         "ministral": Family(llama.MistralConfig, llama.mistral),

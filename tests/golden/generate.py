@@ -111,6 +111,20 @@ CASES = {
     "exaone4_default_layers": Case("exaone4", {"layer_types": ..., "num_hidden_layers": 3}),
     "cohere": Case("cohere"),
     "cohere_qk_norm": Case("cohere", {"attention_bias": True, "tie_word_embeddings": False, "use_qk_norm": True}),
+    "glm": Case("glm"),
+    "glm_no_biases": Case("glm", {"attention_bias": False, "partial_rotary_factor": 0.25}),
+    "glm4": Case("glm4"),
+    "glm4_biases": Case(
+        "glm4", {"attention_bias": True, "partial_rotary_factor": ..., "rope_theta": 500.0, "tie_word_embeddings": True}
+    ),
+    "ernie4_5": Case("ernie4_5"),
+    "ernie4_5_biases": Case("ernie4_5", {"head_dim": 16, "tie_word_embeddings": False, "use_bias": True}),
+    "helium": Case("helium"),
+    "helium_biases": Case("helium", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2}),
+    "hunyuan_v1_dense": Case("hunyuan_v1_dense"),
+    "hunyuan_v1_dense_biases": Case(
+        "hunyuan_v1_dense", {"attention_bias": True, "rope_scaling": None, "tie_word_embeddings": False}
+    ),
     "cohere2": Case("cohere2"),
     "cohere2_layer_types": Case(
         "cohere2",

@@ -281,6 +281,20 @@ def test_parameters_per_layer_type_belong_to_gemma3() -> None:
         read(tiny.config_of("gemma3_text", rope_parameters={"full_attention": 1})).record()
 
 
+def test_hunyuan_stretches_the_base_by_alpha() -> None:
+    def turns(**scaling: Any) -> tuple[float, ...]:
+        config = tiny.config_of("hunyuan_v1_dense", head_dim=4, rope_theta=4.0, rope_scaling=scaling)
+        return next(step.constant for step in read(config).record().operations if step.name == "rotation")
+
+    assert turns(type="dynamic", alpha=2.0, factor=1.0, beta_fast=32) == (1.0, 0.25)
+    assert turns(type="dynamic", alpha=None, factor=3.0) == (1.0, 0.5)
+    for alpha in (-1.0, "2"):
+        with pytest.raises(CheckpointError, match=r"the rope parameter alpha is .*, not a positive number"):
+            turns(type="dynamic", alpha=alpha, factor=1.0)
+    with pytest.raises(UnsupportedError, match=r"the rope parameter alpha is 2\.0"):
+        turns(type="linear", alpha=2.0, factor=1.0)
+
+
 def test_gemma3_has_two_bases() -> None:
     def bases(**overrides: Any) -> list[float]:
         fields = {"head_dim": 4, "rope_theta": ..., "rope_local_base_freq": ...} | overrides
