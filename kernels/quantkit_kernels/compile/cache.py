@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 _CHECKSUM = hashlib.sha256
 
 
-class KernelCache(NullCache):  # type: ignore[misc]
+class KernelCache(NullCache):
     """Where numba's dispatcher of an entry looks for machine code and leaves it: one file for each signature.
 
     Parameters
