@@ -25,6 +25,8 @@ from quantkit.tensor import Tensor, TensorSpec
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PIPELINE = "model_index.json"
+"""What the diffusers library lays out has this file in place of config.json."""
 SIDECARS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -50,12 +52,14 @@ class FolderSource(ModelSource):
     CheckpointError
         When config.json or all weights are missing, or a file is truncated or damaged.
     UnsupportedError
-        When the weights are pickles or already quantized.
+        When the weights are pickles or already quantized, or the folder is no language model's.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if not (path / CONFIG).exists():
+            if (path / PIPELINE).exists():
+                raise UnsupportedError(f"{path}: is a diffusion pipeline ({PIPELINE}), no language model")
             raise CheckpointError(f"{path / CONFIG}: no such file; is this the folder of a model?")
         self._config = read_object(path / CONFIG)
         self._check_config()

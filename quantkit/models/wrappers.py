@@ -26,15 +26,22 @@ class Wrapper(NamedTuple):
         Whether the head is tied to the embedding, where no config says it.
     flat : bool
         Old files have the fields of the text model at the top level.
+    fixed : Mapping
+        Fields of the text model that the whole does not heed, with the values that it has instead.
     """
 
     text: str
     tied: bool = False
     flat: bool = False
+    fixed: Mapping[str, Any] = MappingProxyType({})
 
+
+_UNSCALED = MappingProxyType({"logit_scale": 1.0})
 
 WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
     {
+        "aya_vision": Wrapper("cohere2", tied=True, fixed=_UNSCALED),
+        "cohere2_vision": Wrapper("cohere2", tied=True, fixed=_UNSCALED),
         "exaone4_5": Wrapper("exaone4"),
         "gemma3": Wrapper("gemma3_text", tied=True),
         "idefics2": Wrapper("mistral"),
@@ -122,6 +129,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     said = [place.get("tie_word_embeddings") for place in (config, text)]
     if told := [value for value in said if value is not None]:
         merged["tie_word_embeddings"] = next((value for value in told if value is not False), False)
+    merged |= wrapper.fixed
     merged.pop("vision_config", None)
     return {name: _plain_rope(value) if name.startswith("rope_") else value for name, value in merged.items()}
 

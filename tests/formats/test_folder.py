@@ -194,6 +194,11 @@ def escaping_index(folder: Path) -> None:
 
 REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), CheckpointError, r"config\.json: no such file"),
+    "diffusers": (
+        lambda f: (f / "config.json").rename(f / "model_index.json"),
+        UnsupportedError,
+        r"is a diffusion pipeline \(model_index\.json\)",
+    ),
     "config not JSON": (lambda f: (f / "config.json").write_text("{"), CheckpointError, r"config\.json: is not JSON"),
     "config a list": (lambda f: (f / "config.json").write_text("[]"), CheckpointError, "not a JSON object"),
     "no model_type": (lambda f: edit(f / "config.json", model_type=None), CheckpointError, "has no model_type"),
