@@ -263,7 +263,8 @@ def test_transformers_own_spelling_means_the_same(name: str, tmp_path: Path) -> 
 @pytest.mark.live
 @pytest.mark.parametrize("model_type", TYPES)
 def test_missing_fields_have_transformers_defaults(model_type: str, tmp_path: Path) -> None:
-    sizes = {"hidden_size": 512, "intermediate_size": 160, "num_attention_heads": 32, "num_hidden_layers": 40}
+    # As many heads as every family's number of KV heads divides.
+    sizes = {"hidden_size": 1280, "intermediate_size": 160, "num_attention_heads": 160, "num_hidden_layers": 40}
     config = {"model_type": model_type, "vocab_size": 320} | sizes
     saved = as_transformers_saves_it(config, tmp_path)
     assert record(saved) == record(config)

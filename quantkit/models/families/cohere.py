@@ -24,8 +24,6 @@ from quantkit.models.rope import parameters_of
 class Config(DecoderConfig):
     """The fields that both have."""
 
-    default_theta: ClassVar[float] = 500_000.0
-
     hidden_act: str = "silu"
     max_position_embeddings: int = 8192
     layer_norm_eps: float = 1e-5
@@ -37,6 +35,8 @@ class Config(DecoderConfig):
 @dataclass(frozen=True, kw_only=True)
 class CohereConfig(Config):
     """`config.json` of model type `cohere`."""
+
+    default_theta: ClassVar[float] = 500_000.0
 
     use_qk_norm: bool = False
 

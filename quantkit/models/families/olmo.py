@@ -59,6 +59,7 @@ class Olmo3Config(Olmo2Config):
 class Exaone4Config(Config):
     """`config.json` of model type `exaone4`."""
 
+    num_key_value_heads: int | None = 32
     sliding_window: int | None = 4096
     sliding_window_pattern: Any = 4
     layer_types: list[Any] | None = None
