@@ -21,7 +21,9 @@ from quantkit.engine.binding import bind
 from quantkit.errors import CheckpointError, OptionError, PackedModelError, QuantkitError, UnsupportedError
 from quantkit.formats.packed import PackedModel, verify
 from quantkit.formats.safetensors import SafetensorsFile
+from quantkit.models.registry import read
 from quantkit.quantization.conversion import Progress, convert
+from quantkit.tensor import Piece
 from quantkit_kernels import blocks
 
 LARGEST_ERROR = {"int4": 7e-3, "int8": 6e-5, "f16": 1e-7, "bf16": 1e-5, "f32": 0.0}
@@ -322,15 +324,18 @@ def test_odd_names_of_the_source(tmp_path: Path, name: str, monkeypatch: pytest.
     assert json.loads((tmp_path / "out/quantkit.json").read_bytes())["source"] == manifest["source"]
 
 
-def test_memory_is_bounded_by_the_largest_tensor(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_memory_is_bounded_by_the_largest_tensor(family: str, tmp_path: Path) -> None:
     shape = {"hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": 8, "vocab_size": 320}
     source = tmp_path / "source"
     source.mkdir()
-    config = tiny.config_of("llama", num_attention_heads=16, num_key_value_heads=16, **shape)
+    config = tiny.config_of(family, num_attention_heads=16, num_key_value_heads=16, **shape)
     (source / "config.json").write_text(json.dumps(config))
     header: dict[str, dict[str, Any]] = {}
     end = 0
-    for name, size in tiny.shapes(config).items():
+    specs = read(config).record().tensors.values()
+    pieces = (piece for spec in specs for piece in spec.pieces or (Piece(spec.name, spec.shape),))
+    for name, size in {piece.name: piece.shape for piece in pieces}.items():
         begin, end = end, end + 2 * int(np.prod(size))
         header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
