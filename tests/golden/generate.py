@@ -111,6 +111,16 @@ CASES = {
     "exaone4_default_layers": Case("exaone4", {"layer_types": ..., "num_hidden_layers": 3}),
     "cohere": Case("cohere"),
     "cohere_qk_norm": Case("cohere", {"attention_bias": True, "tie_word_embeddings": False, "use_qk_norm": True}),
+    "cohere2": Case("cohere2"),
+    "cohere2_layer_types": Case(
+        "cohere2",
+        {
+            "attention_bias": True,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "num_hidden_layers": 2,
+            "sliding_window_pattern": ...,
+        },
+    ),
     "glm": Case("glm"),
     "glm_no_biases": Case("glm", {"attention_bias": False, "partial_rotary_factor": 0.25}),
     "glm4": Case("glm4"),
@@ -124,16 +134,6 @@ CASES = {
     "hunyuan_v1_dense": Case("hunyuan_v1_dense"),
     "hunyuan_v1_dense_biases": Case(
         "hunyuan_v1_dense", {"attention_bias": True, "rope_scaling": None, "tie_word_embeddings": False}
-    ),
-    "cohere2": Case("cohere2"),
-    "cohere2_layer_types": Case(
-        "cohere2",
-        {
-            "attention_bias": True,
-            "layer_types": ["full_attention", "sliding_attention"],
-            "num_hidden_layers": 2,
-            "sliding_window_pattern": ...,
-        },
     ),
     "stablelm": Case("stablelm"),
     "stablelm_parallel": Case(
