@@ -25,7 +25,7 @@ Prefixes = Sequence[tuple[str, str]]
 """How names of tensors begin in a source, and in a program."""
 
 _COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias)$")
-"""Buffers that some checkpoints store and every program computes by itself: rotary frequencies, the causal mask."""
+"""Buffers that some checkpoints store and every program knows: rotary frequencies, causal masks."""
 _BLOCK = re.compile(r".*?\.\d+\.")
 """The numbered block that a tensor's name begins with: `model.layers.0.`"""
 

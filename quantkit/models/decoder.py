@@ -66,6 +66,8 @@ class Attention:
     qkv_bias, output_bias : bool
         Whether `q_proj`, `k_proj` and `v_proj`, and whether `o_proj` have a bias; that of `o_proj` may be missing, as
         where Qwen's weights bear another family's name.
+    clip : float, optional
+        Limit of queries, keys and values, in both directions.
     """
 
     ops: Recorder
@@ -78,6 +80,7 @@ class Attention:
     softcap: float = 0.0
     qkv_bias: bool = False
     output_bias: bool = False
+    clip: float | None = None
 
     def __call__(self, x: Value, module: str, *, rotation: Value | None, window: int = 0) -> Value:
         """Record one layer's attention -> `[T, hidden_size]`; heads may stay unrotated; a window of 0 is none."""
@@ -85,6 +88,8 @@ class Attention:
         q = ops.linear(x, f"{module}.q_proj", config.query_columns, bias=self.qkv_bias)
         k = ops.linear(x, f"{module}.k_proj", config.kv_columns, bias=self.qkv_bias)
         v = ops.linear(x, f"{module}.v_proj", config.kv_columns, bias=self.qkv_bias)
+        if self.clip is not None:
+            q, k, v = (ops.clamp(heads, self.clip) for heads in (q, k, v))
         q_norm, k_norm = self.norm_names
         q = self._rotated(q, f"{module}.{q_norm}", rotation)
         k = self._rotated(k, f"{module}.{k_norm}", rotation)

@@ -171,6 +171,7 @@ IGNORED = _names(
     # Training.
     """ attention_dropout hidden_dropout hidden_dropout_prob residual_dropout resid_dropout resid_pdrop embd_pdrop
     emb_pdrop attn_pdrop embed_dropout embedding_dropout classifier_dropout summary_first_dropout dropout layerdrop
+    summary_type summary_use_proj summary_activation summary_proj_to_labels
     initializer_range embedding_initializer_range init_std init_device rescale_prenorm_residual router_aux_loss_coef
     router_jitter_noise input_jitter_noise z_loss_coefficient num_mtp_layers num_nextn_predict_layers"""
     # Defaults of generation; `generation_config.json` has those that count.

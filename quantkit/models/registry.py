@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models import refused
 from quantkit.models.config import DecoderConfig, shown
-from quantkit.models.families import cohere, gemma, gemma3, glm, granite, hunyuan, llama, mixtral, neox, olmo
+from quantkit.models.families import cohere, gemma, gemma3, glm, gpt2, granite, hunyuan, llama, mixtral, neox, olmo
 from quantkit.models.fields import check_unused
 from quantkit.models.program import Program
 from quantkit.models.recorder import Recorder
@@ -41,11 +41,13 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "cohere2": Family(cohere.Cohere2Config, cohere.cohere2),
         "ernie4_5": Family(glm.ErnieConfig, glm.ernie4_5),
         "exaone4": Family(olmo.Exaone4Config, olmo.exaone4),
+        "falcon": Family(neox.FalconConfig, neox.falcon, neox.FALCON_STORED),
         "gemma": Family(gemma.GemmaConfig, gemma.gemma),
         "gemma2": Family(gemma.Gemma2Config, gemma.gemma2),
         "gemma3_text": Family(gemma3.Config, gemma3.forward),
         "glm": Family(glm.GlmConfig, glm.glm, glm.GLM_STORED),
         "glm4": Family(glm.GlmConfig, glm.glm4, glm.GLM_STORED),
+        "gpt2": Family(gpt2.Config, gpt2.forward, gpt2.STORED),
         "gpt_neox": Family(neox.NeoXConfig, neox.gpt_neox, neox.NEOX_STORED),
         "granite": Family(granite.Config, granite.forward),
         "granitemoe": Family(granite.MoeConfig, granite.moe, granite.MOE_STORED),
@@ -56,6 +58,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "ministral": Family(llama.MistralConfig, llama.mistral),
         "mistral": Family(llama.MistralConfig, llama.mistral),
         "mixtral": Family(mixtral.MixtralConfig, mixtral.mixtral),
+        "nemotron": Family(neox.NemotronConfig, neox.nemotron),
+        "olmo": Family(olmo.OlmoConfig, olmo.olmo),
         "olmo2": Family(olmo.Olmo2Config, olmo.olmo2),
         "olmo3": Family(olmo.Olmo3Config, olmo.olmo3),
         "olmoe": Family(mixtral.OlmoeConfig, mixtral.olmoe),

@@ -90,6 +90,30 @@ CASES = {
             "use_sliding_window": True,
         },
     ),
+    "falcon": Case("falcon"),
+    "falcon_in_turn": Case("falcon", {"bias": True, "multi_query": False, "parallel_attn": False}),
+    "falcon_new": Case(
+        "falcon", {"ffn_hidden_size": 160, "new_decoder_architecture": True, "num_kv_heads": 2, "rope_theta": 5000.0}
+    ),
+    "falcon_new_one_norm": Case(
+        "falcon",
+        {
+            "new_decoder_architecture": True,
+            "num_kv_heads": 2,
+            "num_ln_in_parallel_attn": 1,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gpt2": Case("gpt2"),
+    "gpt2_scales": Case(
+        "gpt2",
+        {
+            "activation_function": "gelu",
+            "n_inner": 160,
+            "scale_attn_by_inverse_layer_idx": True,
+            "tie_word_embeddings": False,
+        },
+    ),
     "gpt_neox": Case("gpt_neox"),
     "gpt_neox_in_turn": Case(
         "gpt_neox",
@@ -100,6 +124,19 @@ CASES = {
         "granite",
         {"attention_bias": True, "logits_scaling": 8.0, "mlp_bias": True, "tie_word_embeddings": False},
     ),
+    "nemotron": Case("nemotron"),
+    "nemotron_biases": Case(
+        "nemotron",
+        {
+            "attention_bias": True,
+            "head_dim": ...,
+            "mlp_bias": True,
+            "num_key_value_heads": 4,
+            "partial_rotary_factor": ...,
+        },
+    ),
+    "olmo": Case("olmo"),
+    "olmo_clipped": Case("olmo", {"attention_bias": True, "clip_qkv": 0.8, "num_key_value_heads": None}),
     "olmo2": Case("olmo2"),
     "olmo2_biases": Case("olmo2", {"attention_bias": True, "num_key_value_heads": 4}),
     "olmo3": Case("olmo3"),

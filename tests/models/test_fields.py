@@ -65,6 +65,8 @@ def test_bookkeeping_changes_nothing(model_type: str) -> None:
         ("qwen3", "num_experts", 128),
         ("exaone4", "attention_bias", True),
         ("exaone4", "mlp_bias", True),
+        ("falcon", "alibi", True),
+        ("gpt2", "add_cross_attention", True),
         ("granite", "sliding_window", 128),
         ("olmo2", "clip_qkv", 8.0),
         ("olmo3", "mlp_bias", True),

@@ -52,7 +52,7 @@ def test_every_family(tmp_path: Path, case: str) -> None:
         assert error <= LARGEST_ERROR[after.specs[name].kind]
         assert report.errors[name] == pytest.approx(error, rel=1e-3)
         assert after.manifest["tensors"][name].get("relative_error", 0.0) == report.errors[name]
-    assert {after.specs[name].kind for name in after.names} == {"int4", "int8", "f32"}
+    assert {after.specs[name].kind for name in after.names} - {"f32"} == {"int4", "int8"}
 
 
 def test_the_folder_is_the_checkpoint_with_other_weights(checkpoint: Path, tmp_path: Path) -> None:

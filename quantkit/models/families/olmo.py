@@ -1,9 +1,12 @@
-"""OLMo 2 and 3, and EXAONE 4: norms stand after attention and MLP, not before; queries and keys have norms as well.
+"""OLMo 1 to 3, and EXAONE 4.
 
-OLMo normalizes the queries of all heads together, and so the keys; EXAONE each head. Three of four layers of OLMo 3 and
-of EXAONE 4 see a window; the fourth sees all, and EXAONE leaves its heads unrotated.
+OLMo 1 has norms before attention and MLP, LayerNorms without weights. In the others, norms stand after attention and
+MLP, and queries and keys have norms as well. OLMo normalizes the queries of all heads together, and so the keys; EXAONE
+each head. Three of four layers of OLMo 3 and of EXAONE 4 see a window; the fourth sees all, and EXAONE leaves its heads
+unrotated.
 
-OLMo Team, "2 OLMo 2 Furious", 2024, and "Olmo 3", 2025. LG AI Research, "EXAONE 4.0", 2025.
+Groeneveld et al., "OLMo", 2024. OLMo Team, "2 OLMo 2 Furious", 2024, and "Olmo 3", 2025. LG AI Research, "EXAONE 4.0",
+2025.
 """
 
 from __future__ import annotations
@@ -26,6 +29,14 @@ class Config(DecoderConfig):
 
     hidden_act: str = "silu"
     rms_norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class OlmoConfig(Config):
+    """`config.json` of model type `olmo`."""
+
+    attention_bias: bool = False
+    clip_qkv: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +85,22 @@ class Exaone4Config(Config):
     @property
     def rotated(self) -> tuple[bool, ...]:
         return tuple(self.sliding_window is None or window > 0 for window in self.windows)
+
+
+def olmo(config: OlmoConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    norm = partial(ops.layer_norm, module=None, eps=1e-5)
+    bias, scale = config.attention_bias, config.head_size**-0.5
+    attention = Attention(ops, config, scale=scale, qkv_bias=bias, output_bias=bias, clip=config.clip_qkv)
+    mlp = GatedMLP(ops, config.intermediate_size, activation("hidden_act", config.hidden_act))
+
+    angles = rotation(ops, config, parameters_of(config))
+    h = embed(ops, config)
+    for layer in range(config.num_hidden_layers):
+        name = f"model.layers.{layer}"
+        h = ops.add(h, attention(norm(h), f"{name}.self_attn", rotation=angles))
+        h = ops.add(h, mlp(norm(h), f"{name}.mlp"))
+    head(ops, config, norm(ops.select(h)))
 
 
 def olmo2(config: Olmo2Config, ops: Recorder) -> None:
