@@ -197,6 +197,14 @@ CASES = {
             "sliding_window": 16,
         },
     ),
+    "phi3_partial_rope": Case(
+        "phi3",
+        {
+            "original_max_position_embeddings": 64,
+            "partial_rotary_factor": 0.75,
+            "rope_scaling": {"type": "longrope"} | {name: factors[:6] for name, factors in _FACTORS.items()},
+        },
+    ),
     "qwen2": Case("qwen2"),
     "qwen2_window": Case("qwen2", {"use_sliding_window": True}),
     "qwen3": Case("qwen3"),

@@ -127,6 +127,7 @@ class Phi3Config(Config):
     """`config.json` of model type `phi3`."""
 
     ROPE_TYPES: ClassVar[Mapping[str, str]] = MappingProxyType({"su": "longrope", "yarn": "longrope"})
+    default_rotary_part: ClassVar[float | None] = 1.0
 
     max_position_embeddings: int = 4096
     original_max_position_embeddings: int | None = 4096
