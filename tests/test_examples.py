@@ -83,6 +83,12 @@ def table_program() -> dict[str, Any]:
     return runpy.run_path(str(EXAMPLES / "readme_table.py"))
 
 
+def test_the_readme_lists_every_family() -> None:
+    program = runpy.run_path(str(EXAMPLES / "models_table.py"))
+    readme = program["README"].read_text()
+    assert program["rewrite"](readme) == readme, "run examples/models_table.py"
+
+
 @pytest.mark.parametrize(("file", "text"), [("README", "table"), ("FRONT_PAGE", "headlines")])
 def test_the_readmes_show_what_was_measured(file: str, text: str) -> None:
     program = table_program()

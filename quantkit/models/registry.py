@@ -27,52 +27,60 @@ Forward = Callable[[Any, Recorder], None]
 
 
 class Family(NamedTuple):
-    """How the checkpoints of one `model_type` are configured, how they compute, and what they store in another way."""
+    """How the checkpoints of one `model_type` are configured, how they compute, what they store in another way; and
+    which models they are, for people."""
 
     config: type[DecoderConfig]
     forward: Forward
     stored: tuple[Stored, ...] = ()
+    known_as: str = ""
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "arcee": Family(llama.ArceeConfig, llama.arcee),
-        "cohere": Family(cohere.CohereConfig, cohere.cohere),
-        "cohere2": Family(cohere.Cohere2Config, cohere.cohere2),
-        "ernie4_5": Family(glm.ErnieConfig, glm.ernie4_5),
-        "exaone4": Family(olmo.Exaone4Config, olmo.exaone4),
-        "falcon": Family(neox.FalconConfig, neox.falcon, neox.FALCON_STORED),
-        "gemma": Family(gemma.GemmaConfig, gemma.gemma),
-        "gemma2": Family(gemma.Gemma2Config, gemma.gemma2),
-        "gemma3_text": Family(gemma3.Config, gemma3.forward),
-        "glm": Family(glm.GlmConfig, glm.glm, glm.GLM_STORED),
-        "glm4": Family(glm.GlmConfig, glm.glm4, glm.GLM_STORED),
-        "gpt2": Family(gpt2.Config, gpt2.forward, gpt2.STORED),
-        "gpt_neox": Family(neox.NeoXConfig, neox.gpt_neox, neox.NEOX_STORED),
-        "granite": Family(granite.Config, granite.forward),
-        "granitemoe": Family(granite.MoeConfig, granite.moe, granite.MOE_STORED),
-        "helium": Family(glm.HeliumConfig, glm.helium),
-        "hunyuan_v1_dense": Family(hunyuan.Config, hunyuan.forward),
-        "internlm3": Family(llama.InternLM3Config, llama.internlm3),
-        "llama": Family(llama.LlamaConfig, llama.llama),
-        "ministral": Family(llama.MistralConfig, llama.mistral),
-        "mistral": Family(llama.MistralConfig, llama.mistral),
-        "mixtral": Family(mixtral.MixtralConfig, mixtral.mixtral),
-        "nemotron": Family(neox.NemotronConfig, neox.nemotron),
-        "olmo": Family(olmo.OlmoConfig, olmo.olmo),
-        "olmo2": Family(olmo.Olmo2Config, olmo.olmo2),
-        "olmo3": Family(olmo.Olmo3Config, olmo.olmo3),
-        "olmoe": Family(mixtral.OlmoeConfig, mixtral.olmoe),
-        "phi": Family(neox.PhiConfig, neox.phi, neox.PHI_STORED),
-        "phi3": Family(llama.Phi3Config, llama.phi3, llama.PHI3_STORED),
-        "qwen2": Family(llama.Qwen2Config, llama.qwen2),
-        "qwen2_moe": Family(mixtral.Qwen2MoeConfig, mixtral.qwen2_moe),
-        "qwen3": Family(llama.Qwen3Config, llama.qwen3),
-        "qwen3_moe": Family(mixtral.Qwen3MoeConfig, mixtral.qwen3_moe),
-        "seed_oss": Family(llama.SeedConfig, llama.seed_oss),
-        "smollm3": Family(llama.SmolLM3Config, llama.smollm3),
-        "stablelm": Family(neox.StableLmConfig, neox.stablelm, neox.STABLELM_STORED),
-        "starcoder2": Family(neox.Starcoder2Config, neox.starcoder2, neox.STARCODER2_STORED),
+        "arcee": Family(llama.ArceeConfig, llama.arcee, known_as="AFM 4.5B"),
+        "cohere": Family(cohere.CohereConfig, cohere.cohere, known_as="Command R, Aya"),
+        "cohere2": Family(cohere.Cohere2Config, cohere.cohere2, known_as="Command R7B, Command A"),
+        "ernie4_5": Family(glm.ErnieConfig, glm.ernie4_5, known_as="ERNIE 4.5 0.3B"),
+        "exaone4": Family(olmo.Exaone4Config, olmo.exaone4, known_as="EXAONE 4.0"),
+        "falcon": Family(neox.FalconConfig, neox.falcon, neox.FALCON_STORED, known_as="Falcon 7B, 40B"),
+        "gemma": Family(gemma.GemmaConfig, gemma.gemma, known_as="Gemma 1"),
+        "gemma2": Family(gemma.Gemma2Config, gemma.gemma2, known_as="Gemma 2"),
+        "gemma3_text": Family(gemma3.Config, gemma3.forward, known_as="Gemma 3, text"),
+        "glm": Family(glm.GlmConfig, glm.glm, glm.GLM_STORED, known_as="GLM-4 9B"),
+        "glm4": Family(glm.GlmConfig, glm.glm4, glm.GLM_STORED, known_as="GLM-4 9B and 32B of 2025"),
+        "gpt2": Family(gpt2.Config, gpt2.forward, gpt2.STORED, known_as="GPT-2"),
+        "gpt_neox": Family(neox.NeoXConfig, neox.gpt_neox, neox.NEOX_STORED, known_as="Pythia, GPT-NeoX 20B"),
+        "granite": Family(granite.Config, granite.forward, known_as="Granite 3"),
+        "granitemoe": Family(granite.MoeConfig, granite.moe, granite.MOE_STORED, known_as="Granite 3 with experts"),
+        "helium": Family(glm.HeliumConfig, glm.helium, known_as="Helium 1"),
+        "hunyuan_v1_dense": Family(hunyuan.Config, hunyuan.forward, known_as="Hunyuan 0.5B to 7B"),
+        "internlm3": Family(llama.InternLM3Config, llama.internlm3, known_as="InternLM 3"),
+        "llama": Family(
+            llama.LlamaConfig, llama.llama, known_as="Llama 1 to 3.x, SmolLM2, TinyLlama, Yi, DeepSeek-R1-Distill-Llama"
+        ),
+        "ministral": Family(llama.MistralConfig, llama.mistral, known_as="Ministral 8B"),
+        "mistral": Family(llama.MistralConfig, llama.mistral, known_as="Mistral 7B"),
+        "mixtral": Family(mixtral.MixtralConfig, mixtral.mixtral, known_as="Mixtral 8x7B, 8x22B"),
+        "nemotron": Family(neox.NemotronConfig, neox.nemotron, known_as="Minitron, Nemotron 4"),
+        "olmo": Family(olmo.OlmoConfig, olmo.olmo, known_as="OLMo 1"),
+        "olmo2": Family(olmo.Olmo2Config, olmo.olmo2, known_as="OLMo 2"),
+        "olmo3": Family(olmo.Olmo3Config, olmo.olmo3, known_as="OLMo 3"),
+        "olmoe": Family(mixtral.OlmoeConfig, mixtral.olmoe, known_as="OLMoE"),
+        "phi": Family(neox.PhiConfig, neox.phi, neox.PHI_STORED, known_as="Phi-1, Phi-2"),
+        "phi3": Family(
+            llama.Phi3Config, llama.phi3, llama.PHI3_STORED, known_as="Phi-3 and Phi-4, within the original context"
+        ),
+        "qwen2": Family(llama.Qwen2Config, llama.qwen2, known_as="Qwen2, Qwen2.5"),
+        "qwen2_moe": Family(mixtral.Qwen2MoeConfig, mixtral.qwen2_moe, known_as="Qwen1.5-MoE, Qwen2-57B-A14B"),
+        "qwen3": Family(llama.Qwen3Config, llama.qwen3, known_as="Qwen3"),
+        "qwen3_moe": Family(mixtral.Qwen3MoeConfig, mixtral.qwen3_moe, known_as="Qwen3-30B-A3B, Qwen3-235B-A22B"),
+        "seed_oss": Family(llama.SeedConfig, llama.seed_oss, known_as="Seed-OSS 36B"),
+        "smollm3": Family(llama.SmolLM3Config, llama.smollm3, known_as="SmolLM3"),
+        "stablelm": Family(
+            neox.StableLmConfig, neox.stablelm, neox.STABLELM_STORED, known_as="StableLM 2, StableLM Zephyr"
+        ),
+        "starcoder2": Family(neox.Starcoder2Config, neox.starcoder2, neox.STARCODER2_STORED, known_as="StarCoder2"),
     }
 )
 

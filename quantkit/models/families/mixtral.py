@@ -9,10 +9,11 @@ Jiang et al., "Mixtral of Experts", 2024. Yang et al., "Qwen2 Technical Report",
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from quantkit.errors import CheckpointError
 from quantkit.models.config import DecoderConfig, activation, bounded, shown
@@ -35,6 +36,8 @@ class Config(DecoderConfig):
 @dataclass(frozen=True, kw_only=True)
 class MixtralConfig(Config):
     """`config.json` of model type `mixtral`."""
+
+    default_theta: ClassVar[float] = 1_000_000.0
 
     num_key_value_heads: int | None = 8
     max_position_embeddings: int = 131_072
@@ -63,6 +66,8 @@ class OlmoeConfig(Config):
 @dataclass(frozen=True, kw_only=True)
 class QwenConfig(Config):
     """The fields that Qwen2-MoE and Qwen3-MoE have."""
+
+    SPELLINGS: ClassVar[Mapping[str, str]] = MappingProxyType({"num_local_experts": "num_experts"})
 
     max_position_embeddings: int = 32_768
     num_experts: int = bounded(60, minimum=0, maximum=1024)
