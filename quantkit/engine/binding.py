@@ -39,7 +39,8 @@ def bind(source: ModelSource) -> Bound:
         The config asks for what quantkit does not compute, or the tensors are not those that it asks for.
     """
     architecture = registry.read(source.config)
-    program, prefixes = architecture.record(), architecture.prefixes
+    program = architecture.record()
+    prefixes = (*architecture.prefixes, *_bare(source, program))
     for spec in program.tensors.values():
         if spec.aliases and source.copies_differ(spec, prefixes):
             names = " and ".join(map(repr, (spec.name, *spec.aliases)))
@@ -50,6 +51,12 @@ def bind(source: ModelSource) -> Bound:
     if weights.unused:
         logger.warning("%s: %s", source.path, _left_out(weights.unused, architecture.part_of))
     return Bound(architecture, program, weights)
+
+
+def _bare(source: ModelSource, program: Program) -> tuple[tuple[str, str], ...]:
+    """How names begin where a model was saved without its head, as GPT-2 was published: with nothing for `model.`."""
+    model = next(iter(program.tensors)).partition(".")[0] + "."
+    return () if any(model in name for name in source.names) else (("", model),)
 
 
 def _left_out(names: Sequence[str], part_of: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import tiny
+from golden.generate import checkpoint as golden_checkpoint
 from golden.generate import transformers_logits
 from quantkit import formats
 from quantkit.engine.binding import bind
@@ -77,3 +79,17 @@ def test_left_overs_are_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFix
 def test_transformers_ties_the_same(head: str, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "model", tied=True, head=head)
     np.testing.assert_allclose(logits(folder), transformers_logits(folder, PROMPT), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_names_without_the_model_s_prefix(tmp_path: Path, family: str) -> None:
+    """As `AutoModel` saves a model, and as GPT-2 was published."""
+    whole = golden_checkpoint(tmp_path / "whole", family)
+    if family == "llama":
+        tiny.checkpoint(whole, family, dtype="F32", tie_word_embeddings=True)
+    source = formats.open(whole)
+    bare = tmp_path / "bare"
+    shutil.copytree(whole, bare)
+    tensors = {name.partition(".")[2]: ("F32", source.tensor(name).data) for name in source.names}
+    tiny.write_safetensors(bare / "model.safetensors", tensors)
+    np.testing.assert_array_equal(logits(bare), logits(whole))
