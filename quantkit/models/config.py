@@ -189,6 +189,11 @@ def activation(field_name: str, value: str) -> str:
     return _ACTIVATIONS[value]
 
 
+def every_nth_full(full: int, layers: int) -> list[str]:
+    """Return each layer's type where layer `full`, twice `full`, ... sees all tokens, and the others have a window."""
+    return ["sliding_attention" if number % full else "full_attention" for number in range(1, layers + 1)]
+
+
 def attention_windows(layer_types: list[Any] | None, default: list[str], sliding_window: int | None) -> tuple[int, ...]:
     """Return each layer's attention window, 0 where a token sees all tokens before it.
 

@@ -217,10 +217,10 @@ def route(
     scores = SCORINGS[scoring](logits)
     choice = scores if bias is None else scores + bias
     if groups > 1:
-        parts = choice.reshape(len(choice), groups, -1)
+        parts = choice.reshape(len(choice), groups, -1).copy()
         best = np.sort(parts, axis=-1)[..., -group_best:].sum(axis=-1)
         dropped = np.argsort(-best, axis=-1, kind="stable")[:, chosen_groups:]
-        np.put_along_axis(parts := parts.copy(), dropped[..., None], -np.inf, axis=1)
+        np.put_along_axis(parts, dropped[..., None], -np.inf, axis=1)
         choice = parts.reshape(choice.shape)
     chosen = np.argsort(-choice, axis=-1, kind="stable")[:, :top_k]
     weights = np.take_along_axis(scores, chosen, axis=-1)

@@ -19,9 +19,8 @@ from typing import NamedTuple
 
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.interpreter.operations import MOST_EXPERTS
-from quantkit_kernels.rows.functions import exp_negative
+from quantkit_kernels.rows.functions import exp_negative, sigmoid
 from quantkit_kernels.simd import (
-    absolute,
     fma,
     get_f32,
     get_i32,
@@ -31,7 +30,6 @@ from quantkit_kernels.simd import (
     splat_wide,
     stack_f32,
     store,
-    where_less,
 )
 
 SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN = range(3)
@@ -94,11 +92,8 @@ def _score(logits, scores, routing):
     if routing.scoring == SOFTMAX:
         _softmax(logits, scores, routing.experts)
     elif routing.scoring == SIGMOID:
-        one, zero = splat_wide(1.0), splat_wide(0.0)
         for place in range(0, 4 * routing.experts, 64):
-            x = load_line_f32(logits + place)
-            e = exp_negative(zero - absolute(x))
-            store(scores + place, where_less(x, zero, e, one) / (e + one))
+            store(scores + place, sigmoid(load_line_f32(logits + place)))
     else:
         for place in range(0, 4 * routing.experts, 64):
             store(scores + place, load_line_f32(logits + place))

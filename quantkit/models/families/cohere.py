@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from quantkit.models.config import DecoderConfig, activation, attention_windows
+from quantkit.models.config import DecoderConfig, activation, attention_windows, every_nth_full
 from quantkit.models.decoder import Attention, GatedMLP, Norm, embed, head, rotation
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
@@ -53,8 +53,7 @@ class Cohere2Config(Config):
 
     @property
     def windows(self) -> tuple[int, ...]:
-        full = self.sliding_window_pattern
-        default = ["sliding_attention" if i % full else "full_attention" for i in range(1, self.num_hidden_layers + 1)]
+        default = every_nth_full(self.sliding_window_pattern, self.num_hidden_layers)
         return attention_windows(self.layer_types, default, self.sliding_window)
 
     @property

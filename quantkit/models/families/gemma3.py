@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from quantkit.models.config import DecoderConfig, activation, attention_windows
+from quantkit.models.config import DecoderConfig, activation, attention_windows, every_nth_full
 from quantkit.models.decoder import Attention, GatedMLP, embed, head, rotation
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import beside, parameters_by_type
@@ -40,8 +40,7 @@ class Config(DecoderConfig):
 
     @property
     def windows(self) -> tuple[int, ...]:
-        full = self.sliding_window_pattern
-        default = ["sliding_attention" if i % full else "full_attention" for i in range(1, self.num_hidden_layers + 1)]
+        default = every_nth_full(self.sliding_window_pattern, self.num_hidden_layers)
         return attention_windows(self.layer_types, default, self.sliding_window)
 
     def rope_of(self, layer_type: str) -> dict[str, Any]:

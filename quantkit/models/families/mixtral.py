@@ -132,13 +132,13 @@ def qwen2_moe(config: Qwen2MoeConfig, ops: Recorder) -> None:
         return ops.add(experts(x, module), ops.scale_rows(shared(x, f"{module}.shared_expert"), gate))
 
     experts = _qwen_experts(ops, config)
-    _forward(config, ops, _some_sparse(ops, config, sparse), qkv_bias=config.qkv_bias)
+    _forward(config, ops, _qwen_layers(ops, config, sparse), qkv_bias=config.qkv_bias)
 
 
 def qwen3_moe(config: Qwen3MoeConfig, ops: Recorder) -> None:
     """Record the forward pass."""
     norm = partial(ops.rms_norm, eps=config.rms_norm_eps, size=config.head_size)
-    layers = _some_sparse(ops, config, _qwen_experts(ops, config))
+    layers = _qwen_layers(ops, config, _qwen_experts(ops, config))
     _forward(config, ops, layers, norm=norm, qkv_bias=config.attention_bias, output_bias=config.attention_bias)
 
 
@@ -147,13 +147,11 @@ def _experts(ops: Recorder, config: Any, experts: int, size: int, **options: Any
     return Experts(ops, experts, config.num_experts_per_tok, size, act, **options)
 
 
-def _qwen_experts(ops: Recorder, config: QwenConfig) -> FeedForward:
-    if not any(config.sparse):
-        return GatedMLP(ops, config.intermediate_size, activation("hidden_act", config.hidden_act))
+def _qwen_experts(ops: Recorder, config: QwenConfig) -> Experts:
     return _experts(ops, config, config.num_experts, config.moe_intermediate_size, normalize=config.norm_topk_prob)
 
 
-def _some_sparse(ops: Recorder, config: QwenConfig, sparse: FeedForward) -> list[FeedForward]:
+def _qwen_layers(ops: Recorder, config: QwenConfig, sparse: FeedForward) -> list[FeedForward]:
     plain = GatedMLP(ops, config.intermediate_size, activation("hidden_act", config.hidden_act))
     return [sparse if is_sparse else plain for is_sparse in config.sparse]
 

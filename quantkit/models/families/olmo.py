@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from quantkit.errors import CheckpointError
-from quantkit.models.config import DecoderConfig, activation, attention_windows, shown
+from quantkit.models.config import DecoderConfig, activation, attention_windows, every_nth_full, shown
 from quantkit.models.decoder import Attention, GatedMLP, embed, head, rotation
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
@@ -125,8 +125,7 @@ def exaone4(config: Exaone4Config, ops: Recorder) -> None:
 def _windows(config: Config, full: int | None, layer_types: list[Any] | None, window: int | None) -> tuple[int, ...]:
     """Each layer's window, where by default every layer whose number divides by `full` has none."""
     if layer_types is None and window is not None and full is not None:
-        numbers = range(1, config.num_hidden_layers + 1)
-        layer_types = ["sliding_attention" if number % full else "full_attention" for number in numbers]
+        layer_types = every_nth_full(full, config.num_hidden_layers)
     return attention_windows(layer_types, ["full_attention"] * config.num_hidden_layers, window)
 
 
