@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models import refused
 from quantkit.models.config import DecoderConfig, shown
-from quantkit.models.families import cohere, gemma, gemma3, glm, gpt2, granite, hunyuan, llama, mixtral, neox, olmo
+from quantkit.models.families.dense import cohere, gemma, gemma3, glm, gpt2, granite, hunyuan, llama, neox, olmo
+from quantkit.models.families.mixtures import mixtral
 from quantkit.models.fields import check_unused
 from quantkit.models.program import Program
 from quantkit.models.recorder import Recorder

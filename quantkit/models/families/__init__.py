@@ -1,1 +1,5 @@
-"""The forward pass of each family of models, one file each; `quantkit.models.registry` lists them."""
+"""The forward pass of each family of models, one file each; `quantkit.models.registry` lists them.
+
+`dense` has decoders of attention and MLPs, `mixtures` those with experts. A family with both stands where its first
+model stands.
+"""

@@ -1,0 +1,1 @@
+"""Decoders whose layers are attention and one MLP."""
