@@ -1,4 +1,4 @@
-"""The parts that decoders are put together from: embedding, attention, gated MLP, head.
+"""The parts that decoders are put together from: embedding, attention, gated MLP, experts, head.
 
 A family's `forward` makes its parts once, from its config, and arranges them in each layer: which norms stand where,
 and what is added to what. A part that is called records its operations, under the names of tensors that most
@@ -13,7 +13,7 @@ from typing import Any
 
 from quantkit.errors import CheckpointError
 from quantkit.models.config import DecoderConfig
-from quantkit.models.program import Value
+from quantkit.models.program import Choice, Value
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import rotary
 
@@ -68,6 +68,8 @@ class Attention:
         where Qwen's weights bear another family's name.
     clip : float, optional
         Limit of queries, keys and values, in both directions.
+    sinks : bool
+        Whether heads have a learned score `sinks`, see `Recorder.attention`.
     """
 
     ops: Recorder
@@ -81,6 +83,7 @@ class Attention:
     qkv_bias: bool = False
     output_bias: bool = False
     clip: float | None = None
+    sinks: bool = False
 
     def __call__(self, x: Value, module: str, *, rotation: Value | None, window: int = 0) -> Value:
         """Record one layer's attention -> `[T, hidden_size]`; heads may stay unrotated; a window of 0 is none."""
@@ -94,7 +97,8 @@ class Attention:
         q = self._rotated(q, f"{module}.{q_norm}", rotation)
         k = self._rotated(k, f"{module}.{k_norm}", rotation)
         cache = ops.store_kv(k, v, head_dim=config.head_size)
-        x = ops.attention(q, cache, scale=self.scale, softcap=self.softcap, window=window)
+        sinks = f"{module}.sinks" if self.sinks else None
+        x = ops.attention(q, cache, scale=self.scale, softcap=self.softcap, sinks=sinks, window=window)
         return ops.linear(x, f"{module}.o_proj", config.hidden_size, bias=self.output_bias, optional_bias=True)
 
     def _rotated(self, heads: Value, norm: str, rotation: Value | None) -> Value:
@@ -152,51 +156,102 @@ class MLP:
 
 
 @dataclass(frozen=True)
-class Experts:
-    """A mixture of gated MLPs: each token goes to the `top_k` that a router chooses for it.
+class Router:
+    """Which experts each token goes to; it raises `CheckpointError` where they are more than there are.
 
     Attributes
     ----------
     ops : Recorder
     experts, top_k : int
         How many there are, and how many each token goes to.
-    size : int
-        Columns of gate and up of one expert.
-    activation : str
-        The recorder's name.
-    router : str
-        Module of the router.
-    gate, up, down : str
-        Modules of an expert's projections.
-    scoring, normalize : str, bool
+    name : str
+        Its module.
+    bias : bool
+        Whether its logits have a bias.
+    correction : str
+        Tensor that is added to scores for the choice alone, as the module of the experts names it; "" for none.
+    scoring, normalize, factor, groups, chosen_groups, group_best
         As of `Recorder.route`.
     """
 
     ops: Recorder
     experts: int
     top_k: int
+    name: str = "gate"
+    bias: bool = False
+    correction: str = ""
+    scoring: str = "softmax"
+    normalize: bool = True
+    factor: float = 1.0
+    groups: int = 1
+    chosen_groups: int = 1
+    group_best: int = 1
+
+    def __post_init__(self) -> None:
+        if self.experts % self.groups or not self.chosen_groups <= self.groups:
+            raise CheckpointError(
+                f"config.json: {self.experts} experts do not divide into {self.groups} groups, of which a token goes "
+                f"to {self.chosen_groups}"
+            )
+        size = self.experts // self.groups
+        if self.top_k > size * self.chosen_groups or self.group_best > size:
+            where = f" in {self.chosen_groups} of {self.groups} groups" if self.groups > 1 else ""
+            raise CheckpointError(
+                f"config.json: a token goes to {self.top_k} experts{where}, of which there are {self.experts}"
+            )
+
+    def __call__(self, x: Value, module: str) -> Choice:
+        """Record one layer's choice; `module` is that of the experts."""
+        return self.ops.route(
+            self.ops.linear(x, f"{module}.{self.name}", self.experts, bias=self.bias, role="router"),
+            self.top_k,
+            scoring=self.scoring,
+            normalize=self.normalize,
+            factor=self.factor,
+            bias=f"{module}.{self.correction}" if self.correction else None,
+            groups=self.groups,
+            chosen_groups=self.chosen_groups,
+            group_best=self.group_best,
+        )
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of gated MLPs: each token goes to those that a router chooses for it.
+
+    Attributes
+    ----------
+    ops : Recorder
+    router : Router
+    size : int
+        Columns of gate and up of one expert.
+    gated : Callable
+        Records what is made of gate and up: `gated(gate, up)`.
+    gate, up, down : str
+        Modules of an expert's projections.
+    bias : bool
+        Whether the three projections have a bias.
+    """
+
+    ops: Recorder
+    router: Router
     size: int
-    activation: str
-    router: str = "gate"
+    gated: Callable[[Value, Value], Value]
     gate: str = "gate_proj"
     up: str = "up_proj"
     down: str = "down_proj"
-    scoring: str = "softmax"
-    normalize: bool = True
+    bias: bool = False
 
     def __call__(self, x: Value, module: str) -> Value:
-        """Record one layer's experts -> `[T, x.columns]`; raises `CheckpointError` where a token has too many."""
-        ops = self.ops
-        if self.top_k > self.experts:
-            raise CheckpointError(
-                f"config.json: a token goes to {self.top_k} experts, of which there are {self.experts}"
-            )
-        logits = ops.linear(x, f"{module}.{self.router}", self.experts, role="router")
-        choice = ops.route(logits, self.top_k, scoring=self.scoring, normalize=self.normalize)
-        rows, names = ops.gather(x, choice), [f"{module}.experts.{number}" for number in range(self.experts)]
-        gate = ops.expert_linear(rows, choice, [f"{name}.{self.gate}" for name in names], self.size)
-        up = ops.expert_linear(rows, choice, [f"{name}.{self.up}" for name in names], self.size)
-        gated = ops.gated(gate, up, self.activation)
-        return ops.combine(
-            ops.expert_linear(gated, choice, [f"{name}.{self.down}" for name in names], x.columns), choice
+        """Record one layer's experts -> `[T, x.columns]`."""
+        ops, choice = self.ops, self.router(x, module)
+        rows = ops.gather(x, choice)
+        gated = self.gated(
+            self._linear(rows, choice, module, self.gate, self.size),
+            self._linear(rows, choice, module, self.up, self.size),
         )
+        return ops.combine(self._linear(gated, choice, module, self.down, x.columns), choice)
+
+    def _linear(self, x: Value, choice: Choice, module: str, part: str, columns: int) -> Value:
+        modules = [f"{module}.experts.{number}.{part}" for number in range(self.router.experts)]
+        return self.ops.expert_linear(x, choice, modules, columns, bias=self.bias)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from quantkit.models.config import DecoderConfig, activation, bounded
-from quantkit.models.decoder import Attention, Experts, GatedMLP, embed, head, rotation
+from quantkit.models.decoder import Attention, Experts, GatedMLP, Router, embed, head, rotation
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
 from quantkit.models.stored import Fused
@@ -52,16 +52,16 @@ def forward(config: Config, ops: Recorder) -> None:
 
 def moe(config: MoeConfig, ops: Recorder) -> None:
     """Record the forward pass of a mixture of experts."""
-    experts = Experts(
+    router = Router(
         ops,
         config.num_local_experts,
         config.num_experts_per_tok,
-        config.intermediate_size,
-        activation("hidden_act", config.hidden_act),
-        router="router.layer",
+        name="router.layer",
         scoring="softmax_of_chosen",
         normalize=False,
     )
+    act = activation("hidden_act", config.hidden_act)
+    experts = Experts(ops, router, config.intermediate_size, partial(ops.gated, activation=act))
     _forward(config, ops, experts, "block_sparse_moe")
 
 

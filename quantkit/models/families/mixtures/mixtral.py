@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from quantkit.errors import CheckpointError
 from quantkit.models.config import DecoderConfig, activation, bounded, shown
-from quantkit.models.decoder import Attention, Experts, GatedMLP, Norm, embed, head, rotation
+from quantkit.models.decoder import Attention, Experts, GatedMLP, Norm, Router, embed, head, rotation
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
@@ -142,9 +142,10 @@ def qwen3_moe(config: Qwen3MoeConfig, ops: Recorder) -> None:
     _forward(config, ops, layers, norm=norm, qkv_bias=config.attention_bias, output_bias=config.attention_bias)
 
 
-def _experts(ops: Recorder, config: Any, experts: int, size: int, **options: Any) -> Experts:
+def _experts(ops: Recorder, config: Any, experts: int, size: int, *, normalize: bool = True, **modules: str) -> Experts:
+    router = Router(ops, experts, config.num_experts_per_tok, normalize=normalize)
     act = activation("hidden_act", config.hidden_act)
-    return Experts(ops, experts, config.num_experts_per_tok, size, act, **options)
+    return Experts(ops, router, size, partial(ops.gated, activation=act), **modules)
 
 
 def _qwen_experts(ops: Recorder, config: QwenConfig) -> Experts:
