@@ -142,7 +142,7 @@ def qwen3_moe(config: Qwen3MoeConfig, ops: Recorder) -> None:
     _forward(config, ops, layers, norm=norm, qkv_bias=config.attention_bias, output_bias=config.attention_bias)
 
 
-def _experts(ops: Recorder, config: Any, experts: int, size: int, *, normalize: bool = True, **modules: str) -> Experts:
+def _experts(ops: Recorder, config: Any, experts: int, size: int, *, normalize: bool = True, **modules: Any) -> Experts:
     router = Router(ops, experts, config.num_experts_per_tok, normalize=normalize)
     act = activation("hidden_act", config.hidden_act)
     return Experts(ops, router, size, partial(ops.gated, activation=act), **modules)
