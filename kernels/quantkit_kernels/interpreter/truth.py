@@ -255,6 +255,40 @@ def scale_rows(x: Matrix, factors: Matrix) -> Matrix:
     return x * factors
 
 
+def ssd(
+    x: Matrix,
+    dt: Matrix,
+    state: NDArray[np.float32],
+    a_log: Matrix,
+    dt_bias: Matrix,
+    d: Matrix,
+    *,
+    heads: int,
+    head_dim: int,
+    groups: int,
+    size: int,
+    dt_min: float,
+    dt_max: float,
+) -> Matrix:
+    """Mamba-2: `h = exp(-exp(a_log) t) h + (t x) B^T`, `y = h C + d x`, for each head; `h` is `[head_dim, size]`.
+
+    `t` is `softplus(dt + dt_bias)` within `dt_min..dt_max`. Columns of `x`: those of all heads, then `B` of all groups
+    of heads, then `C`.
+    """
+    width, count = heads * head_dim, heads * head_dim * size
+    inputs = x[:, :width].reshape(len(x), heads, head_dim)
+    b, c = (np.repeat(part.reshape(len(x), groups, size), heads // groups, 1) for part in np.split(x[:, width:], 2, 1))
+    t = np.clip(np.logaddexp(0, dt + dt_bias), dt_min, dt_max)[:, :, None]
+    h = state[:count].reshape(heads, head_dim, size).astype(np.float64)
+    y = np.empty_like(inputs)
+    for token in range(len(x)):
+        decay = np.exp(-np.exp(a_log)[:, None] * t[token])[..., None]
+        h = decay * h + (t[token] * inputs[token])[..., None] * b[token][:, None]
+        y[token] = (h @ c[token][..., None])[..., 0] + d[:, None] * inputs[token]
+    state[:count] = h.reshape(-1)
+    return y.reshape(len(x), -1)
+
+
 def _softmax(x: Matrix) -> Matrix:
     exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)

@@ -135,6 +135,24 @@ def sigmoid(x):
 
 
 @jit
+def softplus(x):
+    """log(1 + exp(x)), within 4 ulp: max(x, 0) + log1p(e), e = exp(-|x|).
+
+    log1p(e) = 2 artanh(s), s = e / (e + 2), at most 1/3: a Taylor series, whose first term left out is 2e-9.
+    """
+    e = exp(splat_wide(0.0) - absolute(x))
+    s = e / (e + splat_wide(2.0))
+    square = s * s
+    p = fma(square, splat_wide(2 / 15), splat_wide(2 / 13))
+    p = fma(p, square, splat_wide(2 / 11))
+    p = fma(p, square, splat_wide(2 / 9))
+    p = fma(p, square, splat_wide(2 / 7))
+    p = fma(p, square, splat_wide(2 / 5))
+    p = fma(p, square, splat_wide(2 / 3))
+    return fma(p * square, s, s + s) + maximum(x, splat_wide(0.0))
+
+
+@jit
 def relu(x):
     """x where it is positive, else 0; NaN stays NaN."""
     return where_less(x, splat_wide(0.0), splat_wide(0.0), x)

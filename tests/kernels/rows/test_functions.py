@@ -31,7 +31,7 @@ def _over_rows(function):
 
 NAMES = (
     *("exp", "exp_negative", "expm1_negative", "tanh"),
-    *("silu", "gelu", "gelu_tanh", "quick_gelu", "sigmoid", "relu", "relu2"),
+    *("silu", "gelu", "gelu_tanh", "quick_gelu", "sigmoid", "softplus", "relu", "relu2"),
 )
 FUNCTIONS = {name: _over_rows(getattr(functions, name)) for name in NAMES}
 
@@ -88,6 +88,7 @@ def ulps(got: NDArray[np.float32], exact: Numbers) -> Numbers:
         ("gelu_tanh", exact_gelu_tanh, -0.5, 100.0, 4.0),
         ("quick_gelu", exact_quick_gelu, -0.5, 100.0, 4.0),
         ("sigmoid", exact_sigmoid, -87.0, 100.0, 4.0),
+        ("softplus", lambda x: np.logaddexp(0, x), -87.0, 100.0, 4.0),
         ("relu", exact_relu, -100.0, 100.0, 0.0),
         ("relu2", lambda x: exact_relu(x) ** 2, -100.0, 100.0, 0.5),
     ],
@@ -139,8 +140,9 @@ def test_limits_of_activations(name: str) -> None:
     np.testing.assert_array_equal(run(name, x), np.array([np.inf, 1e30, 3e38, 0, 0, 0, 0, np.nan], np.float32))
 
 
-def test_limits_of_sigmoid_and_relu2() -> None:
+def test_limits_of_sigmoid_softplus_and_relu2() -> None:
     x = np.array([np.inf, 3e38, 0.0, -3e38, -np.inf, np.nan], np.float32)
+    np.testing.assert_allclose(run("softplus", x), [np.inf, 3e38, np.log(2), 0, 0, np.nan], rtol=1e-7)
     np.testing.assert_array_equal(run("sigmoid", x), np.array([1, 1, 0.5, 0, 0, np.nan], np.float32))
     np.testing.assert_array_equal(run("relu2", x), np.array([np.inf, np.inf, 0, 0, 0, np.nan], np.float32))
 
@@ -162,6 +164,7 @@ DIGESTS = {
     "gelu_tanh": "f316fa532303",
     "quick_gelu": "a37afdfba688",
     "sigmoid": "c9262261a262",
+    "softplus": "0c699252fe8d",
     "relu": "238940f73ba7",
     "relu2": "4618bcb9f158",
 }

@@ -1,0 +1,107 @@
+"""Mamba-2's layer against float64, and against itself: the same bits for any chunks and units, nothing beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from arrays import UNTOUCHED, address
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.interpreter import truth
+from quantkit_kernels.operands import Rows
+from quantkit_kernels.recurrent import ssd
+from quantkit_kernels.recurrent.ssd import Ssd, state_floats
+
+TOLERANCE = 2e-6
+"""Of sums over a state's columns and over tokens, relative to the largest output."""
+TOKENS = 45
+
+
+class Shape(NamedTuple):
+    """Sizes of a layer."""
+
+    heads: int
+    head_dim: int
+    groups: int
+    size: int
+
+
+SHAPES = [
+    Shape(4, 64, 1, 128),
+    Shape(4, 80, 2, 16),  # the last unit of a head is half a unit
+    Shape(6, 5, 3, 7),
+    Shape(2, 48, 2, 8),
+    Shape(3, 33, 1, 5),
+    Shape(14, 1, 1, 1),  # a row as long as its padding
+]
+
+
+@jit(entry=True)
+def advance(layer, x, dt, out, state, count, first, last):
+    ssd.ssd(layer, x, dt, out, state, count, first, last)
+
+
+@jit(entry=True)
+def units_of(layer):
+    return ssd.units_of(layer)
+
+
+class Layer:
+    """Random inputs and weights of a layer, and what it makes of them."""
+
+    def __init__(self, shape: Shape, limits: tuple[float, float] = (0.0, np.inf)) -> None:
+        rng = np.random.default_rng(shape.head_dim)
+        self.shape, self.limits = shape, limits
+        self.columns = shape.heads * shape.head_dim
+        self.x = rng.standard_normal((TOKENS, self.columns + 2 * shape.groups * shape.size)).astype(np.float32)
+        self.dt = (2 * rng.standard_normal((TOKENS, shape.heads))).astype(np.float32)
+        self.weights = rng.standard_normal((3, shape.heads)).astype(np.float32)
+        a_log, dt_bias, d = map(address, self.weights)
+        self.layer = Ssd(*shape, a_log, dt_bias, d, *limits)
+
+    def exact(self) -> NDArray[np.float64]:
+        shape, weights = self.shape, self.weights.astype(np.float64)
+        state = np.zeros(self.columns * shape.size, np.float32)
+        inputs = self.x.astype(np.float64), self.dt.astype(np.float64)
+        return truth.ssd(*inputs, state, *weights, **shape._asdict(), dt_min=self.limits[0], dt_max=self.limits[1])
+
+    def run(self, chunks: Sequence[int] = (TOKENS,), cut: int = 0) -> NDArray[np.float32]:
+        """Return the outputs for a sequence that comes in chunks, units below `cut` first."""
+        x, dt = padded(self.x), padded(self.dt)
+        out = np.full((TOKENS, -(-self.columns // 16) * 16 + 16), UNTOUCHED, np.float32)
+        state = np.zeros(state_floats(self.shape.heads, self.shape.head_dim, self.shape.size) + 16, np.float32)
+        state[-16:] = UNTOUCHED
+        units, begin = units_of(self.layer), 0
+        for count in chunks:
+            rows = [Rows(address(rows[begin:]), rows.strides[0]) for rows in (x, dt, out)]
+            for first, last in ((0, cut), (cut, units)):
+                advance(self.layer, *rows, address(state), count, first, last)
+            begin += count
+        assert (state[-16:] == UNTOUCHED).all()
+        assert (out[:, self.columns :] == UNTOUCHED).all()
+        return out[:, : self.columns]
+
+
+def padded(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows padded to whole lines with NaN."""
+    return np.pad(x, ((0, 0), (0, -x.shape[1] % 16)), constant_values=np.nan)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("limits", [(0.0, np.inf), (0.3, 1.5)])
+def test_ssd(shape: Shape, limits: tuple[float, float]) -> None:
+    layer = Layer(shape, limits)
+    exact = layer.exact()
+    np.testing.assert_allclose(layer.run(), exact, atol=TOLERANCE * np.abs(exact).max(), rtol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_chunks_and_units_change_no_bit(shape: Shape) -> None:
+    layer = Layer(shape)
+    whole = layer.run()
+    assert layer.run([1] * TOKENS, cut=1).tobytes() == whole.tobytes()
+    assert layer.run([16, 7, 17, 1, 4], cut=2).tobytes() == whole.tobytes()
