@@ -15,7 +15,7 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models import refused
 from quantkit.models.config import DecoderConfig, shown
 from quantkit.models.families.dense import cohere, gemma, gemma3, glm, gpt2, granite, hunyuan, llama, neox, olmo
-from quantkit.models.families.mixtures import mixtral
+from quantkit.models.families.mixtures import gpt_oss, mixtral
 from quantkit.models.fields import check_unused
 from quantkit.models.program import Program
 from quantkit.models.recorder import Recorder
@@ -52,6 +52,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "glm4": Family(glm.GlmConfig, glm.glm4, glm.GLM_STORED, known_as="GLM-4 9B and 32B of 2025"),
         "gpt2": Family(gpt2.Config, gpt2.forward, gpt2.STORED, known_as="GPT-2"),
         "gpt_neox": Family(neox.NeoXConfig, neox.gpt_neox, neox.NEOX_STORED, known_as="Pythia, GPT-NeoX 20B"),
+        "gpt_oss": Family(gpt_oss.Config, gpt_oss.forward, gpt_oss.STORED, known_as="gpt-oss 20B, 120B"),
         "granite": Family(granite.Config, granite.forward, known_as="Granite 3"),
         "granitemoe": Family(granite.MoeConfig, granite.moe, granite.MOE_STORED, known_as="Granite 3 with experts"),
         "helium": Family(glm.HeliumConfig, glm.helium, known_as="Helium 1"),

@@ -247,6 +247,18 @@ CASES = {
         },
     ),
     "granitemoe": Case("granitemoe"),
+    "gpt_oss": Case("gpt_oss"),
+    "gpt_oss_tight_clamp": Case(
+        "gpt_oss",
+        {
+            "layer_types": ...,
+            "num_hidden_layers": 3,
+            "rope_scaling": ...,
+            "swiglu_alpha": 1.5,
+            "swiglu_limit": 0.5,
+            "tie_word_embeddings": True,
+        },
+    ),
     "mixtral": Case("mixtral"),
     "olmoe": Case("olmoe"),
     "qwen2_moe": Case("qwen2_moe"),
