@@ -37,18 +37,13 @@ class Variant(NamedTuple):
         return np.resize(np.array(self.sinks or [-np.inf], np.float32), heads)
 
 
-PLAIN = Variant()
-
-
 @jit(entry=True)
-def store_all(heads, k, v, tokens, position, pages):
+def store_all(layer, k, v, tokens, position, pages):
     """Returns how many tokens saturated."""
     saturated = 0
     for token in range(tokens):
         keys, values = from_token(k, token).address, from_token(v, token).address
-        saturated += kv_pages.store_kv(
-            heads.kind, keys, values, pages, position + token, heads.offset, heads.kv_heads, heads.head_dim
-        )
+        saturated += kv_pages.store_kv(layer, keys, values, pages, position + token)
     return saturated
 
 
@@ -62,44 +57,42 @@ def attend_all(heads, q, out, span, counter, threads, partials, scratch):
 class Cache:
     """Pages of one sequence, in no order of addresses."""
 
-    def __init__(self, kind: str, length: int, head_dim: int) -> None:
-        self.kind, self.head_dim, self.code = kind, head_dim, blocks.KINDS[kind].code
+    def __init__(self, kind: str, length: int, head_dim: int, v_head_dim: int | None = None) -> None:
+        v_head_dim = v_head_dim or head_dim
         count = -(-length // kv_pages.PAGE)
-        size = kv_pages.layer_bytes(kind, KV_HEADS, head_dim)
-        self.offset = LAYER * size
+        size = kv_pages.layer_bytes(kind, KV_HEADS, head_dim, v_head_dim)
+        self.layer = kv_pages.Layer(blocks.KINDS[kind].code, LAYER * size, KV_HEADS, head_dim, v_head_dim)
         # int8 has no NaN, but its scales have; these bytes are NaN as f16 and as f32.
         self.pages = np.full((count, LAYERS * size), 0xFF, np.uint8)
         self.table = np.array([page.ctypes.data for page in self.pages[::-1]], np.int64)
 
-    def heads(self, heads_per_kv: int = 1, variant: Variant = PLAIN, sinks: int = 0) -> operands.Heads:
-        scale: Any = np.float32(variant.scale)
-        softcap: Any = np.float32(variant.softcap)
-        return operands.Heads(
-            self.code, self.offset, KV_HEADS, heads_per_kv, self.head_dim, scale, softcap, sinks, variant.window
-        )
-
     def store(self, k: Floats, v: Floats, position: int) -> int:
-        """k, v: f32 [tokens, KV_HEADS, head_dim]. Returns how many tokens saturated."""
+        """k, v: f32 [tokens, KV_HEADS, head_dim or v_head_dim]. Returns how many tokens saturated."""
         keys, values = padded(k), padded(v)
-        return store_all(self.heads(), rows_of(keys), rows_of(values), len(k), position, self.table.ctypes.data)
+        return store_all(self.layer, rows_of(keys), rows_of(values), len(k), position, self.table.ctypes.data)
 
     def attend(self, q: Floats, position: int, variant: Variant, threads: int = 0) -> Floats:
-        """q: f32 [tokens, heads, head_dim] -> the same shape. Threads that share the work take turns here."""
+        """q: f32 [tokens, heads, head_dim] -> [tokens, heads, v_head_dim]. Threads that share the work take turns."""
         rows, heads_per_kv = padded(q), q.shape[1] // KV_HEADS
-        out = np.full_like(rows, 12345)
+        head_dim, v_head_dim = self.layer.head_dim, self.layer.v_head_dim
+        columns = q.shape[1] * v_head_dim
+        out = np.full((len(q), -(-columns // 16) * 16), 12345, np.float32)
         span = np.array([0, len(q), position, self.table.ctypes.data], np.int64)
         counter = np.zeros(1, np.int64)
-        scratch = np.full(operands.scratch_bytes(heads_per_kv, self.head_dim) // 4, np.nan, np.float32)
+        scratch = np.full(operands.scratch_bytes(heads_per_kv, head_dim, v_head_dim) // 4, np.nan, np.float32)
         partials = np.zeros(sharing.partials_bytes(threads), np.uint8)
         sinks = variant.of_heads(q.shape[1])
+        scale: Any = np.float32(variant.scale)
+        softcap: Any = np.float32(variant.softcap)
+        sinks_at = sinks.ctypes.data if variant.sinks else 0
+        heads = operands.Heads(self.layer, heads_per_kv, scale, softcap, sinks_at, variant.window)
         left = attend_all(
-            self.heads(heads_per_kv, variant, sinks.ctypes.data if variant.sinks else 0), rows_of(rows), rows_of(out),
-            span.ctypes.data, counter.ctypes.data, threads, partials.ctypes.data, scratch.ctypes.data,
+            heads, rows_of(rows), rows_of(out), span.ctypes.data, counter.ctypes.data, threads, partials.ctypes.data,
+            scratch.ctypes.data,
         )  # fmt: skip
         assert left == 0
-        columns = q[0].size
         assert (out[:, columns:] == 12345).all(), "wrote past the last head"
-        return out[:, :columns].reshape(q.shape)
+        return out[:, :columns].reshape(*q.shape[:2], v_head_dim)
 
 
 def rows_of(array: Floats) -> Rows:
@@ -113,18 +106,20 @@ def padded(x: Floats) -> Floats:
     return rows
 
 
-def random_tokens(length: int, heads_per_kv: int, head_dim: int, seed: int = 0) -> list[Floats]:
+def random_tokens(
+    length: int, heads_per_kv: int, head_dim: int, v_head_dim: int | None = None, seed: int = 0
+) -> list[Floats]:
     """q, k, v whose numbers are multiples of 1/64: the same on every machine, exact in f16."""
     rng = np.random.default_rng(seed)
-    heads = (KV_HEADS * heads_per_kv, KV_HEADS, KV_HEADS)
-    return [(rng.integers(-128, 129, (length, n, head_dim)) / 64).astype(np.float32) for n in heads]
+    shapes = ((KV_HEADS * heads_per_kv, head_dim), (KV_HEADS, head_dim), (KV_HEADS, v_head_dim or head_dim))
+    return [(rng.integers(-128, 129, (length, *shape)) / 64).astype(np.float32) for shape in shapes]
 
 
 def in_spans(
     kind: str, q: Floats, k: Floats, v: Floats, lengths: Sequence[int], threads: int = 0, **fields: Any
 ) -> Floats:
     """Store and attend span after span; `lengths` is repeated until all tokens are done. `threads` share the work."""
-    cache = Cache(kind, len(q), q.shape[2])
+    cache = Cache(kind, len(q), q.shape[2], v.shape[2])
     out: list[Floats] = []
     position = 0
     while position < len(q):
@@ -172,7 +167,7 @@ def rounded(x: Floats) -> NDArray[np.float64]:
     """What an int8 cache keeps of keys or values [tokens, heads, head_dim]."""
     y = rotated(x)
     scale = np.abs(y).max(2, keepdims=True) / np.float32(127)
-    y = np.round(y * (np.float32(1) / scale)).astype(np.float64) * scale
+    y = np.round(y * (np.float32(1) / np.where(scale > 0, scale, np.float32(1)))).astype(np.float64) * scale
     basis = rotated(np.eye(y.shape[-1], dtype=np.float32)).astype(np.float64)
     return (y @ basis / hadamard_length(y.shape[-1]))[..., : x.shape[-1]]
 

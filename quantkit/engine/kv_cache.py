@@ -27,10 +27,11 @@ HUGE_PAGE = 2 << 20
 
 
 class CacheLayer(NamedTuple):
-    """What one layer keeps of a position: keys and values of `kv_heads` heads of `head_dim` channels."""
+    """What one layer keeps of a position: keys and values of `kv_heads` heads of so many channels."""
 
     kv_heads: int
     head_dim: int
+    v_head_dim: int
 
 
 @dataclass(frozen=True)

@@ -266,7 +266,7 @@ class _Lowering:
             if isinstance(cache, Cache):
                 if cache.index not in self._caches:
                     self._caches[cache.index] = len(self.cache_layers)
-                    self.cache_layers.append(CacheLayer(cache.kv_heads, cache.head_dim))
+                    self.cache_layers.append(CacheLayer(cache.kv_heads, cache.head_dim, cache.v_head_dim))
                 return self._caches[cache.index]
         return -1
 

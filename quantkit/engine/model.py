@@ -272,9 +272,8 @@ class Model:
         """Write what is the same for all passes."""
         words = self._pool.words
         attention = [step.fields for step in self._plan.steps if step.spec.name == "attention"]
-        scratch = max(
-            (scratch_bytes(int(each["heads_per_kv"]), int(each["head_dim"])) for each in attention), default=0
-        )
+        sizes = ("heads_per_kv", "head_dim", "v_head_dim")
+        scratch = max((scratch_bytes(*(int(each[name]) for name in sizes)) for each in attention), default=0)
         words["steps"], words["step_count"] = self._table.ctypes.data, len(self._table)
         for name, row in zip(("ids", "positions", "pages", "wanted_tokens"), self._inputs, strict=True):
             words[name] = row.ctypes.data

@@ -33,11 +33,15 @@ class Value:
 
 @dataclass(frozen=True)
 class Cache:
-    """The keys and values of one layer, of all tokens of a sequence so far: `kv_heads` heads of `head_dim` channels."""
+    """The keys and values of one layer, of all tokens of a sequence so far.
+
+    Each of its `kv_heads` heads has `head_dim` channels in its keys, and `v_head_dim` in its values.
+    """
 
     index: int
     kv_heads: int
     head_dim: int
+    v_head_dim: int
 
 
 @dataclass(frozen=True)

@@ -188,20 +188,23 @@ class Recorder(Recording):
             interleaved=interleaved,
         )
 
-    def store_kv(self, k: Value, v: Value, *, head_dim: int) -> Cache:
-        """Append keys and values, both `[T, kv_heads * head_dim]`, to the cache of a layer of their own.
+    def store_kv(self, k: Value, v: Value, *, head_dim: int, v_head_dim: int | None = None) -> Cache:
+        """Append keys `[T, kv_heads * head_dim]` and values `[T, kv_heads * v_head_dim]` to the cache of a layer.
 
-        The cache may be attended to by several layers.
+        The cache may be attended to by several layers. Values have the head size of keys by default; those of DeepSeek
+        are narrower.
         """
-        if k.columns != v.columns or k.columns % head_dim or not _plain(k, v):
-            raise ValueError(f"heads do not fit: k {k.columns}, v {v.columns}, head_dim {head_dim}")
-        cache = Cache(len(self._operations), k.columns // head_dim, head_dim)
-        return self._append("store_kv", (k, v), cache, kv_heads=cache.kv_heads, head_dim=head_dim)
+        v_head_dim = head_dim if v_head_dim is None else v_head_dim
+        kv_heads = k.columns // head_dim
+        if (k.columns, v.columns) != (kv_heads * head_dim, kv_heads * v_head_dim) or not _plain(k, v):
+            raise ValueError(f"heads do not fit: k {k.columns}, v {v.columns}, head sizes {head_dim}, {v_head_dim}")
+        cache = Cache(len(self._operations), kv_heads, head_dim, v_head_dim)
+        return self._append("store_kv", (k, v), cache, kv_heads=kv_heads, head_dim=head_dim, v_head_dim=v_head_dim)
 
     def attention(
         self, q: Value, cache: Cache, *, scale: float, softcap: float = 0.0, sinks: str | None = None, window: int = 0
     ) -> Value:
-        """Causal attention of each token over the cache -> `[T, q.columns]`.
+        """Causal attention of each token over the cache -> `[T, heads * v_head_dim]`.
 
         Parameters
         ----------
@@ -224,11 +227,12 @@ class Recorder(Recording):
         return self._record(
             "attention",
             (q, cache),
-            q.columns,
+            q.columns // cache.head_dim * cache.v_head_dim,
             (self._tensor(sinks, (q.columns // cache.head_dim,), "bias"),) if sinks else (),
             kv_heads=cache.kv_heads,
             heads_per_kv=q.columns // kv_columns,
             head_dim=cache.head_dim,
+            v_head_dim=cache.v_head_dim,
             scale=scale,
             softcap=softcap,
             window=window,

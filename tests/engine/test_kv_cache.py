@@ -9,7 +9,7 @@ import pytest
 from quantkit.engine.kv_cache import ALIGNMENT, SLAB_PAGES, CacheLayer, CacheShape, PagePool, Sequence
 from quantkit_kernels.attention.pages import PAGE
 
-LAYERS = (CacheLayer(2, 12), CacheLayer(1, 50), CacheLayer(2, 12))
+LAYERS = (CacheLayer(2, 12, 12), CacheLayer(1, 50, 70), CacheLayer(2, 12, 12))
 SHAPES = [CacheShape(kind, LAYERS) for kind in ("f16", "int8", "f32")]
 
 

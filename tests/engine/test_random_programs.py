@@ -152,9 +152,13 @@ class Author:
 
     def store_kv(self) -> Cache:
         k = self.linear(self.draw(st.sampled_from(COLUMNS)))
-        v = self.any(k.columns) if self.draw(st.booleans()) and k.columns in self.columns() else self.ops.scale(k, 0.5)
-        sizes = [n for n in range(2, k.columns + 1, 2) if k.columns % n == 0] or [k.columns]
-        return self.ops.store_kv(k, v, head_dim=self.draw(st.sampled_from(sizes)))
+        head_dim = self.draw(st.sampled_from([n for n in range(1, k.columns + 1) if k.columns % n == 0]))
+        v_head_dim = self.draw(st.sampled_from([head_dim, 1, 5, 20]))
+        columns = k.columns // head_dim * v_head_dim
+        fitting = [value for value in (*self.values, k) if value.columns == columns]
+        shared = self.draw(st.booleans()) and bool(fitting)
+        v = self.draw(st.sampled_from(fitting)) if shared else self.linear(columns)
+        return self.ops.store_kv(k, v, head_dim=head_dim, v_head_dim=v_head_dim)
 
     def attention(self) -> Value:
         if not self.caches:
@@ -192,9 +196,6 @@ class Author:
             rows, choice, modules, self.draw(st.sampled_from(COLUMNS)), bias=self.draw(st.booleans())
         )
         return self.ops.combine(self.ops.gated(y, y, "silu") if self.draw(st.booleans()) else y, choice)
-
-    def columns(self) -> set[int]:
-        return {value.columns for value in self.values}
 
 
 MADE_BY_OTHERS = {"select", "quantize", "route", "assign", "gather", "expert_linear", "combine"}

@@ -107,6 +107,16 @@ def test_sinks_are_a_vector_of_all_query_heads() -> None:
     assert ops.program().tensors["attn.sinks"] == TensorSpec("attn.sinks", (8,), "bias")
 
 
+def test_values_may_be_narrower_than_keys() -> None:
+    ops = Recorder()
+    h = ops.embed("embed", 10, 12)
+    cache = ops.store_kv(h, ops.linear(h, "v", 8), head_dim=3, v_head_dim=2)
+    assert (cache.kv_heads, cache.head_dim, cache.v_head_dim) == (4, 3, 2)
+    assert ops.attention(ops.linear(h, "q", 24), cache, scale=1.0).columns == 16
+    with pytest.raises(ValueError, match="k 12, v 8, head sizes 3, 4"):
+        ops.store_kv(h, ops.linear(h, "v", 8), head_dim=3, v_head_dim=4)
+
+
 def test_a_tied_head_is_one_tensor_and_stays_an_embedding() -> None:
     ops = Recorder()
     ops.linear(ops.select(ops.embed("embed", 10, 8)), "embed", 10, role="head")
@@ -140,7 +150,7 @@ def test_parameters_are_kept_and_read_only() -> None:
     cache = ops.store_kv(kv, kv, head_dim=4)
     ops.select(ops.attention(ops.rope(h, rotation), cache, scale=0.5, softcap=30.0, window=7))
     norm, rotate, _, store, rope, attention, _ = ops.program().operations[1:]
-    heads = {"kv_heads": 1, "head_dim": 4}
+    heads = {"kv_heads": 1, "head_dim": 4, "v_head_dim": 4}
     assert dict(norm.parameters) == {"eps": 1e-5, "size": 4, "weight_columns": 4, "offset": 1.0}
     assert (rotate.constant, dict(rotate.parameters)) == ((1.0, 0.5), {"factor": 2.0})
     assert dict(rope.parameters) == {"head_dim": 4, "rotary_dim": 4, "interleaved": False}

@@ -76,18 +76,19 @@ def _inverse(heads, kv_head, query, total):
 @jit
 def write_heads(heads, span, kv_head, total, out):
     """Divide a total by its sums, undo rotations, and write the query heads of a KV head for all tokens of a span."""
-    channels, whole = padded(heads.head_dim), heads.head_dim & ~15
-    begin = out.address + out.stride * span.first + 4 * heads.head_dim * heads.heads_per_kv * kv_head
+    head_dim = heads.layer.v_head_dim
+    channels, whole = padded(head_dim), head_dim & ~15
+    begin = out.address + out.stride * span.first + 4 * head_dim * heads.heads_per_kv * kv_head
     for query in range(span.tokens * heads.heads_per_kv):
         inverse = _inverse(heads, kv_head, query, total)
         row = total.values + 4 * channels * query
-        if heads.kind == INT8:
+        if heads.layer.kind == INT8:
             rotate(row, channels, row)
-        head = 4 * heads.head_dim * (query % heads.heads_per_kv)
+        head = 4 * head_dim * (query % heads.heads_per_kv)
         target = begin + out.stride * (query // heads.heads_per_kv) + head
         for place in range(0, 4 * whole, 64):
             store(target + place, load_wide_f32(row + place, inverse) * inverse)
-        if whole < heads.head_dim:
+        if whole < head_dim:
             store(row, load_wide_f32(row + 4 * whole, inverse) * inverse)
-            for channel in range(heads.head_dim - whole):
+            for channel in range(head_dim - whole):
                 put_f32(target + 4 * (whole + channel), get_f32(row + 4 * channel))

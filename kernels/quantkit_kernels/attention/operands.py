@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from quantkit_kernels.attention.pages import PAGE, padded
+from quantkit_kernels.attention.pages import PAGE, Layer, padded
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import TILES
 
@@ -27,14 +27,10 @@ NEVER, LEAST = -3.0e38, -2.9e38
 class Heads(NamedTuple):
     """What is the same for all queries of a step."""
 
-    kind: int
-    """`blocks.Kind.code` of the cache."""
-    offset: int
-    """Bytes from the start of a page to the layer's first head."""
-    kv_heads: int
+    layer: Layer
+    """The KV heads."""
     heads_per_kv: int
     """Query heads that share a KV head."""
-    head_dim: int
     scale: float
     softcap: float
     """Limit that scores approach, 0 for none."""
@@ -70,8 +66,10 @@ class CacheRange(NamedTuple):
 
     pages: int
     """Address of a table of page addresses."""
-    head: int
-    """Bytes from the start of a page to the head."""
+    keys: int
+    """Bytes from the start of a page to the head's keys."""
+    values: int
+    """Bytes from the start of a page to the head's values."""
     scales: int
     """Bytes from the start of a page to the head's scales; 0 where numbers have none."""
     base: int
@@ -91,7 +89,7 @@ class Partial(NamedTuple):
     sums: int
     """Each query's sum of weights `exp(score - peak)`."""
     values: int
-    """Each query's row of weighted values, `padded(head_dim)` channels."""
+    """Each query's row of weighted values, `padded(v_head_dim)` channels."""
 
 
 class Scratch(NamedTuple):
@@ -116,9 +114,9 @@ def rounded(queries):
 
 
 @jit
-def partial_bytes(queries, head_dim):
+def partial_bytes(queries, v_head_dim):
     """Bytes of a partial of so many queries."""
-    return 4 * rounded(queries) * (2 + padded(head_dim))
+    return 4 * rounded(queries) * (2 + padded(v_head_dim))
 
 
 @jit
@@ -131,19 +129,20 @@ def partial_at(address, queries):
 @jit
 def scratch_at(address, heads):
     """The addresses in a thread's memory of `scratch_bytes`."""
-    queries, head_dim = SPAN_TOKENS * heads.heads_per_kv, heads.head_dim
+    queries, layer = SPAN_TOKENS * heads.heads_per_kv, heads.layer
     rows = address + QUERY_BLOCK * SCORES_STRIDE
-    partial = rows + 4 * rounded(queries) * padded(head_dim)
-    total = partial + partial_bytes(queries, head_dim)
-    factors = total + partial_bytes(queries, head_dim)
+    partial = rows + 4 * rounded(queries) * padded(layer.head_dim)
+    total = partial + partial_bytes(queries, layer.v_head_dim)
+    factors = total + partial_bytes(queries, layer.v_head_dim)
     return Scratch(address, rows, partial, total, factors, factors + 8 * rounded(queries))
 
 
-def scratch_bytes(heads_per_kv: int, head_dim: int) -> int:
+def scratch_bytes(heads_per_kv: int, head_dim: int, v_head_dim: int) -> int:
     """Bytes of memory of its own that a thread needs for attention."""
-    queries, channels = (SPAN_TOKENS * heads_per_kv + QUERY_BLOCK + 15) & ~15, padded.py_func(head_dim)
-    pages = SEGMENT // PAGE * (2 * PAGE * channels * 4 + 8 * PAGE)
-    return QUERY_BLOCK * SCORES_STRIDE + 4 * queries * (channels + 2 * (2 + channels) + 2) + pages + 64
+    queries = (SPAN_TOKENS * heads_per_kv + QUERY_BLOCK + 15) & ~15
+    keys, values = padded.py_func(head_dim), padded.py_func(v_head_dim)
+    pages = SEGMENT // PAGE * (PAGE * (keys + values) * 4 + 8 * PAGE)
+    return QUERY_BLOCK * SCORES_STRIDE + 4 * queries * (keys + 2 * (2 + values) + 2) + pages + 64
 
 
 @jit

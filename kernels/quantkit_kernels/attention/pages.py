@@ -4,12 +4,12 @@ A page holds `PAGE` consecutive positions of one sequence, for all layers and KV
 of its own, the same in every page, so layers may differ in heads and head sizes. Of each KV head, at `page + offset +
 head * head_bytes`:
 
-    keys          [PAGE / KEY_ROW][padded][KEY_ROW positions]   lanes are positions: no sums over lanes
-    values        [PAGE][padded]                                lanes are channels
-    key scales    [PAGE] f32                                    of int8 alone
-    value scales  [PAGE] f32                                    of int8 alone
+    keys          [PAGE / KEY_ROW][padded head_dim][KEY_ROW positions]   lanes are positions: no sums over lanes
+    values        [PAGE][padded v_head_dim]                              lanes are channels
+    key scales    [PAGE] f32                                             of int8 alone
+    value scales  [PAGE] f32                                             of int8 alone
 
-`padded` is head_dim rounded up to whole vectors of 16 numbers, and at least 32; the padding is zero. A row of
+Padded is rounded up to whole vectors of 16 numbers, and at least 32; the padding is zero. A row of
 `KEY_ROW` keys is a cache line of f16, so both halves are read as one stream, keys then values, 16 KiB for heads of 64
 channels.
 
@@ -27,6 +27,8 @@ scales in pages are divided by it beforehand. Ashkboos et al., QuaRot (arXiv:240
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -70,6 +72,20 @@ SCALES_BYTES = 2 * 4 * PAGE
 """Scales of one head of an int8 page."""
 
 
+class Layer(NamedTuple):
+    """The heads of one layer in the pages."""
+
+    kind: int
+    """`blocks.Kind.code` of the numbers."""
+    offset: int
+    """Bytes from the start of a page to the first head."""
+    kv_heads: int
+    head_dim: int
+    """Channels of a key."""
+    v_head_dim: int
+    """Channels of a value."""
+
+
 @jit
 def padded(head_dim):
     """Channels of a row in the cache."""
@@ -77,67 +93,74 @@ def padded(head_dim):
 
 
 @jit
-def numbers_bytes(head_dim, size):
-    """Bytes of the keys and values of one head of a page."""
-    return 2 * PAGE * padded(head_dim) * size
+def key_bytes(layer, size):
+    """Bytes of the keys of one head of a page, for numbers of `size` bytes."""
+    return PAGE * padded(layer.head_dim) * size
 
 
 @jit
-def head_bytes(kind, head_dim):
+def numbers_bytes(layer, size):
+    """Bytes of the keys and values of one head of a page, for numbers of `size` bytes."""
+    return PAGE * (padded(layer.head_dim) + padded(layer.v_head_dim)) * size
+
+
+@jit
+def head_bytes(layer):
     """Bytes of one head of a page."""
-    if kind == INT8:
-        return numbers_bytes(head_dim, 1) + SCALES_BYTES
-    return numbers_bytes(head_dim, 2 if kind == F16 else 4)
+    if layer.kind == INT8:
+        return numbers_bytes(layer, 1) + SCALES_BYTES
+    return numbers_bytes(layer, 2 if layer.kind == F16 else 4)
 
 
-def layer_bytes(kind: str, kv_heads: int, head_dim: int) -> int:
+def layer_bytes(kind: str, kv_heads: int, head_dim: int, v_head_dim: int) -> int:
     """Bytes of one layer in a page, a multiple of 64."""
-    numbers = 2 * PAGE * padded.py_func(head_dim) * SIZES[kind]
+    numbers = PAGE * (padded.py_func(head_dim) + padded.py_func(v_head_dim)) * SIZES[kind]
     return kv_heads * (numbers + (SCALES_BYTES if kind == "int8" else 0))
 
 
 @jit
-def store_kv(kind, k, v, pages, position, offset, kv_heads, head_dim):
-    """Write one token's keys and values, f32 rows of `kv_heads * head_dim`, into its sequence's page.
+def store_kv(layer, k, v, pages, position):
+    """Write one token's keys and values, f32 rows of all heads, into its sequence's page.
 
-    The layer begins `offset` bytes behind the start of the page. Returns whether a number was beyond the range of f16,
-    and stored as its largest.
+    Returns whether a number was beyond the range of f16, and stored as its largest.
     """
-    step = head_bytes(kind, head_dim)
-    head = get_i64(pages + 8 * (position >> 6)) + offset
+    step = head_bytes(layer)
+    head = get_i64(pages + 8 * (position >> 6)) + layer.offset
     slot = position & 63
     peak = zeros_wide(1, 1)
-    for _ in range(kv_heads):
-        if kind == F16:
-            peak = maximum(peak, _store_f16(k, v, head, slot, head_dim))
-        elif kind == INT8:
-            _store_int8(k, v, head, slot, head_dim)
+    for _ in range(layer.kv_heads):
+        if layer.kind == F16:
+            peak = maximum(peak, _store_f16(layer, k, v, head, slot))
+        elif layer.kind == INT8:
+            _store_int8(layer, k, v, head, slot)
         else:
-            _store_f32(k, v, head, slot, head_dim)
-        k, v = k + 4 * head_dim, v + 4 * head_dim
+            _store_f32(layer, k, v, head, slot)
+        k, v = k + 4 * layer.head_dim, v + 4 * layer.v_head_dim
         head += step
     return max_lanes(peak) > F16_MAX
 
 
 @jit
-def _places(head, slot, channels, size):
+def _places(layer, head, slot, size):
     """Where a position's first key and first value stand."""
-    key = (slot // KEY_ROW * channels * KEY_ROW + slot % KEY_ROW) * size
-    return head + key, head + (PAGE + slot) * channels * size
+    key = (slot // KEY_ROW * padded(layer.head_dim) * KEY_ROW + slot % KEY_ROW) * size
+    return head + key, head + key_bytes(layer, size) + slot * padded(layer.v_head_dim) * size
 
 
 def _float_store(scatter, store_row, size):
     @jit
-    def store_head(k, v, head, slot, head_dim):
+    def store_head(layer, k, v, head, slot):
         """Store one head; returns the largest magnitudes in 16 lanes."""
-        channels, peak = padded(head_dim), zeros_wide(1, 1)
-        key, value = _places(head, slot, channels, size)
-        for channel in range(0, channels, 16):
-            left = head_dim - channel
-            keys, values = load_wide_partial_f32(k + 4 * channel, left), load_wide_partial_f32(v + 4 * channel, left)
+        peak = zeros_wide(1, 1)
+        key, value = _places(layer, head, slot, size)
+        for channel in range(0, padded(layer.head_dim), 16):
+            keys = load_wide_partial_f32(k + 4 * channel, layer.head_dim - channel)
             scatter(key + KEY_ROW * size * channel, KEY_ROW * size, keys)
+            peak = maximum(peak, absolute(keys))
+        for channel in range(0, padded(layer.v_head_dim), 16):
+            values = load_wide_partial_f32(v + 4 * channel, layer.v_head_dim - channel)
             store_row(value + size * channel, values)
-            peak = maximum(peak, maximum(absolute(keys), absolute(values)))
+            peak = maximum(peak, absolute(values))
         return peak
 
     return store_head
@@ -181,19 +204,22 @@ def _hadamard(x, left, length, out):
 
 
 @jit
-def _store_int8(k, v, head, slot, head_dim):
-    channels, length, rotated = padded(head_dim), _hadamard_length(head_dim), stack_f32(LONGEST)
-    key, value = _places(head, slot, channels, 1)
-    key_scale, value_scale = _scale(k, head_dim, rotated), _scale(v, head_dim, rotated)
-    scales = head + numbers_bytes(head_dim, 1) + 4 * slot
+def _store_int8(layer, k, v, head, slot):
+    head_dim, v_head_dim, rotated = layer.head_dim, layer.v_head_dim, stack_f32(LONGEST)
+    key, value = _places(layer, head, slot, 1)
+    key_scale, value_scale = _scale(k, head_dim, rotated), _scale(v, v_head_dim, rotated)
+    scales = head + numbers_bytes(layer, 1) + 4 * slot
+    length = _hadamard_length(head_dim)
     put_f32(scales, key_scale / length)
-    put_f32(scales + 4 * PAGE, value_scale / length)
-    for begin in range(0, channels, length):
+    for begin in range(0, padded(head_dim), length):
         _hadamard(k + 4 * begin, head_dim - begin, length, rotated)
         for channel in range(0, length, 16):
             codes = _codes(load_line_f32(rotated + 4 * channel), key_scale)
             scatter_i8(key + KEY_ROW * (begin + channel), KEY_ROW, codes)
-        _hadamard(v + 4 * begin, head_dim - begin, length, rotated)
+    length = _hadamard_length(v_head_dim)
+    put_f32(scales + 4 * PAGE, value_scale / length)
+    for begin in range(0, padded(v_head_dim), length):
+        _hadamard(v + 4 * begin, v_head_dim - begin, length, rotated)
         for channel in range(0, length, 16):
             codes = _codes(load_line_f32(rotated + 4 * channel), value_scale)
             store_i8(value + begin + channel, codes)
@@ -217,8 +243,8 @@ def _codes(x, scale):
 
 def _widener(load, size):
     @jit
-    def widen(head, head_dim, out):
-        for number in range(0, 2 * PAGE * padded(head_dim), 16):
+    def widen(layer, head, out):
+        for number in range(0, numbers_bytes(layer, 1), 16):
             store(out + 4 * number, load(head + size * number, zeros_wide(1, 1)))
 
     return widen
@@ -229,18 +255,18 @@ _widen_int8 = _widener(load_wide_i8, 1)
 
 
 @jit
-def widen(kind, head, head_dim, out):
+def widen(layer, head, out):
     """Copy one head of a page of f16 or int8 as f32 numbers in the same order, the scales behind them."""
-    if kind == F16:
-        _widen_f16(head, head_dim, out)
+    if layer.kind == F16:
+        _widen_f16(layer, head, out)
         return
-    _widen_int8(head, head_dim, out)
-    scales, target = head + numbers_bytes(head_dim, 1), out + numbers_bytes(head_dim, 4)
+    _widen_int8(layer, head, out)
+    scales, target = head + numbers_bytes(layer, 1), out + numbers_bytes(layer, 4)
     for place in range(0, SCALES_BYTES, 64):
         store(target + place, load_line_f32(scales + place))
 
 
 @jit
-def widened_bytes(head_dim):
+def widened_bytes(layer):
     """Bytes of what `widen` writes at most."""
-    return numbers_bytes(head_dim, 4) + SCALES_BYTES
+    return numbers_bytes(layer, 4) + SCALES_BYTES

@@ -68,7 +68,7 @@ def query_block(load, size, n, single):
 @jit
 def query_width(heads):
     """Channels of a query: with the padding, if it is rotated."""
-    return padded(heads.head_dim) if heads.kind == INT8 else heads.head_dim
+    return padded(heads.layer.head_dim) if heads.layer.kind == INT8 else heads.layer.head_dim
 
 
 # --- keys ----------------------------------------------------------------------------------------------------------
@@ -78,11 +78,11 @@ def _multiply_keys(scores, two_scores, size, step):
     @jit
     def multiply_keys(heads, queries, cache, table):
         """Scores of all positions of the range, into the rows of the table."""
-        width, channels = query_width(heads), padded(heads.head_dim)
+        width, channels = query_width(heads), padded(heads.layer.head_dim)
         far = (channels * KEY_ROW if step > KEY_ROW else STEP) * size
         for position in range(cache.low & -step, cache.high + 1, step):
             key = position // KEY_ROW % (PAGE // KEY_ROW) * channels * KEY_ROW + position % KEY_ROW
-            keys = get_i64(cache.pages + 8 * (position >> 6)) + cache.head + key * size
+            keys = get_i64(cache.pages + 8 * (position >> 6)) + cache.keys + key * size
             out = table + 4 * (position - cache.base)
             if step > STEP and position + STEP <= cache.high:
                 two_scores(queries.rows, width, keys, far, out)
@@ -216,7 +216,7 @@ def _multiply_values(values, step):
     @jit
     def multiply_values(heads, queries, cache, table, partial):
         """Values of the range, weighted by the rows of the table, into the rows of the partial."""
-        channels = padded(heads.head_dim)
+        channels = padded(heads.layer.v_head_dim)
         out = partial.values + 4 * channels * queries.first
         for channel in range(0, channels, step):
             # Where channels end within a step, some are computed twice.
@@ -235,14 +235,13 @@ def _values(load, size, n, step, single):
         position = cache.low
         while position <= cache.high:
             end = min(cache.high, position | (PAGE - 1))
-            first = PAGE * row_bytes + (position & (PAGE - 1)) * row_bytes + channel * size
-            v = get_i64(cache.pages + 8 * (position >> 6)) + cache.head + first
+            first = (position & (PAGE - 1)) * row_bytes + channel * size
+            v = get_i64(cache.pages + 8 * (position >> 6)) + cache.values + first
             weight = table + 4 * (position - cache.base)
             if single:
                 # The keys of the next segment.
                 page = min((position >> 6) + SEGMENT // PAGE, cache.newest)
-                ahead = get_i64(cache.pages + 8 * page) + cache.head + first
-                ahead -= PAGE * row_bytes
+                ahead = get_i64(cache.pages + 8 * page) + cache.keys + first
             for _ in range(end + 1 - position):
                 if single:
                     prefetch(ahead)

@@ -24,6 +24,7 @@ from quantkit_kernels.attention.pages import (
     INT8,
     PAGE,
     head_bytes,
+    key_bytes,
     numbers_bytes,
     rotate,
     widen,
@@ -49,15 +50,16 @@ def prepare(heads, span, kv_head, q, scratch):
 
     The row of a single token is left where it is, if it needs no rotation.
     """
-    width, row = query_width(heads), 4 * heads.head_dim
+    width, head_dim, kind = query_width(heads), heads.layer.head_dim, heads.layer.kind
+    row = 4 * head_dim
     source = q.address + q.stride * span.first + row * heads.heads_per_kv * kv_head
-    if span.tokens == 1 and heads.kind == F16:
+    if span.tokens == 1 and kind == F16:
         return source
     for query in range(span.tokens * heads.heads_per_kv):
         place = source + q.stride * (query // heads.heads_per_kv) + row * (query % heads.heads_per_kv)
         target = scratch.queries + 4 * width * query
-        if heads.kind == INT8:
-            rotate(place, heads.head_dim, target)
+        if kind == INT8:
+            rotate(place, head_dim, target)
         else:
             for channel in range(0, width, 16):
                 store(target + 4 * channel, load_wide_partial_f32(place + 4 * channel, width - channel))
@@ -67,22 +69,28 @@ def prepare(heads, span, kv_head, q, scratch):
 @jit
 def attend_segment(heads, span, kv_head, rows, segment, scratch, partial):
     """The partial of a span and a KV head, whose queries `prepare` left at `rows`, for one segment."""
-    head = heads.offset + kv_head * head_bytes(heads.kind, heads.head_dim)
-    base = segment * SEGMENT
+    kind = heads.layer.kind
+    if kind == F32:
+        _many(heads, span, rows, _cache_range(heads, span, kv_head, segment, 4), scratch, partial)
+    elif span.tokens > 1:
+        cache = _cache_range(heads, span, kv_head, segment, 4)
+        _many(heads, span, rows, _widened(heads, cache, scratch), scratch, partial)
+    elif kind == F16:
+        _single_f16(heads, span, rows, _cache_range(heads, span, kv_head, segment, 2), scratch, partial)
+    else:
+        _single_int8(heads, span, rows, _cache_range(heads, span, kv_head, segment, 1), scratch, partial)
+
+
+@jit
+def _cache_range(heads, span, kv_head, segment, size):
+    """The positions of a segment that a span sees, for a KV head whose numbers are of `size` bytes, or will be."""
+    layer, base = heads.layer, segment * SEGMENT
+    keys = layer.offset + kv_head * head_bytes(layer)
+    scales = keys + numbers_bytes(layer, size) if layer.kind == INT8 else 0
     low = max(first_seen(span.position, heads.window), base)
     high = min(span.position + span.tokens, base + SEGMENT) - 1
-    newest = span.position // PAGE
-    if heads.kind == F32:
-        _many(heads, span, rows, CacheRange(span.pages, head, 0, base, low, high, newest), scratch, partial)
-    elif span.tokens > 1:
-        scales = head + numbers_bytes(heads.head_dim, 4) if heads.kind == INT8 else 0
-        pages = _widened(heads, span.pages, head, low, high, scratch)
-        _many(heads, span, rows, CacheRange(pages, head, scales, base, low, high, newest), scratch, partial)
-    elif heads.kind == F16:
-        _single_f16(heads, span, rows, CacheRange(span.pages, head, 0, base, low, high, newest), scratch, partial)
-    else:
-        scales = head + numbers_bytes(heads.head_dim, 1)
-        _single_int8(heads, span, rows, CacheRange(span.pages, head, scales, base, low, high, newest), scratch, partial)
+    values, newest = keys + key_bytes(layer, size), span.position // PAGE
+    return CacheRange(span.pages, keys, values, scales, base, low, high, newest)
 
 
 def _single(load, size):
@@ -135,19 +143,17 @@ def _seen(heads, span, queries, cache):
     earliest = span.position + queries.first // heads.heads_per_kv
     latest = span.position + (queries.first + queries.count - 1) // heads.heads_per_kv
     low = max(first_seen(earliest, heads.window), cache.base)
-    return CacheRange(cache.pages, cache.head, cache.scales, cache.base, low, min(latest, cache.high), cache.newest)
+    high = min(latest, cache.high)
+    return CacheRange(cache.pages, cache.keys, cache.values, cache.scales, cache.base, low, high, cache.newest)
 
 
 @jit
-def _widened(heads, pages, head, low, high, scratch):
-    """Widen a head of the pages of positions `low` to `high`, which are in one segment, to f32.
-
-    Returns the address of a table of pages, in which the head stands where it does in `pages`.
-    """
-    size, first = widened_bytes(heads.head_dim), low // SEGMENT * (SEGMENT // PAGE)
+def _widened(heads, cache, scratch):
+    """Widen the head of a range to f32: the range, in a table of pages in which the head stands where it did."""
+    size, first = widened_bytes(heads.layer), cache.base // PAGE
     table = scratch.widened + SEGMENT // PAGE * size - 8 * first
-    for page in range(low // PAGE, high // PAGE + 1):
+    for page in range(cache.low // PAGE, cache.high // PAGE + 1):
         out = scratch.widened + size * (page - first)
-        widen(heads.kind, get_i64(pages + 8 * page) + head, heads.head_dim, out)
-        put_i64(table + 8 * page, out - head)
-    return table
+        widen(heads.layer, get_i64(cache.pages + 8 * page) + cache.keys, out)
+        put_i64(table + 8 * page, out - cache.keys)
+    return CacheRange(table, cache.keys, cache.values, cache.scales, cache.base, cache.low, cache.high, cache.newest)

@@ -68,10 +68,10 @@ def pieces_of(heads, spans, span_table, threads, memory):
 
     `memory` is the address of the `partials_bytes` that threads share.
     """
-    pairs = spans * heads.kv_heads
+    pairs = spans * heads.layer.kv_heads
     if pairs < SPLIT_BELOW * threads:
         segments, queries = _largest(heads, spans, span_table)
-        size = partial_bytes(queries, heads.head_dim)
+        size = partial_bytes(queries, heads.layer.v_head_dim)
         if segments > 1 and pairs * segments * size <= PARTIALS_BYTES:
             chunk = max(1, pairs * segments // (CHUNKS * threads))
             return Pieces(
@@ -110,11 +110,11 @@ def attend(heads, q, out, span_table, pieces, counter, tag, scratch):
             if pieces.segments == 1:
                 # The latest tokens come first: they see most, and threads are to finish together.
                 pair = pieces.count - 1 - number
-                span, kv_head = _span_at(span_table, pair // heads.kv_heads), pair % heads.kv_heads
+                span, kv_head = _span_at(span_table, pair // heads.layer.kv_heads), pair % heads.layer.kv_heads
                 _attend_pair(heads, span, kv_head, q, out, places)
                 continue
             pair = number // pieces.segments
-            span, kv_head = _span_at(span_table, pair // heads.kv_heads), pair % heads.kv_heads
+            span, kv_head = _span_at(span_table, pair // heads.layer.kv_heads), pair % heads.layer.kv_heads
             if pair != prepared:
                 rows, prepared = prepare(heads, span, kv_head, q, places), pair
             _attend_piece(heads, span, kv_head, number, rows, out, places, pieces)
@@ -124,7 +124,7 @@ def attend(heads, q, out, span_table, pieces, counter, tag, scratch):
 @jit
 def _attend_pair(heads, span, kv_head, q, out, scratch):
     """All segments of a span and a KV head."""
-    queries, channels = span.tokens * heads.heads_per_kv, padded(heads.head_dim)
+    queries, channels = span.tokens * heads.heads_per_kv, padded(heads.layer.v_head_dim)
     partial, total = partial_at(scratch.partial, queries), partial_at(scratch.total, queries)
     first, last = _segments(span, heads.window)
     rows = prepare(heads, span, kv_head, q, scratch)
@@ -145,7 +145,7 @@ def _attend_piece(heads, span, kv_head, piece, rows, out, scratch, pieces):
     first, last = _segments(span, heads.window)
     if first + index > last:
         return
-    queries, channels = span.tokens * heads.heads_per_kv, padded(heads.head_dim)
+    queries, channels = span.tokens * heads.heads_per_kv, padded(heads.layer.v_head_dim)
     partials = pieces.partials + pieces.partial_bytes * (piece - index)
     partial = partial_at(partials + pieces.partial_bytes * index, queries)
     attend_segment(heads, span, kv_head, rows, first + index, scratch, partial)

@@ -21,7 +21,7 @@ from quantkit_kernels.attention.sharing import attend, pieces_of
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.interpreter.mixture import assign_all, expert_products
 from quantkit_kernels.interpreter.operations import Opcode
-from quantkit_kernels.interpreter.records import STEP_BYTES, pass_at, row_count, step_at
+from quantkit_kernels.interpreter.records import STEP_BYTES, layer_of, pass_at, row_count, step_at
 from quantkit_kernels.interpreter.threads import (
     Pass,
     await_done,
@@ -185,17 +185,8 @@ def _row_tiles(address, first, last, tokens):
 def _attention(address, counter, shared, words, generation, now):
     """Attention of the whole batch over one layer; returns its pieces, and how many this thread did."""
     step, state = step_at(address), pass_at(words)
-    heads = Heads(
-        state.kv_kind,
-        step.cache_offset,
-        step.kv_heads,
-        step.heads_per_kv,
-        step.head_dim,
-        step.scale,
-        step.softcap,
-        step.sinks,
-        step.window,
-    )
+    layer = layer_of(step, state)
+    heads = Heads(layer, step.heads_per_kv, step.scale, step.softcap, step.sinks, step.window)
     spans = state.span_table
     pieces = pieces_of(heads, now.spans, spans, now.threads, state.partials)
     if not is_current(shared, generation):  # or `pieces` may be those of a later pass

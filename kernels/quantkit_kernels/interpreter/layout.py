@@ -43,6 +43,7 @@ STEP = np.dtype(
         ("size", "i8"),  # columns that are normalized together
         ("weight_columns", "i8"),  # of a norm: `size`, those of the whole row, or 0 for no weight
         ("head_dim", "i8"),
+        ("v_head_dim", "i8"),  # of values, which may differ from that of keys
         ("rotary_dim", "i8"),  # columns of a head that rope turns, the first ones
         ("interleaved", "i8"),  # 1: rope turns neighbours, not column i with column i + rotary_dim / 2
         ("kv_heads", "i8"),

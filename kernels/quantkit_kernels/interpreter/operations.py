@@ -95,7 +95,9 @@ def _attention(fields: Mapping[str, Any], load: Load) -> Cost:
     read = sum(min(chunk.depth + chunk.count, window + chunk.count - 1) for chunk in load.chunks)
     seen = sum(_positions_seen(chunk, window) for chunk in load.chunks)
     heads = fields["kv_heads"] * fields["heads_per_kv"]
-    return Cost(load.weight_bytes, read * load.position_bytes, macs=2 * seen * heads * fields["head_dim"])
+    return Cost(
+        load.weight_bytes, read * load.position_bytes, seen * heads * (fields["head_dim"] + fields["v_head_dim"])
+    )
 
 
 def _positions_seen(chunk: Chunk, window: int) -> int:
@@ -212,12 +214,12 @@ _ROWS = (
         parameters=("head_dim", "rotary_dim", "interleaved"),
         in_place=("x",),
     ),
-    OperationSpec(truth.store_kv, inputs=("k", "v"), parameters=("kv_heads", "head_dim")),
+    OperationSpec(truth.store_kv, inputs=("k", "v"), parameters=("kv_heads", "head_dim", "v_head_dim")),
     OperationSpec(
         truth.attention,
         inputs=("q", "cache"),
         weights=("sinks",),
-        parameters=("kv_heads", "heads_per_kv", "head_dim", "scale", "softcap", "window"),
+        parameters=("kv_heads", "heads_per_kv", "head_dim", "v_head_dim", "scale", "softcap", "window"),
         shared=True,
         work=_attention,
     ),

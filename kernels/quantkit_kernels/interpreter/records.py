@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from quantkit_kernels.attention.pages import Layer
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.interpreter.layout import PASS, STEP
 from quantkit_kernels.simd import record_at
@@ -20,3 +21,9 @@ def row_at(rows, number, thread):
 def row_count(step, now):
     """Rows that a step works on in a pass."""
     return (now.wanted if step.wanted else now.tokens) * step.per_token
+
+
+@jit
+def layer_of(step, state):
+    """The layer of the KV cache that a step writes or reads."""
+    return Layer(state.kv_kind, step.cache_offset, step.kv_heads, step.head_dim, step.v_head_dim)

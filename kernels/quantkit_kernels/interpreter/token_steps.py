@@ -9,7 +9,7 @@ from quantkit_kernels.attention.pages import store_kv
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.interpreter.mixture import mixture_row
 from quantkit_kernels.interpreter.operations import Opcode
-from quantkit_kernels.interpreter.records import pass_at, row_at, step_at
+from quantkit_kernels.interpreter.records import layer_of, pass_at, row_at, step_at
 from quantkit_kernels.linear.activations import quantize
 from quantkit_kernels.rows.arithmetic import (
     add,
@@ -92,7 +92,7 @@ def _batch_step(address, words, thread, token):
         scale_by_position(a, position + step.position_offset, step.period, step.beta, out, columns)
     elif opcode == Opcode.STORE_KV:
         pages = get_i64(state.pages + 8 * token)
-        if store_kv(state.kv_kind, a, b, pages, position, step.cache_offset, step.kv_heads, step.head_dim):
+        if store_kv(layer_of(step, state), a, b, pages, position):
             state.saturated = 1
 
 

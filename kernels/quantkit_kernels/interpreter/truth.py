@@ -142,9 +142,9 @@ def rope(x: Matrix, rotation: Matrix, *, head_dim: int, rotary_dim: int, interle
     return np.concatenate([turned, rest], axis=-1).reshape(x.shape)
 
 
-def store_kv(k: Matrix, v: Matrix, *, kv_heads: int, head_dim: int) -> Matrix:
-    """The cache of one layer: keys and values -> `[2, T, kv_heads, head_dim]`."""
-    return np.stack([k, v]).reshape(2, len(k), kv_heads, head_dim)
+def store_kv(k: Matrix, v: Matrix, *, kv_heads: int, head_dim: int, v_head_dim: int) -> Matrix:
+    """The cache of one layer: keys, then values of each head -> `[T, kv_heads, head_dim + v_head_dim]`."""
+    return np.concatenate([k.reshape(-1, kv_heads, head_dim), v.reshape(-1, kv_heads, v_head_dim)], axis=-1)
 
 
 def attention(
@@ -155,6 +155,7 @@ def attention(
     kv_heads: int,
     heads_per_kv: int,
     head_dim: int,
+    v_head_dim: int,
     scale: float,
     softcap: float,
     window: int,
@@ -163,10 +164,10 @@ def attention(
 
     A head's sink is a score that takes part in its softmax but has no value.
     """
-    keys, values = cache
+    keys, values = np.split(cache, [head_dim], axis=-1)
     queries = q.reshape(len(q), kv_heads, heads_per_kv, head_dim)
     bottom = np.full((kv_heads, heads_per_kv, 1), -np.inf) if sinks is None else sinks.reshape(kv_heads, -1, 1)
-    y = np.zeros_like(queries)
+    y = np.zeros((*queries.shape[:-1], v_head_dim))
     for token in range(len(q)):
         first = max(0, token + 1 - window) if window else 0
         for head in range(kv_heads):
@@ -177,7 +178,7 @@ def attention(
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
             weights /= weights.sum(axis=-1, keepdims=True)
             y[token, head] = weights[:, :-1] @ values[first : token + 1, head]
-    return y.reshape(q.shape)
+    return y.reshape(len(q), -1)
 
 
 def select(wanted: Ids, x: Matrix) -> Matrix:

@@ -60,22 +60,23 @@ variants = st.fixed_dictionaries(
 
 @settings(deadline=None, max_examples=60)
 @given(
-    st.sampled_from(["f16", "int8", "f32"]), st.integers(1, 8), st.integers(1, 128), st.integers(1, 200),
-    variants, st.lists(st.integers(1, SPAN), min_size=1, max_size=5), st.integers(0, 3),
+    st.sampled_from(["f16", "int8", "f32"]), st.integers(1, 8), st.integers(1, 256), st.none() | st.integers(1, 256),
+    st.integers(1, 200), variants, st.lists(st.integers(1, SPAN), min_size=1, max_size=5), st.integers(0, 3),
     st.integers(0, 1000),
 )  # fmt: skip
 def test_any_shape_in_any_spans(
     kind: str,
     heads_per_kv: int,
-    half: int,
+    head_dim: int,
+    v_head_dim: int | None,
     length: int,
     variant: dict[str, Any],
     lengths: list[int],
     threads: int,
     seed: int,
 ) -> None:
-    q, k, v = random_tokens(length, heads_per_kv, 2 * half, seed)
-    variant["scale"] = (2 * half) ** -0.5
+    q, k, v = random_tokens(length, heads_per_kv, head_dim, v_head_dim, seed)
+    variant["scale"] = head_dim**-0.5
     got = in_spans(kind, q, k, v, lengths, threads, **variant)
     assert_close(got, exact(q, *kept(kind, k, v), **variant))
     assert got.tobytes() == in_spans(kind, q, k, v, [1], **variant).tobytes()
@@ -101,6 +102,16 @@ def test_variants(kind: str, variant: dict[str, Any]) -> None:
     for lengths, threads in (([1], 0), ([7], 2), ([3, 16, 1, 5], 7)):
         assert got.tobytes() == in_spans(kind, q, k, v, lengths, threads, scale=0.25, **variant).tobytes()
     assert np.abs(got - in_spans(kind, q, k, v, [SPAN], scale=0.25)).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", ["f16", "int8", "f32"])
+@pytest.mark.parametrize(("head_dim", "v_head_dim"), [(192, 128), (6, 80), (256, 20)])
+def test_values_of_another_head_size_than_keys(kind: str, head_dim: int, v_head_dim: int) -> None:
+    q, k, v = random_tokens(300, 3, head_dim, v_head_dim)
+    got = in_spans(kind, q, k, v, [SPAN], scale=head_dim**-0.5)
+    assert_close(got, exact(q, *kept(kind, k, v), scale=head_dim**-0.5))
+    for lengths, threads in (([1], 0), ([7], 2), ([3, 16, 1, 5], 7)):
+        assert got.tobytes() == in_spans(kind, q, k, v, lengths, threads, scale=head_dim**-0.5).tobytes()
 
 
 def test_large_scores_neither_overflow_nor_vanish() -> None:
