@@ -290,6 +290,42 @@ def ssd(
     return y.reshape(len(x), -1)
 
 
+def delta_rule(
+    x: Matrix,
+    a: Matrix,
+    b: Matrix,
+    state: NDArray[np.float32],
+    a_log: Matrix,
+    dt_bias: Matrix,
+    *,
+    key_heads: int,
+    value_heads: int,
+    key_dim: int,
+    value_dim: int,
+    factor: float,
+) -> Matrix:
+    """The gated delta rule: `S = decay S`, `S = S + k^T rate (v - k S)`, `y = q S / sqrt(key_dim)`, for each head.
+
+    `S` is `[key_dim, value_dim]`; `decay` is `exp(-exp(a_log) softplus(a + dt_bias))`, `rate` is `factor` times the
+    logistic function of `b`. Columns of `x`: queries of all heads, keys, values; queries and keys get length 1.
+    """
+    keys, count = key_heads * key_dim, value_heads * key_dim * value_dim
+    q, k = (part.reshape(len(x), key_heads, key_dim) for part in np.split(x[:, : 2 * keys], 2, axis=1))
+    q, k = (part / np.sqrt((part**2).sum(axis=-1, keepdims=True) + 1e-6) for part in (q, k))
+    q, k = (np.repeat(part, value_heads // key_heads, axis=1) for part in (q / math.sqrt(key_dim), k))
+    v = x[:, 2 * keys :].reshape(len(x), value_heads, value_dim)
+    decay, rate = np.exp(-np.exp(a_log) * np.logaddexp(0, a + dt_bias)), factor / (1 + np.exp(-b))
+    s = state[:count].reshape(value_heads, key_dim, value_dim).astype(np.float64)
+    y = np.empty_like(v)
+    for token in range(len(x)):
+        s = s * decay[token][:, None, None]
+        delta = rate[token][:, None] * (v[token] - np.einsum("hk,hkv->hv", k[token], s))
+        s = s + k[token][..., None] * delta[:, None]
+        y[token] = np.einsum("hk,hkv->hv", q[token], s)
+    state[:count] = s.reshape(-1)
+    return y.reshape(len(x), -1)
+
+
 def _softmax(x: Matrix) -> Matrix:
     exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)

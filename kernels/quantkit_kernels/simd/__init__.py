@@ -58,6 +58,7 @@ from .memory import (
     load_bf16,
     load_f16,
     load_f32,
+    load_grid,
     load_i32,
     load_line_f32,
     load_partial_f32,
