@@ -29,7 +29,7 @@ def open(path: str | os.PathLike[str]) -> ModelSource:
     PackedModelError
         When that is so in a packed folder.
     UnsupportedError
-        When the weights are pickles, already quantized, or of a kind that quantkit does not read.
+        When the weights are pickles, quantized in no scheme of `schemes/`, or of a kind that quantkit does not read.
     """
     path = Path(os.path.expanduser(path))
     if path.is_dir():

@@ -1,7 +1,8 @@
 """A checkpoint folder as Hugging Face lays it out: config.json, safetensors in one file or in shards, tokenizer files.
 
-Opening reads headers and small JSON files alone, so whatever cannot work is refused at once: pickles, checkpoints that
-are quantized already, truncated shards. Whether the tensors fit the architecture is `ModelSource.check`'s question,
+Opening reads headers and small JSON files alone, so whatever cannot work is refused at once: pickles, checkpoints of an
+unknown quantization, truncated shards. What is quantized in one of the `schemes` is offered decoded, as if it had never
+been. Whether the tensors fit the architecture is `ModelSource.check`'s question,
 since only a recorded program knows what it needs; shards and tensors that are named and missing matter no sooner.
 """
 
@@ -9,16 +10,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
 from quantkit.formats.json_files import read_file, read_object
 from quantkit.formats.magic import Magic, magic_of
-from quantkit.formats.safetensors import SafetensorsFile
+from quantkit.formats.safetensors.file import ALL, SafetensorsFile
+from quantkit.formats.schemes import FIELDS, scheme_of
 from quantkit.formats.source import ModelSource
 from quantkit.tensor import Tensor, TensorSpec
 
@@ -52,7 +56,7 @@ class FolderSource(ModelSource):
     CheckpointError
         When config.json or all weights are missing, or a file is truncated or damaged.
     UnsupportedError
-        When the weights are pickles or already quantized, or the folder is no language model's.
+        When the weights are pickles or quantized in no known scheme, or the folder is no language model's.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,9 +66,24 @@ class FolderSource(ModelSource):
                 raise UnsupportedError(f"{path}: is a diffusion pipeline ({PIPELINE}), no language model")
             raise CheckpointError(f"{path / CONFIG}: no such file; is this the folder of a model?")
         self._config = read_object(path / CONFIG)
-        self._check_config()
+        if not isinstance(self._config.get("model_type"), str):
+            raise CheckpointError(f"{path / CONFIG}: has no model_type; is this the folder of a language model?")
+        try:
+            self._scheme = scheme_of(self._config)
+        except UnsupportedError as cause:
+            raise UnsupportedError(f"{path / CONFIG}: {cause}") from None
+        if self._scheme:
+            self._config = {key: value for key, value in self._config.items() if key not in FIELDS}
         self._missing: dict[str, str] = {}
         self._shards = self._open_shards()
+        self._parts = self._scheme.encoded([*self._shards, *self._missing]) if self._scheme else {}
+        hidden = {part for parts in self._parts.values() for part in parts}
+        whole = {parts[0]: name for name, parts in self._parts.items()}
+        self._names = tuple(
+            whole.get(name, name)
+            for name in dict.fromkeys([*self._shards, *whole])
+            if name in whole or name not in hidden
+        )
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -76,7 +95,7 @@ class FolderSource(ModelSource):
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(self._shards)
+        return self._names
 
     @property
     def nbytes(self) -> int:
@@ -84,6 +103,12 @@ class FolderSource(ModelSource):
         return sum(entry.end - entry.begin for entry in entries)
 
     def spec(self, name: str) -> TensorSpec:
+        if self._scheme and name in self._parts:
+            parts = [self._shard(part).header[part] for part in self._parts[name]]
+            try:
+                return TensorSpec(name, self._scheme.shape(*parts), kind=self._scheme.kind)
+            except ValueError as cause:
+                raise CheckpointError(f"{self.file_of(name)}: tensor {name!r} cannot be decoded: {cause}") from cause
         shard = self._shard(name)
         dtype, shape, *_ = shard.header[name]
         if dtype not in KINDS:
@@ -95,13 +120,16 @@ class FolderSource(ModelSource):
 
     def tensor(self, name: str, *, copy: bool = False) -> Tensor:
         spec = self.spec(name)
-        return Tensor(spec.kind, spec.shape, self._shards[name].array(name, copy=copy))
+        return Tensor(spec.kind, spec.shape, np.ascontiguousarray(self.entries(name, ALL, copy=copy)))
 
     def entries(self, name: str, wanted: slice, *, copy: bool = False) -> NDArray[Any]:
+        if self._scheme and name in self._parts:
+            reads = [partial(self._shard(part).array, part, copy=copy) for part in self._parts[name]]
+            return self._scheme.decode(reads, wanted)
         return self._shard(name).array(name, wanted, copy=copy)
 
     def file_of(self, name: str) -> Path:
-        return self._shard(name).path
+        return self._shard(self._parts.get(name, (name,))[0]).path
 
     def _evidence(self) -> Iterator[bytes]:
         for file in (self.path / CONFIG, *self.files.values()):
@@ -118,19 +146,6 @@ class FolderSource(ModelSource):
         if shard is None:
             raise CheckpointError(self._why_missing(name) or f"{self.path}: has no tensor {name!r}")
         return shard
-
-    def _check_config(self) -> None:
-        file = self.path / CONFIG
-        if not isinstance(self._config.get("model_type"), str):
-            raise CheckpointError(f"{file}: has no model_type; is this the folder of a language model?")
-        for field in ("quantization_config", "quantization"):
-            found = self._config.get(field)
-            if found:
-                method = found.get("quant_method") if isinstance(found, dict) else None
-                raise UnsupportedError(
-                    f"{file}: the checkpoint is already quantized ({field}: {method or 'method not named'}); "
-                    "quantkit packs F16, BF16 and F32 weights: use the original checkpoint"
-                )
 
     def _open_shards(self) -> dict[str, SafetensorsFile]:
         """Return the file that holds each tensor, in the order of bytes."""

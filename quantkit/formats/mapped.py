@@ -1,7 +1,7 @@
 """A file of weights: mapped read-only and seen as arrays, or read into memory where a copy is safer.
 
 A map is the fastest way to weights, and the process dies of SIGBUS when the file behind it is truncated; a checked read
-raises an error instead. No format is known here; `safetensors.py` and `gguf/` decide which bytes are what, and check
+raises an error instead. No format is known here; `safetensors/` and `gguf/` decide which bytes are what, and check
 them first. Small files are read by `json_files.py`.
 """
 

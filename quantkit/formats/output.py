@@ -3,7 +3,7 @@
 A folder grows as a hidden sibling of its target, locked by its process. When it is complete and on the disk, one system
 call gives it its name. A folder with contents is replaced only if quantkit's own manifest lists every file in it. What
 a killed process left is removed by the next one that writes to the same target. `packed.py` and `dequantization.py` say
-what goes in, `writer.py` streams tensors into it; no model is known here.
+what goes in, `safetensors/writer.py` streams tensors into it; no model is known here.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ U8 `[tiles, groups, block bytes]` and `X.row_scales` F32 `[tiles, 2 or 1, 8]`; p
 All begin on multiples of 64 bytes; where that takes filling, tensors `padding.N` hold zeros.
 
 What the bytes of a block mean is specified in `quantkit_kernels.blocks`, how folders and safetensors are written in
-`output.py` and `writer.py`. No model is known here, and nothing is computed.
+`output.py` and `safetensors/writer.py`. No model is known here, and nothing is computed.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from quantkit.errors import PackedModelError
 from quantkit.formats.json_files import read_file, read_object
 from quantkit.formats.output import PACKED_MANIFEST as MANIFEST
 from quantkit.formats.output import WEIGHTS, as_json, output_folder, write_files
-from quantkit.formats.safetensors import SafetensorsFile
+from quantkit.formats.safetensors.file import SafetensorsFile
+from quantkit.formats.safetensors.writer import PADDING, SafetensorsWriter, as_bytes
 from quantkit.formats.source import ModelSource
-from quantkit.formats.writer import PADDING, SafetensorsWriter, as_bytes
 from quantkit.tensor import Tensor, TensorSpec
 from quantkit_kernels.blocks import KINDS, expected_shapes, nbytes
 

@@ -19,7 +19,7 @@ from quantkit.engine.binding import bind
 from quantkit.errors import PackedModelError
 from quantkit.formats.output import UNPACKED_MANIFEST, WEIGHTS, as_json, check_output, output_folder, write_files
 from quantkit.formats.packed import CONFIG, SECTION, PackedModel
-from quantkit.formats.writer import SafetensorsWriter
+from quantkit.formats.safetensors.writer import SafetensorsWriter
 from quantkit.quantization.encode import dequantize as dequantize_tensor
 from quantkit.quantization.encode import round_to
 from quantkit.tensor import Piece

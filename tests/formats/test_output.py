@@ -21,7 +21,7 @@ import pytest
 from quantkit.errors import PackedModelError
 from quantkit.formats import output
 from quantkit.formats.output import as_json, check_output, output_folder, write_files
-from quantkit.formats.writer import SafetensorsWriter
+from quantkit.formats.safetensors.writer import SafetensorsWriter
 
 NOWHERE = Path("/nowhere")
 

@@ -20,7 +20,7 @@ from quantkit import formats
 from quantkit.engine.binding import bind
 from quantkit.errors import CheckpointError, OptionError, PackedModelError, QuantkitError, UnsupportedError
 from quantkit.formats.packed import PackedModel, verify
-from quantkit.formats.safetensors import SafetensorsFile
+from quantkit.formats.safetensors.file import SafetensorsFile
 from quantkit.models.registry import read
 from quantkit.quantization.conversion import Progress, convert
 from quantkit.tensor import Piece

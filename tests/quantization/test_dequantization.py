@@ -19,7 +19,7 @@ from quantkit import formats
 from quantkit.engine.binding import bind
 from quantkit.errors import PackedModelError
 from quantkit.formats.packed import PackedModel
-from quantkit.formats.safetensors import SafetensorsFile
+from quantkit.formats.safetensors.file import SafetensorsFile
 from quantkit.models.registry import read
 from quantkit.quantization.conversion import convert
 from quantkit.quantization.dequantization import dequantize

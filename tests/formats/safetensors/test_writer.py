@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from quantkit.formats.safetensors import SafetensorsFile
-from quantkit.formats.writer import ALIGNMENT, PADDING, SafetensorsWriter
+from quantkit.formats.safetensors.file import SafetensorsFile
+from quantkit.formats.safetensors.writer import ALIGNMENT, PADDING, SafetensorsWriter
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "U8": np.uint8}
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from quantkit.errors import CheckpointError, PackedModelError
-from quantkit.formats.safetensors import BITS, NUMPY, SafetensorsFile
+from quantkit.formats.safetensors.file import BITS, NUMPY, SafetensorsFile
 
 
 def raw(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
@@ -152,7 +152,7 @@ def test_a_huge_header_takes_little_memory(content: str, filling: str, tmp_path:
     path.write_bytes(raw((content % (filling * (98_000_000 // len(filling)))).encode()))
     code = (
         "import resource, sys; from quantkit.errors import CheckpointError;"
-        "from quantkit.formats.safetensors import SafetensorsFile;"
+        "from quantkit.formats.safetensors.file import SafetensorsFile;"
         "start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: SafetensorsFile(sys.argv[1])\n"
         "except CheckpointError: pass\n"

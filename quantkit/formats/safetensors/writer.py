@@ -1,6 +1,6 @@
 """Safetensors files written as a stream: the layout is known beforehand, the tensors come one at a time.
 
-The official library's writer wants every tensor in memory at once; here memory holds one. `safetensors.py` reads such
+The official library's writer wants every tensor in memory at once; here memory holds one. `file.py` reads such
 files, `output.py` makes the folders around them.
 """
 

@@ -1,0 +1,1 @@
+"""Safetensors files: what is in one, and how one is written."""

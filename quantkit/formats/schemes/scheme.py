@@ -1,0 +1,41 @@
+"""What a quantization scheme tells those who read a checkpoint; each is a file here and a row in `SCHEMES`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+
+from quantkit.formats.mapped import Entry
+
+Read = Callable[[slice], NDArray[Any]]
+"""Returns some entries of the first axis of a stored tensor."""
+
+
+class Scheme(ABC):
+    """How checkpoints of one `quant_method` store tensors.
+
+    Attributes
+    ----------
+    kind : str
+        What decoded tensors are: `f32`, `f16` or `bf16`, whichever holds every number exactly.
+    """
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def encoded(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """Return the tensors that are stored in the scheme, by their names: the names of each one's parts.
+
+        A part need not be among `names`, which are those of a checkpoint.
+        """
+
+    @abstractmethod
+    def shape(self, *parts: Entry) -> tuple[int, ...]:
+        """Return the shape of a decoded tensor; raises `ValueError`, with what is wrong, where parts do not fit."""
+
+    @abstractmethod
+    def decode(self, parts: Sequence[Read], wanted: slice) -> NDArray[Any]:
+        """Return some entries of the first axis of a tensor, as `kind` stores them; no others are read."""
