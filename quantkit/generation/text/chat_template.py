@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import CheckpointError, GenerationError
-from quantkit.generation.text.template_process import ERRORS, TemplateProcess
+from quantkit.generation.text.template_process import ERRORS, TemplateProcess, fields_of
 
 Message = Mapping[str, Any]
 """One turn of a conversation: `{"role": "user", "content": "..."}`, and what else a template may read."""
+
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""What templates and servers call the thoughts before an answer, the commonest name first."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class ChatTemplate:
         Parameters
         ----------
         messages : sequence of dict
-            The conversation, oldest first, of what JSON can hold: texts, numbers, lists and dicts.
+            The conversation, oldest first, of what JSON can hold: texts, numbers, lists and dicts. A field that is
+            None is left out. Thoughts may be called `reasoning_content`, `thinking` or `reasoning`.
         add_generation_prompt : bool
             End with what opens the assistant's turn.
         **variables
@@ -67,7 +71,7 @@ class ChatTemplate:
             raise GenerationError("the conversation is empty: give at least one message")
         source = self._source(tools=variables.get("tools") is not None)
         given = {"tools": None, "documents": None, **self.special_tokens, **variables}
-        given |= {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
+        given |= {"messages": [_turn(message) for message in messages], "add_generation_prompt": add_generation_prompt}
         try:
             answer = self._process.render(source, given)
         except (TypeError, ValueError, RecursionError) as error:
@@ -99,6 +103,16 @@ class ChatTemplate:
     @cached_property
     def _process(self) -> TemplateProcess:
         return TemplateProcess()
+
+
+def _turn(message: Any) -> dict[str, Any]:
+    """Return a message as templates expect it: without fields that are None, its thoughts under each of their names."""
+    fields = fields_of(message)
+    if fields is None:
+        raise GenerationError(f"a message is {message!r:.60}, not a dict such as {{'role': 'user', 'content': 'Hi'}}")
+    turn = {name: value for name, value in fields.items() if value is not None}
+    thoughts = next((turn[name] for name in _REASONING if name in turn), None)
+    return turn if thoughts is None else {"thinking": thoughts, **turn, "reasoning_content": thoughts}
 
 
 def choose_template(candidates: Mapping[Path, Any], special_tokens: Mapping[str, Any]) -> ChatTemplate | None:

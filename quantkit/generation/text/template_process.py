@@ -7,6 +7,7 @@ machine makes nothing fail.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ CHARACTERS = 16_000_000
 ERRORS: Mapping[str, tuple[type[QuantkitError], str]] = {
     "syntax": (UnsupportedError, "the chat template, {message}"),
     "sandbox": (UnsupportedError, "the chat template leaves the sandbox: {message}"),
+    "unknown": (UnsupportedError, "the chat template uses what templates do not have: {message}"),
     "refused": (GenerationError, "the chat template refuses these messages: {message}"),
     "length": (GenerationError, f"the chat template writes more than {CHARACTERS:,} characters"),
     "memory": (GenerationError, f"the chat template takes more than {MEMORY_BYTES // 10**6} MB of memory"),
@@ -81,6 +83,16 @@ class TemplateProcess:
         return process.returncode if process else None
 
 
+def fields_of(value: Any) -> dict[str, Any] | None:
+    """Return the fields of a mapping, a dataclass or a pydantic model, as other libraries write messages, else None."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    dump = getattr(value, "model_dump", None)
+    return dict(dump()) if callable(dump) and not isinstance(value, type) else None
+
+
 def _start() -> subprocess.Popen[bytes]:
     worker = Path(__file__).with_name("template_worker.py")
     process = subprocess.Popen(
@@ -123,7 +135,7 @@ def _end(process: subprocess.Popen[bytes], owner: int) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Return what `json` takes for a mapping that is no dict."""
-    if isinstance(value, Mapping):
-        return dict(value)
+    """Return what `json` takes for a mapping that is no dict, and for an object that has fields."""
+    if (fields := fields_of(value)) is not None:
+        return fields
     raise TypeError(f"{type(value).__name__} is neither a text, a number, a list nor a dict")

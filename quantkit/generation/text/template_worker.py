@@ -53,7 +53,7 @@ def _limit(kind: int, value: int) -> None:
 
 
 def _answer(line: bytes, most_characters: int) -> dict[str, str]:
-    from jinja2.exceptions import SecurityError, TemplateSyntaxError
+    from jinja2.exceptions import SecurityError, TemplateRuntimeError, TemplateSyntaxError
 
     try:
         request = json.loads(line)
@@ -65,7 +65,8 @@ def _answer(line: bytes, most_characters: int) -> dict[str, str]:
     except SecurityError as error:
         return _failure("sandbox", error)
     except Exception as error:  # whatever foreign code may raise
-        return _failure("refused", error)
+        # jinja2 says so of filters and tests that it does not know; what a template raises is of other classes.
+        return _failure("unknown" if type(error) is TemplateRuntimeError else "refused", error)
     return {"text": text} if len(text) <= most_characters else _failure("length", "")
 
 
@@ -81,7 +82,6 @@ def _template(source: str) -> jinja2.Template:
 @cache
 def _environment() -> jinja2.Environment:
     """Build the environment in which transformers renders templates (its `utils/chat_template_utils.py`)."""
-    from jinja2 import TemplateError
     from jinja2.ext import Extension, loopcontrols
     from jinja2.nodes import Node
     from jinja2.parser import Parser
@@ -96,19 +96,53 @@ def _environment() -> jinja2.Environment:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
-    def raise_exception(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, **layout: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **layout)  # jinja2's own would escape HTML
-
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)
+    environment.filters["tojson"] = _tojson
+    environment.globals |= {"raise_exception": _raise, "strftime_now": _now, "namespace": _namespace()}
     return environment
+
+
+def _raise(message: str) -> NoReturn:
+    from jinja2 import TemplateError
+
+    raise TemplateError(message)
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """Write JSON as it is; jinja2's own filter escapes what means something in HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _now(layout: str) -> str:
+    return datetime.now().strftime(layout)
+
+
+def _namespace() -> type:
+    from jinja2.exceptions import SecurityError
+    from jinja2.utils import Namespace
+
+    class PublicNamespace(Namespace):
+        """A namespace without names that mean something to Python."""
+
+        def __init__(*args: Any, **kwargs: Any) -> None:  # any name is free, `self` too
+            names = dict(*args[1:], **kwargs)
+            for name in names:
+                check(name)
+            Namespace.__init__(args[0], names)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            check(name)
+            super().__setitem__(name, value)
+
+    def check(name: Any) -> None:
+        if str(name).startswith("_"):
+            raise SecurityError(f"a namespace has no attribute {name!r}: no name may begin with an underscore")
+
+    return PublicNamespace
 
 
 if __name__ == "__main__":

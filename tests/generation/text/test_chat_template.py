@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -24,14 +25,16 @@ def render(source: str, messages: list[dict[str, Any]] = USER, **variables: Any)
 
 
 def case_name(case: dict[str, Any]) -> str:
-    return "; ".join(str(case[name]) for name in ("template", "messages", "add_generation_prompt"))
+    told = ", ".join(case["variables"]) or "no variables"
+    return "; ".join([case["template"], case["messages"], str(case["add_generation_prompt"]), told])
 
 
 @pytest.mark.parametrize("case", GOLDEN, ids=case_name)
 def test_equals_transformers(case: dict[str, Any]) -> None:
-    template = ChatTemplate(golden.TEMPLATES[case["template"]], FILE, golden.SPECIAL_TOKENS)
-    messages = golden.CONVERSATIONS[case["messages"]]
-    text = template.render(messages, add_generation_prompt=case["add_generation_prompt"], **case["variables"])
+    template = ChatTemplate(golden.template(case["template"]), FILE, golden.SPECIAL_TOKENS)
+    text = template.render(
+        golden.messages(case), add_generation_prompt=case["add_generation_prompt"], **case["variables"]
+    )
     assert text == case["text"]
 
 
@@ -135,6 +138,49 @@ def test_malformed_templates_are_refused_when_they_are_used(held: object) -> Non
 def test_variables_that_json_cannot_hold_are_refused(value: object) -> None:
     with pytest.raises(GenerationError, match="a chat template takes what JSON can hold"):
         render("x", other=value)
+
+
+@dataclass
+class Turn:
+    """A message as other libraries write them."""
+
+    role: str
+    content: str | None
+    refusal: None = None
+
+
+class Model:
+    """What a pydantic model answers to."""
+
+    def model_dump(self) -> dict[str, Any]:
+        return {"role": "user", "content": "b"}
+
+
+def test_objects_with_fields_are_taken_for_dicts() -> None:
+    text = ChatTemplate("{{ messages | tojson }}", FILE, {}).render([Turn("user", "a"), Model()])  # type: ignore[list-item]
+    assert json.loads(text) == [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
+
+
+@pytest.mark.parametrize("message", ["Hi", 7, None, Turn, ["user", "Hi"]])
+def test_a_message_without_fields_is_refused(message: Any) -> None:
+    with pytest.raises(GenerationError, match="not a dict such as"):
+        render("x", [message])
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ messages | from_json }}", "{% if messages %}{{ messages | from_json }}{% endif %}"]
+)
+def test_a_construct_that_templates_do_not_have_is_named(source: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"chat_template\.jinja: the chat template.*filter named 'from_json'"):
+        render(source)
+
+
+@pytest.mark.parametrize(
+    "source", ["{% set n = namespace(_a=1) %}", "{% set n = namespace() %}{% set n.__class__ = 1 %}"]
+)
+def test_a_namespace_has_public_names_alone(source: str) -> None:
+    with pytest.raises(UnsupportedError, match="leaves the sandbox: a namespace has no attribute '_"):
+        render(source)
 
 
 def test_mappings_and_tuples_are_taken_for_dicts_and_lists() -> None:
