@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from quantkit.errors import QuantkitError
-from quantkit.models.registry import read
+from quantkit.models.registry import FAMILIES, read
 
 CONFIGS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_name("configs.json").read_text())
 
@@ -50,3 +50,9 @@ def test_transformers_own_spelling_means_the_same(name: str, tmp_path: Path) -> 
     AutoConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())
     assert read(saved).record() == read(config).record()
+
+
+def test_the_corpus_is_wide() -> None:
+    assert len(CONFIGS) >= 60
+    recorded = {read(CONFIGS[name]["config"]).source["model_type"] for name in RECORDED}
+    assert recorded == FAMILIES.keys()
