@@ -55,7 +55,7 @@ class Piece:
     def rows(self) -> int:
         """How many rows it has."""
         shape = self.shape if self.index is None else self.shape[1:]
-        count = shape[-1] if self.transposed else shape[0]
+        count = shape[-1] if self.transposed else math.prod(shape[:1])  # a scalar is one row
         return count // self.period * (self.end - self.begin) if self.period else count
 
     @property

@@ -65,6 +65,8 @@ class DecoderConfig:
         What the family calls a field -> what all others call it.
     default_theta : float
         The base of rotary embedding where the config has none.
+    default_rope : Mapping
+        Rope parameters where the config has neither `rope_scaling` nor `rope_parameters`.
     default_rotary_part : float, optional
         The share of a head's channels that turn where the config has no `partial_rotary_factor`; None: the family turns
         all of them, and knows no other share.
@@ -74,6 +76,7 @@ class DecoderConfig:
     ROPE_TYPES: ClassVar[Mapping[str, str]] = types.MappingProxyType({})
     SPELLINGS: ClassVar[Mapping[str, str]] = types.MappingProxyType({})
     default_theta: ClassVar[float] = 10_000.0
+    default_rope: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
     default_rotary_part: ClassVar[float | None] = None
 
     vocab_size: int

@@ -18,6 +18,8 @@ from quantkit.models.recorder import Recorder
 from quantkit.models.rope import rotary
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
+XIELU = "xielu"
+"""An activation with numbers of its own in each layer: an operation by itself."""
 
 Norm = Callable[[Value, str], Value]
 """A norm with the family's constants: `norm(x, module)`."""
@@ -70,6 +72,8 @@ class Attention:
         Limit of queries, keys and values, in both directions.
     sinks : bool
         Whether heads have a learned score `sinks`, see `Recorder.attention`.
+    queries : callable, optional
+        What else becomes of the queries, once they are rotated.
     """
 
     ops: Recorder
@@ -84,6 +88,7 @@ class Attention:
     output_bias: bool = False
     clip: float | None = None
     sinks: bool = False
+    queries: Callable[[Value], Value] | None = None
 
     def __call__(self, x: Value, module: str, *, rotation: Value | None, window: int = 0) -> Value:
         """Record one layer's attention -> `[T, hidden_size]`; heads may stay unrotated; a window of 0 is none."""
@@ -96,6 +101,7 @@ class Attention:
         q_norm, k_norm = self.norm_names
         q = self._rotated(q, f"{module}.{q_norm}", rotation)
         k = self._rotated(k, f"{module}.{k_norm}", rotation)
+        q = q if self.queries is None else self.queries(q)
         cache = ops.store_kv(k, v, head_dim=config.head_size)
         sinks = f"{module}.sinks" if self.sinks else None
         x = ops.attention(q, cache, scale=self.scale, softcap=self.softcap, sinks=sinks, window=window)
@@ -141,7 +147,7 @@ class GatedMLP:
 
 @dataclass(frozen=True)
 class MLP:
-    """`down(activation(up(x)))`; attributes as of `GatedMLP`."""
+    """`down(activation(up(x)))`; attributes as of `GatedMLP`, whose activation may be `XIELU` as well."""
 
     ops: Recorder
     size: int
@@ -151,7 +157,10 @@ class MLP:
     def __call__(self, x: Value, module: str) -> Value:
         """Record one layer's MLP -> `[T, x.columns]`."""
         up = self.ops.linear(x, f"{module}.up_proj", self.size, bias=self.bias)
-        activated = self.ops.activate(up, self.activation)
+        if self.activation == XIELU:
+            activated = self.ops.xielu(up, f"{module}.act_fn")
+        else:
+            activated = self.ops.activate(up, self.activation)
         return self.ops.linear(activated, f"{module}.down_proj", x.columns, bias=self.bias)
 
 

@@ -259,9 +259,10 @@ class Recorder(Recording):
         return self._record("activate", (x,), x.columns, activation=_known(activation))
 
     def xielu(self, x: Value, module: str) -> Value:
-        """The activation of Apertus, by two learned numbers, `{module}.alpha_p` and `{module}.alpha_n`, each `[1]`."""
-        alphas = tuple(self._tensor(f"{module}.{name}", (1,), "bias") for name in ("alpha_p", "alpha_n"))
-        return self._record("xielu", (x,), x.columns, alphas)
+        """The activation of Apertus, by `{module}.alpha_p`, `alpha_n`, each `[1]`, `beta` and `eps`, each a scalar."""
+        shapes = {"alpha_p": (1,), "alpha_n": (1,), "beta": (), "eps": ()}
+        numbers = tuple(self._tensor(f"{module}.{name}", shape, "bias") for name, shape in shapes.items())
+        return self._record("xielu", (x,), x.columns, numbers)
 
     def select(self, x: Value) -> Value:
         """Keep only the rows whose logits are wanted -> `[wanted, columns]`."""

@@ -39,6 +39,7 @@ class Family(NamedTuple):
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
+        "apertus": Family(llama.ApertusConfig, llama.apertus, llama.APERTUS_STORED, known_as="Apertus 8B, 70B"),
         "arcee": Family(llama.ArceeConfig, llama.arcee, known_as="AFM 4.5B"),
         "cohere": Family(cohere.CohereConfig, cohere.cohere, known_as="Command R, Aya"),
         "cohere2": Family(cohere.Cohere2Config, cohere.cohere2, known_as="Command R7B, Command A"),
@@ -62,6 +63,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             llama.LlamaConfig, llama.llama, known_as="Llama 1 to 3.x, SmolLM2, TinyLlama, Yi, DeepSeek-R1-Distill-Llama"
         ),
         "ministral": Family(llama.MistralConfig, llama.mistral, known_as="Ministral 8B"),
+        "ministral3": Family(llama.Ministral3Config, llama.ministral3, known_as="Ministral 3"),
         "mistral": Family(llama.MistralConfig, llama.mistral, known_as="Mistral 7B"),
         "mixtral": Family(mixtral.MixtralConfig, mixtral.mixtral, known_as="Mixtral 8x7B, 8x22B"),
         "nemotron": Family(neox.NemotronConfig, neox.nemotron, known_as="Minitron, Nemotron 4"),

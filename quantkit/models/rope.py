@@ -83,6 +83,8 @@ def parameters_of(config: DecoderConfig) -> dict[str, Any]:
         "in rope_scaling": config.rope_scaling,
         "in rope_parameters": config.rope_parameters,
     }
+    if not (config.rope_scaling or config.rope_parameters):
+        spellings["by default"] = config.default_rope
     parameters = {"rope_theta": config.default_theta, **merged(spellings)}
     if config.default_rotary_part is not None:
         parameters.setdefault("partial_rotary_factor", config.default_rotary_part)
@@ -298,7 +300,7 @@ _SCALINGS = {
     "longrope": _Scaling(_longrope, frozenset({"factor", "attention_factor", "short_factor", "long_factor"})),
 }
 
-_SCALING_PARAMETERS = frozenset({"alpha", "short_mscale", "long_mscale"}).union(
+_SCALING_PARAMETERS = frozenset({"alpha", "llama_4_scaling_beta", "short_mscale", "long_mscale"}).union(
     *(scaling.uses for scaling in _SCALINGS.values())
 )
 """Parameters that change the angles of some rope type, unless they are 1."""

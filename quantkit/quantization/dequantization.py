@@ -107,7 +107,7 @@ def _stored(packed: PackedModel) -> dict[str, list[_Part]]:
 def _weights(packed: PackedModel, parts: Sequence[_Part], dtype: str) -> Iterable[NDArray[Any]]:
     """Return a tensor of the checkpoint: a packed one, or rows of several where the checkpoint has them."""
     first = parts[0]
-    if first.piece.whole and first.piece.rows == packed.spec(first.name).shape[0]:
+    if first.piece.whole and first.piece.shape == packed.spec(first.name).shape:
         return _halves(packed, first.name, dtype)
     whole = np.zeros(first.piece.shape, HALVES[dtype].storage)
     for name, piece, begin in parts:

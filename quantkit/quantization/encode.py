@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,9 @@ def quantize(tensor: Tensor, kind: str, *, label: str = "tensor", threads: int =
     CheckpointError
         When a weight is NaN or infinite, or too large for f16.
     """
+    if not tensor.shape:
+        vector, error = quantize(_as_vector(tensor), kind, label=label)
+        return replace(vector, shape=(), data=vector.data.reshape(())), error
     data_shape, scales_shape = expected_shapes(kind, tensor.shape)
     data = np.empty(data_shape, _DTYPES[kind])
     row_scales = None if scales_shape is None else np.empty(scales_shape, np.float32)
@@ -71,7 +75,8 @@ def quantize(tensor: Tensor, kind: str, *, label: str = "tensor", threads: int =
 
 
 def dequantize(tensor: Tensor) -> Iterator[NDArray[np.float32]]:
-    """Yield a tensor's weights as f32, in stripes of whole rows from first to last."""
+    """Yield a tensor's weights as f32, in stripes of whole rows from first to last; a scalar is a row."""
+    tensor = tensor if tensor.shape else _as_vector(tensor)
     for rows in _stripes(tensor.shape):
         part = _tiles(rows) if tensor.row_scales is not None else rows
         shape = (len(range(*rows.indices(tensor.shape[0]))), *tensor.shape[1:])
@@ -87,6 +92,11 @@ def round_to(kind: str, weights: NDArray[np.float32]) -> tuple[NDArray[Any], flo
     """
     data = np.empty(weights.shape, _DTYPES[kind])
     return data, _ENCODERS[kind](weights, data, None)
+
+
+def _as_vector(scalar: Tensor) -> Tensor:
+    """The same number as a vector of one."""
+    return replace(scalar, shape=(1,), data=scalar.data.reshape(1))
 
 
 def _stripes(shape: tuple[int, ...]) -> list[slice]:

@@ -71,6 +71,11 @@ CASES = {
     ),
     "llama_yarn_rope": Case("llama", {"rope_scaling": _YARN}),
     "llama_longrope": Case("llama", {"rope_scaling": _LONGROPE}),
+    "apertus": Case("apertus"),
+    "apertus_default_rope": Case(
+        "apertus",
+        {"attention_bias": True, "head_dim": 32, "num_key_value_heads": None, "rope_scaling": ..., "rope_theta": ...},
+    ),
     "arcee": Case("arcee"),
     "arcee_biases": Case("arcee", {"attention_bias": True, "mlp_bias": True, "head_dim": 24}),
     "seed_oss": Case("seed_oss"),
@@ -185,6 +190,10 @@ CASES = {
     "mistral_no_window": Case("mistral", {"sliding_window": None, "head_dim": 24}),
     "mistral_layer_types": Case("mistral", {"head_dim": 16, "layer_types": ["sliding_attention", "full_attention"]}),
     "ministral": Case("ministral"),
+    "ministral3": Case("ministral3"),
+    "ministral3_window_default_rope": Case(
+        "ministral3", {"head_dim": 16, "rope_parameters": ..., "sliding_window": 16, "tie_word_embeddings": True}
+    ),
     "phi": Case("phi"),
     "phi_norms": Case("phi", {"num_key_value_heads": 2, "partial_rotary_factor": ..., "qk_layernorm": True}),
     "phi3": Case("phi3"),

@@ -58,6 +58,7 @@ def test_bookkeeping_changes_nothing(model_type: str) -> None:
         ("llama", "num_local_experts", 8),
         ("llama", "rope_interleaved", True),
         ("llama", "is_causal", False),
+        ("ministral3", "layer_types", ["sliding_attention"] * 2),
         ("mistral", "attention_bias", True),
         ("mistral", "mlp_bias", True),
         ("qwen2", "mlp_bias", True),

@@ -94,7 +94,8 @@ def test_learned_numbers_of_an_activation_are_vectors() -> None:
     ops = Recorder()
     ops.select(ops.xielu(ops.embed("embed", 10, 8), "act_fn"))
     specs = list(ops.program().tensors.values())[1:]
-    assert specs == [TensorSpec(f"act_fn.{name}", (1,), "bias") for name in ("alpha_p", "alpha_n")]
+    shapes = {"alpha_p": (1,), "alpha_n": (1,), "beta": (), "eps": ()}
+    assert specs == [TensorSpec(f"act_fn.{name}", shape, "bias") for name, shape in shapes.items()]
     assert all(spec.is_vector for spec in specs)
 
 

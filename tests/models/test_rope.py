@@ -269,6 +269,31 @@ def test_a_part_of_a_head_has_the_angles_of_a_smaller_head() -> None:
     assert part == rotary(parameters, head_dim=8, context_length=64)
 
 
+def test_defaults_of_a_family_do_not_join_what_the_config_has() -> None:
+    def turns(**overrides: Any) -> tuple[float, ...]:
+        fields = {"head_dim": 4, "rope_theta": ..., "rope_scaling": ...} | overrides
+        operations = read(tiny.config_of("apertus", **fields)).record().operations
+        return next(step.constant for step in operations if step.name == "rotation")
+
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling["original_max_position_embeddings"] = 8192
+    assert turns() == turns(rope_theta=12e6, rope_scaling=scaling) == turns(rope_parameters={})
+    assert turns(rope_scaling={"rope_type": "default"}, rope_theta=16.0) == (1.0, 0.25)
+    with pytest.raises(CheckpointError, match=r"rope_theta is 16\.0 at the top level, but 12000000\.0 by default"):
+        turns(rope_theta=16.0)
+
+
+@pytest.mark.parametrize("change", [{"llama_4_scaling_beta": None}, {"original_max_position_embeddings": 0.5}])
+def test_ministral3_scales_queries_by_what_is_given(change: dict[str, Any]) -> None:
+    config = tiny.config_of("ministral3")
+    (_, *scalings) = [each for each in read(config).record().operations if each.name == "scale_by_position"]
+    assert [(each.parameters["beta"], each.parameters["period"]) for each in scalings] == [(0.5, 16)]
+    with pytest.raises(CheckpointError, match=r"^config\.json: .*llama_4_scaling_beta and .*, not positive numbers"):
+        read(config | {"rope_parameters": config["rope_parameters"] | change}).record()
+    with pytest.raises(UnsupportedError, match=r"the rope parameter llama_4_scaling_beta is 0\.5, but"):
+        read(tiny.config_of("mistral", rope_parameters=config["rope_parameters"], rope_theta=...)).record()
+
+
 def test_parameters_per_layer_type_belong_to_gemma3() -> None:
     nested = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}
     with pytest.raises(UnsupportedError, match="rope parameters of their own for full_attention, sliding_attention"):

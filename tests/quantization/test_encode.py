@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +27,7 @@ def normal(*shape: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def source(values: NDArray[np.float32], kind: str = "f32") -> Tensor:
-    data: NDArray[Any] = tiny.encode_dtype(values, kind.upper())
+    data = np.asarray(tiny.encode_dtype(values, kind.upper()))
     data.flags.writeable = False  # as a mapped file
     return Tensor(kind, values.shape, data)
 
@@ -49,6 +48,16 @@ def test_error_is_small_and_told(source_kind: str, kind: str) -> None:
     wanted = values(before).astype(np.float64)
     assert error == pytest.approx(np.square(values(after) - wanted).sum() / np.square(wanted).sum(), rel=1e-4)
     assert error <= LARGEST_ERROR[kind]
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16"])
+def test_a_scalar_stays_one(kind: str) -> None:
+    before = source(np.array(0.7, np.float32), "bf16")
+    after, error = quantize(before, kind, threads=2)
+    assert (after.kind, after.shape, after.data.shape) == (kind, (), ())
+    assert values(after) == values(before)
+    assert error <= LARGEST_ERROR[kind]
+    assert np.concatenate(list(dequantize(after))) == [values(before)]
 
 
 def test_other_bytes_are_another_version() -> None:

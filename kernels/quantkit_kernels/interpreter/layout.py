@@ -35,8 +35,10 @@ STEP = np.dtype(
         ("kind", "i8"),  # blocks.Kind.code of the weight
         ("bias", "i8"),
         ("sinks", "i8"),
-        ("alpha_p", "i8"),  # of xielu: addresses of a learned number each
+        ("alpha_p", "i8"),  # of xielu: addresses of a number each
         ("alpha_n", "i8"),
+        ("xielu_beta", "i8"),
+        ("xielu_eps", "i8"),
         ("constant", "i8"),  # address of f32 numbers
         ("tiles", "i8"),  # row tiles that a thread takes at once
         ("cache_offset", "i8"),  # of the layer in a page of the KV cache, in bytes

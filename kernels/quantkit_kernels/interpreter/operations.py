@@ -206,7 +206,9 @@ _ROWS = (
         truth.gated_clamped, inputs=("gate", "up"), parameters=("alpha", "limit", "offset"), in_place=("gate", "up")
     ),
     OperationSpec(truth.activate, inputs=("x",), parameters=("activation",), in_place=("x",)),
-    OperationSpec(truth.xielu, inputs=("x",), weights=("alpha_p", "alpha_n"), in_place=("x",)),
+    OperationSpec(
+        truth.xielu, inputs=("x",), weights=("alpha_p", "alpha_n", "xielu_beta", "xielu_eps"), in_place=("x",)
+    ),
     OperationSpec(truth.rotation, ("positions",), constant=True, parameters=("factor",)),
     OperationSpec(
         truth.rope,

@@ -22,7 +22,7 @@ from quantkit_kernels.rows.arithmetic import (
     softcap,
 )
 from quantkit_kernels.rows.embedding import embed
-from quantkit_kernels.rows.mlp import activate, gated, gated_clamped, xielu
+from quantkit_kernels.rows.mlp import Xielu, activate, gated, gated_clamped, xielu
 from quantkit_kernels.rows.norms import Norm, layer_norm, rms_norm
 from quantkit_kernels.rows.rotary import rope, rope_interleaved, rotation
 from quantkit_kernels.simd import get_f32, get_i64
@@ -61,7 +61,7 @@ def token_step(address, words, thread, token):
     elif opcode == Opcode.ACTIVATE:
         activate(a, out, columns, step.activation)
     elif opcode == Opcode.XIELU:
-        xielu(a, step.alpha_p, step.alpha_n, out, columns)
+        xielu(a, out, columns, Xielu(step.alpha_p, step.alpha_n, step.xielu_beta, step.xielu_eps))
     elif opcode == Opcode.ROPE and step.interleaved:
         rope_interleaved(a, b, out, columns, step.head_dim, step.rotary_dim)
     elif opcode == Opcode.ROPE:

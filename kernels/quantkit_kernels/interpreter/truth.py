@@ -116,10 +116,11 @@ def activate(x: Matrix, *, activation: str) -> Matrix:
     return ACTIVATIONS[activation](x)
 
 
-def xielu(x: Matrix, alpha_p: Matrix, alpha_n: Matrix) -> Matrix:
-    """`p x² + x / 2` for positive x, else `a (e^x - 1 - x) + x / 2`; `p` and `a` are softplus of learned numbers."""
-    p, a = np.logaddexp(0, alpha_p), 0.5 + np.logaddexp(0, alpha_n)
-    return np.where(x > 0, p * x**2, a * (np.expm1(np.minimum(x, -1e-6)) - x)) + x / 2
+def xielu(x: Matrix, alpha_p: Matrix, alpha_n: Matrix, beta: Matrix, eps: Matrix) -> Matrix:
+    """`p x² + beta x` for positive x, else `a (e^min(x, eps) - 1 - x) + beta x`; `p` is the softplus of `alpha_p`, `a`
+    is beta and the softplus of `alpha_n`."""
+    p, a = np.logaddexp(0, alpha_p), beta + np.logaddexp(0, alpha_n)
+    return np.where(x > 0, p * x**2, a * (np.expm1(np.minimum(x, eps)) - x)) + beta * x
 
 
 def rotation(positions: Ids, frequencies: Matrix, *, factor: float) -> Matrix:

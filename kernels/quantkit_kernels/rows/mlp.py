@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,15 @@ from quantkit_kernels.simd import clamp, get_f32, load_line_f32, splat_wide, sto
 
 SILU, GELU, GELU_TANH, QUICK_GELU, SIGMOID, RELU, RELU2 = range(7)
 """Positions in `interpreter.operations.ACTIVATIONS` (a test compares)."""
-XIELU_BETA, XIELU_EPS = 0.5, -1e-6
+
+
+class Xielu(NamedTuple):
+    """Where the numbers of xIELU stand: addresses of an f32 each."""
+
+    alpha_p: int
+    alpha_n: int
+    beta: int
+    eps: int
 
 
 @jit
@@ -69,15 +78,16 @@ def _activated(x, activation):
 
 
 @jit
-def xielu(x, alpha_p, alpha_n, out, n):
-    """xIELU (Huang and Schlag, arXiv:2411.13010), by the two learned numbers at `alpha_p` and `alpha_n`.
+def xielu(x, out, n, numbers):
+    """xIELU (Huang and Schlag, arXiv:2411.13010).
 
-    `p * x**2 + x / 2` for x > 0, else `a * (e**x - 1 - x) + x / 2`, with `p = softplus(alpha_p)` and
-    `a = 1 / 2 + softplus(alpha_n)`.
+    `p * x**2 + beta * x` for x > 0, else `a * (e**min(x, eps) - 1 - x) + beta * x`, with `p = softplus(alpha_p)` and
+    `a = beta + softplus(alpha_n)`.
     """
-    positive = splat_wide(_softplus(get_f32(alpha_p)))
-    negative = splat_wide(XIELU_BETA + _softplus(get_f32(alpha_n)))
-    zero, beta, eps, lowest = splat_wide(0.0), splat_wide(XIELU_BETA), splat_wide(XIELU_EPS), splat_wide(SMALLEST)
+    positive = splat_wide(_softplus(get_f32(numbers.alpha_p)))
+    negative = splat_wide(get_f32(numbers.beta) + _softplus(get_f32(numbers.alpha_n)))
+    beta, eps = splat_wide(get_f32(numbers.beta)), splat_wide(get_f32(numbers.eps))
+    zero, lowest = splat_wide(0.0), splat_wide(SMALLEST)
     for place in range(0, 4 * n, 64):
         v = load_line_f32(x + place)
         curve = (expm1_negative(clamp(v, lowest, eps)) - v) * negative

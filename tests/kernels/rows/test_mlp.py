@@ -28,8 +28,8 @@ def gated_clamped(gate, up, out, n, alpha, limit, offset):
 
 
 @jit(entry=True)
-def xielu(x, alpha_p, alpha_n, out, n):
-    mlp.xielu(x, alpha_p, alpha_n, out, n)
+def xielu(x, numbers, out, n):
+    mlp.xielu(x, out, n, mlp.Xielu(numbers, numbers + 4, numbers + 8, numbers + 12))
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -60,20 +60,19 @@ def test_codes_are_those_of_the_table() -> None:
     assert [getattr(mlp, name.upper()) for name in ACTIVATIONS] == list(range(len(ACTIVATIONS)))
 
 
-@pytest.mark.parametrize("alphas", [(0.2, -1.05), (-9.0, 30.0), (0.0, 0.0)])
-def test_xielu(alphas: tuple[float, float]) -> None:
+@pytest.mark.parametrize("numbers", [(0.2, -1.05, 0.5, -1e-6), (-9.0, 30.0, 0.5, -1e-6), (0.0, 0.0, 1.5, -0.1)])
+def test_xielu(numbers: tuple[float, ...]) -> None:
     x = np.concatenate([np.linspace(-30, 30, 2001), np.linspace(-1e-3, 1e-3, 300), [0.0, -1e-6, -1e-9, -300.0, 1e4]])
     x = x.astype(np.float32)
-    p, n = (np.array([alpha], np.float32) for alpha in alphas)
-    a = row(x)
-    xielu(address(a), address(p), address(n), address(a), x.size)
-    exact = truth.xielu(x.astype(np.float64), p.astype(np.float64), n.astype(np.float64))
+    stored, a = np.array(numbers, np.float32), row(x)
+    xielu(address(a), address(stored), address(a), x.size)
+    exact = truth.xielu(x.astype(np.float64), *stored.astype(np.float64))
     # Its two terms may cancel each other.
-    size = np.abs(x) * (1 + np.logaddexp(0, n).astype(np.float64))
+    size = np.abs(x) * (numbers[2] + 0.5 + np.logaddexp(0, numbers[1]))
     assert (np.abs(result(a, x.size) - exact) <= 3e-7 * (size + np.abs(exact))).all()
 
 
 def test_xielu_of_nan_is_nan() -> None:
-    a, alpha = row([np.nan]), np.zeros(1, np.float32)
-    xielu(address(a), address(alpha), address(alpha), address(a), 1)
+    a, stored = row([np.nan]), np.zeros(4, np.float32)
+    xielu(address(a), address(stored), address(a), 1)
     assert np.isnan(result(a, 1)).all()

@@ -3,24 +3,27 @@
 They differ in flags. Llama 1 to 3 stands for SmolLM2, TinyLlama, Yi and many more as well. Mistral sees a window, which
 later versions leave out (`null`). Qwen2 and Qwen2.5 have biases of queries, keys and values; Qwen3 normalizes every
 query and key head before it is rotated, and frees the size of a head from the hidden size. Phi-3 stores matrices that
-read the same input as one. SmolLM3 leaves the heads of every fourth layer unrotated. Arcee's MLP has no gate.
+read the same input as one. SmolLM3 leaves the heads of every fourth layer unrotated. The MLPs of Arcee and Apertus have
+no gate, and Apertus learns its activation. Ministral 3 scales its queries up in long texts.
 
 Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023. Jiang et al., "Mistral 7B", 2023.
 Yang et al., "Qwen2 Technical Report", 2024, and "Qwen3 Technical Report", 2025. Abdin et al., "Phi-3 Technical Report",
 2024. Bakouch et al., "SmolLM3", 2025. ByteDance Seed, "Seed-OSS", 2025. Cai et al., "InternLM2 Technical Report", 2024.
+Hernández-Cano et al., "Apertus", 2025.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from quantkit.errors import CheckpointError
-from quantkit.models.config import DecoderConfig, activation, attention_windows, bounded, shown
-from quantkit.models.decoder import MLP, Attention, GatedMLP, embed, head, rotation
+from quantkit.models.config import DecoderConfig, activation, attention_windows, bounded, is_positive, shown
+from quantkit.models.decoder import MLP, XIELU, Attention, GatedMLP, embed, head, rotation
+from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
 from quantkit.models.stored import Fused
@@ -31,6 +34,11 @@ class Config(DecoderConfig):
     """The fields that all of them have."""
 
     hidden_act: str = "silu"
+
+    @property
+    def activation(self) -> str:
+        """The MLP's, by the name that `decoder.py` has for it."""
+        return activation("hidden_act", self.hidden_act)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,33 @@ class ArceeConfig(LlamaConfig):
     hidden_act: str = "relu2"
     max_position_embeddings: int = 4096
     rms_norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApertusConfig(Config):
+    """`config.json` of model type `apertus`, whose heads have norms whatever the config says."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"qk_norm"})
+    default_theta: ClassVar[float] = 12_000_000.0
+    default_rope: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "rope_type": "llama3",
+            "rope_theta": 12_000_000.0,
+            "factor": 8.0,
+            "original_max_position_embeddings": 8192,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        }
+    )
+
+    hidden_act: str = XIELU
+    max_position_embeddings: int = 65_536
+    rms_norm_eps: float = 1e-5
+    attention_bias: bool = False
+
+    @property
+    def activation(self) -> str:
+        return XIELU if self.hidden_act == XIELU else super().activation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +158,33 @@ class MistralConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ministral3Config(Config):
+    """`config.json` of model type `ministral3`."""
+
+    default_rope: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "rope_type": "yarn",
+            "rope_theta": 1_000_000.0,
+            "factor": 16.0,
+            "original_max_position_embeddings": 16_384,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        }
+    )
+
+    num_key_value_heads: int | None = 8
+    head_dim: int | None = 128
+    max_position_embeddings: int = 262_144
+    rms_norm_eps: float = 1e-5
+    sliding_window: int | None = None
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        return (self.sliding_window or 0,) * self.num_hidden_layers
+
+
+@dataclass(frozen=True, kw_only=True)
 class Phi3Config(Config):
     """`config.json` of model type `phi3`."""
 
@@ -185,6 +247,18 @@ def arcee(config: ArceeConfig, ops: Recorder) -> None:
     _forward(config, ops, qkv_bias=bias, output_bias=bias, mlp_bias=config.mlp_bias, mlp=MLP)
 
 
+APERTUS_STORED = (
+    Fused("attention_layernorm", ("input_layernorm",)),
+    Fused("feedforward_layernorm", ("post_attention_layernorm",)),
+)
+
+
+def apertus(config: ApertusConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    bias = config.attention_bias
+    _forward(config, ops, qkv_bias=bias, output_bias=bias, qk_norm=True, mlp=MLP)
+
+
 def seed_oss(config: SeedConfig, ops: Recorder) -> None:
     """Record the forward pass."""
     output_bias = config.attention_out_bias
@@ -207,6 +281,20 @@ def smollm3(config: SmolLM3Config, ops: Recorder) -> None:
 def mistral(config: MistralConfig, ops: Recorder) -> None:
     """Record the forward pass."""
     _forward(config, ops)
+
+
+def ministral3(config: Ministral3Config, ops: Recorder) -> None:
+    """Record the forward pass; queries beyond the original length are scaled up (`llama_4_scaling_beta`)."""
+    rope = parameters_of(config)
+    beta = rope.pop("llama_4_scaling_beta", None)
+    length = rope.get("original_max_position_embeddings", config.max_position_embeddings)
+    if not (is_positive(beta) and is_positive(length) and length >= 1):
+        raise CheckpointError(
+            "config.json: the rope parameters llama_4_scaling_beta and original_max_position_embeddings are "
+            f"{shown(beta)} and {shown(length)}, not positive numbers"
+        )
+    scaled = partial(ops.scale_by_position, beta=beta, period=int(length))
+    _forward(config, ops, rope=rope, queries=scaled)
 
 
 PHI3_STORED = (
@@ -239,7 +327,10 @@ def _forward(
     mlp_bias: bool = False,
     qk_norm: bool = False,
     mlp: type[GatedMLP | MLP] = GatedMLP,
+    rope: Mapping[str, Any] | None = None,
+    queries: Callable[[Value], Value] | None = None,
 ) -> None:
+    """Record the forward pass; `rope` stands for the config's parameters, `queries` is that of `Attention`."""
     norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
     attention = Attention(
         ops,
@@ -248,10 +339,11 @@ def _forward(
         norm=partial(norm, size=config.head_size) if qk_norm else None,
         qkv_bias=qkv_bias,
         output_bias=output_bias,
+        queries=queries,
     )
-    feed_forward = mlp(ops, config.intermediate_size, activation("hidden_act", config.hidden_act), bias=mlp_bias)
+    feed_forward = mlp(ops, config.intermediate_size, config.activation, bias=mlp_bias)
 
-    angles = rotation(ops, config, parameters_of(config))
+    angles = rotation(ops, config, parameters_of(config) if rope is None else rope)
     h = embed(ops, config)
     for layer, (window, rotated) in enumerate(zip(config.windows, config.rotated, strict=True)):
         name = f"model.layers.{layer}"
