@@ -79,6 +79,16 @@ class Recorder(Recording):
             raise ValueError(f"slice: there are no columns {begin} to {end} of {x.columns}")
         return self._record("slice", (x,), end - begin, begin=begin, end=end)
 
+    def append(self, a: Value, b: Value, *, parts: int = 1) -> Value:
+        """Each of `parts` equal parts of `a`, and behind every one of them all of `b`.
+
+        By it the heads of DeepSeek's keys share columns -> `[T, a.columns + parts * b.columns]`.
+        """
+        if parts < 1 or a.columns % parts:
+            raise ValueError(f"append: {a.columns} columns do not divide into {parts} parts")
+        columns = a.columns + parts * b.columns
+        return self._record("append", (a, b), columns, parts=parts, size=a.columns // parts)
+
     def rms_norm(
         self,
         x: Value,
@@ -160,16 +170,20 @@ class Recorder(Recording):
         columns = 2 * len(inverse_frequencies)
         return self._record("rotation", (), columns, constant=inverse_frequencies, factor=factor)
 
-    def rope(self, x: Value, rotation: Value, *, head_dim: int | None = None, interleaved: bool = False) -> Value:
+    def rope(
+        self, x: Value, rotation: Value, *, head_dim: int | None = None, begin: int = 0, interleaved: bool = False
+    ) -> Value:
         """Rotary embedding of each head of `x` (Su et al., 2021).
 
         Parameters
         ----------
         x : Value
         rotation : Value
-            As many columns of each head as it has are turned, the first ones.
+            As many columns of each head as it has are turned.
         head_dim : int, optional
             Default `rotation.columns`.
+        begin : int
+            The first of the columns that are turned.
         interleaved : bool
             Turn column `2 i` with column `2 i + 1` (GPT-J, GLM, Cohere), not column `i` with column
             `i + rotation.columns / 2` (GPT-NeoX, Llama).
@@ -177,13 +191,14 @@ class Recorder(Recording):
         head_dim = rotation.columns if head_dim is None else head_dim
         if x.columns % head_dim:
             raise ValueError(f"{x.columns} columns do not divide into heads of {head_dim}")
-        if rotation.columns > head_dim:
-            raise ValueError(f"a head of {head_dim} columns has no {rotation.columns} to rotate")
+        if not 0 <= begin <= head_dim - rotation.columns:
+            raise ValueError(f"a head of {head_dim} columns has no {rotation.columns} to rotate from {begin} on")
         return self._record(
             "rope",
             (x, rotation),
             x.columns,
             head_dim=head_dim,
+            begin=begin,
             rotary_dim=rotation.columns,
             interleaved=interleaved,
         )

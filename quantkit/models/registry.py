@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models import refused
 from quantkit.models.config import DecoderConfig, shown
+from quantkit.models.families import latent_attention
 from quantkit.models.families.dense import cohere, gemma, gemma3, glm, gpt2, granite, hunyuan, llama, neox, olmo
+from quantkit.models.families.latent import deepseek, minicpm3
 from quantkit.models.families.mixtures import gpt_oss, mixtral
 from quantkit.models.fields import check_unused
 from quantkit.models.program import Program
@@ -43,6 +45,12 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "arcee": Family(llama.ArceeConfig, llama.arcee, known_as="AFM 4.5B"),
         "cohere": Family(cohere.CohereConfig, cohere.cohere, known_as="Command R, Aya"),
         "cohere2": Family(cohere.Cohere2Config, cohere.cohere2, known_as="Command R7B, Command A"),
+        "deepseek_v2": Family(
+            deepseek.V2Config, deepseek.deepseek_v2, latent_attention.STORED, known_as="DeepSeek-V2, V2-Lite, Coder-V2"
+        ),
+        "deepseek_v3": Family(
+            deepseek.V3Config, deepseek.deepseek_v3, latent_attention.STORED, known_as="DeepSeek-V3, R1, Moonlight"
+        ),
         "ernie4_5": Family(glm.ErnieConfig, glm.ernie4_5, known_as="ERNIE 4.5 0.3B"),
         "exaone4": Family(olmo.Exaone4Config, olmo.exaone4, known_as="EXAONE 4.0"),
         "falcon": Family(neox.FalconConfig, neox.falcon, neox.FALCON_STORED, known_as="Falcon 7B, 40B"),
@@ -51,6 +59,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "gemma3_text": Family(gemma3.Config, gemma3.forward, known_as="Gemma 3, text"),
         "glm": Family(glm.GlmConfig, glm.glm, glm.GLM_STORED, known_as="GLM-4 9B"),
         "glm4": Family(glm.GlmConfig, glm.glm4, glm.GLM_STORED, known_as="GLM-4 9B and 32B of 2025"),
+        "glm4_moe_lite": Family(
+            deepseek.Glm4MoeLiteConfig, deepseek.deepseek_v3, latent_attention.STORED, known_as="GLM-4.7-Flash"
+        ),
         "gpt2": Family(gpt2.Config, gpt2.forward, gpt2.STORED, known_as="GPT-2"),
         "gpt_neox": Family(neox.NeoXConfig, neox.gpt_neox, neox.NEOX_STORED, known_as="Pythia, GPT-NeoX 20B"),
         "gpt_oss": Family(gpt_oss.Config, gpt_oss.forward, gpt_oss.STORED, known_as="gpt-oss 20B, 120B"),
@@ -62,6 +73,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "llama": Family(
             llama.LlamaConfig, llama.llama, known_as="Llama 1 to 3.x, SmolLM2, TinyLlama, Yi, DeepSeek-R1-Distill-Llama"
         ),
+        "minicpm3": Family(minicpm3.Config, minicpm3.forward, latent_attention.STORED, known_as="MiniCPM3 4B"),
         "ministral": Family(llama.MistralConfig, llama.mistral, known_as="Ministral 8B"),
         "ministral3": Family(llama.Ministral3Config, llama.ministral3, known_as="Ministral 3"),
         "mistral": Family(llama.MistralConfig, llama.mistral, known_as="Mistral 7B"),
@@ -85,6 +97,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             neox.StableLmConfig, neox.stablelm, neox.STABLELM_STORED, known_as="StableLM 2, StableLM Zephyr"
         ),
         "starcoder2": Family(neox.Starcoder2Config, neox.starcoder2, neox.STARCODER2_STORED, known_as="StarCoder2"),
+        "youtu": Family(deepseek.YoutuConfig, deepseek.youtu, latent_attention.STORED, known_as="Youtu-LLM 2B"),
     }
 )
 

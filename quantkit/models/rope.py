@@ -179,6 +179,14 @@ def rotary(parameters: Parameters, *, head_dim: int, context_length: int, partia
     return Rotary(tuple(angles.tolist()), factor)
 
 
+def score_factor(parameters: Parameters) -> float:
+    """Return by what DeepSeek's yarn multiplies the scores of attention, beside what `Rotary.factor` does."""
+    mscale = parameters.get("mscale_all_dim")
+    if parameters.get("rope_type", "default") == "default" or not mscale:
+        return 1.0
+    return _yarn_scale(_number(parameters, "factor"), _number(parameters, "mscale_all_dim")) ** 2
+
+
 def _with_lengths(parameters: Parameters, longest: int) -> dict[str, Any]:
     return {"original_max_position_embeddings": longest, **parameters, "max_position_embeddings": longest}
 

@@ -57,6 +57,7 @@ class Author:
             "clamp": lambda: self.ops.clamp(self.any(), self.draw(st.sampled_from([0.3, 5.0]))),
             "softcap": lambda: self.ops.softcap(self.any(), self.draw(st.sampled_from([0.3, 5.0]))),
             "slice": self.slice,
+            "append": self.append,
             "rms_norm": lambda: self.norm(self.ops.rms_norm),
             "layer_norm": lambda: self.norm(self.ops.layer_norm, bias=self.draw(st.booleans())),
             "gated": lambda: self.pair(lambda a, b: self.ops.gated(a, b, self.activation())),
@@ -109,6 +110,11 @@ class Author:
         begin = self.draw(st.integers(0, x.columns - 1))
         return self.ops.slice(x, begin, self.draw(st.integers(begin + 1, x.columns)))
 
+    def append(self) -> Value:
+        a, b = self.any(), self.draw(st.sampled_from(self.values))
+        fitting = [n for n in range(1, a.columns + 1) if a.columns % n == 0 and n * b.columns <= 100]
+        return self.ops.append(a, b, parts=self.draw(st.sampled_from(fitting))) if fitting else b
+
     def pair(self, record: Callable[[Value, Value], Value]) -> Value:
         a = self.any()
         return record(a, self.any(a.columns))
@@ -142,13 +148,19 @@ class Author:
         if not self.rotations or self.draw(st.booleans()):
             self.add("rotation")
         rotation = self.draw(st.sampled_from(self.rotations))
-        head_dim = rotation.columns + self.draw(st.sampled_from([0, 0, 1, 8, 13]))
+        begin = self.draw(st.sampled_from([0, 0, 1, 16]))
+        head_dim = begin + rotation.columns + self.draw(st.sampled_from([0, 0, 1, 8, 13]))
         fitting = [value for value in self.values if value.columns % head_dim == 0 and value != rotation]
         if not fitting or self.draw(st.booleans()):
             fitting = [self.linear(head_dim * self.draw(st.sampled_from(HEADS)))]
             self.values += fitting
-        interleaved = self.draw(st.booleans())
-        return self.ops.rope(self.draw(st.sampled_from(fitting)), rotation, head_dim=head_dim, interleaved=interleaved)
+        return self.ops.rope(
+            self.draw(st.sampled_from(fitting)),
+            rotation,
+            head_dim=head_dim,
+            begin=begin,
+            interleaved=self.draw(st.booleans()),
+        )
 
     def store_kv(self) -> Cache:
         k = self.linear(self.draw(st.sampled_from(COLUMNS)))
@@ -201,7 +213,7 @@ class Author:
 MADE_BY_OTHERS = {"select", "quantize", "route", "assign", "gather", "expert_linear", "combine"}
 """Operations that the author records as a part of something else."""
 ANY_ROWS = {
-    *("scale", "add", "multiply", "clamp", "softcap", "slice"),
+    *("scale", "add", "multiply", "clamp", "softcap", "slice", "append"),
     *("rms_norm", "layer_norm", "gated", "gated_clamped", "activate", "xielu", "linear"),
 }
 """Operations that take selected rows."""

@@ -108,6 +108,16 @@ def test_sinks_are_a_vector_of_all_query_heads() -> None:
     assert ops.program().tensors["attn.sinks"] == TensorSpec("attn.sinks", (8,), "bias")
 
 
+def test_heads_may_share_columns() -> None:
+    ops = Recorder()
+    h, shared = ops.embed("embed", 10, 12), ops.embed("shared", 10, 4)
+    assert ops.append(h, shared).columns == 16
+    assert ops.append(h, shared, parts=3).columns == 24
+    for parts in (0, 5):
+        with pytest.raises(ValueError, match=f"12 columns do not divide into {parts} parts"):
+            ops.append(h, shared, parts=parts)
+
+
 def test_values_may_be_narrower_than_keys() -> None:
     ops = Recorder()
     h = ops.embed("embed", 10, 12)
@@ -154,7 +164,7 @@ def test_parameters_are_kept_and_read_only() -> None:
     heads = {"kv_heads": 1, "head_dim": 4, "v_head_dim": 4}
     assert dict(norm.parameters) == {"eps": 1e-5, "size": 4, "weight_columns": 4, "offset": 1.0}
     assert (rotate.constant, dict(rotate.parameters)) == ((1.0, 0.5), {"factor": 2.0})
-    assert dict(rope.parameters) == {"head_dim": 4, "rotary_dim": 4, "interleaved": False}
+    assert dict(rope.parameters) == {"head_dim": 4, "begin": 0, "rotary_dim": 4, "interleaved": False}
     assert dict(store.parameters) == heads
     assert dict(attention.parameters) == heads | {"heads_per_kv": 2, "scale": 0.5, "softcap": 30.0, "window": 7}
     with pytest.raises(TypeError):

@@ -42,17 +42,21 @@ STEP = np.dtype(
         ("constant", "i8"),  # address of f32 numbers
         ("tiles", "i8"),  # row tiles that a thread takes at once
         ("cache_offset", "i8"),  # of the layer in a page of the KV cache, in bytes
-        ("size", "i8"),  # columns that are normalized together
+        (
+            "size",
+            "i8",
+        ),  # columns of a part: what a norm normalizes together, or what append puts the second input behind
+        ("parts", "i8"),  # of a row that append takes
         ("weight_columns", "i8"),  # of a norm: `size`, those of the whole row, or 0 for no weight
         ("head_dim", "i8"),
         ("v_head_dim", "i8"),  # of values, which may differ from that of keys
-        ("rotary_dim", "i8"),  # columns of a head that rope turns, the first ones
+        ("rotary_dim", "i8"),  # columns of a head that rope turns, from `begin` on
         ("interleaved", "i8"),  # 1: rope turns neighbours, not column i with column i + rotary_dim / 2
         ("kv_heads", "i8"),
         ("heads_per_kv", "i8"),
         ("window", "i8"),  # positions that a query sees, 0 for all
         ("activation", "i8"),  # place in operations.ACTIVATIONS
-        ("begin", "i8"),  # columns that slice takes
+        ("begin", "i8"),  # columns that slice takes, and from where on rope turns those of a head
         ("end", "i8"),
         ("period", "i8"),  # positions that scale_by_position treats alike
         ("position_offset", "i8"),  # added to positions

@@ -199,6 +199,7 @@ _ROWS = (
     OperationSpec(truth.clamp, inputs=("x",), parameters=("limit",), in_place=("x",)),
     OperationSpec(truth.softcap, inputs=("x",), parameters=("limit",), in_place=("x",)),
     OperationSpec(truth.slice, inputs=("x",), parameters=("begin", "end")),
+    OperationSpec(truth.append, inputs=("a", "b"), parameters=("parts", "size")),
     OperationSpec(truth.rms_norm, inputs=("x",), weights=("weight",), parameters=_NORM, in_place=("x",)),
     OperationSpec(truth.layer_norm, inputs=("x",), weights=("weight", "bias"), parameters=_NORM, in_place=("x",)),
     OperationSpec(truth.gated, inputs=("gate", "up"), parameters=("activation",), in_place=("gate", "up")),
@@ -213,7 +214,7 @@ _ROWS = (
     OperationSpec(
         truth.rope,
         inputs=("x", "rotation"),
-        parameters=("head_dim", "rotary_dim", "interleaved"),
+        parameters=("head_dim", "begin", "rotary_dim", "interleaved"),
         in_place=("x",),
     ),
     OperationSpec(truth.store_kv, inputs=("k", "v"), parameters=("kv_heads", "head_dim", "v_head_dim")),

@@ -13,6 +13,7 @@ from quantkit_kernels.interpreter.records import layer_of, pass_at, row_at, step
 from quantkit_kernels.linear.activations import quantize
 from quantkit_kernels.rows.arithmetic import (
     add,
+    append,
     clamp,
     copy,
     copy_columns,
@@ -54,6 +55,8 @@ def token_step(address, words, thread, token):
         softcap(a, step.limit, out, columns)
     elif opcode == Opcode.SLICE:
         copy_columns(a, step.begin, step.end, out)
+    elif opcode == Opcode.APPEND:
+        append(a, b, out, step.parts, step.size, columns // step.parts - step.size)
     elif opcode == Opcode.GATED:
         gated(a, b, out, columns, step.activation)
     elif opcode == Opcode.GATED_CLAMPED:
@@ -63,9 +66,9 @@ def token_step(address, words, thread, token):
     elif opcode == Opcode.XIELU:
         xielu(a, out, columns, Xielu(step.alpha_p, step.alpha_n, step.xielu_beta, step.xielu_eps))
     elif opcode == Opcode.ROPE and step.interleaved:
-        rope_interleaved(a, b, out, columns, step.head_dim, step.rotary_dim)
+        rope_interleaved(a, b, out, columns, step.head_dim, step.begin, step.rotary_dim)
     elif opcode == Opcode.ROPE:
-        rope(a, b, out, columns, step.head_dim, step.rotary_dim)
+        rope(a, b, out, columns, step.head_dim, step.begin, step.rotary_dim)
     elif opcode == Opcode.ROUTE or opcode == Opcode.GATHER or opcode == Opcode.COMBINE:
         mixture_row(step, pass_at(words), thread, token)
     else:

@@ -65,6 +65,12 @@ def slice(x: Matrix, *, begin: int, end: int) -> Matrix:
     return x[:, begin:end]
 
 
+def append(a: Matrix, b: Matrix, *, parts: int, size: int) -> Matrix:
+    """Each of the `parts` parts of `a`, of `size` columns, and behind every one of them all columns of `b`."""
+    pieces = [a.reshape(len(a), parts, size), np.repeat(b[:, None], parts, axis=1)]
+    return np.concatenate(pieces, axis=-1).reshape(len(a), -1)
+
+
 def rms_norm(
     x: Matrix, weight: Matrix | None = None, *, size: int, weight_columns: int, eps: float, offset: float
 ) -> Matrix:
@@ -129,18 +135,18 @@ def rotation(positions: Ids, frequencies: Matrix, *, factor: float) -> Matrix:
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * factor
 
 
-def rope(x: Matrix, rotation: Matrix, *, head_dim: int, rotary_dim: int, interleaved: bool) -> Matrix:
-    """Rotate the first `rotary_dim` columns of every head by pairs: column `i` with `i + rotary_dim / 2`.
+def rope(x: Matrix, rotation: Matrix, *, head_dim: int, begin: int, rotary_dim: int, interleaved: bool) -> Matrix:
+    """Rotate `rotary_dim` columns of every head, from `begin` on, by pairs: column `i` with `i + rotary_dim / 2`.
 
     Interleaved pairs are columns `2 i` and `2 i + 1`.
     """
     cosines, sines = np.split(rotation[:, None, :], 2, axis=-1)
     heads = x.reshape(len(x), -1, head_dim)
-    turned, rest = heads[..., :rotary_dim], heads[..., rotary_dim:]
+    before, turned, behind = np.split(heads, [begin, begin + rotary_dim], axis=-1)
     left, right = (turned[..., 0::2], turned[..., 1::2]) if interleaved else np.split(turned, 2, axis=-1)
     pairs = [left * cosines - right * sines, right * cosines + left * sines]
     turned = np.stack(pairs, axis=-1).reshape(turned.shape) if interleaved else np.concatenate(pairs, axis=-1)
-    return np.concatenate([turned, rest], axis=-1).reshape(x.shape)
+    return np.concatenate([before, turned, behind], axis=-1).reshape(x.shape)
 
 
 def store_kv(k: Matrix, v: Matrix, *, kv_heads: int, head_dim: int, v_head_dim: int) -> Matrix:

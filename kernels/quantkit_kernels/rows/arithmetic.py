@@ -9,7 +9,7 @@ import numpy as np
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.rows.functions import tanh
 from quantkit_kernels.simd import clamp as clamp_lanes
-from quantkit_kernels.simd import load_line_f32, load_wide_partial_f32, splat_wide, store
+from quantkit_kernels.simd import get_f32, load_line_f32, load_wide_partial_f32, put_f32, splat_wide, store
 
 
 @jit
@@ -72,3 +72,22 @@ def copy_columns(x, begin, end, out):
         first, out = first + 64, out + 64
     if first < last:
         store(out, load_wide_partial_f32(first, (last - first) >> 2))
+
+
+@jit
+def copy_anywhere(x, out, n):
+    """`n` columns that may begin and end anywhere in both rows; nothing behind them is read or written."""
+    whole = 4 * (n & ~15)
+    for place in range(0, whole, 64):
+        store(out + place, load_line_f32(x + place))
+    for place in range(whole, 4 * n, 4):
+        put_f32(out + place, get_f32(x + place))
+
+
+@jit
+def append(a, b, out, parts, size, columns):
+    """Each of `parts` parts of `size` columns of `a`, and behind every one of them the `columns` of `b`."""
+    for part in range(parts):
+        first = out + 4 * part * (size + columns)
+        copy_anywhere(a + 4 * part * size, first, size)
+        copy_anywhere(b, first + 4 * size, columns)

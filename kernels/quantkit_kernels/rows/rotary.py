@@ -1,7 +1,7 @@
 """Rotary position embedding of one token's heads (Su et al., arXiv:2104.09864).
 
 The cosines and sines of a position are computed once, by `rotation`. `rope` applies them to the heads of a layer in
-Hugging Face's half-split order, `rope_interleaved` in the paper's; either to the first columns of each head or to all.
+Hugging Face's half-split order, `rope_interleaved` in the paper's; to all columns of each head or to some of them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.rows.arithmetic import copy_anywhere
 from quantkit_kernels.simd import (
     even_lanes,
     get_f32,
@@ -36,14 +37,14 @@ def rotation(position, frequencies, half, factor, out):
 
 
 @jit
-def rope(x, turns, out, n, head_dim, rotary_dim):
+def rope(x, turns, out, n, head_dim, begin, rotary_dim):
     """Rotate column `i` of every head with column `i + rotary_dim / 2`, by the cosines and sines at `turns`.
 
-    Columns from `rotary_dim` on stay as they are.
+    The columns of a head that turn begin at `begin`; those before and behind them stay as they are.
     """
     half = 2 * rotary_dim
     whole = half & ~31
-    for start in range(0, 4 * n, 4 * head_dim):
+    for start in range(4 * begin, 4 * n, 4 * head_dim):
         low, high = x + start, x + start + half
         for place in range(0, whole, 32):
             a, b = load_f32(low + place), load_f32(high + place)
@@ -55,16 +56,16 @@ def rope(x, turns, out, n, head_dim, rotary_dim):
             c, s = get_f32(turns + place), get_f32(turns + half + place)
             put_f32(out + start + place, x1 * c - x2 * s)
             put_f32(out + start + half + place, x2 * c + x1 * s)
-        if x != out:
-            _copy(x + start + 2 * half, out + start + 2 * half, head_dim - rotary_dim)
+    if x != out:
+        _copy_rest(x, out, n, head_dim, begin, rotary_dim)
 
 
 @jit
-def rope_interleaved(x, turns, out, n, head_dim, rotary_dim):
+def rope_interleaved(x, turns, out, n, head_dim, begin, rotary_dim):
     """As `rope`, but rotate column `2 i` of every head with column `2 i + 1`, as the paper does."""
     half = 2 * rotary_dim
     whole = half & ~31
-    for start in range(0, 4 * n, 4 * head_dim):
+    for start in range(4 * begin, 4 * n, 4 * head_dim):
         pairs, result = x + start, out + start
         for place in range(0, whole, 32):
             both = load_line_f32(pairs + 2 * place)
@@ -76,12 +77,14 @@ def rope_interleaved(x, turns, out, n, head_dim, rotary_dim):
             c, s = get_f32(turns + place), get_f32(turns + half + place)
             put_f32(result + 2 * place, x1 * c - x2 * s)
             put_f32(result + 2 * place + 4, x2 * c + x1 * s)
-        if x != out:
-            _copy(pairs + 2 * half, result + 2 * half, head_dim - rotary_dim)
+    if x != out:
+        _copy_rest(x, out, n, head_dim, begin, rotary_dim)
 
 
 @jit
-def _copy(x, out, n):
-    """`n` columns that may begin and end anywhere in a row."""
-    for place in range(0, 4 * n, 4):
-        put_f32(out + place, get_f32(x + place))
+def _copy_rest(x, out, n, head_dim, begin, rotary_dim):
+    """Copy the columns of every head that do not turn."""
+    for start in range(0, 4 * n, 4 * head_dim):
+        end = start + 4 * (begin + rotary_dim)
+        copy_anywhere(x + start, out + start, begin)
+        copy_anywhere(x + end, out + end, head_dim - begin - rotary_dim)

@@ -1,5 +1,5 @@
 """The forward pass of each family of models, one file each; `quantkit.models.registry` lists them.
 
-`dense` has decoders of attention and MLPs, `mixtures` those with experts. A family with both stands where its first
-model stands.
+`dense` has decoders of attention and MLPs, `mixtures` those with experts, `latent` those whose keys and values are made
+of latents (`latent_attention.py`), with experts or without. A family with both stands where its first model stands.
 """

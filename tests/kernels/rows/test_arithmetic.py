@@ -56,6 +56,11 @@ def copy_columns(x, begin, end, out):
     arithmetic.copy_columns(x, begin, end, out)
 
 
+@jit(entry=True)
+def append(a, b, out, parts, size, columns):
+    arithmetic.append(a, b, out, parts, size, columns)
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 75), st.booleans(), st.integers(0, 2**32 - 1))
 def test_exact_ones(n: int, in_place: bool, seed: int) -> None:
@@ -116,3 +121,14 @@ def test_copy_columns_to_the_very_end_of_memory(begin: int, count: int) -> None:
         ctypes.CDLL(None).mprotect(ctypes.c_void_p(protected.ctypes.data + page), page, 3)
         del protected
     np.testing.assert_array_equal(result(out, count), values[begin:])
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(1, 40))
+def test_append(parts: int, size: int, columns: int) -> None:
+    rng = np.random.default_rng(size)
+    a, b = rng.integers(-9, 9, (1, parts * size)).astype(float), rng.integers(-9, 9, (1, columns)).astype(float)
+    expected = truth.append(a, b, parts=parts, size=size)
+    parted, other, out = row(a), row(b), row(np.zeros(expected.size))
+    append(address(parted), address(other), address(out), parts, size, columns)
+    np.testing.assert_array_equal(result(out, expected.size), expected[0])

@@ -23,13 +23,13 @@ def rotation(position, frequencies, half, factor, out):
 
 
 @jit(entry=True)
-def rope(x, turns, out, n, head_dim, rotary_dim):
-    rotary.rope(x, turns, out, n, head_dim, rotary_dim)
+def rope(x, turns, out, n, head_dim, begin, rotary_dim):
+    rotary.rope(x, turns, out, n, head_dim, begin, rotary_dim)
 
 
 @jit(entry=True)
-def rope_interleaved(x, turns, out, n, head_dim, rotary_dim):
-    rotary.rope_interleaved(x, turns, out, n, head_dim, rotary_dim)
+def rope_interleaved(x, turns, out, n, head_dim, begin, rotary_dim):
+    rotary.rope_interleaved(x, turns, out, n, head_dim, begin, rotary_dim)
 
 
 @pytest.mark.parametrize("half", [1, 3, 8, 13, 32])
@@ -45,17 +45,17 @@ def test_rotation(half: int, position: int) -> None:
 
 @settings(deadline=None, max_examples=80)
 @given(
-    st.integers(1, 40), st.sampled_from([0, 0, 1, 7, 40]), st.integers(1, 4), st.booleans(), st.booleans(),
-    st.integers(0, 2**32 - 1),
+    st.integers(1, 40), st.sampled_from([0, 0, 1, 7, 40]), st.sampled_from([0, 0, 1, 40]), st.integers(1, 4),
+    st.booleans(), st.booleans(), st.integers(0, 2**32 - 1),
 )  # fmt: skip
-def test_rope(half: int, rest: int, heads: int, interleaved: bool, in_place: bool, seed: int) -> None:
+def test_rope(half: int, rest: int, begin: int, heads: int, interleaved: bool, in_place: bool, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    head_dim = 2 * half + rest
+    head_dim = begin + 2 * half + rest
     x: NDArray[Any] = rng.standard_normal((1, heads * head_dim)).astype(np.float32)
     turns: NDArray[Any] = rng.standard_normal((1, 2 * half)).astype(np.float32)
     a, b = row(x), row(turns)
     out = a if in_place else row(np.zeros(x.size))
     kernel = rope_interleaved if interleaved else rope
-    kernel(address(a), address(b), address(out), x.size, head_dim, 2 * half)
-    expected = truth.rope(x, turns, head_dim=head_dim, rotary_dim=2 * half, interleaved=interleaved)
+    kernel(address(a), address(b), address(out), x.size, head_dim, begin, 2 * half)
+    expected = truth.rope(x, turns, head_dim=head_dim, begin=begin, rotary_dim=2 * half, interleaved=interleaved)
     np.testing.assert_array_equal(result(out, x.size), expected[0])
