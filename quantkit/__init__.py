@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from quantkit.evaluation.quality import perplexity as perplexity
     from quantkit.generation.loading import load as load
     from quantkit.generation.loading import load_model as load_model
+    from quantkit.generation.loading import load_tokenizer as load_tokenizer
     from quantkit.generation.sampling import make_logits_processors as make_logits_processors
     from quantkit.generation.sampling import make_sampler as make_sampler
     from quantkit.generation.stream import GenerationResponse as GenerationResponse
@@ -49,6 +50,7 @@ _MODULES = {
     "stream_generate": "generation.stream",
     "load": "generation.loading",
     "load_model": "generation.loading",
+    "load_tokenizer": "generation.loading",
     "make_logits_processors": "generation.sampling",
     "make_sampler": "generation.sampling",
     "Tokenizer": "generation.text.tokenizer",

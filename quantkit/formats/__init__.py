@@ -6,13 +6,14 @@ Opening takes well under a second, since headers alone are read, and refuses wha
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
-from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
 from quantkit.formats.magic import Magic, magic_of
 from quantkit.formats.source import ModelSource
 
-__all__ = ["ModelSource", "open"]
+__all__ = ["ModelSource", "open", "tokenizer_files"]
 
 
 def open(path: str | os.PathLike[str]) -> ModelSource:
@@ -38,12 +39,32 @@ def open(path: str | os.PathLike[str]) -> ModelSource:
 
         return PackedModel(path) if is_packed(path) else FolderSource(path)
     kind = magic_of(path)
-    if kind is Magic.GGUF:
-        from quantkit.formats.gguf.checkpoint import GGUFSource
+    if kind is not Magic.GGUF:
+        raise _no_model(path, kind)
+    from quantkit.formats.gguf.checkpoint import GGUFSource
 
-        return GGUFSource(path)
+    return GGUFSource(path)
+
+
+def tokenizer_files(path: str | os.PathLike[str]) -> Mapping[str, bytes | Path]:
+    """Return what a GGUF file says of its tokenizer, as the files of a Hugging Face folder.
+
+    The file's architecture may be any, and it need not hold tensors. Raises as `open`.
+    """
+    path = Path(os.path.expanduser(path))
+    kind = magic_of(path)
+    if kind is not Magic.GGUF:
+        raise _no_model(path, kind)
+    from quantkit.formats.gguf import tokenizer
+    from quantkit.formats.gguf.file import GGUFFile
+
+    return dict(tokenizer.tokenizer_files(GGUFFile(path)))
+
+
+def _no_model(path: Path, kind: Magic) -> QuantkitError:
+    """Return the error that says what a file is instead of a model."""
     if kind is Magic.PICKLE:
-        raise UnsupportedError(f"{path}: is {kind.value}")
+        return UnsupportedError(f"{path}: is {kind.value}")
     if kind is Magic.SAFETENSORS:
-        raise CheckpointError(f"{path}: is one file of a model; name the folder that holds it and config.json")
-    raise CheckpointError(f"{path}: is {kind.value}")
+        return CheckpointError(f"{path}: is one file of a model; name the folder that holds it and config.json")
+    return CheckpointError(f"{path}: is {kind.value}")

@@ -61,10 +61,21 @@ def load(
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
-    """Open the tokenizer of a model folder or GGUF file alone."""
+    """Open a tokenizer alone.
+
+    Parameters
+    ----------
+    path : path
+        A model folder, packed or not; or a GGUF file, of any architecture and with or without tensors.
+
+    Raises
+    ------
+    QuantkitError
+        The tokenizer is missing, damaged, or of a kind that quantkit does not read; the message names file and cause.
+    """
     if os.path.isdir(os.path.expanduser(path)):
         return Tokenizer.from_folder(path)
-    return _tokenizer(formats.open(path))
+    return Tokenizer(formats.tokenizer_files(path), path)
 
 
 def _check_threads(threads: int | None) -> None:

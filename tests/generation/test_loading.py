@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 import tiny
-from quantkit.errors import OptionError
-from quantkit.generation.loading import load_model
+import tiny_gguf
+from quantkit.errors import CheckpointError, OptionError
+from quantkit.generation.loading import load_model, load_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -22,3 +23,13 @@ from quantkit.generation.loading import load_model
 def test_bad_options_are_named(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=f"^{next(iter(wrong))} is "):
         load_model(tiny.checkpoint(tmp_path / "model"), **wrong)
+
+
+def test_a_tokenizer_alone(tmp_path: Path) -> None:
+    """Of a folder; and of a GGUF file of an unknown architecture, without tensors."""
+    folder = load_tokenizer(tiny.checkpoint(tmp_path / "model"))
+    file = load_tokenizer(tiny_gguf.write(tmp_path / "vocabulary", tensors={}, architecture="unheard-of"))
+    assert folder.encode("the one") == file.encode("the one")
+    assert folder.eos_token_ids == file.eos_token_ids
+    with pytest.raises(CheckpointError, match="no format that quantkit knows"):
+        load_tokenizer(tmp_path / "model" / "config.json")

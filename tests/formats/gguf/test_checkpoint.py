@@ -173,8 +173,8 @@ def test_unknown_tensors_are_reported_not_read(file: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Changes, type[Exception], str]] = {
-    "SentencePiece": ({"tokenizer.ggml.model": ("llama", TEXT)}, UnsupportedError, "tokenizer is of kind 'llama'"),
-    "pre-tokenizer": ({"tokenizer.ggml.pre": ("viking", TEXT)}, UnsupportedError, "pre-tokenizer is 'viking'; known"),
+    "WordPiece": ({"tokenizer.ggml.model": ("bert", TEXT)}, UnsupportedError, "tokenizer is of kind 'bert'"),
+    "pre-tokenizer": ({"tokenizer.ggml.pre": ("none", TEXT)}, UnsupportedError, "pre-tokenizer is 'none'; known"),
     "part of several": ({"split.count": (3, GGUFValueType.UINT16)}, UnsupportedError, "one part of several"),
     "experts": ({"llama.expert_count": (8, U32)}, UnsupportedError, "mixture of experts"),
     "partial rotary": ({"llama.rope.dimension_count": (8, U32)}, UnsupportedError, "rope.dimension_count differs"),
