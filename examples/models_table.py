@@ -2,28 +2,37 @@
 
     python examples/models_table.py
 
-Every family has golden logits of transformers' in `tests/golden`, which the tests compare with, in one pass and token
-by token; CI compares with transformers itself as well. `REAL` are those that it also runs with published weights.
+A family with golden logits of transformers' in `tests/golden` is compared with them, in one pass and token by token; CI
+compares the same cases with transformers itself as well. `REAL` are those that it also runs with published weights.
 """
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 from quantkit.models.registry import FAMILIES
+from quantkit.models.wrappers import WRAPPERS
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 BEGIN, END = "<!-- models: begin -->", "<!-- models: end -->"
 REAL = frozenset({"llama"})
 
 
+def status(model_type: str) -> str:
+    """Return how a family is checked."""
+    golden = ["golden", "live"] if (ROOT / f"tests/golden/{model_type}.npz").is_file() else []
+    return ", ".join([*golden, *(["real weights"] if model_type in REAL else [])])
+
+
 def table() -> str:
-    """Return the table's rows, in Markdown."""
-    rows = [
-        f"| `{model_type}` | {family.known_as} | golden, live{', real weights' if model_type in REAL else ''} |"
-        for model_type, family in FAMILIES.items()
-    ]
-    return "\n".join(("| `model_type` | models | checked by |", "|---|---|---|", *rows))
+    """Return the table's rows, and the multimodal models below them, in Markdown."""
+    rows = [f"| `{name}` | {family.known_as} | {status(name)} |" for name, family in FAMILIES.items()]
+    head = ("| `model_type` | models | checked by |", "|---|---|---|")
+    parts = ", ".join(f"`{name}`" for name in WRAPPERS)
+    text = textwrap.fill(f"Of multimodal models the text part runs: {parts}.", 120, break_on_hyphens=False)
+    return "\n".join((*head, *rows, "", text))
 
 
 def rewrite(readme: str) -> str:

@@ -15,6 +15,7 @@ import pytest
 
 import tiny
 from quantkit import convert
+from quantkit.models.registry import FAMILIES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -87,6 +88,7 @@ def test_the_readme_lists_every_family() -> None:
     program = runpy.run_path(str(EXAMPLES / "models_table.py"))
     readme = program["README"].read_text()
     assert program["rewrite"](readme) == readme, "run examples/models_table.py"
+    assert all("golden" in program["status"](family) for family in FAMILIES)
 
 
 @pytest.mark.parametrize(("file", "text"), [("README", "table"), ("FRONT_PAGE", "headlines")])
