@@ -7,15 +7,16 @@ checkpoints use. `families/` has the arrangements, `recorder.py` the operations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from quantkit.errors import CheckpointError
 from quantkit.models.config import DecoderConfig
 from quantkit.models.program import Choice, Value
 from quantkit.models.recorder import Recorder
-from quantkit.models.rope import rotary
+from quantkit.models.rope import parameters_of, rotary
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 XIELU = "xielu"
@@ -23,6 +24,8 @@ XIELU = "xielu"
 
 Norm = Callable[[Value, str], Value]
 """A norm with the family's constants: `norm(x, module)`."""
+FeedForward = Callable[[Value, str], Value]
+"""Records what a layer does behind attention: `feed_forward(x, module)`."""
 
 
 def embed(ops: Recorder, config: DecoderConfig, module: str = EMBEDDING) -> Value:
@@ -264,3 +267,61 @@ class Experts:
     def _linear(self, x: Value, choice: Choice, module: str, part: str, columns: int) -> Value:
         modules = [f"{module}.experts.{number}.{part}" for number in range(self.router.experts)]
         return self.ops.expert_linear(x, choice, modules, columns, bias=self.bias)
+
+
+@dataclass(frozen=True)
+class WithShared:
+    """Experts, and beside them one that all tokens go to.
+
+    Attributes
+    ----------
+    ops : Recorder
+    experts : Experts
+    shared : GatedMLP
+    name : str
+        Its module.
+    """
+
+    ops: Recorder
+    experts: Experts
+    shared: GatedMLP
+    name: str = "shared_experts"
+
+    def __call__(self, x: Value, module: str) -> Value:
+        """Record one layer's experts -> `[T, x.columns]`."""
+        return self.ops.add(self.experts(x, module), self.shared(x, f"{module}.{self.name}"))
+
+
+def pre_norm_decoder(
+    ops: Recorder,
+    config: DecoderConfig,
+    attention: Attention,
+    layers: Sequence[FeedForward],
+    *,
+    rope: Mapping[str, Any] | None = None,
+    module: str = "mlp",
+    head_bias: bool = False,
+) -> None:
+    """Record a whole decoder whose layers normalize what attention and what the MLP reads.
+
+    Parameters
+    ----------
+    ops, config, attention
+    layers : sequence of FeedForward
+        What each layer has behind attention.
+    rope : Mapping, optional
+        Rope parameters; default: those of the config.
+    module : str
+        Where that stands in a layer.
+    head_bias : bool
+        Whether logits have a bias.
+    """
+    norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
+    angles = rotation(ops, config, parameters_of(config) if rope is None else rope)
+    h = embed(ops, config)
+    for layer, (feed_forward, window, rotated) in enumerate(zip(layers, config.windows, config.rotated, strict=True)):
+        name = f"model.layers.{layer}"
+        x = norm(h, f"{name}.input_layernorm")
+        h = ops.add(h, attention(x, f"{name}.self_attn", rotation=angles if rotated else None, window=window))
+        h = ops.add(h, feed_forward(norm(h, f"{name}.post_attention_layernorm"), f"{name}.{module}"))
+    head(ops, config, norm(ops.select(h), "model.norm"), bias=head_bias)

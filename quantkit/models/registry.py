@@ -17,7 +17,7 @@ from quantkit.models.config import DecoderConfig, shown
 from quantkit.models.families import latent_attention
 from quantkit.models.families.dense import cohere, gemma, gemma3, glm, gpt2, granite, hunyuan, llama, neox, olmo
 from quantkit.models.families.latent import deepseek, minicpm3
-from quantkit.models.families.mixtures import gpt_oss, mixtral
+from quantkit.models.families.mixtures import glm4_moe, gpt_oss, mixtral
 from quantkit.models.fields import check_unused
 from quantkit.models.program import Program
 from quantkit.models.recorder import Recorder
@@ -51,8 +51,10 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "deepseek_v3": Family(
             deepseek.V3Config, deepseek.deepseek_v3, latent_attention.STORED, known_as="DeepSeek-V3, R1, Moonlight"
         ),
+        "dots1": Family(glm4_moe.DotsConfig, glm4_moe.dots1, known_as="dots.llm1"),
         "ernie4_5": Family(glm.ErnieConfig, glm.ernie4_5, known_as="ERNIE 4.5 0.3B"),
         "exaone4": Family(olmo.Exaone4Config, olmo.exaone4, known_as="EXAONE 4.0"),
+        "exaone_moe": Family(glm4_moe.ExaoneConfig, glm4_moe.exaone_moe, known_as="K-EXAONE"),
         "falcon": Family(neox.FalconConfig, neox.falcon, neox.FALCON_STORED, known_as="Falcon 7B, 40B"),
         "gemma": Family(gemma.GemmaConfig, gemma.gemma, known_as="Gemma 1"),
         "gemma2": Family(gemma.Gemma2Config, gemma.gemma2, known_as="Gemma 2"),
@@ -62,6 +64,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "glm4_moe_lite": Family(
             deepseek.Glm4MoeLiteConfig, deepseek.deepseek_v3, latent_attention.STORED, known_as="GLM-4.7-Flash"
         ),
+        "glm4_moe": Family(glm4_moe.GlmConfig, glm4_moe.glm4_moe, known_as="GLM-4.5 and 4.6, GLM-4.5-Air"),
         "gpt2": Family(gpt2.Config, gpt2.forward, gpt2.STORED, known_as="GPT-2"),
         "gpt_neox": Family(neox.NeoXConfig, neox.gpt_neox, neox.NEOX_STORED, known_as="Pythia, GPT-NeoX 20B"),
         "gpt_oss": Family(gpt_oss.Config, gpt_oss.forward, gpt_oss.STORED, known_as="gpt-oss 20B, 120B"),
@@ -91,8 +94,10 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "qwen2_moe": Family(mixtral.Qwen2MoeConfig, mixtral.qwen2_moe, known_as="Qwen1.5-MoE, Qwen2-57B-A14B"),
         "qwen3": Family(llama.Qwen3Config, llama.qwen3, known_as="Qwen3"),
         "qwen3_moe": Family(mixtral.Qwen3MoeConfig, mixtral.qwen3_moe, known_as="Qwen3-30B-A3B, Qwen3-235B-A22B"),
+        "sarvam_moe": Family(glm4_moe.SarvamConfig, glm4_moe.glm4_moe, glm4_moe.SARVAM_STORED, known_as="Sarvam 30B"),
         "seed_oss": Family(llama.SeedConfig, llama.seed_oss, known_as="Seed-OSS 36B"),
         "smollm3": Family(llama.SmolLM3Config, llama.smollm3, known_as="SmolLM3"),
+        "solar_open": Family(glm4_moe.SolarConfig, glm4_moe.solar_open, known_as="Solar Open 100B"),
         "stablelm": Family(
             neox.StableLmConfig, neox.stablelm, neox.STABLELM_STORED, known_as="StableLM 2, StableLM Zephyr"
         ),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import tiny
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.decoder import Router
 from quantkit.models.recorder import Recorder
 from quantkit.models.registry import read
@@ -19,6 +19,8 @@ from quantkit.models.registry import read
         ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 5}),
         ("olmoe", {"num_experts": 4, "num_experts_per_tok": 5}),
         ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 5}),
+        ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 5}),
+        ("glm4_moe", {"n_routed_experts": 4, "num_experts_per_tok": 5}),
     ],
 )
 def test_more_experts_a_token_than_there_are(model_type: str, config: dict[str, Any]) -> None:
@@ -38,3 +40,11 @@ def test_more_experts_a_token_than_there_are(model_type: str, config: dict[str, 
 def test_groups_that_do_not_fit(options: dict[str, int], message: str) -> None:
     with pytest.raises(CheckpointError, match=f"^config.json: {message}"):
         Router(Recorder(), experts=8, top_k=3, **options)  # type: ignore[arg-type]
+
+
+def test_a_layer_that_is_neither_dense_nor_sparse() -> None:
+    config = tiny.config_of("exaone_moe", mlp_layer_types=["dense", "sparse", "other"])
+    with pytest.raises(
+        UnsupportedError, match=r"^config\.json: mlp_layer_types is .*, not dense or sparse for each of 3"
+    ):
+        read(config).record()

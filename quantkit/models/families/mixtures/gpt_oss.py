@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from quantkit.models.config import DecoderConfig, attention_windows, bounded, every_nth_full
-from quantkit.models.decoder import Attention, Experts, Router, embed, head, rotation
+from quantkit.models.decoder import Attention, Experts, Router, pre_norm_decoder
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
 from quantkit.models.stored import Fused
@@ -73,7 +73,6 @@ STORED = (
 
 def forward(config: Config, ops: Recorder) -> None:
     """Record the forward pass."""
-    norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
     bias = config.attention_bias
     attention = Attention(ops, config, config.head_size**-0.5, qkv_bias=bias, output_bias=bias, sinks=True)
     router = Router(
@@ -88,11 +87,5 @@ def forward(config: Config, ops: Recorder) -> None:
     gated = partial(ops.gated_clamped, alpha=config.swiglu_alpha, limit=config.swiglu_limit, offset=1.0)
     experts = Experts(ops, router, config.intermediate_size, gated, bias=True)
     parameters = parameters_of(config)
-    angles = rotation(ops, config, parameters if "rope_type" in parameters else {**parameters, **_ROPE})
-    h = embed(ops, config)
-    for layer, window in enumerate(config.windows):
-        name = f"model.layers.{layer}"
-        x = norm(h, f"{name}.input_layernorm")
-        h = ops.add(h, attention(x, f"{name}.self_attn", rotation=angles, window=window))
-        h = ops.add(h, experts(norm(h, f"{name}.post_attention_layernorm"), f"{name}.mlp"))
-    head(ops, config, norm(ops.select(h), "model.norm"))
+    rope = parameters if "rope_type" in parameters else {**parameters, **_ROPE}
+    pre_norm_decoder(ops, config, attention, [experts] * config.num_hidden_layers, rope=rope)

@@ -9,7 +9,7 @@ Jiang et al., "Mixtral of Experts", 2024. Yang et al., "Qwen2 Technical Report",
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -17,13 +17,9 @@ from typing import Any, ClassVar
 
 from quantkit.errors import CheckpointError
 from quantkit.models.config import DecoderConfig, activation, bounded, shown
-from quantkit.models.decoder import Attention, Experts, GatedMLP, Norm, Router, embed, head, rotation
+from quantkit.models.decoder import Attention, Experts, FeedForward, GatedMLP, Norm, Router, pre_norm_decoder
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
-from quantkit.models.rope import parameters_of
-
-FeedForward = Callable[[Value, str], Value]
-"""Records what a layer does behind attention: `feed_forward(x, module)`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,14 +163,5 @@ def _forward(
     qkv_bias: bool = False,
     output_bias: bool = False,
 ) -> None:
-    layer_norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
     attention = Attention(ops, config, config.head_size**-0.5, norm=norm, qkv_bias=qkv_bias, output_bias=output_bias)
-    angles = rotation(ops, config, parameters_of(config))
-    h = embed(ops, config)
-    for layer, (feed_forward, window) in enumerate(zip(layers, config.windows, strict=True)):
-        name = f"model.layers.{layer}"
-        x = layer_norm(h, f"{name}.input_layernorm")
-        h = ops.add(h, attention(x, f"{name}.self_attn", rotation=angles, window=window))
-        x = layer_norm(h, f"{name}.post_attention_layernorm")
-        h = ops.add(h, feed_forward(x, f"{name}.{module}"))
-    head(ops, config, layer_norm(ops.select(h), "model.norm"))
+    pre_norm_decoder(ops, config, attention, layers, module=module)
