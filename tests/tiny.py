@@ -381,7 +381,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "rope_scaling": {
             "beta_fast": 2,
             "beta_slow": 1,
-            "factor": 40,
+            "factor": 4,
             "mscale": 0.707,
             "mscale_all_dim": 0.5,
             "original_max_position_embeddings": 16,

@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 import tiny
 from golden.generate import CASES
 from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
+from quantkit.models.families.latent_attention import LatentConfig
 from quantkit.models.fields import COMPUTING
 from quantkit.models.program import Program
 from quantkit.models.registry import FAMILIES, read
 
 TYPES = list(tiny.FAMILIES)
+WITHOUT_DEFAULT: dict[str, dict[str, int]] = {"deepseek_v2": {"num_experts_per_tok": 6}}
+"""Fields that transformers has no default for, beside the sizes of every model."""
+LATENT = [name for name in TYPES if issubclass(FAMILIES[name].config, LatentConfig)]
 
 
 def record(config: dict[str, Any]) -> Program:
@@ -120,7 +124,7 @@ def test_an_unknown_activation_lists_what_is_supported(model_type: str) -> None:
         record(tiny.config_of(model_type, **{field: "mish"}))
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", [name for name in TYPES if name not in LATENT])
 def test_a_missing_head_dim_may_also_be_null(model_type: str) -> None:
     sizes = {"hidden_size": 64, "num_attention_heads": 4, spelled(model_type, "num_key_value_heads"): None}
     tensors = record(tiny.config_of(model_type, head_dim=None, **sizes)).tensors
@@ -230,6 +234,33 @@ def test_internlm3_spells_biases_in_two_ways(biases: dict[str, bool]) -> None:
     assert found == {"o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
+@pytest.mark.parametrize("model_type", LATENT)
+def test_latents_make_keys_for_all_heads(model_type: str) -> None:
+    expected = record(tiny.config_of(model_type))
+    assert record(tiny.config_of(model_type, head_dim=12, num_key_value_heads=2)) == expected
+    with pytest.raises(CheckpointError, match="11 of them rotated"):
+        record(tiny.config_of(model_type, qk_rope_head_dim=11))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "field", "value"),
+    [
+        ("deepseek_v2", "scoring_func", "sigmoid"),
+        ("deepseek_v2", "topk_method", "noaux_tc"),
+        ("deepseek_v2", "norm_topk_prob", True),
+        ("deepseek_v3", "scoring_func", "softmax"),
+        ("deepseek_v3", "topk_method", "greedy"),
+        ("deepseek_v3", "moe_layer_freq", 2),
+        ("deepseek_v3", "mlp_bias", True),
+        ("glm4_moe_lite", "mlp_layer_types", ["dense", "sparse"]),
+        ("glm4_moe_lite", "mlp_layer_types", ["dense", "sparse", "wide"]),
+    ],
+)
+def test_experts_that_deepseek_does_not_have_are_refused(model_type: str, field: str, value: Any) -> None:
+    with pytest.raises(QuantkitError, match=rf"config\.json: {field} is "):
+        record(tiny.config_of(model_type, **{field: value}))
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "llama3", "sliding_attention"]),
     lambda inner: (
@@ -273,7 +304,7 @@ def test_transformers_own_spelling_means_the_same(name: str, tmp_path: Path) -> 
 def test_missing_fields_have_transformers_defaults(model_type: str, tmp_path: Path) -> None:
     # As many heads as every family's number of KV heads divides.
     sizes = {"hidden_size": 1280, "intermediate_size": 160, "num_attention_heads": 160, "num_hidden_layers": 40}
-    config = {"model_type": model_type, "vocab_size": 320} | sizes
+    config = {"model_type": model_type, "vocab_size": 320} | sizes | WITHOUT_DEFAULT.get(model_type, {})
     saved = as_transformers_saves_it(config, tmp_path)
     assert record(saved) == record(config)
     assert read(saved).context_length == read(config).context_length

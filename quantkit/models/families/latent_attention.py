@@ -33,7 +33,10 @@ _NORM_EPS = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class LatentConfig(DecoderConfig):
-    """The fields that latent attention has in all families; `head_dim` says nothing that others do not."""
+    """The fields that latent attention has in all families.
+
+    `head_dim` and `num_key_value_heads` say nothing: latents make keys and values for all heads.
+    """
 
     hidden_act: str = "silu"
     kv_lora_rank: int = 512
@@ -54,12 +57,12 @@ class LatentConfig(DecoderConfig):
         """Channels of one head of values."""
         return self.v_head_dim or self.hidden_size // self.num_attention_heads
 
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys, and of values: one for each query head."""
+        return self.num_attention_heads
+
     def _check_heads(self) -> None:
-        if self.kv_heads != self.num_attention_heads:
-            raise CheckpointError(
-                f"config.json: num_key_value_heads is {self.kv_heads}, but a latent makes keys for all "
-                f"{self.num_attention_heads} heads"
-            )
         if self.qk_rope_head_dim % 2 or max(self.head_size, self.value_size) > 65_536:
             raise CheckpointError(
                 f"config.json: heads of {self.head_size} and {self.value_size} channels, {self.qk_rope_head_dim} of "
