@@ -27,8 +27,8 @@ class Bound:
     weights: Selection
 
 
-def bind(source: ModelSource) -> Bound:
-    """Record the program of a model on disk and select its tensors.
+def bind(source: ModelSource, text_length: int | None = None) -> Bound:
+    """Record the program of a model on disk, for texts of some length, and select its tensors.
 
     A head that the config ties to the embedding, but that is stored with numbers of its own, is not tied, as in
     transformers; a warning says so.
@@ -39,14 +39,14 @@ def bind(source: ModelSource) -> Bound:
         The config asks for what quantkit does not compute, or the tensors are not those that it asks for.
     """
     architecture = registry.read(source.config)
-    program = architecture.record()
+    program = architecture.record(text_length)
     prefixes = (*architecture.prefixes, *_bare(source, program))
     for spec in program.tensors.values():
         if spec.aliases and source.copies_differ(spec, prefixes):
             names = " and ".join(map(repr, (spec.name, *spec.aliases)))
             logger.warning("%s: %s differ: they are not tied, though the configuration says so", source.path, names)
             architecture = architecture.untied()
-            program = architecture.record()
+            program = architecture.record(text_length)
     weights = source.select(program.tensors, prefixes, architecture.source)
     if weights.unused:
         logger.warning("%s: %s", source.path, _left_out(weights.unused, architecture.part_of))

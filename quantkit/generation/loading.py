@@ -35,7 +35,8 @@ def load_model(
     threads : int, optional
         Default: the physical cores that this process may use.
     context : int, optional
-        Tokens that a sequence may hold; default: what the model was made for.
+        Tokens that a sequence may hold; default: what the model was made for. Where rope has other angles for long
+        texts, as in Phi-3, the default is the length of short ones.
     kv_dtype : {"f16", "int8", "f32"}
         Precision of the KV cache.
 
@@ -83,14 +84,15 @@ def _check_threads(threads: int | None) -> None:
 
 
 def _model(source: ModelSource, threads: int | None, context: int | None, kv_dtype: str) -> Model:
-    bound = bind(source)
-    longest = bound.architecture.context_length
-    accepted = context is None or (is_whole(context) and 1 <= context <= longest)
+    accepted = context is None or (is_whole(context) and context >= 1)
+    bound = bind(source, context if accepted else None)
+    longest = bound.architecture.longest_context
+    accepted = accepted and (context is None or context <= longest)
     require(accepted, "context", context, f"1 to {longest}, which {source.path.name} was made for")
     return Model(
         bound.program,
         bound.weights,
-        context_length=longest if context is None else context,
+        context_length=bound.architecture.context_length if context is None else context,
         threads=usable_cores() if threads is None else threads,
         kv_kind=kv_dtype,
     )

@@ -43,8 +43,8 @@ def head(ops: Recorder, config: DecoderConfig, x: Value, embedding: str = EMBEDD
 def rotation(ops: Recorder, config: DecoderConfig, parameters: Mapping[str, Any]) -> Value:
     """Cosines and sines that layers with the same rope parameters share."""
     partial = config.default_rotary_part is not None
-    longest = config.max_position_embeddings
-    return ops.rotation(*rotary(parameters, head_dim=config.head_size, context_length=longest, partial=partial))
+    sizes = {"head_dim": config.head_size, "context_length": config.max_position_embeddings}
+    return ops.rotation(*rotary(parameters, **sizes, text_length=ops.text_length, partial=partial))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,16 @@ class Recorder(Recording):
 
     Tensors are named by their module, as in the checkpoint: `"model.layers.0.mlp.up_proj"` stands for the tensor
     `model.layers.0.mlp.up_proj.weight`. What does not fit raises `ValueError`.
+
+    Attributes
+    ----------
+    text_length : int, optional
+        Tokens of the longest text that the program shall run, where it computes otherwise for long ones.
     """
+
+    def __init__(self, text_length: int | None = None) -> None:
+        super().__init__()
+        self.text_length = text_length
 
     def embed(self, module: str, vocab_size: int, hidden_size: int, *, alias: str = "") -> Value:
         """Rows of the embedding table, one per token -> `[T, hidden_size]`.

@@ -87,9 +87,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "olmo3": Family(olmo.Olmo3Config, olmo.olmo3, known_as="OLMo 3"),
         "olmoe": Family(mixtral.OlmoeConfig, mixtral.olmoe, known_as="OLMoE"),
         "phi": Family(neox.PhiConfig, neox.phi, neox.PHI_STORED, known_as="Phi-1, Phi-2"),
-        "phi3": Family(
-            llama.Phi3Config, llama.phi3, llama.PHI3_STORED, known_as="Phi-3 and Phi-4, within the original context"
-        ),
+        "phi3": Family(llama.Phi3Config, llama.phi3, llama.PHI3_STORED, known_as="Phi-3, Phi-3.5, Phi-4"),
         "qwen2": Family(llama.Qwen2Config, llama.qwen2, known_as="Qwen2, Qwen2.5"),
         "qwen2_moe": Family(mixtral.Qwen2MoeConfig, mixtral.qwen2_moe, known_as="Qwen1.5-MoE, Qwen2-57B-A14B"),
         "qwen3": Family(llama.Qwen3Config, llama.qwen3, known_as="Qwen3"),
@@ -133,15 +131,21 @@ class Architecture:
 
     @property
     def context_length(self) -> int:
-        """Tokens that the model was made for, prompt and answer together."""
-        return context_of(self.config)
+        """Tokens that the model was made for, prompt and answer together: of short texts, where rope turns long ones
+        otherwise."""
+        return context_of(self.config).usual
+
+    @property
+    def longest_context(self) -> int:
+        """Tokens that it can be opened for."""
+        return context_of(self.config).longest
 
     def untied(self) -> Architecture:
         """Return the same with an output projection of its own, whatever the config says."""
         return replace(self, config=replace(self.config, tie_word_embeddings=False))
 
-    def record(self) -> Program:
-        """Record the forward pass.
+    def record(self, text_length: int | None = None) -> Program:
+        """Record the forward pass, for texts of up to `text_length` tokens; by default, of `context_length`.
 
         Raises
         ------
@@ -150,7 +154,7 @@ class Architecture:
         CheckpointError
             A field contradicts another.
         """
-        ops = Recorder()
+        ops = Recorder(text_length)
         self.family.forward(self.config, ops)
         program = ops.program()
         return replace(program, tensors=described(program.tensors, self.family.stored, self.config))

@@ -117,21 +117,58 @@ def beside(config: DecoderConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in BESIDE}
 
 
-def context_of(config: DecoderConfig) -> int:
-    """Return for how many tokens a model was made, prompt and answer together.
+class Context(NamedTuple):
+    """For how many tokens a model was made, prompt and answer together.
 
-    With yarn they are `factor` times the original length, also where `max_position_embeddings` does not say so.
+    Attributes
+    ----------
+    usual : int
+        Of short texts: up to here rope turns as it does for them.
+    longest : int
+        Of long texts, for which some models turn otherwise, see `rotary`.
+    """
+
+    usual: int
+    longest: int
+
+
+def context_of(config: DecoderConfig) -> Context:
+    """Return how long the texts of a model may be.
+
+    With yarn and dynamic scaling they are `factor` times the original length, also where `max_position_embeddings` does
+    not say so.
     """
     longest = config.max_position_embeddings
     parameters = _with_lengths(parameters_of(config), longest)
-    if parameters.get("rope_type") != "yarn":
-        return longest
+    kind = parameters.get("rope_type")
+    if kind == "longrope" and parameters.get("short_factor") != parameters.get("long_factor"):
+        return Context(min(longest, int(_number(parameters, "original_max_position_embeddings"))), longest)
+    if kind == "dynamic":
+        return Context(longest, min(max(longest, int(longest * _factor(parameters))), LONGEST))
+    if kind != "yarn":
+        return Context(longest, longest)
     stretched = _number(parameters, "original_max_position_embeddings") * _factor(parameters)
-    return min(max(longest, int(stretched)), LONGEST)
+    length = min(max(longest, int(stretched)), LONGEST)
+    return Context(length, length)
 
 
-def rotary(parameters: Parameters, *, head_dim: int, context_length: int, partial: bool = False) -> Rotary:
+def rotary(
+    parameters: Parameters,
+    *,
+    head_dim: int,
+    context_length: int,
+    text_length: int | None = None,
+    partial: bool = False,
+) -> Rotary:
     """Return the angles of each pair of channels.
+
+    Longrope and dynamic scaling turn otherwise in texts beyond the original length. transformers goes by the text at
+    hand: when generation crosses that length, keys that were turned one way meet queries that are turned the other way,
+    unless the whole text is read once more. Logits would depend on how a text is cut into passes. Here one set of
+    angles is chosen when a model is opened, by the longest text that it shall hold, as in llama.cpp and vLLM: that of
+    short texts up to the original length, which is what a model holds unless it is opened for more, and else the one
+    which transformers has for a text of that length. So short texts in a model that is opened for long ones are turned
+    as those are.
 
     Rounded to float32 wherever transformers rounds, because at position 100,000 a last bit is seen. The power is
     rounded correctly, so it is the same on every machine; torch's may be one unit off.
@@ -143,16 +180,17 @@ def rotary(parameters: Parameters, *, head_dim: int, context_length: int, partia
     head_dim : int
         Channels of a head, even.
     context_length : int
-        `max_position_embeddings`: positions stay below it, and it stands in for a missing
-        `original_max_position_embeddings`.
+        `max_position_embeddings`, which stands in for a missing `original_max_position_embeddings`.
+    text_length : int, optional
+        Tokens of the longest text; by default it is a short one.
     partial : bool
         Whether the family can turn the first channels of a head alone, as many as `partial_rotary_factor` says.
 
     Raises
     ------
     UnsupportedError
-        The rope type is unknown, has parameters that it does not use, rotates only a part of the channels where the
-        family rotates all, or turns them differently in long texts.
+        The rope type is unknown, has parameters that it does not use, or rotates only a part of the channels where the
+        family rotates all.
     CheckpointError
         A parameter is missing, is not a positive number, or leads beyond float32.
 
@@ -173,7 +211,7 @@ def rotary(parameters: Parameters, *, head_dim: int, context_length: int, partia
     exponents = np.arange(0, channels, 2, dtype=np.float32) / np.float32(channels)
     with np.errstate(all="ignore"):
         powers = _number(parameters, "rope_theta") ** exponents.astype(np.float64)
-        angles, factor = scaling.compute(powers.astype(np.float32), parameters)
+        angles, factor = scaling.compute(powers.astype(np.float32), parameters, text_length or 0)
     if not (np.isfinite(angles).all() and is_positive(factor)):
         raise CheckpointError(f"config.json: the rope parameters {shown(parameters)} are out of float32's range")
     return Rotary(tuple(angles.tolist()), factor)
@@ -214,22 +252,24 @@ def _check_unused(parameters: Parameters, kind: str, uses: frozenset[str]) -> No
             )
 
 
-def _default(periods: _Floats, parameters: Parameters) -> _Scaled:
+def _default(periods: _Floats, parameters: Parameters, length: int) -> _Scaled:
     return np.reciprocal(periods), 1.0
 
 
-def _dynamic(periods: _Floats, parameters: Parameters) -> _Scaled:
-    # The base grows with what is longer than `max_position_embeddings`, and no text here is.
-    _number(parameters, "factor")
-    return np.reciprocal(periods), 1.0
+def _dynamic(periods: _Floats, parameters: Parameters, length: int) -> _Scaled:
+    # The base grows with what is longer than `max_position_embeddings`, by a power of `growth` (NTK-aware scaling).
+    factor, longest, pairs = _number(parameters, "factor"), parameters["max_position_embeddings"], len(periods)
+    growth = factor * max(length, longest) / longest - (factor - 1)
+    exponents = np.arange(pairs) / max(pairs - 1, 1)
+    return np.reciprocal((periods * growth**exponents).astype(np.float32)), 1.0
 
 
-def _linear(periods: _Floats, parameters: Parameters) -> _Scaled:
+def _linear(periods: _Floats, parameters: Parameters, length: int) -> _Scaled:
     angles: _Floats = np.reciprocal(periods)
     return angles / np.float32(_number(parameters, "factor")), 1.0
 
 
-def _llama3(periods: _Floats, parameters: Parameters) -> _Scaled:
+def _llama3(periods: _Floats, parameters: Parameters, length: int) -> _Scaled:
     # Short wavelengths stay, long ones are stretched by `factor`, those between are blended.
     factor, low, high, original = (
         _number(parameters, name)
@@ -245,7 +285,7 @@ def _llama3(periods: _Floats, parameters: Parameters) -> _Scaled:
     return np.where(wavelengths < original / high, angles, stretched), 1.0
 
 
-def _yarn(periods: _Floats, parameters: Parameters) -> _Scaled:
+def _yarn(periods: _Floats, parameters: Parameters, length: int) -> _Scaled:
     # Pairs that turn more than `beta_fast` times within the original length stay, those that turn less than `beta_slow`
     # times are stretched by `factor`, and a ramp over the pairs blends between (Peng et al., "YaRN", 2023).
     factor, original = _factor(parameters), _number(parameters, "original_max_position_embeddings")
@@ -276,24 +316,20 @@ def _yarn_scale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def _longrope(periods: _Floats, parameters: Parameters) -> _Scaled:
+def _longrope(periods: _Floats, parameters: Parameters, length: int) -> _Scaled:
     # Each pair has its own factors: one for texts within the original length, another for longer ones.
-    longest, original = parameters["max_position_embeddings"], _number(parameters, "original_max_position_embeddings")
+    original, factor = _number(parameters, "original_max_position_embeddings"), _factor(parameters)
     short, long = (_numbers(parameters, name, len(periods)) for name in ("short_factor", "long_factor"))
-    if longest > original and short != long:
-        raise UnsupportedError(
-            "config.json: longrope whose short_factor and long_factor differ is not supported beyond "
-            f"original_max_position_embeddings, {original:.0f} tokens"
-        )
-    factor = _factor(parameters)
     if original <= 1:
         raise CheckpointError("config.json: the rope parameter original_max_position_embeddings is not greater than 1")
     default = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    return np.reciprocal(np.array(short, np.float32) * periods), _number(parameters, "attention_factor", default)
+    factors = np.array(long if length > original else short, np.float32)
+    return np.reciprocal(factors * periods), _number(parameters, "attention_factor", default)
 
 
 class _Scaling(NamedTuple):
-    compute: Callable[[_Floats, Parameters], _Scaled]
+    compute: Callable[[_Floats, Parameters, int], _Scaled]
+    """Of the periods of unscaled angles, the parameters, and the tokens of the longest text."""
     uses: frozenset[str]
 
 

@@ -146,4 +146,4 @@ def test_no_tokenizer_is_needed(invoke: Invoke, packed: Path, tmp_path: Path) ->
 def test_what_does_not_fit_the_context_is_refused(invoke: Invoke, packed: Path) -> None:
     result = invoke("bench", packed, "-p", "100000")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "pp100000 does not fit" in result.stderr
+    assert "context is 100000; expected 1 to " in result.stderr

@@ -29,10 +29,15 @@ ROWS = (0, 1, 8, 15, 16, 17, 31, 39)
 
 @dataclass(frozen=True)
 class Case:
-    """A tiny checkpoint: its `model_type`, and what its config.json says beyond the family's."""
+    """A tiny checkpoint: its `model_type`, and what its config.json says beyond the family's.
+
+    Where there is a `context`, the model is opened for so many tokens, and rope turns otherwise than for fewer:
+    transformers then needs the whole prompt at once.
+    """
 
     model_type: str
     overrides: dict[str, Any] = field(default_factory=dict)
+    context: int | None = None
 
 
 # Wavelengths of a tiny head reach from 6 to thousands of tokens: these make all three of llama3's ranges count.
@@ -47,6 +52,7 @@ _LLAMA3 = {
 # Beyond the original length, with pairs on both sides of yarn's ramp and on it.
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 2.0}
 _FACTORS = {name: [1.0, 1.1, 1.3, 1.7, 2.5, 3.0, 3.5, 4.0] for name in ("short_factor", "long_factor")}
+_LONG_FACTORS = _FACTORS | {"short_factor": [1.0, 1.0, 1.1, 1.1, 1.2, 1.2, 1.3, 1.3]}
 _LONGROPE = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 32} | _FACTORS
 
 CASES = {
@@ -82,6 +88,7 @@ CASES = {
     "seed_oss_biases": Case("seed_oss", {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True}),
     "internlm3": Case("internlm3"),
     "internlm3_biases": Case("internlm3", {"qkv_bias": True, "bias": True}),
+    "internlm3_long_text": Case("internlm3", {"max_position_embeddings": 24}, context=40),
     "smollm3": Case("smollm3"),
     "smollm3_window_on_every_third_layer": Case(
         "smollm3",
@@ -205,6 +212,14 @@ CASES = {
             "rope_scaling": {"type": "longrope"} | _FACTORS,
             "sliding_window": 16,
         },
+    ),
+    "phi3_short_text": Case(
+        "phi3", {"original_max_position_embeddings": 40, "rope_scaling": {"type": "longrope"} | _LONG_FACTORS}
+    ),
+    "phi3_long_text": Case(
+        "phi3",
+        {"original_max_position_embeddings": 32, "rope_scaling": {"type": "longrope"} | _LONG_FACTORS},
+        context=256,
     ),
     "phi3_partial_rope": Case(
         "phi3",

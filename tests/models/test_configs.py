@@ -1,7 +1,8 @@
 """Configs as they occur in public repositories, old and new spellings: each is recorded, or refused by the right name.
 
 `configs.json` has facts alone, keys and values; `parameters` is the number of weights that the model is known to have,
-`windows` the attention windows of its layers, `refused` what an error says.
+`windows` the attention windows of its layers, `refused` what an error says, `saved_otherwise` how transformers
+contradicts a config when it saves it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def test_refused(name: str) -> None:
 
 
 @pytest.mark.live
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", [name for name in RECORDED if "saved_otherwise" not in CONFIGS[name]])
 def test_transformers_own_spelling_means_the_same(name: str, tmp_path: Path) -> None:
     from transformers import AutoConfig
 

@@ -180,18 +180,17 @@ def test_yarn_makes_the_context_longer() -> None:
     assert context(32768, rope_type="linear", original_max_position_embeddings=None) == 32768
 
 
-def test_longrope_within_the_original_length_has_its_short_factors() -> None:
+def test_longrope_has_short_factors_up_to_the_original_length() -> None:
     short, long = [1.0, 2.0, 4.0, 8.0], [10.0, 20.0, 40.0, 80.0]
     parameters = {"rope_type": "longrope", "rope_theta": 16.0, "short_factor": short, "long_factor": long}
     scaled, factor = rotary(parameters, head_dim=8, context_length=64)
     assert scaled == (1.0, 0.25, 0.0625, 0.015625)
     assert factor == 1.0
     beyond = parameters | {"original_max_position_embeddings": 16}
-    with pytest.raises(UnsupportedError, match=r"longrope whose short_factor and long_factor differ .* 16 tokens"):
-        rotary(beyond, head_dim=8, context_length=64)
-    scaled, factor = rotary(beyond | {"long_factor": short}, head_dim=8, context_length=64)
-    assert scaled == (1.0, 0.25, 0.0625, 0.015625)
-    assert factor == pytest.approx(math.sqrt(1 + math.log(4) / math.log(16)))
+    for length, angles in ((None, scaled), (16, scaled), (17, tuple(angle / 10 for angle in scaled))):
+        found, factor = rotary(beyond, head_dim=8, context_length=64, text_length=length)
+        assert found == pytest.approx(angles, rel=1e-6)
+        assert factor == pytest.approx(math.sqrt(1 + math.log(4) / math.log(16)))
     wrong: list[object] = [short[:3], [*short[:3], 0], [*short[:3], "8"], 4, None, {}]
     for factors in wrong:
         with pytest.raises(CheckpointError, match=r"the rope parameter short_factor is .*, not 4 positive numbers"):
@@ -207,6 +206,28 @@ def test_phi3_calls_longrope_otherwise(kind: str) -> None:
     ]
     assert architectures[0].record() == architectures[1].record()
     assert [each.context_length for each in architectures] == [256, 256]
+
+
+@pytest.mark.parametrize(
+    ("original", "long", "usual", "longest"),
+    [(64, 2.0, 64, 256), (64, 1.0, 256, 256), (512, 2.0, 256, 256)],
+)
+def test_a_model_holds_short_texts_unless_it_is_opened_for_long_ones(
+    original: int, long: float, usual: int, longest: int
+) -> None:
+    scaling = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [long] * 8}
+    architecture = read(tiny.config_of("phi3", original_max_position_embeddings=original, rope_scaling=scaling))
+    assert (architecture.context_length, architecture.longest_context) == (usual, longest)
+
+
+def test_dynamic_grows_with_the_context() -> None:
+    internlm = read(tiny.config_of("internlm3"))
+    assert (internlm.context_length, internlm.longest_context) == (256, 6 * 256)
+    parameters = {"rope_type": "dynamic", "rope_theta": 16.0, "factor": 3.0}
+    scaled, _ = rotary(parameters, head_dim=4, context_length=8, text_length=16)
+    assert scaled == (1.0, 1 / 16)  # base 16 * 4², of which the second pair has the square root
+    scaled, _ = rotary(parameters, head_dim=2, context_length=8, text_length=16)
+    assert scaled == (1.0,)
 
 
 def test_dynamic_changes_nothing_within_the_context() -> None:

@@ -120,8 +120,9 @@ def _measure(
     from quantkit.generation.loading import load_model
 
     explain_bus_errors()
+    context = max((test.positions for test in tests), default=None)
     for count in threads:
-        with contextlib.closing(load_model(folder, threads=count, kv_dtype=kv_dtype)) as model:
+        with contextlib.closing(load_model(folder, threads=count, context=context, kv_dtype=kv_dtype)) as model:
             for measurement in measure(model, tests, open_probe(model.threads), **options):
                 remember_bandwidth(model.threads, measurement.ceilings.read)
                 yield model, measurement
