@@ -75,6 +75,8 @@ class Attention:
         Limit of queries, keys and values, in both directions.
     sinks : bool
         Whether heads have a learned score `sinks`, see `Recorder.attention`.
+    gate : str
+        Module whose logistic function multiplies what heads have seen; "" for none.
     queries : callable, optional
         What else becomes of the queries, once they are rotated.
     """
@@ -91,6 +93,7 @@ class Attention:
     output_bias: bool = False
     clip: float | None = None
     sinks: bool = False
+    gate: str = ""
     queries: Callable[[Value], Value] | None = None
 
     def __call__(self, x: Value, module: str, *, rotation: Value | None, window: int = 0) -> Value:
@@ -107,8 +110,10 @@ class Attention:
         q = q if self.queries is None else self.queries(q)
         cache = ops.store_kv(k, v, head_dim=config.head_size)
         sinks = f"{module}.sinks" if self.sinks else None
-        x = ops.attention(q, cache, scale=self.scale, softcap=self.softcap, sinks=sinks, window=window)
-        return ops.linear(x, f"{module}.o_proj", config.hidden_size, bias=self.output_bias, optional_bias=True)
+        seen = ops.attention(q, cache, scale=self.scale, softcap=self.softcap, sinks=sinks, window=window)
+        if self.gate:
+            seen = ops.multiply(seen, ops.activate(ops.linear(x, f"{module}.{self.gate}", q.columns), "sigmoid"))
+        return ops.linear(seen, f"{module}.o_proj", config.hidden_size, bias=self.output_bias, optional_bias=True)
 
     def _rotated(self, heads: Value, norm: str, rotation: Value | None) -> Value:
         if self.norm is not None and not self.norm_last:
@@ -182,6 +187,8 @@ class Router:
         Whether its logits have a bias.
     correction : str
         Tensor that is added to scores for the choice alone, as the module of the experts names it; "" for none.
+    correction_shape : tuple of int, optional
+        As it is stored, by default `(experts,)`.
     scoring, normalize, factor, groups, chosen_groups, group_best
         As of `Recorder.route`.
     """
@@ -192,6 +199,7 @@ class Router:
     name: str = "gate"
     bias: bool = False
     correction: str = ""
+    correction_shape: tuple[int, ...] | None = None
     scoring: str = "softmax"
     normalize: bool = True
     factor: float = 1.0
@@ -221,6 +229,7 @@ class Router:
             normalize=self.normalize,
             factor=self.factor,
             bias=f"{module}.{self.correction}" if self.correction else None,
+            bias_shape=self.correction_shape,
             groups=self.groups,
             chosen_groups=self.chosen_groups,
             group_best=self.group_best,
@@ -276,14 +285,14 @@ class WithShared:
     Attributes
     ----------
     ops : Recorder
-    experts : Experts
+    experts : FeedForward
     shared : GatedMLP
     name : str
         Its module.
     """
 
     ops: Recorder
-    experts: Experts
+    experts: FeedForward
     shared: GatedMLP
     name: str = "shared_experts"
 

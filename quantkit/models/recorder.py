@@ -303,6 +303,7 @@ class Recorder(Recording):
         normalize: bool = False,
         factor: float = 1.0,
         bias: str | None = None,
+        bias_shape: tuple[int, ...] | None = None,
         groups: int = 1,
         chosen_groups: int = 1,
         group_best: int = 1,
@@ -320,6 +321,8 @@ class Recorder(Recording):
             Divide a token's weights by their sum, before they are multiplied by `factor`.
         bias : str, optional
             A tensor `[experts]`, by its full name, that is added to scores for the choice alone (DeepSeek-V3).
+        bias_shape : tuple of int, optional
+            As it is stored, where that is another: ERNIE 4.5 has `(1, experts)`.
         groups, chosen_groups, group_best : int
             Choose from the best `chosen_groups` of `groups` groups of consecutive experts; a group is as good as the
             sum of its `group_best` best experts.
@@ -335,7 +338,7 @@ class Recorder(Recording):
             "route",
             (logits,),
             2 * top_k,
-            (self._tensor(bias, (experts,), "bias"),) if bias else (),
+            (self._tensor(bias, bias_shape or (experts,), "bias"),) if bias else (),
             experts=experts,
             top_k=top_k,
             scoring=scoring,

@@ -17,7 +17,7 @@ from quantkit.models.config import DecoderConfig, shown
 from quantkit.models.families import latent_attention
 from quantkit.models.families.dense import cohere, gemma, gemma3, glm, gpt2, granite, hunyuan, llama, neox, olmo
 from quantkit.models.families.latent import deepseek, minicpm3
-from quantkit.models.families.mixtures import glm4_moe, gpt_oss, mixtral
+from quantkit.models.families.mixtures import afmoe, glm4_moe, gpt_oss, mixtral
 from quantkit.models.fields import check_unused
 from quantkit.models.program import Program
 from quantkit.models.recorder import Recorder
@@ -41,6 +41,7 @@ class Family(NamedTuple):
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
+        "afmoe": Family(afmoe.Config, afmoe.forward, known_as="Trinity Nano, Mini and Large"),
         "apertus": Family(llama.ApertusConfig, llama.apertus, llama.APERTUS_STORED, known_as="Apertus 8B, 70B"),
         "arcee": Family(llama.ArceeConfig, llama.arcee, known_as="AFM 4.5B"),
         "cohere": Family(cohere.CohereConfig, cohere.cohere, known_as="Command R, Aya"),
@@ -53,9 +54,11 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         ),
         "dots1": Family(glm4_moe.DotsConfig, glm4_moe.dots1, known_as="dots.llm1"),
         "ernie4_5": Family(glm.ErnieConfig, glm.ernie4_5, known_as="ERNIE 4.5 0.3B"),
+        "ernie4_5_moe": Family(glm.ErnieMoeConfig, glm.ernie4_5_moe, known_as="ERNIE 4.5 21B-A3B, 300B-A47B"),
         "exaone4": Family(olmo.Exaone4Config, olmo.exaone4, known_as="EXAONE 4.0"),
         "exaone_moe": Family(glm4_moe.ExaoneConfig, glm4_moe.exaone_moe, known_as="K-EXAONE"),
         "falcon": Family(neox.FalconConfig, neox.falcon, neox.FALCON_STORED, known_as="Falcon 7B, 40B"),
+        "flex_olmo": Family(olmo.FlexOlmoConfig, olmo.flex_olmo, known_as="FlexOlmo"),
         "gemma": Family(gemma.GemmaConfig, gemma.gemma, known_as="Gemma 1"),
         "gemma2": Family(gemma.Gemma2Config, gemma.gemma2, known_as="Gemma 2"),
         "gemma3_text": Family(gemma3.Config, gemma3.forward, known_as="Gemma 3, text"),
@@ -70,13 +73,21 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "gpt_oss": Family(gpt_oss.Config, gpt_oss.forward, gpt_oss.STORED, known_as="gpt-oss 20B, 120B"),
         "granite": Family(granite.Config, granite.forward, known_as="Granite 3"),
         "granitemoe": Family(granite.MoeConfig, granite.moe, granite.MOE_STORED, known_as="Granite 3 with experts"),
+        "granitemoeshared": Family(
+            granite.MoeSharedConfig,
+            granite.moe_shared,
+            granite.MOE_STORED,
+            known_as="Granite 3 with experts and a shared one",
+        ),
         "helium": Family(glm.HeliumConfig, glm.helium, known_as="Helium 1"),
-        "hunyuan_v1_dense": Family(hunyuan.Config, hunyuan.forward, known_as="Hunyuan 0.5B to 7B"),
+        "hunyuan_v1_dense": Family(hunyuan.Config, hunyuan.dense, known_as="Hunyuan 0.5B to 7B"),
+        "hunyuan_v1_moe": Family(hunyuan.MoeConfig, hunyuan.moe, known_as="Hunyuan A13B"),
         "internlm3": Family(llama.InternLM3Config, llama.internlm3, known_as="InternLM 3"),
         "llama": Family(
             llama.LlamaConfig, llama.llama, known_as="Llama 1 to 3.x, SmolLM2, TinyLlama, Yi, DeepSeek-R1-Distill-Llama"
         ),
         "minicpm3": Family(minicpm3.Config, minicpm3.forward, latent_attention.STORED, known_as="MiniCPM3 4B"),
+        "minimax_m2": Family(mixtral.MiniMaxConfig, mixtral.minimax_m2, known_as="MiniMax-M2"),
         "ministral": Family(llama.MistralConfig, llama.mistral, known_as="Ministral 8B"),
         "ministral3": Family(llama.Ministral3Config, llama.ministral3, known_as="Ministral 3"),
         "mistral": Family(llama.MistralConfig, llama.mistral, known_as="Mistral 7B"),

@@ -348,6 +348,43 @@ CASES = {
     "sarvam_moe_biases": Case("sarvam_moe", {"partial_rotary_factor": 0.5, "use_qk_norm": False, "use_qkv_bias": True}),
     "solar_open": Case("solar_open"),
     "solar_open_biases": Case("solar_open", {"attention_bias": True, "n_group": 2, "norm_topk_prob": False}),
+    "afmoe": Case("afmoe"),
+    "afmoe_biases": Case(
+        "afmoe",
+        {
+            "attention_bias": True,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "mup_enabled": False,
+            "num_dense_layers": 0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "ernie4_5_moe": Case("ernie4_5_moe"),
+    "ernie4_5_moe_other_layers": Case(
+        "ernie4_5_moe",
+        {
+            "head_dim": 32,
+            "moe_layer_end_index": -1,
+            "moe_layer_interval": 2,
+            "moe_layer_start_index": 0,
+            "moe_num_shared_experts": 0,
+            "tie_word_embeddings": False,
+            "use_bias": True,
+        },
+    ),
+    "flex_olmo": Case("flex_olmo"),
+    "flex_olmo_biases": Case(
+        "flex_olmo", {"attention_bias": True, "norm_topk_prob": True, "tie_word_embeddings": True}
+    ),
+    "granitemoeshared": Case("granitemoeshared"),
+    "granitemoeshared_none": Case("granitemoeshared", {"attention_bias": True, "shared_intermediate_size": 0}),
+    "hunyuan_v1_moe": Case("hunyuan_v1_moe"),
+    "hunyuan_v1_moe_biases": Case(
+        "hunyuan_v1_moe",
+        {"attention_bias": True, "moe_topk": [1, 3], "rope_scaling": None, "tie_word_embeddings": False},
+    ),
+    "minimax_m2": Case("minimax_m2"),
+    "minimax_m2_whole_heads": Case("minimax_m2", {"rotary_dim": ..., "tie_word_embeddings": True}),
     "gpt_oss": Case("gpt_oss"),
     "gpt_oss_tight_clamp": Case(
         "gpt_oss",

@@ -1,6 +1,6 @@
 """Granite: Llama with four factors, of the embedding, the scores, what a layer adds, and the logits.
 
-Granite MoE is the same with mixtures of experts, stored as stacks.
+Granite MoE is the same with mixtures of experts, stored as stacks; beside them there may be one for all tokens.
 
 IBM Research, "Granite 3.0 Language Models", 2024.
 """
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from quantkit.models.config import DecoderConfig, activation, bounded
-from quantkit.models.decoder import Attention, Experts, GatedMLP, Router, embed, head, rotation
+from quantkit.models.decoder import Attention, Experts, FeedForward, GatedMLP, Router, embed, head, rotation
+from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
 from quantkit.models.stored import Fused
@@ -38,9 +39,18 @@ class MoeConfig(Config):
     num_experts_per_tok: int = 2
 
 
+@dataclass(frozen=True, kw_only=True)
+class MoeSharedConfig(MoeConfig):
+    """`config.json` of model type `granitemoeshared`."""
+
+    shared_intermediate_size: int = bounded(0, minimum=0)
+
+
 MOE_STORED = (
     Fused("input_linear", ("experts.*.gate_proj", "experts.*.up_proj")),
     Fused("output_linear", ("experts.*.down_proj",)),
+    Fused("shared_mlp.input_linear", ("shared_mlp.gate_proj", "shared_mlp.up_proj")),
+    Fused("shared_mlp.output_linear", ("shared_mlp.down_proj",)),
 )
 
 
@@ -52,6 +62,21 @@ def forward(config: Config, ops: Recorder) -> None:
 
 def moe(config: MoeConfig, ops: Recorder) -> None:
     """Record the forward pass of a mixture of experts."""
+    _forward(config, ops, _experts(config, ops), "block_sparse_moe")
+
+
+def moe_shared(config: MoeSharedConfig, ops: Recorder) -> None:
+    """Record the forward pass of a mixture of experts with another one for all tokens."""
+    experts = _experts(config, ops)
+    shared = GatedMLP(ops, config.shared_intermediate_size, activation("hidden_act", config.hidden_act))
+
+    def both(x: Value, module: str) -> Value:
+        return ops.add(experts(x, module), shared(x, f"{module.rpartition('.')[0]}.shared_mlp"))
+
+    _forward(config, ops, both if config.shared_intermediate_size else experts, "block_sparse_moe")
+
+
+def _experts(config: MoeConfig, ops: Recorder) -> Experts:
     router = Router(
         ops,
         config.num_local_experts,
@@ -61,11 +86,10 @@ def moe(config: MoeConfig, ops: Recorder) -> None:
         normalize=False,
     )
     act = activation("hidden_act", config.hidden_act)
-    experts = Experts(ops, router, config.intermediate_size, partial(ops.gated, activation=act))
-    _forward(config, ops, experts, "block_sparse_moe")
+    return Experts(ops, router, config.intermediate_size, partial(ops.gated, activation=act))
 
 
-def _forward(config: Config, ops: Recorder, feed_forward: GatedMLP | Experts, module: str) -> None:
+def _forward(config: Config, ops: Recorder, feed_forward: FeedForward, module: str) -> None:
     norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
     bias = config.attention_bias
     attention = Attention(ops, config, scale=config.attention_multiplier, qkv_bias=bias, output_bias=bias)

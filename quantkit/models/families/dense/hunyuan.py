@@ -1,4 +1,4 @@
-"""Hunyuan, dense: Llama whose query and key heads are normalized after they are rotated, not before.
+"""Hunyuan: Llama whose query and key heads are normalized after they are rotated, not before; dense, or with experts.
 
 Its configs stretch the base of rotary embedding by `alpha`, under the name of the rope type `dynamic`.
 
@@ -7,13 +7,14 @@ Tencent Hunyuan Team, "Hunyuan-Large", 2024, and "Hunyuan Dense Models", 2025.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
-from quantkit.errors import CheckpointError
-from quantkit.models.config import DecoderConfig, activation, is_positive, shown
-from quantkit.models.decoder import Attention, GatedMLP, embed, head, rotation
+from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.models.config import DecoderConfig, activation, bounded, is_positive, shown
+from quantkit.models.decoder import Attention, Experts, FeedForward, GatedMLP, Router, WithShared, pre_norm_decoder
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
 
@@ -46,8 +47,55 @@ class Config(DecoderConfig):
         return {"rope_theta": base, "partial_rotary_factor": parameters.get("partial_rotary_factor", 1)}
 
 
-def forward(config: Config, ops: Recorder) -> None:
-    """Record the forward pass."""
+@dataclass(frozen=True, kw_only=True)
+class MoeConfig(Config):
+    """`config.json` of model type `hunyuan_v1_moe`: one expert more sees all tokens, whatever the config says of it."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"use_qk_norm", "qk_norm", "num_shared_expert", "use_mixed_mlp_moe"})
+
+    num_experts: int = bounded(1, maximum=1024)
+    moe_topk: Any = 1
+    moe_intermediate_size: Any = None
+
+    @property
+    def top_k(self) -> tuple[int, ...]:
+        """How many experts a token goes to, in each layer."""
+        return self._each("moe_topk", self.moe_topk)
+
+    def check_sizes(self) -> None:
+        """Raise unless every expert has the size of an MLP, as in transformers."""
+        sizes = self.intermediate_size if self.moe_intermediate_size is None else self.moe_intermediate_size
+        if set(self._each("moe_intermediate_size", sizes)) != {self.intermediate_size}:
+            raise UnsupportedError(
+                f"config.json: moe_intermediate_size is {shown(sizes)}, but intermediate_size {self.intermediate_size}"
+            )
+
+    def _each(self, name: str, value: Any) -> tuple[int, ...]:
+        values = value if isinstance(value, list) else [value] * self.num_hidden_layers
+        if len(values) < self.num_hidden_layers or any(type(one) is not int or one < 1 for one in values):
+            raise CheckpointError(
+                f"config.json: {name} is {shown(value)}, not a whole number from 1 up for all layers or for each"
+            )
+        return tuple(values[: self.num_hidden_layers])
+
+
+def dense(config: Config, ops: Recorder) -> None:
+    """Record the forward pass of `hunyuan_v1_dense`."""
+    mlp = GatedMLP(ops, config.intermediate_size, activation("hidden_act", config.hidden_act))
+    _forward(config, ops, [mlp] * config.num_hidden_layers)
+
+
+def moe(config: MoeConfig, ops: Recorder) -> None:
+    """Record the forward pass of `hunyuan_v1_moe`."""
+    config.check_sizes()
+    act = activation("hidden_act", config.hidden_act)
+    shared, gated = GatedMLP(ops, config.intermediate_size, act), partial(ops.gated, activation=act)
+    routers = (Router(ops, config.num_experts, top_k, name="gate.wg") for top_k in config.top_k)
+    experts = (Experts(ops, router, config.intermediate_size, gated) for router in routers)
+    _forward(config, ops, [WithShared(ops, one, shared, "shared_mlp") for one in experts])
+
+
+def _forward(config: Config, ops: Recorder, layers: Sequence[FeedForward]) -> None:
     norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
     attention = Attention(
         ops,
@@ -59,12 +107,4 @@ def forward(config: Config, ops: Recorder) -> None:
         qkv_bias=config.attention_bias,
         output_bias=config.attention_bias,
     )
-    mlp = GatedMLP(ops, config.intermediate_size, activation("hidden_act", config.hidden_act))
-
-    angles = rotation(ops, config, config.rope)
-    h = embed(ops, config)
-    for layer in range(config.num_hidden_layers):
-        name = f"model.layers.{layer}"
-        h = ops.add(h, attention(norm(h, f"{name}.input_layernorm"), f"{name}.self_attn", rotation=angles))
-        h = ops.add(h, mlp(norm(h, f"{name}.post_attention_layernorm"), f"{name}.mlp"))
-    head(ops, config, norm(ops.select(h), "model.norm"))
+    pre_norm_decoder(ops, config, attention, layers, rope=config.rope)

@@ -1,4 +1,4 @@
-"""OLMo 1 to 3, and EXAONE 4.
+"""OLMo 1 to 3, FlexOlmo, which is OLMo 2 with experts, and EXAONE 4.
 
 OLMo 1 has norms before attention and MLP, LayerNorms without weights. In the others, norms stand after attention and
 MLP, and queries and keys have norms as well. OLMo normalizes the queries of all heads together, and so the keys; EXAONE
@@ -11,13 +11,15 @@ Groeneveld et al., "OLMo", 2024. OLMo Team, "2 OLMo 2 Furious", 2024, and "Olmo 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from quantkit.errors import CheckpointError
-from quantkit.models.config import DecoderConfig, activation, attention_windows, every_nth_full, shown
-from quantkit.models.decoder import Attention, GatedMLP, embed, head, rotation
+from quantkit.models.config import DecoderConfig, activation, attention_windows, bounded, every_nth_full, shown
+from quantkit.models.decoder import Attention, Experts, FeedForward, GatedMLP, Router, embed, head, rotation
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import beside, parameters_by_type, parameters_of
@@ -67,6 +69,20 @@ class Olmo3Config(Olmo2Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FlexOlmoConfig(Olmo2Config):
+    """`config.json` of model type `flex_olmo`."""
+
+    SPELLINGS: ClassVar[Mapping[str, str]] = MappingProxyType({"num_local_experts": "num_experts"})
+    default_theta: ClassVar[float] = 500_000.0
+
+    max_position_embeddings: int = 4096
+    rms_norm_eps: float = 1e-6
+    num_experts: int = bounded(7, maximum=1024)
+    num_experts_per_tok: int = 5
+    norm_topk_prob: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Exaone4Config(Config):
     """`config.json` of model type `exaone4`."""
 
@@ -109,6 +125,15 @@ def olmo2(config: Olmo2Config, ops: Recorder) -> None:
     _forward(config, ops, angles, angles, bias=config.attention_bias)
 
 
+def flex_olmo(config: FlexOlmoConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    router = Router(ops, config.num_experts, config.num_experts_per_tok, normalize=config.norm_topk_prob)
+    gated = partial(ops.gated, activation=activation("hidden_act", config.hidden_act))
+    angles = rotation(ops, config, parameters_of(config))
+    experts = Experts(ops, router, config.intermediate_size, gated)
+    _forward(config, ops, angles, angles, bias=config.attention_bias, feed_forward=experts)
+
+
 def olmo3(config: Olmo3Config, ops: Recorder) -> None:
     """Record the forward pass."""
     full = rotation(ops, config, config.rope_of("full_attention"))
@@ -130,13 +155,20 @@ def _windows(config: Config, full: int | None, layer_types: list[Any] | None, wi
 
 
 def _forward(
-    config: Config, ops: Recorder, full: Value, local: Value, *, bias: bool = False, norm_size: int | None = None
+    config: Config,
+    ops: Recorder,
+    full: Value,
+    local: Value,
+    *,
+    bias: bool = False,
+    norm_size: int | None = None,
+    feed_forward: FeedForward | None = None,
 ) -> None:
     norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
     head_norm = partial(norm, size=norm_size)
     scale = config.head_size**-0.5
     attention = Attention(ops, config, scale=scale, norm=head_norm, qkv_bias=bias, output_bias=bias)
-    mlp = GatedMLP(ops, config.intermediate_size, activation("hidden_act", config.hidden_act))
+    mlp = feed_forward or GatedMLP(ops, config.intermediate_size, activation("hidden_act", config.hidden_act))
 
     h = embed(ops, config)
     for layer, (window, rotated) in enumerate(zip(config.windows, config.rotated, strict=True)):

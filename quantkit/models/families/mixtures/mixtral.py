@@ -1,16 +1,17 @@
 """Mixtral and those that are built like it: Llama, whose MLPs are mixtures of experts.
 
 They differ in flags. Qwen2-MoE adds an expert that all tokens go to, weighed by a gate of its own; Qwen3-MoE normalizes
-heads; OLMoE normalizes queries and keys as a whole. In Qwen's, some layers may have a plain MLP.
+heads; OLMoE normalizes queries and keys as a whole, and so does MiniMax-M2, which chooses experts by sigmoids and
+biases, and rotates a part of each head. In Qwen's, some layers may have a plain MLP.
 
 Jiang et al., "Mixtral of Experts", 2024. Yang et al., "Qwen2 Technical Report", 2024, and "Qwen3 Technical Report",
-2025. Muennighoff et al., "OLMoE: Open Mixture-of-Experts Language Models", 2024.
+2025. MiniMax, "MiniMax-M2", 2025. Muennighoff et al., "OLMoE: Open Mixture-of-Experts Language Models", 2024.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from quantkit.models.config import DecoderConfig, activation, bounded, shown
 from quantkit.models.decoder import Attention, Experts, FeedForward, GatedMLP, Norm, Router, pre_norm_decoder
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
+from quantkit.models.rope import parameters_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +107,51 @@ class Qwen3MoeConfig(QwenConfig):
     moe_intermediate_size: int = 768
 
 
+@dataclass(frozen=True, kw_only=True)
+class MiniMaxConfig(Config):
+    """`config.json` of model type `minimax_m2`, which normalizes queries and keys whatever the config says."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"use_qk_norm"})
+    SPELLINGS: ClassVar[Mapping[str, str]] = MappingProxyType({"num_experts": "num_local_experts"})
+    default_theta: ClassVar[float] = 5_000_000.0
+    default_rotary_part: ClassVar[float | None] = 1.0
+
+    num_key_value_heads: int | None = 8
+    head_dim: int | None = 128
+    max_position_embeddings: int = 196_608
+    rotary_dim: int | None = None
+    num_local_experts: int = bounded(256, maximum=1024)
+    num_experts_per_tok: int = 8
+
+    @property
+    def rope(self) -> dict[str, Any]:
+        """Rope parameters, where `rotary_dim` is another way to say which part of a head is rotated."""
+        part = None if self.rotary_dim is None else self.rotary_dim / self.head_size
+        return parameters_of(self if part is None else replace(self, partial_rotary_factor=part))
+
+
 def mixtral(config: MixtralConfig, ops: Recorder) -> None:
     """Record the forward pass."""
     experts = _experts(ops, config, config.num_local_experts, config.intermediate_size, gate="w1", down="w2", up="w3")
     _forward(config, ops, [experts] * config.num_hidden_layers, module="block_sparse_moe")
+
+
+def minimax_m2(config: MiniMaxConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    router = Router(
+        ops,
+        config.num_local_experts,
+        config.num_experts_per_tok,
+        correction="e_score_correction_bias",
+        scoring="sigmoid",
+    )
+    act = activation("hidden_act", config.hidden_act)
+    gated = partial(ops.gated, activation=act)
+    experts = Experts(ops, router, config.intermediate_size, gated, gate="w1", down="w2", up="w3")
+    norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
+    attention = Attention(ops, config, config.head_size**-0.5, norm=norm)
+    layers = [experts] * config.num_hidden_layers
+    pre_norm_decoder(ops, config, attention, layers, rope=config.rope, module="block_sparse_moe")
 
 
 def olmoe(config: OlmoeConfig, ops: Recorder) -> None:
