@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Role = Literal["embedding", "linear", "expert", "router", "head", "norm", "bias", "unknown"]
+Role = Literal["embedding", "linear", "expert", "router", "head", "norm", "bias", "conv", "unknown"]
 """What a tensor is for; a quantization recipe chooses its kind by this. A file alone does not know it."""
 ANY = "any"
 """The kind in the spec of a tensor that may be of any kind."""
@@ -114,8 +114,8 @@ class TensorSpec:
 
     @property
     def is_vector(self) -> bool:
-        """Whether its numbers are those of a row, whatever its shape: they weigh nothing and stay f32."""
-        return self.role in ("norm", "bias")
+        """Whether its numbers meet single columns, whatever its shape: they weigh nothing and stay f32."""
+        return self.role in ("norm", "bias", "conv")
 
     @property
     def weights(self) -> int:

@@ -17,6 +17,7 @@ class BigramSequence(Sequence):
     """Counts its tokens as a KV cache would, and knows whether it was closed; it has no pages."""
 
     def __init__(self) -> None:
+        self.state = None
         self.tokens: list[int] = []
         self.closed = False
 
@@ -27,6 +28,9 @@ class BigramSequence(Sequence):
     def truncate(self, length: int) -> None:
         assert length <= self.length
         del self.tokens[length:]
+
+    def keep_state(self, length: int) -> None:
+        assert length >= self.length
 
     def close(self) -> None:
         self.closed = True

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.formats import ModelSource
-from quantkit.models.program import Operation, Program
+from quantkit.models.program import Operation, Program, Value
 from quantkit_kernels import blocks
 from quantkit_kernels.interpreter.truth import Matrix, quantize
 
@@ -48,9 +48,18 @@ def values(
         weights = [_weight(source, name) for name in operation.tensors]
         constant = [np.array(operation.constant)] if operation.spec.constant else []
         read = [batch[name] for name in operation.spec.batch]
-        y = operation.spec.truth(*read, *inputs, *weights, *constant, **operation.parameters)
+        state = _state(operation)
+        y = operation.spec.truth(*read, *inputs, *state, *weights, *constant, **operation.parameters)
         computed[operation.output.index] = y
     return computed
+
+
+def _state(operation: Operation) -> list[NDArray[np.float32]]:
+    """What an operation that keeps a state begins with."""
+    if not operation.spec.state or not isinstance(operation.output, Value):
+        return []
+    state = operation.spec.state({"out_columns": operation.output.columns, **operation.parameters})
+    return [np.zeros(state.units * state.floats, np.float32)]
 
 
 def _is_packed(source: ModelSource, operation: Operation) -> bool:

@@ -2,7 +2,7 @@
 
 A page holds `PAGE` consecutive positions of one sequence for all layers; how its bytes are laid out is the business of
 `quantkit_kernels.attention.pages`, which is told addresses. `model.py` makes room before a pass; nothing is copied when
-a sequence grows.
+a sequence grows. What recurrent layers keep of a sequence beside it is in `sequence_state.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.engine.sequence_state import SequenceState, StatePool
 from quantkit.errors import GenerationError
 from quantkit_kernels.attention.pages import PAGE, layer_bytes
 
@@ -102,7 +103,7 @@ class PagePool:
 
 
 class Sequence:
-    """One text in the making: the keys and values of its tokens so far. `Model.new_sequence` makes it.
+    """One text in the making: keys, values and states of its tokens so far. `Model.new_sequence` makes it.
 
     Close it, or use it as a context manager, to hand its memory to the next sequence.
 
@@ -112,10 +113,13 @@ class Sequence:
         Of the model.
     limit : int
         Most tokens that it may hold.
+    states : StatePool, optional
+        Of a model with recurrent layers.
     """
 
-    def __init__(self, pool: PagePool, limit: int) -> None:
+    def __init__(self, pool: PagePool, limit: int, states: StatePool | None = None) -> None:
         self.pool = pool
+        self.state = SequenceState(states) if states else None
         self._limit = limit
         self._length = 0
         self._pages: list[NDArray[np.uint8]] = []
@@ -125,13 +129,18 @@ class Sequence:
 
     @property
     def length(self) -> int:
-        """Tokens in the cache."""
+        """Tokens of the text."""
         return self._length
 
     @property
+    def behind(self) -> int:
+        """Tokens of the text that the next pass computes once more, since `truncate` went back too far."""
+        return len(self.state.behind) if self.state else 0
+
+    @property
     def nbytes(self) -> int:
-        """Bytes of cache that the sequence holds."""
-        return len(self._pages) * self.pool.shape.page_bytes
+        """Bytes of cache, and of states, that the sequence holds."""
+        return len(self._pages) * self.pool.shape.page_bytes + (self.state.nbytes if self.state else 0)
 
     def reserve(self, tokens: int) -> None:
         """Make room for `tokens` more; raises `GenerationError` when the context does not hold them.
@@ -149,9 +158,29 @@ class Sequence:
             self._table[len(self._pages)] = page.ctypes.data
             self._pages.append(page)
 
-    def advance(self, tokens: int) -> None:
-        """Count tokens that a pass has written, which holds the pool's lock."""
-        self._length += tokens
+    def take_behind(self) -> list[int]:
+        """Forget the tokens that must be computed once more, and return them. The caller holds the pool's lock."""
+        ids = self.state.behind if self.state else []
+        self._length -= len(ids)
+        return ids
+
+    def advance(self, ids: NDArray[np.int64]) -> None:
+        """Take notice of tokens that a pass has computed, which holds the pool's lock."""
+        self._length += len(ids)
+        if self.state:
+            self.state.advance(ids)
+
+    def keep_state(self, length: int) -> None:
+        """Make it cheap to come back to `length` tokens, or a few more, by `truncate`; not yet computed ones count.
+
+        Only recurrent layers need it: their state is kept there when a pass comes by, in place of any that was kept
+        before. Without it `truncate` is right as well, but the next pass computes the text anew.
+        """
+        with self.pool.lock:
+            if length < self._length:
+                raise ValueError(f"a sequence of {self._length} tokens is past {length}")
+            if self.state:
+                self.state.keep(length)
 
     def truncate(self, length: int) -> None:
         """Forget the tokens after the first `length`; raises `ValueError` when there are not so many.
@@ -162,6 +191,8 @@ class Sequence:
             if not 0 <= length <= self._length:
                 raise ValueError(f"a sequence of {self._length} tokens cannot be cut to {length}")
             self._length = length
+            if self.state:
+                self.state.truncate(length)
 
     def close(self) -> None:
         """Forget the tokens and give the pages back."""
@@ -169,6 +200,8 @@ class Sequence:
             self.pool.give_back(self._pages)
             self._pages = []
             self._length = 0
+            if self.state:
+                self.state.close()
 
     def __enter__(self) -> Sequence:
         return self

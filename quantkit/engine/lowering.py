@@ -81,12 +81,15 @@ class Plan:
         Bytes of each thread's own memory.
     cache_layers : tuple of CacheLayer
         What the steps keep of a position in the KV cache.
+    state_bytes : int
+        What they keep of a sequence, however long it is.
     """
 
     steps: tuple[Step, ...]
     slots: tuple[int, ...]
     local_bytes: int
     cache_layers: tuple[CacheLayer, ...]
+    state_bytes: int
 
     @property
     def constants(self) -> set[tuple[float, ...]]:
@@ -137,6 +140,8 @@ class Plan:
                 row["constant"] = at.constants[step.constant]
             if step.cache >= 0:
                 row["cache_offset"] = at.cache_offsets[step.cache]
+            units, unit_bytes = step.state.units, 4 * step.state.floats
+            row["state_offset"], row["units"], row["unit_bytes"] = step.state_offset, units, unit_bytes
             for name, number in step.fields.items():
                 row[name] = number
             if step.spec.product:
@@ -176,7 +181,7 @@ def plan(program: Program, kinds: Mapping[str, str]) -> Plan:
     _place_barriers(steps)
     _fuse(steps)
     slots, local_bytes = assign_memory(steps)
-    return Plan(tuple(steps), tuple(slots), local_bytes, tuple(lowering.cache_layers))
+    return Plan(tuple(steps), tuple(slots), local_bytes, tuple(lowering.cache_layers), _place_states(steps))
 
 
 class _Lowering:
@@ -290,6 +295,15 @@ _NAMES = {"activation": ACTIVATIONS, "scoring": SCORINGS}
 def _number(parameter: str, value: Any) -> float:
     number: float = _NAMES[parameter].index(value) if parameter in _NAMES else value
     return number
+
+
+def _place_states(steps: Sequence[Step]) -> int:
+    """Give each step that keeps a state its place in a sequence's; returns the bytes of all of them."""
+    end = 0
+    for step in steps:
+        step.state_offset = end
+        end += step.state.nbytes
+    return end
 
 
 def _place_barriers(steps: Sequence[Step]) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from quantkit.engine.kv_cache import CacheShape, PagePool, Sequence
 from quantkit.engine.lowering import LINE_FLOATS, Addresses, Plan, Weight, plan
+from quantkit.engine.sequence_state import StatePool
 from quantkit.engine.workers import WorkerPool
 from quantkit.errors import GenerationError, OptionError
 from quantkit.formats.source import ModelSource
@@ -28,6 +29,7 @@ from quantkit.tensor import Tensor
 from quantkit_kernels.attention.operands import SPAN_TOKENS, scratch_bytes
 from quantkit_kernels.attention.sharing import partials_bytes
 from quantkit_kernels.blocks import KINDS, dequantize
+from quantkit_kernels.interpreter.layout import CHUNK
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +93,13 @@ class Model:
         self._plan = plan(program, {name: tensor.kind for name, tensor in self._tensors.items()})
         self._keep: list[NDArray[Any]] = []
         self._pages = PagePool(CacheShape(kv_kind, self._plan.cache_layers))
+        self._states = StatePool(self._plan.state_bytes) if self._plan.state_bytes else None
         self._lock = self._pages.lock
         self._table = self._plan.table(self._addresses(), PASS_TOKENS, threads)
         self._outputs = [self._table[name]["address"][index:][:1] for index, name in self._plan.output_rows]
         self._inputs = np.zeros((4, PASS_TOKENS), np.int64)
         self._spans = np.zeros((PASS_TOKENS, 4), np.int64)
+        self._chunks = np.zeros(PASS_TOKENS, CHUNK)
         self._pool = WorkerPool(threads)
         self._times: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         self._saturated = False
@@ -122,6 +126,11 @@ class Model:
         return self._pages.shape
 
     @property
+    def state_bytes(self) -> int:
+        """Bytes that recurrent layers keep of a sequence, however long it is."""
+        return self._plan.state_bytes
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the weights."""
         return sum(tensor.nbytes for tensor in self._tensors.values())
@@ -142,7 +151,7 @@ class Model:
 
     def new_sequence(self) -> Sequence:
         """Begin an empty sequence."""
-        return Sequence(self._pages, self.context_length)
+        return Sequence(self._pages, self.context_length, self._states)
 
     def __call__(self, token_ids: Batch[int]) -> NDArray[np.float32]:
         """Return the logits of every token of one text -> f32 `[T, vocab_size]`."""
@@ -187,7 +196,8 @@ class Model:
                 raise GenerationError("the model is closed")
             for sequence, ids in arrays:
                 sequence.reserve(len(ids))
-            for chunks in _passes(arrays, every, chunk):
+            entries = [(sequence, sequence.take_behind(), ids) for sequence, ids in arrays]
+            for chunks in _passes(entries, every, chunk):
                 done += self._run(chunks, logits[done:])
         return logits[:, :columns]
 
@@ -239,7 +249,7 @@ class Model:
         """Run one pass; returns how many rows of `logits` it wrote."""
         ids, positions, pages, wanted_tokens = self._inputs
         token = wanted = spans = 0
-        for chunk in chunks:
+        for number, chunk in enumerate(chunks):
             start, count = chunk.sequence.length, len(chunk.ids)
             ids[token : token + count] = chunk.ids
             positions[token : token + count] = range(start, start + count)
@@ -249,9 +259,12 @@ class Model:
                 length = min(SPAN_TOKENS, count - first)
                 self._spans[spans] = token + first, length, start + first, chunk.sequence.address
                 spans += 1
+            if chunk.sequence.state:
+                self._chunks[number] = token, count, *chunk.sequence.state.begin(count)
             token, wanted = token + count, wanted + len(chunk.wanted)
         words = self._pool.words
         words["tokens"], words["wanted"], words["spans"] = token, wanted, spans
+        words["chunks"] = len(chunks) if self._states else 0
         for address in self._outputs:
             address[0] = logits.ctypes.data
         self._pool.run()
@@ -265,7 +278,7 @@ class Model:
             sums[..., 0] += stamps[..., 1] - stamps[..., 0]
             sums[:, :-1, 1] += stamps[:, 1:, 0] - stamps[:, :-1, 1]
         for chunk in chunks:
-            chunk.sequence.advance(len(chunk.ids))
+            chunk.sequence.advance(chunk.ids)
         return wanted
 
     def _describe_passes(self, kv_kind: str) -> None:
@@ -277,7 +290,7 @@ class Model:
         words["steps"], words["step_count"] = self._table.ctypes.data, len(self._table)
         for name, row in zip(("ids", "positions", "pages", "wanted_tokens"), self._inputs, strict=True):
             words[name] = row.ctypes.data
-        words["span_table"] = self._spans.ctypes.data
+        words["span_table"], words["chunk_table"] = self._spans.ctypes.data, self._chunks.ctypes.data
         words["counters"] = self._memory(8 * (self.threads + 1) * (len(self._table) + 1))
         words["scratch"], words["scratch_bytes"] = self._memory(scratch * self.threads), scratch
         words["partials"] = self._memory(partials_bytes(self.threads))
@@ -287,9 +300,12 @@ class Model:
         """Where everything lies; vectors are small and become padded f32."""
         weights = {}
         for name, tensor in self._tensors.items():
-            if self.program.tensors[name].is_vector:
+            spec = self.program.tensors[name]
+            if spec.is_vector:
                 numbers = dequantize(tensor.kind, tensor.data, tensor.row_scales, tensor.shape)
-                weights[name] = Weight("f32", self._vector(numbers.ravel()))
+                # The weights of a convolution meet whole rows: those of each tap stand together.
+                rows = numbers.reshape(len(numbers), -1).T if spec.role == "conv" else numbers.ravel()
+                weights[name] = Weight("f32", self._vector(rows))
             else:
                 weights[name] = _matrix(tensor)
         stacks = {
@@ -312,8 +328,9 @@ class Model:
         return int(table.ctypes.data)
 
     def _vector(self, values: NDArray[np.float32]) -> int:
-        padded = np.zeros(-(-len(values) // LINE_FLOATS) * LINE_FLOATS, np.float32)
-        padded[: len(values)] = values
+        columns = values.shape[-1]
+        padded = np.zeros((*values.shape[:-1], -(-columns // LINE_FLOATS) * LINE_FLOATS), np.float32)
+        padded[..., :columns] = values
         self._keep.append(padded)
         return int(padded.ctypes.data)
 
@@ -329,18 +346,24 @@ def _matrix(tensor: Tensor) -> Weight:
     return Weight(tensor.kind, tensor.data.ctypes.data, row_scales)
 
 
-def _passes(arrays: list[tuple[Sequence, NDArray[np.int64]]], every: bool, chunk: int) -> list[list[_Chunk]]:
-    """Cut a batch into passes of at most `chunk` tokens."""
+def _passes(
+    entries: list[tuple[Sequence, list[int], NDArray[np.int64]]], every: bool, chunk: int
+) -> list[list[_Chunk]]:
+    """Cut a batch into passes of at most `chunk` tokens.
+
+    An entry is a sequence, tokens that it computes once more, and those that are new: these alone are wanted.
+    """
     passes: list[list[_Chunk]] = []
     room = 0
-    for sequence, ids in arrays:
-        begin = 0
+    for sequence, behind, new in entries:
+        begin, ids = 0, np.concatenate([np.array(behind, np.int64), new])
         while begin < len(ids):
             if not room:
                 passes.append([])
                 room = chunk
             part = ids[begin : begin + room]
+            first = min(max(0, len(behind) - begin), len(part)) if every else len(part) - 1
             begin, room = begin + len(part), room - len(part)
-            last = range(len(part) - 1, len(part)) if begin == len(ids) else range(0)
-            passes[-1].append(_Chunk(sequence, part, range(len(part)) if every else last))
+            wanted = range(first, len(part)) if every or begin == len(ids) else range(0)
+            passes[-1].append(_Chunk(sequence, part, wanted))
     return passes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from quantkit_kernels.interpreter.operations import OperationSpec
+from quantkit_kernels.interpreter.operations import OperationSpec, State
 
 
 @dataclass(eq=False)
@@ -61,6 +61,8 @@ class Step:
         Fields of its `layout.STEP` that are known already.
     cache : int
         Index in `Plan.cache_layers`, for the steps that store or read keys and values.
+    state_offset : int
+        Where in a sequence's state its own begins, in bytes.
     barrier : bool
         All pieces of the steps before must be done.
     fused : int
@@ -76,8 +78,14 @@ class Step:
     constant: tuple[float, ...] = ()
     fields: dict[str, int | float] = field(default_factory=dict)
     cache: int = -1
+    state_offset: int = 0
     barrier: bool = False
     fused: int = 1
+
+    @property
+    def state(self) -> State:
+        """What it keeps of a sequence."""
+        return self.spec.state(self.fields) if self.spec.state else State(0, 0)
 
     @property
     def scattered(self) -> tuple[Buffer, ...]:

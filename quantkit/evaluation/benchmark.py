@@ -255,6 +255,7 @@ def _fill(model: Model, sequences: Sequence[Tokens], depth: int, random: np.rand
     """Leave `depth` random tokens in each sequence; those that are there from earlier tests stay."""
     for sequence in sequences:
         sequence.truncate(min(sequence.length, depth))
+        sequence.keep_state(depth)
     missing = [(sequence, depth - sequence.length) for sequence in sequences if sequence.length < depth]
     if missing:
         model.forward([(sequence, random.integers(model.vocab_size, size=n).tolist()) for sequence, n in missing])

@@ -2,9 +2,9 @@
 
 Each step of a plan has a cost in bytes read from memory and in multiply-adds, which follows from its fields, the bytes
 of its weight and what the batch looks like. A machine has two ceilings; the larger of the two times that a cost takes
-under them bounds any implementation. Counted are weights, the keys and values of the cache, and the multiply-adds of
-matrix products and attention; values that live in the caches of the processor are not. `benchmark.py` measures beside
-it, `quantkit.engine.lowering` makes the steps, and nothing here is measured or run.
+under them bounds any implementation. Counted are weights, the keys and values of the cache, the states of recurrent
+layers, and the multiply-adds of matrix products and attention; values that live in the caches of the processor are not.
+`benchmark.py` measures beside it, `quantkit.engine.lowering` makes the steps, and nothing here is measured or run.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class Costs:
             weight_bytes=self._weight_bytes(step),
             weight_rows=weight.shape[0] if weight else 1,
             position_bytes=self._layer_bytes[step.cache] / PAGE if step.cache >= 0 else 0,
+            state_bytes=step.state.nbytes,
         )
         return step.spec.work(step.fields, load)
 

@@ -284,7 +284,7 @@ class PackedModel(ModelSource):
                 pass
             case _:
                 raise self._fault(CONFIG, f"its entry for tensor {name!r} is malformed: {entry!r:.100}")
-        if len(shape) not in ((2,) if KINDS[kind].block_bytes else (0, 1, 2)):
+        if len(shape) not in ((2,) if KINDS[kind].block_bytes else (0, 1, 2, 3)):
             raise self._fault(CONFIG, f"tensor {name!r} of kind {kind} has the impossible shape {shape}")
         return TensorSpec(name, tuple(shape), kind=kind)
 

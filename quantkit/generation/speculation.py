@@ -180,7 +180,7 @@ class Speculation:
         self._longest = longest
         self._index = NgramIndex()
         self._acceptance, self._times = Acceptance(), PassTimes()
-        self._draft = 0  # tokens of the draft that was checked last
+        self._several = False  # whether the last pass was of more than one token
         self._passes, self._loss = 0.0, 0.0  # all passes, and the loss by drafts, in passes of one token
 
     def draft(self, tokens: Sequence[int], most: int) -> list[int]:
@@ -192,24 +192,28 @@ class Speculation:
             return []
         self._read(tokens)
         length = self._best_length(min(most, self._longest))
-        self._draft = length
         self.drafted += length
         return self._index.continuation(length)
 
     def passed(self, tokens: int, seconds: float) -> None:
-        """Take notice of how long the pass took that checked the last draft, of `tokens` in all."""
+        """Take notice of how long the last pass took, of `tokens` in all.
+
+        More than one are a draft, or what a draft has cost later: a model with recurrent layers computes once more what
+        was right in a draft that was not right to its end.
+        """
         if not self._longest:
             return
         self._times.learn(tokens, seconds)
+        self._several = tokens > 1
         if self._times.single:
             self._passes += seconds / self._times.single
-            if self._draft:
+            if self._several:
                 self._loss += seconds / self._times.single
 
     def _read(self, tokens: Sequence[int]) -> None:
         index = self._index
         prompt = not len(index)
-        if self._draft:
+        if self._several:
             self._loss -= len(tokens) - len(index)
         for token in tokens[len(index) :]:
             if index.matched and not prompt:

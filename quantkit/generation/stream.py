@@ -253,9 +253,12 @@ def _choices(
                 return
             sequence.truncate(len(tokens) - 1)
             draft = speculation.draft(tokens, most=end - len(tokens) - 1)
+            if draft:
+                sequence.keep_state(len(tokens))
+            computed = sequence.behind + 1 + len(draft)
             begin = time.perf_counter()
             rows = model.forward([(sequence, [token, *draft])], every=True)
-            speculation.passed(1 + len(draft), time.perf_counter() - begin)
+            speculation.passed(computed, time.perf_counter() - begin)
 
 
 def _responses(

@@ -14,7 +14,10 @@ from quantkit.errors import OptionError
 from quantkit.tensor import Role, TensorSpec
 from quantkit_kernels.blocks import KINDS
 
-_ALWAYS: Mapping[Role, str] = {"embedding": "int8", "head": "int8", "router": "f32", "norm": "f32", "bias": "f32"}
+_ALWAYS: Mapping[Role, str] = {
+    **{"embedding": "int8", "head": "int8"},
+    **{"router": "f32", "norm": "f32", "bias": "f32", "conv": "f32"},
+}
 RECIPES: Mapping[str, Mapping[Role, str]] = MappingProxyType(
     {
         "int4": {"linear": "int4", "expert": "int4", **_ALWAYS},
@@ -35,7 +38,8 @@ def choose(tensors: Mapping[str, TensorSpec], recipe: str, overrides: Sequence[t
     recipe : str
         A name of `RECIPES`.
     overrides : sequence of (regular expression, kind)
-        Matrices in whose name the expression is found become that kind; the last match decides. Norms and biases stay.
+        Matrices in whose name the expression is found become that kind; the last match decides. Norms, biases and short
+        convolutions stay.
 
     Raises
     ------
@@ -56,7 +60,7 @@ def choose(tensors: Mapping[str, TensorSpec], recipe: str, overrides: Sequence[t
         if not found:
             raise OptionError(
                 f"override {pattern}={kind}: {pattern!r} is found in the name of no matrix, "
-                f"such as {next(iter(tensors))!r} (norms and biases stay f32)"
+                f"such as {next(iter(tensors))!r} (norms, biases and short convolutions stay f32)"
             )
         kinds |= dict.fromkeys(found, kind)
     _check_experts(tensors, kinds)

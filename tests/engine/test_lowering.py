@@ -102,3 +102,16 @@ def test_waiting_threads_know_the_weights_that_come_next() -> None:
         following = next((row for row in table[index:] if row["opcode"] == OPERATIONS["linear"].opcode), None)
         expected = following["weight"] if following is not None else 0
         assert table[index]["prefetch"] == expected, step.name
+
+
+def test_states_stand_one_behind_the_other() -> None:
+    ops = Recorder()
+    x = ops.embed("embed", 4, 40)
+    x = ops.short_conv(ops.short_conv(x, "a", 4), "b", 3, columns=(8, 40))
+    ops.select(x)
+    program = ops.program()
+    made = plan(program, dict.fromkeys(program.tensors, "f32"))
+    states = [(step.state.units, step.state.floats, step.state_offset) for step in made.steps if step.spec.state]
+    assert states == [(3, 3 * 16, 0), (2, 2 * 16, 4 * 3 * 3 * 16)]
+    assert made.state_bytes == 4 * (3 * 3 * 16 + 2 * 2 * 16)
+    assert tiny_plan().state_bytes == 0

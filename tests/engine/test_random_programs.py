@@ -71,6 +71,7 @@ class Author:
             "linear": lambda: self.linear(self.draw(st.sampled_from(COLUMNS))),
             "scale_rows": lambda: self.ops.scale_rows(self.any(), self.linear(1)),
             "experts": self.experts,
+            "short_conv": self.short_conv,
         }
 
     def any(self, columns: int = 0) -> Value:
@@ -209,6 +210,18 @@ class Author:
         )
         return self.ops.combine(self.ops.gated(y, y, "silu") if self.draw(st.booleans()) else y, choice)
 
+    def short_conv(self) -> Value:
+        x = self.any()
+        begin = self.draw(st.integers(0, x.columns - 1))
+        return self.ops.short_conv(
+            x,
+            next(self.names),
+            self.draw(st.integers(2, 8)),
+            columns=self.draw(st.sampled_from([None, (begin, x.columns), (0, begin + 1)])),
+            bias=self.draw(st.booleans()),
+            activation=self.activation(),
+        )
+
 
 MADE_BY_OTHERS = {"select", "quantize", "route", "assign", "gather", "expert_linear", "combine"}
 """Operations that the author records as a part of something else."""
@@ -303,5 +316,22 @@ def compare(
         with model.new_sequence() as sequence:
             pieces = model.forward([(sequence, tokens)], every=True, chunk=7)
         assert pieces.tobytes() == logits.tobytes()
+        check_company(model, tokens, logits)
     finally:
         model.close()
+
+
+def check_company(model: Model, tokens: list[int], logits: NDArray[np.float32]) -> None:
+    """Assert the same bits with other sequences in the batch, and when tokens were taken back."""
+    half = len(tokens) // 2
+    with model.new_sequence() as sequence, model.new_sequence() as other:
+        model.forward([(other, [1, 2, 3]), (sequence, [*tokens[:half], 4])])
+        sequence.truncate(half)
+        sequence.keep_state(half + 1)
+        batch = [(other, [5, 6]), (sequence, [tokens[half], 7, 8])]
+        rows = model.forward(batch, every=True, chunk=4)
+        assert rows[2].tobytes() == logits[half].tobytes()
+        sequence.truncate(half + 1)
+        if half + 1 < len(tokens):
+            rows = model.forward([(sequence, tokens[half + 1 :]), (other, [9])], every=True)
+            assert rows[:-1].tobytes() == logits[half + 1 :].tobytes()

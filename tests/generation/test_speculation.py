@@ -21,6 +21,7 @@ from quantkit.generation.sampling import make_logits_processors, make_sampler
 from quantkit.generation.speculation import LOSS_ALLOWED, NGRAM_SIZES, NgramIndex, PassTimes, Speculation
 from quantkit.generation.stream import GenerationResponse, stream_generate
 from quantkit.generation.text.tokenizer import Tokenizer
+from recurrent_model import recurrent_model
 
 texts = st.lists(st.integers(0, 3), max_size=60)
 
@@ -90,18 +91,22 @@ def test_an_interruption_moves_little_and_a_lasting_change_is_noticed() -> None:
 # What drafts gain, and what they cost at worst: a text is known beforehand, and passes take what a formula says
 
 
-def simulate(text: Sequence[int], prompt: int, cost: Callable[[int], float], longest: int = 16) -> tuple[float, int]:
+def simulate(
+    text: Sequence[int], prompt: int, cost: Callable[[int], float], longest: int = 16, recurrent: bool = False
+) -> tuple[float, int]:
     """Generate the rest of `text` with drafts -> time, as a share of that without drafts, and tokens drafted."""
     speculation = Speculation(longest)
-    done, spent = prompt + 1, 0.0
+    done, spent, behind = prompt + 1, 0.0, 0
     while done < len(text):
         draft = speculation.draft(text[:done], len(text) - done - 1)
         assert len(draft) <= min(longest, len(text) - done - 1)
-        seconds = cost(1 + len(draft))
+        computed = behind + 1 + len(draft)
+        seconds = cost(computed)
         spent += seconds
-        speculation.passed(1 + len(draft), seconds)
+        speculation.passed(computed, seconds)
         right = next((i for i, token in enumerate(draft) if token != text[done + i]), len(draft))
         done += right + 1
+        behind = right if recurrent and right < len(draft) else 0
     return spent / (cost(1) * (len(text) - prompt - 1)), speculation.drafted
 
 
@@ -136,12 +141,15 @@ def test_where_nothing_repeats_nothing_is_drafted() -> None:
     assert drafted == 0
 
 
+@pytest.mark.parametrize("recurrent", [False, True])
 @pytest.mark.parametrize("cost", [memory_bound, compute_bound])
 @pytest.mark.parametrize("length", [100, 300, 3000])
 @pytest.mark.parametrize("choices", [2, 5, 12, 30])
-def test_drafts_that_prove_wrong_cost_less_than_a_twentieth(choices: int, length: int, cost: Any) -> None:
+def test_drafts_that_prove_wrong_cost_less_than_a_twentieth(
+    choices: int, length: int, cost: Any, recurrent: bool
+) -> None:
     text = made_of(choices, 200 + length, seed=choices)
-    share, _ = simulate(text, 200, cost)
+    share, _ = simulate(text, 200, cost, recurrent=recurrent)
     assert share <= 1.05 + LOSS_ALLOWED / length
 
 
@@ -300,6 +308,21 @@ def test_a_loop_is_drafted_and_counted(tokenizer: Tokenizer, monkeypatch: pytest
     last = speculated[-1]
     assert last.draft_n == last.draft_n_accepted == sum(response.from_draft for response in speculated) > 60
     assert last.generation_tps > 2 * plain[-1].generation_tps
+
+
+def test_a_model_with_states_says_the_same_with_drafts(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, prompt = recurrent_model(), list(range(4, 40))
+    plain = list(stream_generate(model, tokenizer, prompt, max_tokens=100, ignore_eos=True))
+    known = [response.token for response in plain]
+    drafts, done = [], 1
+    for right, wrong in [(3, 2), (0, 4), (2, 0), (5, 1), (1, 1), (0, 0), (4, 3), (0, 1)] * 4:
+        drafts.append([*known[done : done + right], *[(known[(done + right) % 100] + 1) % tiny.VOCAB_SIZE] * wrong])
+        done += right + 1
+    monkeypatch.setattr(sys.modules[stream_generate.__module__], "Speculation", lambda longest: Drafts(drafts))
+    speculated = list(stream_generate(model, tokenizer, prompt, max_tokens=100, ignore_eos=True))
+    assert [response.token for response in speculated] == known
+    assert all(np.array_equal(a.logits, b.logits) for a, b in zip(plain, speculated, strict=True))
+    assert 40 < speculated[-1].draft_n_accepted < speculated[-1].draft_n
 
 
 @pytest.mark.real

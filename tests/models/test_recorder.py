@@ -218,6 +218,20 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         ops.activate(h, "mish")
 
 
+def test_short_convolutions_are_those_that_there_are_kernels_for() -> None:
+    ops = Recorder()
+    h = ops.embed("embed", 10, 8)
+    assert ops.short_conv(h, "conv", 4, columns=(2, 8), bias=True).columns == 6
+    assert ops._tensors["conv.weight"] == TensorSpec("conv.weight", (6, 1, 4), "conv")
+    assert ops._tensors["conv.bias"] == TensorSpec("conv.bias", (6,), "bias")
+    for taps in (1, 9):
+        with pytest.raises(ValueError, match=f"conv: a short convolution has 2 to 8 taps, not {taps}"):
+            ops.short_conv(h, "conv", taps)
+    for x, columns in [(h, (2, 9)), (ops.select(h), (0, 8))]:
+        with pytest.raises(ValueError, match=f"conv: there are no columns {columns[0]} to {columns[1]} of 8"):
+            ops.short_conv(x, "conv", 4, columns=columns)
+
+
 def test_rows_of_all_tokens_and_of_wanted_tokens_do_not_mix() -> None:
     ops = Recorder()
     h = ops.embed("embed", 10, 8)

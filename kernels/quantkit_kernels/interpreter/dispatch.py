@@ -22,6 +22,7 @@ from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.interpreter.mixture import assign_all, expert_products
 from quantkit_kernels.interpreter.operations import Opcode
 from quantkit_kernels.interpreter.records import STEP_BYTES, layer_of, pass_at, row_count, step_at
+from quantkit_kernels.interpreter.recurrent import advance_states
 from quantkit_kernels.interpreter.threads import (
     Pass,
     await_done,
@@ -76,7 +77,8 @@ def participate(thread, shared, words):
 def _run(thread, shared, words, generation):
     state = pass_at(words)
     steps, threads, times = state.step_count, state.threads, state.times
-    now = Pass(thread, threads, tag_of(generation), 8 * (steps + 1), state.tokens, state.wanted, state.spans)
+    tag, stride = tag_of(generation), 8 * (steps + 1)
+    now = Pass(thread, threads, tag, stride, state.tokens, state.wanted, state.spans, state.chunks)
     if not is_current(shared, generation):
         return
     address, counter = state.steps, state.counters
@@ -108,6 +110,8 @@ def _run(thread, shared, words, generation):
             pieces, taken = expert_products(address, counter, now)
         elif step.opcode == Opcode.ASSIGN:
             pieces, taken = assign_all(address, counter, now)
+        elif step.units:
+            pieces, taken = advance_states(address, counter, words, now)
         else:
             pieces, taken = _token_steps(address, fused, counter, words, now)
         total += pieces

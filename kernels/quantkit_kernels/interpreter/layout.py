@@ -42,11 +42,11 @@ STEP = np.dtype(
         ("constant", "i8"),  # address of f32 numbers
         ("tiles", "i8"),  # row tiles that a thread takes at once
         ("cache_offset", "i8"),  # of the layer in a page of the KV cache, in bytes
-        (
-            "size",
-            "i8",
-        ),  # columns of a part: what a norm normalizes together, or what append puts the second input behind
+        ("size", "i8"),  # columns of a part: that a norm normalizes together, that append puts the second input behind
         ("parts", "i8"),  # of a row that append takes
+        ("state_offset", "i8"),  # of the step in a sequence's state, in bytes
+        ("units", "i8"),  # slices of that state that need no other, 0 for no state
+        ("unit_bytes", "i8"),
         ("weight_columns", "i8"),  # of a norm: `size`, those of the whole row, or 0 for no weight
         ("head_dim", "i8"),
         ("v_head_dim", "i8"),  # of values, which may differ from that of keys
@@ -56,7 +56,8 @@ STEP = np.dtype(
         ("heads_per_kv", "i8"),
         ("window", "i8"),  # positions that a query sees, 0 for all
         ("activation", "i8"),  # place in operations.ACTIVATIONS
-        ("begin", "i8"),  # columns that slice takes, and from where on rope turns those of a head
+        ("taps", "i8"),  # tokens that a short convolution sees
+        ("begin", "i8"),  # columns that a step takes of its input, and from where on rope turns those of a head
         ("end", "i8"),
         ("period", "i8"),  # positions that scale_by_position treats alike
         ("position_offset", "i8"),  # added to positions
@@ -79,6 +80,18 @@ STEP = np.dtype(
     align=True,
 )
 
+CHUNK = np.dtype(
+    [
+        ("first", "i8"),  # number of the first token in the batch
+        ("tokens", "i8"),
+        ("state", "i8"),  # address of the sequence's state
+        ("fresh", "i8"),  # 1: its state is all zeros, whatever stands there
+        ("kept", "i8"),  # tokens that advance `state`; it is then left as it is
+        ("ahead", "i8"),  # address of a copy of it that the other tokens advance, if there are any
+    ]
+)
+"""The new tokens of one sequence in a pass, and where its state lies."""
+
 PASS = np.dtype(
     [
         ("steps", "i8"),  # address of the program's `STEP`s
@@ -92,6 +105,8 @@ PASS = np.dtype(
         ("wanted_tokens", "i8"),  # address of an i64 for each of them: which token of the batch
         ("spans", "i8"),  # how many: consecutive tokens of one sequence
         ("span_table", "i8"),  # address of 4 x i64 for each: attention.segments.Span
+        ("chunks", "i8"),  # how many: all new tokens of one sequence; 0 where no step has a state
+        ("chunk_table", "i8"),  # address of a `CHUNK` for each
         ("kv_kind", "i8"),  # blocks.Kind.code of the cache
         ("saturated", "i8"),  # written by the pass: 1 if a key or value was beyond the range of f16
         ("scratch", "i8"),  # address of memory for attention, `scratch_bytes` for each thread

@@ -24,6 +24,8 @@ SCORINGS = tuple(truth.SCORINGS)
 
 MOST_EXPERTS = 1024
 """Experts of a layer at most."""
+LINE = 16
+"""Numbers of a cache line, f32: channels of a unit of a short convolution."""
 
 
 class Chunk(NamedTuple):
@@ -44,6 +46,21 @@ class Load(NamedTuple):
     """Rows of its weight, 1 if it has none."""
     position_bytes: float
     """Bytes of one position of its layer in the KV cache."""
+    state_bytes: int
+    """Bytes of its state of one sequence."""
+
+
+class State(NamedTuple):
+    """What an operation keeps of a sequence: `units` slices that need no other, each of `floats` f32, one behind the
+    other. Threads share them; slices of whole cache lines, 16 numbers, keep them from sharing lines."""
+
+    units: int
+    floats: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all slices."""
+        return 4 * self.units * self.floats
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,7 @@ class Cost:
     Attributes
     ----------
     weight_bytes, cache_bytes : float
-        Bytes read of weights, and of keys and values.
+        Bytes read of weights, and of what is kept of sequences: keys, values and states.
     macs : float
         Multiply-adds of matrix products and attention.
     """
@@ -78,6 +95,11 @@ class Cost:
 
 def _weight_once(fields: Mapping[str, Any], load: Load) -> Cost:
     return Cost(load.weight_bytes if load.tokens else 0)
+
+
+def _state_once(fields: Mapping[str, Any], load: Load) -> Cost:
+    """Weight and state, whose products are few beside those of matrices."""
+    return Cost(load.weight_bytes if load.tokens else 0, load.state_bytes * len(load.chunks))
 
 
 def _weight_rows(fields: Mapping[str, Any], load: Load) -> Cost:
@@ -122,8 +144,8 @@ class OperationSpec:
     Attributes
     ----------
     truth : callable
-        What it computes; called with what it reads of the batch, its inputs, weights, constant, and its parameters by
-        name.
+        What it computes; called with what it reads of the batch, its inputs, state, weights, constant, and its
+        parameters by name.
     batch : tuple of str
         What it reads of the batch itself: `ids`, `positions`, `wanted`.
     inputs : tuple of str
@@ -142,8 +164,11 @@ class OperationSpec:
         Inputs whose row the output may take.
     scattered : tuple of str
         Inputs of which it reads other rows than the one that it writes.
+    state : callable, optional
+        What it keeps of a sequence, from the fields of a step. Its kernel is called by `recurrent.py`, and walks the
+        tokens of a chunk in order, in one fixed order of arithmetic.
     shared : bool
-        Its pieces are no rows but row tiles or parts of attention: any may touch any row.
+        Its pieces are no rows but row tiles, parts of attention or units of a state: any may touch any row.
     work : callable
         Bytes and multiply-adds, from the fields of a step and its load.
     """
@@ -158,6 +183,7 @@ class OperationSpec:
     parameters: tuple[str, ...] = ()
     in_place: tuple[str, ...] = ()
     scattered: tuple[str, ...] = ()
+    state: Callable[[Mapping[str, Any]], State] | None = None
     shared: bool = False
     work: Callable[[Mapping[str, Any], Load], Cost] = _weight_once
 
@@ -244,6 +270,15 @@ _ROWS = (
     ),
     OperationSpec(truth.combine, inputs=("y", "assigned", "routing"), parameters=_CHOICE, scattered=("y", "assigned")),
     OperationSpec(truth.scale_rows, inputs=("x", "factors"), in_place=("x",)),
+    OperationSpec(
+        truth.short_conv,
+        inputs=("x",),
+        weights=("weight", "bias"),
+        parameters=("begin", "end", "taps", "activation"),
+        state=lambda fields: State(-(-fields["out_columns"] // LINE), (fields["taps"] - 1) * LINE),
+        shared=True,
+        work=_state_once,
+    ),
 )
 
 OPERATIONS: Mapping[str, OperationSpec] = MappingProxyType({row.name: row for row in _ROWS})

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from quantkit_kernels.attention.pages import Layer
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.interpreter.layout import PASS, STEP
+from quantkit_kernels.interpreter.layout import CHUNK, PASS, STEP
 from quantkit_kernels.simd import record_at
 
-STEP_BYTES = STEP.itemsize
-step_at, pass_at = record_at(STEP), record_at(PASS)
+STEP_BYTES, CHUNK_BYTES = STEP.itemsize, CHUNK.itemsize
+step_at, pass_at, chunk_at = record_at(STEP), record_at(PASS), record_at(CHUNK)
 
 
 @jit

@@ -149,6 +149,8 @@ class Pass(NamedTuple):
     """Tokens whose logits are wanted."""
     spans: int
     """Of attention."""
+    chunks: int
+    """Of steps with a state."""
 
 
 @jit

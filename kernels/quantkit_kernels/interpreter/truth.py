@@ -2,7 +2,9 @@
 
 A function takes what the operation's row in `operations.py` names, in the order of the row: what it reads of the batch,
 its inputs, its weights, its constant, and its parameters by name. Inputs are `[T, columns]` for the `T` tokens of one
-sequence that begins at position 0. Nothing here knows of pages, threads or blocks; every kernel is measured against it.
+sequence that begins at position 0. What keeps a state per sequence is given it behind its inputs, and advances it in
+place: flat f32 numbers, zeros at first, of which it may use any. Nothing here knows of pages, threads or blocks; every
+kernel is measured against it.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
 Ids = NDArray[np.int64]
+State = NDArray[np.float32]
 
 GROUP = 32
 """Columns of activations that share a scale."""
@@ -263,10 +266,31 @@ def scale_rows(x: Matrix, factors: Matrix) -> Matrix:
     return x * factors
 
 
+def short_conv(
+    x: Matrix,
+    state: State,
+    weight: Matrix,
+    bias: Matrix | None = None,
+    *,
+    begin: int,
+    end: int,
+    taps: int,
+    activation: str,
+) -> Matrix:
+    """Columns `begin` to `end`, each convolved with its own `taps` weights, the last one of which meets the token."""
+    past, columns = taps - 1, end - begin
+    kept = state[: past * columns].reshape(past, columns)
+    inputs = np.concatenate([kept, x[:, begin:end]])
+    weights = weight.reshape(columns, taps).T
+    y = sum(weights[tap] * inputs[tap : tap + len(x)] for tap in range(taps))
+    kept[:] = inputs[len(x) :]
+    return ACTIVATIONS[activation](y if bias is None else y + bias)
+
+
 def ssd(
     x: Matrix,
     dt: Matrix,
-    state: NDArray[np.float32],
+    state: State,
     a_log: Matrix,
     dt_bias: Matrix,
     d: Matrix,
@@ -301,7 +325,7 @@ def delta_rule(
     x: Matrix,
     a: Matrix,
     b: Matrix,
-    state: NDArray[np.float32],
+    state: State,
     a_log: Matrix,
     dt_bias: Matrix,
     *,
@@ -352,5 +376,6 @@ ACTIVATIONS: dict[str, Any] = {
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "relu": lambda x: np.maximum(x, 0),
     "relu2": lambda x: np.maximum(x, 0) ** 2,
+    "identity": lambda x: x,
 }
 """Activation functions by name; `rows/mlp.py` numbers them in this order."""

@@ -22,7 +22,7 @@ from quantkit_kernels.rows.functions import (
 )
 from quantkit_kernels.simd import clamp, get_f32, load_line_f32, splat_wide, store, where_less
 
-SILU, GELU, GELU_TANH, QUICK_GELU, SIGMOID, RELU, RELU2 = range(7)
+SILU, GELU, GELU_TANH, QUICK_GELU, SIGMOID, RELU, RELU2, IDENTITY = range(8)
 """Positions in `interpreter.operations.ACTIVATIONS` (a test compares)."""
 
 
@@ -39,14 +39,14 @@ class Xielu(NamedTuple):
 def activate(x, out, n, activation):
     """`out = activation(x)`."""
     for place in range(0, 4 * n, 64):
-        store(out + place, _activated(load_line_f32(x + place), activation))
+        store(out + place, activated(load_line_f32(x + place), activation))
 
 
 @jit
 def gated(gate, up, out, n, activation):
     """`out = activation(gate) * up`."""
     for place in range(0, 4 * n, 64):
-        store(out + place, _activated(load_line_f32(gate + place), activation) * load_line_f32(up + place))
+        store(out + place, activated(load_line_f32(gate + place), activation) * load_line_f32(up + place))
 
 
 @jit
@@ -61,7 +61,8 @@ def gated_clamped(gate, up, out, n, alpha, limit, offset):
 
 
 @jit
-def _activated(x, activation):
+def activated(x, activation):
+    """`activation(x)` of one register."""
     if activation == SILU:
         return silu(x)
     if activation == GELU:
@@ -74,7 +75,9 @@ def _activated(x, activation):
         return sigmoid(x)
     if activation == RELU:
         return relu(x)
-    return relu2(x)
+    if activation == RELU2:
+        return relu2(x)
+    return x
 
 
 @jit

@@ -56,6 +56,7 @@ def row(path: Path, model: Model, found: Measurement) -> Row:
         "test": test.name,
         "n_parallel": test.n_parallel,
         "kv_size": model.cache_shape.nbytes(test.positions) * test.n_parallel,
+        "state_size": model.state_bytes * test.n_parallel,
         "read_gbs": found.read_rate / 1e9,
         "bandwidth_gbs": ceilings.read / 1e9,
         "bandwidth_share": found.read_rate / ceilings.read,
@@ -106,18 +107,21 @@ COLUMNS: Mapping[str, tuple[int, Callable[[Row], str]]] = {
     "KV": (7, lambda row: size(row["kv_size"])),
 }
 """Of the table: width, and what stands there."""
+STATE = {"state": (7, lambda row: size(row["state_size"]))}
+"""A column of models with recurrent layers."""
 
 
 def markdown(rows: Iterator[Row]) -> Iterator[str]:
     """llama-bench's table, a line for each test as it finishes, then the machine; then the operations, if asked for."""
-    widths = [width for width, _ in COLUMNS.values()]
     seen: list[Row] = []
     for row in rows:
+        columns = {**COLUMNS, **(STATE if row["state_size"] else {})}
+        widths = [width for width, _ in columns.values()]
         if not seen:
-            yield table_line(COLUMNS, widths, markdown=True)
+            yield table_line(columns, widths, markdown=True)
             yield table_rule(widths)
         seen.append(row)
-        yield table_line([show(row) for _, show in COLUMNS.values()], widths, markdown=True)
+        yield table_line([show(row) for _, show in columns.values()], widths, markdown=True)
     yield from _machine(seen)
     for row in seen:
         if row["operations"]:

@@ -188,10 +188,13 @@ def _footer(model: Model, last: GenerationResponse, sampling: str, end: str, spe
         "speculation": f"{last.draft_n_accepted} of {last.draft_n} drafted tokens accepted",
         "weights": f"{rate / 1e9:.1f} GB/s{share}",
         "KV cache": f"{size(cache.nbytes(cached))} for {cached} tokens, {cache.kind}",
+        "state": f"{size(model.state_bytes)}, however many tokens",
         "peak memory": size(peak_memory()),
     }
     if not speculating:
         del lines["speculation"]
+    if not model.state_bytes:
+        del lines["state"]
     if not last.generation_tps:  # a single token takes no time after the first
         del lines["generation"], lines["weights"]
     return "\n".join(f"{name + ':':13}{text}" for name, text in lines.items())

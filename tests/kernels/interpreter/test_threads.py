@@ -52,7 +52,7 @@ def deal(counters, tag, thread, threads, count, unit, chunk, out, most):
     """All pieces that one thread gets -> how many chunks; where they begin and end goes to `out`."""
     turn = taken = 0
     while taken < most:
-        turn, first, last = take_next(counters, Pass(thread, threads, tag, 8, 0, 0, 0), turn, count, unit, chunk)
+        turn, first, last = take_next(counters, Pass(thread, threads, tag, 8, 0, 0, 0, 0), turn, count, unit, chunk)
         if first == last:
             break
         put_i64(out + 16 * taken, first)
@@ -109,7 +109,7 @@ def _sections(shared, thread, threads, generation, words):
     for _ in range(get_i64(words + 48) * thread):  # late: the pass may be over, and the next one prepared
         cpu_relax()
     tag, count = tag_of(generation), get_i64(words)
-    now = Pass(thread, threads, tag, 8 * SECTIONS, count, 0, 0)
+    now = Pass(thread, threads, tag, 8 * SECTIONS, count, 0, 0, 0)
     counters, done, values = get_i64(words + 8), get_i64(words + 16), get_i64(words + 24)
     if not is_current(shared, generation):
         return

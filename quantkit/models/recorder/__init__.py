@@ -1,7 +1,8 @@
 """Recording: a family's file calls the methods of `Recorder` as if it computed.
 
 Each call appends one operation to the program, checked against its row in `quantkit_kernels.interpreter.operations`.
-`program.py` has the program, `decoder.py` the parts that most families share.
+`recurrent.py` has those operations that keep a state per sequence, `quantkit.models.program` the program, and
+`quantkit.models.decoder` the parts that most families share.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from quantkit.models.program import Assignment, Cache, Choice, Recording, Value
+from quantkit.models.program import Assignment, Cache, Choice, Value
+from quantkit.models.recorder.checks import known, plain, positive
+from quantkit.models.recorder.recurrent import RecurrentOperations
 from quantkit.tensor import Role
-from quantkit_kernels.interpreter.operations import ACTIVATIONS, MOST_EXPERTS, SCORINGS
+from quantkit_kernels.interpreter.operations import MOST_EXPERTS, SCORINGS
 
 
-class Recorder(Recording):
+class Recorder(RecurrentOperations):
     """Records a forward pass. Shapes are `[tokens, columns]` throughout; `T` is the number of tokens of a batch.
 
     Tensors are named by their module, as in the checkpoint: `"model.layers.0.mlp.up_proj"` stands for the tensor
@@ -56,7 +59,7 @@ class Recorder(Recording):
 
         Ministral 3 has an offset of 0, Llama 4 of 1.
         """
-        if not _plain(x):
+        if not plain(x):
             raise ValueError("scale_by_position: it takes one row for each token of the batch")
         if period < 1 or offset < 0:
             raise ValueError(f"scale_by_position: no position has a period of {period} and an offset of {offset}")
@@ -76,11 +79,11 @@ class Recorder(Recording):
 
     def clamp(self, x: Value, limit: float) -> Value:
         """`min(max(x, -limit), limit)`."""
-        return self._record("clamp", (x,), x.columns, limit=_positive("clamp", limit))
+        return self._record("clamp", (x,), x.columns, limit=positive("clamp", limit))
 
     def softcap(self, x: Value, limit: float) -> Value:
         """`limit * tanh(x / limit)`, as for the logits of Gemma 2."""
-        return self._record("softcap", (x,), x.columns, limit=_positive("softcap", limit))
+        return self._record("softcap", (x,), x.columns, limit=positive("softcap", limit))
 
     def slice(self, x: Value, begin: int, end: int) -> Value:
         """Columns from `begin` up to `end` -> `[T, end - begin]`."""
@@ -220,7 +223,7 @@ class Recorder(Recording):
         """
         v_head_dim = head_dim if v_head_dim is None else v_head_dim
         kv_heads = k.columns // head_dim
-        if (k.columns, v.columns) != (kv_heads * head_dim, kv_heads * v_head_dim) or not _plain(k, v):
+        if (k.columns, v.columns) != (kv_heads * head_dim, kv_heads * v_head_dim) or not plain(k, v):
             raise ValueError(f"heads do not fit: k {k.columns}, v {v.columns}, head sizes {head_dim}, {v_head_dim}")
         cache = Cache(len(self._operations), kv_heads, head_dim, v_head_dim)
         return self._append("store_kv", (k, v), cache, kv_heads=kv_heads, head_dim=head_dim, v_head_dim=v_head_dim)
@@ -246,7 +249,7 @@ class Recorder(Recording):
             A token sees itself and the `window - 1` tokens before it; 0 means all.
         """
         kv_columns = cache.kv_heads * cache.head_dim
-        if q.columns % kv_columns or not _plain(q):
+        if q.columns % kv_columns or not plain(q):
             raise ValueError(f"heads do not fit: q {q.columns}, k {kv_columns}, head_dim {cache.head_dim}")
         return self._record(
             "attention",
@@ -266,7 +269,7 @@ class Recorder(Recording):
         """`activation(gate) * up`, with one of `ACTIVATIONS`."""
         if gate.columns != up.columns:
             raise ValueError(f"cannot gate {gate.columns} and {up.columns} columns")
-        return self._record("gated", (gate, up), gate.columns, activation=_known(activation))
+        return self._record("gated", (gate, up), gate.columns, activation=known(activation))
 
     def gated_clamped(self, gate: Value, up: Value, *, limit: float, alpha: float = 1.0, offset: float = 0.0) -> Value:
         """`g / (1 + exp(-alpha g)) * (u + offset)`, `g = min(gate, limit)`, `u` is `up` within `-limit..limit`.
@@ -275,12 +278,12 @@ class Recorder(Recording):
         """
         if gate.columns != up.columns:
             raise ValueError(f"cannot gate {gate.columns} and {up.columns} columns")
-        limit = _positive("gated_clamped", limit)
+        limit = positive("gated_clamped", limit)
         return self._record("gated_clamped", (gate, up), gate.columns, alpha=alpha, limit=limit, offset=offset)
 
     def activate(self, x: Value, activation: str) -> Value:
         """`activation(x)`, with one of `ACTIVATIONS`, for an MLP without a gate."""
-        return self._record("activate", (x,), x.columns, activation=_known(activation))
+        return self._record("activate", (x,), x.columns, activation=known(activation))
 
     def xielu(self, x: Value, module: str) -> Value:
         """The activation of Apertus, by `{module}.alpha_p`, `alpha_n`, each `[1]`, `beta` and `eps`, each a scalar."""
@@ -290,7 +293,7 @@ class Recorder(Recording):
 
     def select(self, x: Value) -> Value:
         """Keep only the rows whose logits are wanted -> `[wanted, columns]`."""
-        if not _plain(x):
+        if not plain(x):
             raise ValueError("select: the rows are selected already, or sorted by expert")
         return self._append("select", (x,), Value(len(self._operations), x.columns, selected=True))
 
@@ -332,7 +335,7 @@ class Recorder(Recording):
             raise ValueError(f"cannot choose {top_k} of {experts} experts, {chosen_groups} of {groups} groups")
         if scoring not in SCORINGS or group_best not in (1, 2) or top_k > experts // groups * chosen_groups:
             raise ValueError(f"cannot choose {top_k} experts by {scoring} and the best {group_best} of each group")
-        if not _plain(logits):
+        if not plain(logits):
             raise ValueError("route: experts are chosen for all tokens of a batch")
         routing = self._record(
             "route",
@@ -354,7 +357,7 @@ class Recorder(Recording):
     def gather(self, x: Value, choice: Choice) -> Value:
         """The rows of a token for each of its experts -> `[T * top_k, columns]`, sorted by expert."""
         assigned = choice.assigned
-        if not _plain(x):
+        if not plain(x):
             raise ValueError("gather: rows of all tokens of a batch go to experts")
         rows = Value(len(self._operations), x.columns, per_token=assigned.top_k)
         return self._append("gather", (x, assigned), rows, experts=assigned.experts, top_k=assigned.top_k)
@@ -407,20 +410,3 @@ class Recorder(Recording):
         if bias:
             tensors.append(self._tensor(f"{module}.bias", shape, "bias"))
         return tuple(tensors), math.prod(shape)
-
-
-def _known(activation: str) -> str:
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {activation!r}; known: {', '.join(ACTIVATIONS)}")
-    return activation
-
-
-def _positive(name: str, limit: float) -> float:
-    if not limit > 0:
-        raise ValueError(f"{name}: {limit} is not a positive limit")
-    return limit
-
-
-def _plain(*values: Value) -> bool:
-    """Whether values have one row for each token of the batch."""
-    return not any(value.selected or value.per_token > 1 for value in values)

@@ -1,0 +1,69 @@
+"""The steps that keep a state per sequence: how threads share them, and which kernel an opcode stands for.
+
+A state consists of units that need no other (`operations.State`), so pieces are pairs of a chunk, all new tokens of one
+sequence, and a unit: how many there are, a step and the pass say. Who has a piece walks all tokens of the chunk with
+it, in order. What goes round a state is done here as well, a unit at a time, when it is in the nearest cache anyway:
+that of a new sequence is cleared, and where a sequence may be cut back later, the tokens that may go advance a copy.
+`recurrent/` computes.
+"""
+
+from __future__ import annotations
+
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.interpreter.operations import Opcode
+from quantkit_kernels.interpreter.records import CHUNK_BYTES, chunk_at, pass_at, step_at
+from quantkit_kernels.interpreter.threads import take_next
+from quantkit_kernels.operands import Rows, from_token
+from quantkit_kernels.recurrent.short_conv import Convolution, short_conv
+from quantkit_kernels.simd import load_line_f32, store, zeros_wide
+
+PIECES = 4
+"""Of a chunk, for each thread: enough that threads finish together."""
+
+
+@jit
+def advance_states(address, counter, words, now):
+    """The states of all sequences of a pass; returns the pieces, and how many this thread did."""
+    step = step_at(address)
+    units, table = step.units, pass_at(words).chunk_table
+    pieces = now.chunks * units
+    at_once = max(1, units // (PIECES * now.threads))
+    turn = taken = 0
+    while True:
+        turn, first, last = take_next(counter, now, turn, pieces, 1, at_once)
+        if first == last:
+            return pieces, taken
+        taken += last - first
+        while first < last:
+            number, unit = first // units, first % units
+            end = min(unit + last - first, units)
+            _walk(address, table + CHUNK_BYTES * number, unit, end)
+            first += end - unit
+
+
+@jit
+def _walk(address, chunk_address, first, last):
+    """Units `first` to `last` of a sequence's state, through all tokens of a chunk."""
+    step, chunk = step_at(address), chunk_at(chunk_address)
+    begin, size = step.unit_bytes * first, step.unit_bytes * (last - first)
+    state, ahead = chunk.state + step.state_offset, chunk.ahead + step.state_offset
+    if chunk.fresh:
+        for place in range(state + begin, state + begin + size, 64):
+            store(place, zeros_wide(1, 1))
+    if chunk.kept:
+        _advance(address, state, chunk.first, chunk.kept, first, last)
+    if chunk.kept < chunk.tokens:
+        for place in range(begin, begin + size, 64):
+            store(ahead + place, load_line_f32(state + place))
+        _advance(address, ahead, chunk.first + chunk.kept, chunk.tokens - chunk.kept, first, last)
+
+
+@jit
+def _advance(address, state, token, tokens, first, last):
+    """Units `first` to `last` of the step's state at `state`, through `tokens` tokens from `token` on."""
+    step = step_at(address)
+    out = from_token(Rows(step.out.address, step.out.stride), token)
+    if step.opcode == Opcode.SHORT_CONV:
+        x = from_token(Rows(step.a.address + 4 * step.begin, step.a.stride), token)
+        convolution = Convolution(step.weight, step.bias, step.out_columns, step.taps, step.activation)
+        short_conv(convolution, x, out, state, tokens, first, last)

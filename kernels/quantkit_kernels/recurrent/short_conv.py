@@ -1,0 +1,85 @@
+"""A causal depthwise convolution over the last few tokens: each channel by itself, with as many weights as it has taps.
+
+    out[t] = activation(bias + w[0] x[t - taps + 1] + ... + w[taps - 1] x[t])
+
+A sequence's state is what the next tokens still need: its last `taps - 1` inputs. A unit is `UNIT` channels, whose
+state stands together, the earliest token first. Tokens of the same pass are read from where they are.
+
+`interpreter/recurrent.py` calls it; Poli et al., "Hyena Hierarchy", 2023, have such convolutions in a language model.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.operands import Rows
+from quantkit_kernels.rows.mlp import activated
+from quantkit_kernels.simd import fma, load_line_f32, load_wide_partial_f32, store, zeros_wide
+
+UNIT = 16
+"""Channels of a unit: one register."""
+LINE = 4 * UNIT
+"""Their bytes."""
+
+
+class Convolution(NamedTuple):
+    """What the tokens meet."""
+
+    weight: int
+    """Address of f32 `[taps, channels]`, rows padded to whole lines."""
+    bias: int
+    """Address of f32 `[channels]`, padded likewise; 0 for none."""
+    channels: int
+    taps: int
+    activation: int
+    """Place in `interpreter.operations.ACTIVATIONS`."""
+
+
+@jit
+def short_conv(convolution, x, out, state, tokens, first, last):
+    """Units `first` to `last` of consecutive tokens of one sequence.
+
+    Parameters
+    ----------
+    convolution : Convolution
+    x, out : Rows
+        f32 rows `[tokens, channels]`; they may not share memory.
+    state : int
+        Address of f32 `[units, taps - 1, UNIT]`, which is advanced.
+    tokens, first, last : int
+    """
+    past = convolution.taps - 1
+    for unit in range(first, last):
+        kept, place = state + unit * past * LINE, unit * LINE
+        source, target = Rows(x.address + place, x.stride), Rows(out.address + place, out.stride)
+        _channels(convolution, unit, source, target, kept, tokens)
+        left = convolution.channels - unit * UNIT
+        for number in range(past):
+            store(kept + number * LINE, _input(source, kept, number + tokens - past, past, left))
+
+
+@jit
+def _channels(convolution, unit, x, out, state, tokens):
+    """The outputs of one unit."""
+    past, left = convolution.taps - 1, convolution.channels - unit * UNIT
+    stride = (convolution.channels + UNIT - 1) // UNIT * LINE
+    weight = convolution.weight + unit * LINE
+    start = zeros_wide(1, 1)
+    if convolution.bias:
+        start = load_line_f32(convolution.bias + unit * LINE)
+    for token in range(tokens):
+        y = start
+        for tap in range(convolution.taps):
+            y = fma(load_line_f32(weight + tap * stride), _input(x, state, token + tap - past, past, left), y)
+        store(out.address + token * out.stride, activated(y, convolution.activation))
+
+
+@jit
+def _input(x, state, token, past, left):
+    """The input of a token, those before the first from the state; channels from `left` on are zero."""
+    if token < 0:
+        return load_line_f32(state + (past + token) * LINE)
+    if left < UNIT:
+        return load_wide_partial_f32(x.address + token * x.stride, left)
+    return load_line_f32(x.address + token * x.stride)
