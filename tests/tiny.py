@@ -61,6 +61,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "rope_theta": 12000000.0,
     },
     "arcee": {"architectures": ["ArceeForCausalLM"], "hidden_act": "relu2"},
+    "bitnet": {
+        "architectures": ["BitNetForCausalLM"],
+        "hidden_act": "relu2",
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": True,
+    },
     "seed_oss": {
         "architectures": ["SeedOssForCausalLM"],
         "attention_bias": True,

@@ -44,6 +44,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "afmoe": Family(afmoe.Config, afmoe.forward, known_as="Trinity Nano, Mini and Large"),
         "apertus": Family(llama.ApertusConfig, llama.apertus, llama.APERTUS_STORED, known_as="Apertus 8B, 70B"),
         "arcee": Family(llama.ArceeConfig, llama.arcee, known_as="AFM 4.5B"),
+        "bitnet": Family(llama.BitnetConfig, llama.bitnet, known_as="BitNet b1.58 2B4T"),
         "cohere": Family(cohere.CohereConfig, cohere.cohere, known_as="Command R, Aya"),
         "cohere2": Family(cohere.Cohere2Config, cohere.cohere2, known_as="Command R7B, Command A"),
         "deepseek_v2": Family(

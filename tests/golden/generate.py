@@ -84,6 +84,8 @@ CASES = {
     ),
     "arcee": Case("arcee"),
     "arcee_biases": Case("arcee", {"attention_bias": True, "mlp_bias": True, "head_dim": 24}),
+    "bitnet": Case("bitnet"),
+    "bitnet_biases": Case("bitnet", {"attention_bias": True, "hidden_act": "silu", "tie_word_embeddings": False}),
     "seed_oss": Case("seed_oss"),
     "seed_oss_biases": Case("seed_oss", {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True}),
     "internlm3": Case("internlm3"),
