@@ -116,10 +116,8 @@ class Attention:
         seen = ops.attention(q, cache, scale=self.scale, softcap=self.softcap, sinks=sinks, window=window)
         if self.gate:
             seen = ops.multiply(seen, ops.activate(ops.linear(x, f"{module}.{self.gate}", q.columns), "sigmoid"))
+        seen = seen if self.sub_norm is None else self.sub_norm(seen, f"{module}.attn_sub_norm")
         return ops.linear(seen, f"{module}.o_proj", config.hidden_size, bias=self.output_bias, optional_bias=True)
-        x = ops.attention(q, cache, scale=self.scale, softcap=self.softcap, sinks=sinks, window=window)
-        x = x if self.sub_norm is None else self.sub_norm(x, f"{module}.attn_sub_norm")
-        return ops.linear(x, f"{module}.o_proj", config.hidden_size, bias=self.output_bias, optional_bias=True)
 
     def _rotated(self, heads: Value, norm: str, rotation: Value | None) -> Value:
         if self.norm is not None and not self.norm_last:
