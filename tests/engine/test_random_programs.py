@@ -6,6 +6,7 @@ shapes that share a cache, and ends that are no matrix product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -52,6 +53,7 @@ class Author:
             "embed_positions": self.embed_positions,
             "scale": lambda: self.ops.scale(self.any(), self.draw(st.sampled_from([0.5, 1.5, -1.0]))),
             "scale_by_position": self.scale_by_position,
+            "scale_columns": self.scale_columns,
             "add": lambda: self.pair(self.ops.add),
             "multiply": lambda: self.pair(self.ops.multiply),
             "clamp": lambda: self.ops.clamp(self.any(), self.draw(st.sampled_from([0.3, 5.0]))),
@@ -72,6 +74,7 @@ class Author:
             "scale_rows": lambda: self.ops.scale_rows(self.any(), self.linear(1)),
             "experts": self.experts,
             "short_conv": self.short_conv,
+            "ssd": self.ssd,
         }
 
     def any(self, columns: int = 0) -> Value:
@@ -101,6 +104,10 @@ class Author:
     def embed_positions(self) -> Value:
         columns, offset = self.draw(st.sampled_from(COLUMNS)), self.draw(st.sampled_from([0, 2]))
         return self.ops.embed_positions(next(self.names), CONTEXT, columns, offset=offset)
+
+    def scale_columns(self) -> Value:
+        x = self.any()
+        return self.ops.scale_columns(x, tuple(0.5 + number % 3 for number in range(x.columns)))
 
     def scale_by_position(self) -> Value:
         period, offset = self.draw(st.sampled_from([1, 3, 50])), self.draw(st.sampled_from([0, 1]))
@@ -210,6 +217,13 @@ class Author:
         )
         return self.ops.combine(self.ops.gated(y, y, "silu") if self.draw(st.booleans()) else y, choice)
 
+    def ssd(self) -> Value:
+        groups, size = self.draw(st.sampled_from(HEADS)), self.draw(st.sampled_from([1, 3, 16]))
+        heads, head_dim = groups * self.draw(st.sampled_from([1, 2])), self.draw(st.sampled_from([1, 5, 16, 40]))
+        limits = self.draw(st.sampled_from([(0.0, math.inf), (0.1, 0.8)]))
+        x = self.linear(heads * head_dim + 2 * groups * size)
+        return self.ops.ssd(x, self.linear(heads), next(self.names), head_dim=head_dim, groups=groups, limits=limits)
+
     def short_conv(self) -> Value:
         x = self.any()
         begin = self.draw(st.integers(0, x.columns - 1))
@@ -226,7 +240,7 @@ class Author:
 MADE_BY_OTHERS = {"select", "quantize", "route", "assign", "gather", "expert_linear", "combine"}
 """Operations that the author records as a part of something else."""
 ANY_ROWS = {
-    *("scale", "add", "multiply", "clamp", "softcap", "slice", "append"),
+    *("scale", "scale_columns", "add", "multiply", "clamp", "softcap", "slice", "append"),
     *("rms_norm", "layer_norm", "gated", "gated_clamped", "activate", "xielu", "linear"),
 }
 """Operations that take selected rows."""

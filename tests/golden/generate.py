@@ -84,8 +84,6 @@ CASES = {
     ),
     "arcee": Case("arcee"),
     "arcee_biases": Case("arcee", {"attention_bias": True, "mlp_bias": True, "head_dim": 24}),
-    "bitnet": Case("bitnet"),
-    "bitnet_biases": Case("bitnet", {"attention_bias": True, "hidden_act": "silu", "tie_word_embeddings": False}),
     "seed_oss": Case("seed_oss"),
     "seed_oss_biases": Case("seed_oss", {"attention_bias": False, "attention_out_bias": True, "mlp_bias": True}),
     "internlm3": Case("internlm3"),
@@ -128,34 +126,6 @@ CASES = {
             "tie_word_embeddings": False,
         },
     ),
-    "gpt_bigcode": Case("gpt_bigcode"),
-    "gpt_bigcode_many_heads": Case(
-        "gpt_bigcode",
-        {"multi_query": False, "n_inner": None, "scale_attn_weights": False, "tie_word_embeddings": False},
-    ),
-    "gpt_neo": Case("gpt_neo"),
-    "gpt_neo_wide": Case("gpt_neo", {"attention_types": [[["local"], 2]], "intermediate_size": None}),
-    "gptj": Case("gptj"),
-    "gptj_wide": Case("gptj", {"n_inner": 160, "rotary_dim": 16}),
-    "codegen": Case("codegen"),
-    "codegen_many_heads": Case("codegen", {"n_embd": 128, "n_head": 8, "n_inner": 160}),
-    "opt": Case("opt"),
-    "opt_narrow": Case("opt", {"do_layer_norm_before": False, "word_embed_proj_dim": 40}),
-    "opt_plain": Case(
-        "opt",
-        {
-            "_remove_final_layer_norm": True,
-            "enable_bias": False,
-            "layer_norm_elementwise_affine": False,
-            "tie_word_embeddings": False,
-        },
-    ),
-    "biogpt": Case("biogpt"),
-    "biogpt_unscaled": Case("biogpt", {"scale_embedding": False, "tie_word_embeddings": False}),
-    "jais2": Case("jais2"),
-    "jais2_no_biases": Case("jais2", {"attention_bias": False, "mlp_bias": False}),
-    "persimmon": Case("persimmon"),
-    "persimmon_no_norms": Case("persimmon", {"partial_rotary_factor": 0.25, "qk_layernorm": False}),
     "gpt_neox": Case("gpt_neox"),
     "gpt_neox_in_turn": Case(
         "gpt_neox",
@@ -335,6 +305,70 @@ CASES = {
     ),
     "youtu": Case("youtu"),
     "youtu_half_split": Case("youtu", {"attention_bias": True, "rope_interleave": False, "tie_word_embeddings": False}),
+    "mamba2": Case("mamba2"),
+    "mamba2_biases": Case(
+        "mamba2",
+        {
+            "conv_kernel": 3,
+            "head_dim": 20,
+            "hidden_size": 60,
+            "n_groups": 3,
+            "num_heads": 6,
+            "tie_word_embeddings": True,
+            "use_bias": True,
+            "use_conv_bias": False,
+        },
+    ),
+    "bamba": Case("bamba"),
+    "bamba_biases": Case(
+        "bamba", {"attention_bias": True, "mamba_n_groups": 2, "mamba_proj_bias": True, "mlp_bias": True}
+    ),
+    "granitemoehybrid": Case("granitemoehybrid"),
+    "granitemoehybrid_no_experts": Case(
+        "granitemoehybrid",
+        {
+            "attention_bias": True,
+            "layer_types": ["linear_attention", "full_attention", "full_attention"],
+            "mamba_conv_bias": False,
+            "mamba_n_groups": 2,
+            "mamba_proj_bias": True,
+            "num_experts_per_tok": 0,
+            "num_local_experts": 0,
+            "position_embedding_type": "rope",
+            "tie_word_embeddings": True,
+        },
+    ),
+    "falcon_h1": Case("falcon_h1"),
+    "falcon_h1_biases": Case(
+        "falcon_h1",
+        {
+            "attention_bias": True,
+            "mamba_proj_bias": True,
+            "mamba_rms_norm": True,
+            "mlp_bias": True,
+            "projectors_bias": True,
+        },
+    ),
+    "falcon_h1_norm_behind_the_gate": Case("falcon_h1", {"mamba_norm_before_gate": False, "mamba_rms_norm": True}),
+    "falcon_h1_no_factors": Case(
+        "falcon_h1", {"mamba_d_ssm": None, "mamba_n_heads": 8, "mlp_multipliers": None, "ssm_multipliers": None}
+    ),
+    "nemotron_h": Case("nemotron_h"),
+    "nemotron_h_latent_experts": Case(
+        "nemotron_h",
+        {
+            "hybrid_override_pattern": ...,
+            "layers_block_type": ["moe", "linear_attention", "mlp", "full_attention"],
+            "mamba_num_heads": 8,
+            "mlp_bias": True,
+            "moe_latent_size": 32,
+            "n_group": 1,
+            "norm_topk_prob": False,
+            "num_hidden_layers": ...,
+            "tie_word_embeddings": True,
+            "use_bias": True,
+        },
+    ),
     "granitemoe": Case("granitemoe"),
     "glm4_moe": Case("glm4_moe"),
     "glm4_moe_groups": Case(
@@ -484,10 +518,13 @@ def transformers_logits(folder: Path, prompt: Sequence[int], *, step: int | None
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     cache, parts = None, []
+    ids, positions = torch.tensor([list(prompt)]), torch.arange(len(prompt))[None]
+    size = step or len(prompt)
     with torch.no_grad():
-        for piece in torch.tensor([list(prompt)]).split(step or len(prompt), dim=1):
-            answer = model(piece, past_key_values=cache, use_cache=True)
-            cache = answer.past_key_values
+        for piece, places in zip(ids.split(size, dim=1), positions.split(size, dim=1), strict=True):
+            # Bamba would begin at position 0 again.
+            answer = model(piece, cache=cache, position_ids=places, use_cache=True)
+            cache = answer.cache
             parts.append(answer.logits[0].numpy())
     return np.concatenate(parts)
 

@@ -35,6 +35,9 @@ STEP = np.dtype(
         ("kind", "i8"),  # blocks.Kind.code of the weight
         ("bias", "i8"),
         ("sinks", "i8"),
+        ("a_log", "i8"),  # of recurrent layers: addresses of a number for each head
+        ("dt_bias", "i8"),
+        ("skip", "i8"),
         ("alpha_p", "i8"),  # of xielu: addresses of a number each
         ("alpha_n", "i8"),
         ("xielu_beta", "i8"),
@@ -56,6 +59,8 @@ STEP = np.dtype(
         ("heads_per_kv", "i8"),
         ("window", "i8"),  # positions that a query sees, 0 for all
         ("activation", "i8"),  # place in operations.ACTIVATIONS
+        ("heads", "i8"),  # of a state
+        ("state_size", "i8"),  # columns of a head's state
         ("taps", "i8"),  # tokens that a short convolution sees
         ("begin", "i8"),  # columns that a step takes of its input, and from where on rope turns those of a head
         ("end", "i8"),
@@ -76,6 +81,8 @@ STEP = np.dtype(
         ("limit", "f4"),
         ("alpha", "f4"),
         ("beta", "f4"),
+        ("dt_min", "f4"),  # limits of the steps of a state
+        ("dt_max", "f4"),
     ],
     align=True,
 )

@@ -24,6 +24,8 @@ SCORINGS = tuple(truth.SCORINGS)
 
 MOST_EXPERTS = 1024
 """Experts of a layer at most."""
+STATE_ROWS = 32
+"""Rows of a head's state in a unit of Mamba-2."""
 LINE = 16
 """Numbers of a cache line, f32: channels of a unit of a short convolution."""
 
@@ -40,10 +42,8 @@ class Load(NamedTuple):
 
     tokens: int
     chunks: Sequence[Chunk]
-    per_token: int
-    """Rows that a token has: more than one where they go to experts."""
     weight_bytes: int
-    """Bytes of its weight, or of those of all experts."""
+    """Bytes of its weight."""
     weight_rows: int
     """Rows of its weight, 1 if it has none."""
     position_bytes: float
@@ -133,7 +133,7 @@ def _positions_seen(chunk: Chunk, window: int) -> int:
 
 def _experts(fields: Mapping[str, Any], load: Load) -> Cost:
     """The experts that some token chose are read once: as many as are chosen on average, if all are alike."""
-    experts, top_k = fields["experts"], load.per_token
+    experts, top_k = fields["experts"], fields["per_token"]
     read = experts * (1 - (1 - top_k / experts) ** load.tokens)
     macs = fields["in_columns"] * fields["out_columns"] * load.tokens * top_k
     return Cost(load.weight_bytes * read / experts, macs=macs)
@@ -205,6 +205,12 @@ class OperationSpec:
         return Opcode[self.name.upper()]
 
 
+def _ssd_state(fields: Mapping[str, Any]) -> State:
+    """Units are rows of one head; the last ones of a head may be fewer."""
+    units = fields["heads"] * -(-fields["head_dim"] // STATE_ROWS)
+    return State(units, STATE_ROWS * fields["state_size"])
+
+
 _CHOICE = ("experts", "top_k")
 _ROUTING = (*_CHOICE, "scoring", "groups", "chosen_groups", "group_best", "normalize", "factor")
 _NORM = ("size", "weight_columns", "eps", "offset")
@@ -222,6 +228,7 @@ _ROWS = (
         parameters=("beta", "period", "position_offset"),
         in_place=("x",),
     ),
+    OperationSpec(truth.scale_columns, inputs=("x",), constant=True, in_place=("x",)),
     OperationSpec(truth.add, inputs=("a", "b"), in_place=("a", "b")),
     OperationSpec(truth.multiply, inputs=("a", "b"), in_place=("a", "b")),
     OperationSpec(truth.clamp, inputs=("x",), parameters=("limit",), in_place=("x",)),
@@ -278,6 +285,15 @@ _ROWS = (
         weights=("weight", "bias"),
         parameters=("begin", "end", "taps", "activation"),
         state=lambda fields: State(-(-fields["out_columns"] // LINE), (fields["taps"] - 1) * LINE),
+        shared=True,
+        work=_state_once,
+    ),
+    OperationSpec(
+        truth.ssd,
+        inputs=("x", "dt"),
+        weights=("a_log", "dt_bias", "skip"),
+        parameters=("heads", "head_dim", "groups", "state_size", "dt_min", "dt_max"),
+        state=_ssd_state,
         shared=True,
         work=_state_once,
     ),

@@ -15,6 +15,7 @@ from quantkit_kernels.interpreter.records import CHUNK_BYTES, chunk_at, pass_at,
 from quantkit_kernels.interpreter.threads import take_next
 from quantkit_kernels.operands import Rows, from_token
 from quantkit_kernels.recurrent.short_conv import Convolution, short_conv
+from quantkit_kernels.recurrent.ssd import Ssd, ssd
 from quantkit_kernels.simd import load_line_f32, store, zeros_wide
 
 PIECES = 4
@@ -67,3 +68,11 @@ def _advance(address, state, token, tokens, first, last):
         x = from_token(Rows(step.a.address + 4 * step.begin, step.a.stride), token)
         convolution = Convolution(step.weight, step.bias, step.out_columns, step.taps, step.activation)
         short_conv(convolution, x, out, state, tokens, first, last)
+    elif step.opcode == Opcode.SSD:
+        layer = Ssd(
+            step.heads, step.head_dim, step.groups, step.state_size, step.a_log, step.dt_bias, step.skip, step.dt_min,
+            step.dt_max,
+        )  # fmt: skip
+        x = from_token(Rows(step.a.address, step.a.stride), token)
+        dt = from_token(Rows(step.b.address, step.b.stride), token)
+        ssd(layer, x, dt, out, state, tokens, first, last)

@@ -47,6 +47,8 @@ def token_step(address, words, thread, token):
         multiply(a, b, out, columns)
     elif opcode == Opcode.SCALE:
         scale(a, step.factor, out, columns)
+    elif opcode == Opcode.SCALE_COLUMNS:
+        multiply(a, step.constant, out, columns)
     elif opcode == Opcode.SCALE_ROWS:
         scale(a, get_f32(b), out, columns)
     elif opcode == Opcode.CLAMP:

@@ -48,6 +48,11 @@ def multiply(a: Matrix, b: Matrix) -> Matrix:
     return a * b
 
 
+def scale_columns(x: Matrix, factors: Matrix) -> Matrix:
+    """`x * factors`, a factor for each column."""
+    return x * factors
+
+
 def clamp(x: Matrix, *, limit: float) -> Matrix:
     """`min(max(x, -limit), limit)`."""
     return np.clip(x, -limit, limit)
@@ -293,31 +298,31 @@ def ssd(
     state: State,
     a_log: Matrix,
     dt_bias: Matrix,
-    d: Matrix,
+    skip: Matrix,
     *,
     heads: int,
     head_dim: int,
     groups: int,
-    size: int,
+    state_size: int,
     dt_min: float,
     dt_max: float,
 ) -> Matrix:
-    """Mamba-2: `h = exp(-exp(a_log) t) h + (t x) B^T`, `y = h C + d x`, for each head; `h` is `[head_dim, size]`.
+    """Mamba-2: `h = exp(-exp(a_log) t) h + (t x) B^T`, `y = h C + skip x`, for each head; `h` is `[head_dim, size]`.
 
     `t` is `softplus(dt + dt_bias)` within `dt_min..dt_max`. Columns of `x`: those of all heads, then `B` of all groups
     of heads, then `C`.
     """
-    width, count = heads * head_dim, heads * head_dim * size
+    width, shape = heads * head_dim, (len(x), groups, state_size)
     inputs = x[:, :width].reshape(len(x), heads, head_dim)
-    b, c = (np.repeat(part.reshape(len(x), groups, size), heads // groups, 1) for part in np.split(x[:, width:], 2, 1))
+    b, c = (np.repeat(part.reshape(shape), heads // groups, 1) for part in np.split(x[:, width:], 2, 1))
     t = np.clip(np.logaddexp(0, dt + dt_bias), dt_min, dt_max)[:, :, None]
-    h = state[:count].reshape(heads, head_dim, size).astype(np.float64)
+    h = state[: width * state_size].reshape(heads, head_dim, state_size).astype(np.float64)
     y = np.empty_like(inputs)
     for token in range(len(x)):
         decay = np.exp(-np.exp(a_log)[:, None] * t[token])[..., None]
         h = decay * h + (t[token] * inputs[token])[..., None] * b[token][:, None]
-        y[token] = (h @ c[token][..., None])[..., 0] + d[:, None] * inputs[token]
-    state[:count] = h.reshape(-1)
+        y[token] = (h @ c[token][..., None])[..., 0] + skip[:, None] * inputs[token]
+    state[: width * state_size] = h.reshape(-1)
     return y.reshape(len(x), -1)
 
 

@@ -4,7 +4,7 @@ For every head and token, with a state `h` of `[head_dim, size]`, a step `t = cl
 `exp(-exp(A_log) t)`:
 
     h = decay h + (t x) B^T
-    y = h C + D x
+    y = h C + skip x
 
 Heads of a group share `B` and `C`. Tokens pass one after the other, in one fixed order of arithmetic, so the bits do
 not depend on how a sequence is cut into chunks. Rows of a state need no other rows: a unit is 32 of them, which stay in
@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.interpreter.operations import STATE_ROWS
 from quantkit_kernels.operands import Rows
 from quantkit_kernels.rows.functions import exp_negative, softplus
 from quantkit_kernels.simd import (
@@ -41,8 +42,8 @@ from quantkit_kernels.simd import (
 
 LINE = 16
 """Rows of a state in one register."""
-UNIT = 2 * LINE
-"""Rows of a unit; the last one of a head may have fewer."""
+UNIT = STATE_ROWS
+"""Rows of a unit, two registers; the last one of a head may have fewer."""
 
 
 class Ssd(NamedTuple):
@@ -56,7 +57,7 @@ class Ssd(NamedTuple):
     a_log: int
     """Addresses of f32 `[heads]`."""
     dt_bias: int
-    d: int
+    skip: int
     dt_min: float
     dt_max: float
 
@@ -66,42 +67,37 @@ class Token(NamedTuple):
 
     step: float
     decay: float
-    d: float
+    skip: float
     b: int
     """Addresses of f32 `[size]`."""
     c: int
 
 
-def state_floats(heads: int, head_dim: int, size: int) -> int:
-    """Numbers in the state of a sequence: a head's rows are padded to whole registers."""
-    return heads * -(-head_dim // LINE) * LINE * size
-
-
 @jit
-def units_of(layer):
-    """Units of a layer's state."""
-    return layer.heads * ((layer.head_dim + UNIT - 1) // UNIT)
+def ssd(layer, x, dt, out, state, tokens, first, last):
+    """Units `first` to `last` of consecutive tokens of one sequence.
 
-
-@jit
-def ssd(layer, x, dt, out, state, count, first, last):
-    """Units `first` to `last` of a layer, for `count` consecutive tokens of a sequence.
-
-    Rows of `x` hold the columns of all heads, then `B` of all groups, then `C`; those of `dt` one number for each head.
+    Parameters
+    ----------
+    layer : Ssd
+    x, dt, out : Rows
+        f32 rows: the columns of all heads, then `B` of all groups, then `C`; a number for each head; the heads'
+        outputs.
+    state : int
+        Address of f32 `[units, size, UNIT]`, which is advanced.
+    tokens, first, last : int
     """
     units = (layer.head_dim + UNIT - 1) // UNIT
-    lines = (layer.head_dim + LINE - 1) // LINE
     for unit in range(first, last):
-        head, line = unit // units, unit % units * 2
-        memory = state + 4 * LINE * layer.size * (head * lines + line)
-        _unit(layer, x, dt, out, memory, count, head, line * LINE)
+        memory = state + 4 * UNIT * layer.size * unit
+        _unit(layer, x, dt, out, memory, tokens, unit // units, unit % units * UNIT)
 
 
 @jit
 def _unit(layer, x, dt, out, memory, count, head, row):
     """The rows of a head from `row` on: in steps of `LINE` tokens, whose step sizes are computed together."""
     steps, decays = stack_f32(LINE), stack_f32(LINE)
-    rate, d = np.float32(-math.exp(get_f32(layer.a_log + 4 * head))), get_f32(layer.d + 4 * head)
+    rate, skip = np.float32(-math.exp(get_f32(layer.a_log + 4 * head))), get_f32(layer.skip + 4 * head)
     column, rows = head * layer.head_dim + row, layer.head_dim - row
     b_column = layer.heads * layer.head_dim + layer.size * (head // (layer.heads // layer.groups))
     c_column = b_column + layer.groups * layer.size
@@ -113,7 +109,7 @@ def _unit(layer, x, dt, out, memory, count, head, row):
             token = Token(
                 get_f32(steps + 4 * number),
                 get_f32(decays + 4 * number),
-                d,
+                skip,
                 values + 4 * b_column,
                 values + 4 * c_column,
             )
@@ -162,7 +158,7 @@ def _ragged(memory, size, x, out, rows, token):
 def _advanced(memory, stride, size, x, token):
     """Advance rows of a state, whose columns are `stride` bytes apart, by one token; returns their outputs."""
     scaled, keep = x * splat_wide(token.step), splat_wide(token.decay)
-    y = x * splat_wide(token.d)
+    y = x * splat_wide(token.skip)
     for column in range(size):
         place = memory + stride * column
         h = fma(scaled, splat_wide(get_f32(token.b + 4 * column)), load_wide_f32(place, x) * keep)

@@ -54,6 +54,12 @@ class Recorder(RecurrentOperations):
         """`x * factor`."""
         return self._record("scale", (x,), x.columns, factor=factor)
 
+    def scale_columns(self, x: Value, factors: tuple[float, ...]) -> Value:
+        """`x * factors`, a number for each column, such as those of several parts of a row."""
+        if len(factors) != x.columns:
+            raise ValueError(f"scale_columns: {len(factors)} factors for {x.columns} columns")
+        return self._record("scale_columns", (x,), x.columns, constant=factors)
+
     def scale_by_position(self, x: Value, *, beta: float, period: int, offset: int = 0) -> Value:
         """`x * (1 + beta * log(1 + floor((position + offset) / period)))`: queries of long texts are hotter.
 

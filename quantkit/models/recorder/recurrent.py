@@ -52,3 +52,37 @@ class RecurrentOperations(Recording):
             taps=taps,
             activation=known(activation),
         )
+
+    def ssd(
+        self, x: Value, dt: Value, module: str, *, head_dim: int, groups: int, limits: tuple[float, float]
+    ) -> Value:
+        """Mamba-2's recurrence -> `[T, heads * head_dim]`; a head keeps a matrix `h` of `[head_dim, state_size]`.
+
+        `h = exp(-exp(A_log) t) h + (t x) B^T`, `y = h C + D x`, where `t` is `softplus(dt + dt_bias)` within `limits`.
+        Its tensors are `{module}.A_log`, `{module}.dt_bias` and `{module}.D`, each `[heads]`.
+
+        Parameters
+        ----------
+        x : Value
+            The columns of all heads, then `B` of all groups of heads, `[groups, state_size]`, then `C`.
+        dt : Value
+            `[T, heads]`.
+        module : str
+        head_dim, groups : int
+        limits : (float, float)
+            The largest may be infinite.
+        """
+        heads = dt.columns
+        state_size, rest = divmod(x.columns - heads * head_dim, 2 * groups)
+        if rest or state_size < 1 or heads % groups or not plain(x, dt):
+            raise ValueError(f"{module}: {x.columns} columns do not fit {heads} heads of {head_dim}, {groups} groups")
+        tensors = tuple(self._tensor(f"{module}.{name}", (heads,), "bias") for name in ("A_log", "dt_bias", "D"))
+        return self._record(
+            *("ssd", (x, dt), heads * head_dim, tensors),
+            heads=heads,
+            head_dim=head_dim,
+            groups=groups,
+            state_size=state_size,
+            dt_min=limits[0],
+            dt_max=limits[1],
+        )

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from arrays import UNTOUCHED, address
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.interpreter import truth
+from quantkit_kernels.interpreter.operations import OPERATIONS
 from quantkit_kernels.operands import Rows
 from quantkit_kernels.recurrent import ssd
-from quantkit_kernels.recurrent.ssd import Ssd, state_floats
+from quantkit_kernels.recurrent.ssd import Ssd
 
 TOLERANCE = 2e-6
 """Of sums over a state's columns and over tokens, relative to the largest output."""
@@ -27,7 +28,7 @@ class Shape(NamedTuple):
     heads: int
     head_dim: int
     groups: int
-    size: int
+    state_size: int
 
 
 SHAPES = [
@@ -41,13 +42,8 @@ SHAPES = [
 
 
 @jit(entry=True)
-def advance(layer, x, dt, out, state, count, first, last):
-    ssd.ssd(layer, x, dt, out, state, count, first, last)
-
-
-@jit(entry=True)
-def units_of(layer):
-    return ssd.units_of(layer)
+def advance(layer, x, dt, out, state, tokens, first, last):
+    ssd.ssd(layer, x, dt, out, state, tokens, first, last)
 
 
 class Layer:
@@ -57,15 +53,15 @@ class Layer:
         rng = np.random.default_rng(shape.head_dim)
         self.shape, self.limits = shape, limits
         self.columns = shape.heads * shape.head_dim
-        self.x = rng.standard_normal((TOKENS, self.columns + 2 * shape.groups * shape.size)).astype(np.float32)
+        self.x = rng.standard_normal((TOKENS, self.columns + 2 * shape.groups * shape.state_size)).astype(np.float32)
         self.dt = (2 * rng.standard_normal((TOKENS, shape.heads))).astype(np.float32)
         self.weights = rng.standard_normal((3, shape.heads)).astype(np.float32)
-        a_log, dt_bias, d = map(address, self.weights)
-        self.layer = Ssd(*shape, a_log, dt_bias, d, *limits)
+        a_log, dt_bias, skip = map(address, self.weights)
+        self.layer = Ssd(*shape, a_log, dt_bias, skip, *limits)
 
     def exact(self) -> NDArray[np.float64]:
         shape, weights = self.shape, self.weights.astype(np.float64)
-        state = np.zeros(self.columns * shape.size, np.float32)
+        state = np.zeros(self.columns * shape.state_size, np.float32)
         inputs = self.x.astype(np.float64), self.dt.astype(np.float64)
         return truth.ssd(*inputs, state, *weights, **shape._asdict(), dt_min=self.limits[0], dt_max=self.limits[1])
 
@@ -73,9 +69,12 @@ class Layer:
         """Return the outputs for a sequence that comes in chunks, units below `cut` first."""
         x, dt = padded(self.x), padded(self.dt)
         out = np.full((TOKENS, -(-self.columns // 16) * 16 + 16), UNTOUCHED, np.float32)
-        state = np.zeros(state_floats(self.shape.heads, self.shape.head_dim, self.shape.size) + 16, np.float32)
+        kept = OPERATIONS["ssd"].state
+        assert kept is not None
+        units, floats = kept(self.shape._asdict())
+        state = np.zeros(units * floats + 16, np.float32)
         state[-16:] = UNTOUCHED
-        units, begin = units_of(self.layer), 0
+        begin = 0
         for count in chunks:
             rows = [Rows(address(rows[begin:]), rows.strides[0]) for rows in (x, dt, out)]
             for first, last in ((0, cut), (cut, units)):
