@@ -1,7 +1,8 @@
 """Where an architecture and a model on disk meet: what a config describes, and the tensors that are there.
 
 Neither knows the other: `quantkit.models` records a program from a config, `quantkit.formats` opens files. Whoever runs
-or converts a model starts here. No tensor is read, except where two copies of one are to be compared.
+or converts a model starts here. No tensor is read, except routers, which are small, and where two copies of one are to
+be compared.
 """
 
 from __future__ import annotations
@@ -10,10 +11,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from quantkit.formats.source import ModelSource, Selection
 from quantkit.models import registry
 from quantkit.models.program import Program
 from quantkit.models.registry import Architecture
+from quantkit_kernels.blocks import dequantize
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +52,24 @@ def bind(source: ModelSource, text_length: int | None = None) -> Bound:
             architecture = architecture.untied()
             program = architecture.record(text_length)
     weights = source.select(program.tensors, prefixes, architecture.source)
+    _check_routers(program, weights)
     if weights.unused:
         logger.warning("%s: %s", source.path, _left_out(weights.unused, architecture.part_of))
     return Bound(architecture, program, weights)
+
+
+def _check_routers(program: Program, weights: Selection) -> None:
+    """Raise where the numbers by which experts are chosen are not finite: any expert would be as good as another."""
+    for operation in program.operations:
+        names = operation.tensors
+        routes = operation.name == "route" or (names and program.tensors[names[0]].role == "router")
+        for name in names if routes else ():
+            tensor = weights.tensor(name, copy=True)
+            if not np.isfinite(dequantize(tensor.kind, tensor.data, tensor.row_scales, tensor.shape)).all():
+                raise weights.error(
+                    f"{weights.file_of(name)}: tensor {name!r}, which chooses experts, holds NaN or infinity; "
+                    "the checkpoint is damaged"
+                )
 
 
 def _bare(source: ModelSource, program: Program) -> tuple[tuple[str, str], ...]:

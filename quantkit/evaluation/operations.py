@@ -29,7 +29,7 @@ class OperationTime:
     Attributes
     ----------
     name : str
-        `linear q_proj`, `attention`, `add + rms_norm + quantize`, ...; or `WAITING`, `OUTSIDE`.
+        `linear q_proj`, `expert_linear up_proj`, `add + rms_norm + quantize`, ...; or `WAITING`, `OUTSIDE`.
     calls : float
         How often it ran; for `WAITING` and `OUTSIDE` the passes.
     cost : Cost
@@ -94,9 +94,9 @@ def _fused(model: Model) -> Iterator[tuple[int, Sequence[Step]]]:
 
 
 def _name(model: Model, step: Step) -> str:
-    """A linear map by its module, anything else by what it does."""
-    if step.spec.name != "linear":
+    """A matrix product by its module, anything else by what it does."""
+    if not step.spec.product:
         return step.spec.name
     # A tied head goes by the name of the embedding.
     tied = model.program.tensors[step.weights[0]].role == "embedding"
-    return f"linear {'lm_head' if tied else step.weights[0].split('.')[-2]}"
+    return f"{step.spec.name} {'lm_head' if tied else step.weights[0].split('.')[-2]}"

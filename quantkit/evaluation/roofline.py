@@ -65,6 +65,7 @@ class Costs:
         load = Load(
             tokens=wanted if step.wanted else sum(chunk.count for chunk in chunks),
             chunks=chunks,
+            per_token=step.per_token,
             weight_bytes=self._weight_bytes(step),
             weight_rows=weight.shape[0] if weight else 1,
             position_bytes=self._layer_bytes[step.cache] / PAGE if step.cache >= 0 else 0,
@@ -101,7 +102,7 @@ class Costs:
         """Equal for steps that cost the same whatever the batch."""
         weight_bytes = self._weight_bytes(step)
         cached = self._layer_bytes[step.cache] if step.cache >= 0 else 0
-        return step.spec.name, step.wanted, weight_bytes, cached, *sorted(step.fields.items())
+        return step.spec.name, step.wanted, step.per_token, weight_bytes, cached, *sorted(step.fields.items())
 
     def _weight_bytes(self, step: Step) -> int:
         """Of the weight, or of those of all experts."""

@@ -71,6 +71,8 @@ class Attention:
     qkv_bias, output_bias : bool
         Whether `q_proj`, `k_proj` and `v_proj`, and whether `o_proj` have a bias; that of `o_proj` may be missing, as
         where Qwen's weights bear another family's name.
+    sub_norm : Norm, optional
+        Of what the heads give, before `o_proj`; its module is `attn_sub_norm`.
     clip : float, optional
         Limit of queries, keys and values, in both directions.
     sinks : bool
@@ -91,6 +93,7 @@ class Attention:
     softcap: float = 0.0
     qkv_bias: bool = False
     output_bias: bool = False
+    sub_norm: Norm | None = None
     clip: float | None = None
     sinks: bool = False
     gate: str = ""
@@ -113,6 +116,7 @@ class Attention:
         seen = ops.attention(q, cache, scale=self.scale, softcap=self.softcap, sinks=sinks, window=window)
         if self.gate:
             seen = ops.multiply(seen, ops.activate(ops.linear(x, f"{module}.{self.gate}", q.columns), "sigmoid"))
+        seen = seen if self.sub_norm is None else self.sub_norm(seen, f"{module}.attn_sub_norm")
         return ops.linear(seen, f"{module}.o_proj", config.hidden_size, bias=self.output_bias, optional_bias=True)
 
     def _rotated(self, heads: Value, norm: str, rotation: Value | None) -> Value:
@@ -137,12 +141,15 @@ class GatedMLP:
         The recorder's name.
     bias : bool
         Whether the three projections have a bias.
+    sub_norm : Norm, optional
+        Before `down_proj`; its module is `ffn_sub_norm`.
     """
 
     ops: Recorder
     size: int
     activation: str
     bias: bool = False
+    sub_norm: Norm | None = None
 
     def __call__(self, x: Value, module: str) -> Value:
         """Record one layer's MLP -> `[T, x.columns]`."""
@@ -150,6 +157,7 @@ class GatedMLP:
         gate = ops.linear(x, f"{module}.gate_proj", self.size, bias=self.bias)
         up = ops.linear(x, f"{module}.up_proj", self.size, bias=self.bias)
         gated = ops.gated(gate, up, self.activation)
+        gated = gated if self.sub_norm is None else self.sub_norm(gated, f"{module}.ffn_sub_norm")
         return ops.linear(gated, f"{module}.down_proj", x.columns, bias=self.bias)
 
 

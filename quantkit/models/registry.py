@@ -15,7 +15,8 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models import refused
 from quantkit.models.config import DecoderConfig, shown
 from quantkit.models.families import latent_attention, state_space
-from quantkit.models.families.dense import cohere, gemma, gemma3, glm, gpt2, granite, hunyuan, llama, neox, olmo
+from quantkit.models.families.dense import cohere, gemma, gemma3, glm, granite, hunyuan, llama, olmo
+from quantkit.models.families.gpt import gpt2, gptj, neox, opt
 from quantkit.models.families.hybrid import falcon_h1, granitemoehybrid, mamba2, nemotron_h
 from quantkit.models.families.latent import deepseek, minicpm3
 from quantkit.models.families.mixtures import afmoe, glm4_moe, gpt_oss, mixtral
@@ -46,6 +47,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "apertus": Family(llama.ApertusConfig, llama.apertus, llama.APERTUS_STORED, known_as="Apertus 8B, 70B"),
         "arcee": Family(llama.ArceeConfig, llama.arcee, known_as="AFM 4.5B"),
         "bamba": Family(mamba2.BambaConfig, mamba2.bamba, state_space.STORED, known_as="Bamba 9B"),
+        "biogpt": Family(opt.BioGptConfig, opt.biogpt, opt.BIOGPT_STORED, known_as="BioGPT"),
+        "bitnet": Family(llama.BitnetConfig, llama.bitnet, known_as="BitNet b1.58 2B4T"),
+        "codegen": Family(gptj.CodegenConfig, gptj.codegen, gptj.CODEGEN_STORED, known_as="CodeGen 350M to 16B"),
         "cohere": Family(cohere.CohereConfig, cohere.cohere, known_as="Command R, Aya"),
         "cohere2": Family(cohere.Cohere2Config, cohere.cohere2, known_as="Command R7B, Command A"),
         "deepseek_v2": Family(
@@ -71,9 +75,14 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             deepseek.Glm4MoeLiteConfig, deepseek.deepseek_v3, latent_attention.STORED, known_as="GLM-4.7-Flash"
         ),
         "glm4_moe": Family(glm4_moe.GlmConfig, glm4_moe.glm4_moe, known_as="GLM-4.5 and 4.6, GLM-4.5-Air"),
-        "gpt2": Family(gpt2.Config, gpt2.forward, gpt2.STORED, known_as="GPT-2"),
+        "gpt2": Family(gpt2.Gpt2Config, gpt2.gpt2, gpt2.GPT2_STORED, known_as="GPT-2"),
+        "gpt_bigcode": Family(
+            gpt2.BigCodeConfig, gpt2.gpt_bigcode, gpt2.BIGCODE_STORED, known_as="StarCoder, SantaCoder"
+        ),
+        "gpt_neo": Family(gpt2.NeoConfig, gpt2.gpt_neo, gpt2.NEO_STORED, known_as="GPT-Neo 125M to 2.7B"),
         "gpt_neox": Family(neox.NeoXConfig, neox.gpt_neox, neox.NEOX_STORED, known_as="Pythia, GPT-NeoX 20B"),
         "gpt_oss": Family(gpt_oss.Config, gpt_oss.forward, gpt_oss.STORED, known_as="gpt-oss 20B, 120B"),
+        "gptj": Family(gptj.Config, gptj.gptj, gptj.GPTJ_STORED, known_as="GPT-J 6B"),
         "granite": Family(granite.Config, granite.forward, known_as="Granite 3"),
         "granitemoe": Family(granite.MoeConfig, granite.moe, granite.MOE_STORED, known_as="Granite 3 with experts"),
         "granitemoehybrid": Family(
@@ -89,6 +98,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "hunyuan_v1_dense": Family(hunyuan.Config, hunyuan.dense, known_as="Hunyuan 0.5B to 7B"),
         "hunyuan_v1_moe": Family(hunyuan.MoeConfig, hunyuan.moe, known_as="Hunyuan A13B"),
         "internlm3": Family(llama.InternLM3Config, llama.internlm3, known_as="InternLM 3"),
+        "jais2": Family(neox.Jais2Config, neox.jais2, known_as="Jais 2 8B, 70B"),
         "llama": Family(
             llama.LlamaConfig, llama.llama, known_as="Llama 1 to 3.x, SmolLM2, TinyLlama, Yi, DeepSeek-R1-Distill-Llama"
         ),
@@ -107,6 +117,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "olmo2": Family(olmo.Olmo2Config, olmo.olmo2, known_as="OLMo 2"),
         "olmo3": Family(olmo.Olmo3Config, olmo.olmo3, known_as="OLMo 3"),
         "olmoe": Family(mixtral.OlmoeConfig, mixtral.olmoe, known_as="OLMoE"),
+        "opt": Family(opt.OptConfig, opt.opt, opt.OPT_STORED, known_as="OPT 125M to 66B"),
+        "persimmon": Family(neox.PersimmonConfig, neox.persimmon, neox.PERSIMMON_STORED, known_as="Persimmon 8B"),
         "phi": Family(neox.PhiConfig, neox.phi, neox.PHI_STORED, known_as="Phi-1, Phi-2"),
         "phi3": Family(llama.Phi3Config, llama.phi3, llama.PHI3_STORED, known_as="Phi-3, Phi-3.5, Phi-4"),
         "qwen2": Family(llama.Qwen2Config, llama.qwen2, known_as="Qwen2, Qwen2.5"),

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import tiny
+from golden.generate import checkpoint as golden_checkpoint
 from quantkit import convert
 from quantkit.engine.kv_cache import Sequence as Tokens
 from quantkit.engine.model import PASS_TOKENS, Model
@@ -127,6 +128,22 @@ def test_operations_make_up_the_clock_s_time(model: Model) -> None:
     assert sum(operation.share for operation in found.operations) == pytest.approx(1)
     total = sum((operation.cost for operation in found.operations), start=Cost())
     assert total.macs == pytest.approx(found.cost.macs / 3)
+
+
+def test_of_the_experts_those_that_are_chosen_count(tmp_path: Path) -> None:
+    convert(golden_checkpoint(tmp_path / "tiny", "qwen3_moe", dtype="BF16"), tmp_path / "packed")  # 3 of 8 experts
+    with contextlib.closing(load_model(tmp_path / "packed", threads=1)) as mixture:
+        costs = Costs(mixture)
+        for step in [step for step in mixture.plan.steps if step.spec.name == "expert_linear"]:
+            whole = sum(mixture.tensors[name].nbytes for name in step.weights)
+            assert costs.step(step, [Chunk(1, 9)], 1).weight_bytes == pytest.approx(whole * 3 / 8)
+            two = costs.step(step, [Chunk(2, 9)], 1)
+            assert two.weight_bytes == pytest.approx(whole * (1 - (5 / 8) ** 2))
+            assert two.macs == 2 * 3 * step.fields["in_columns"] * step.fields["out_columns"]
+        assert costs.forward([Chunk(1, 0)]).weight_bytes == pytest.approx(mixture.bytes_per_token, rel=0.01)
+        (found,) = measure(mixture, [benchmark.Test(8, 0)], NoProbe(), repetitions=1, operations=True)
+    names = {operation.name for operation in found.operations}
+    assert {"expert_linear gate_proj", "expert_linear up_proj", "expert_linear down_proj"} <= names
 
 
 def test_ceilings_are_measured() -> None:

@@ -21,8 +21,14 @@ from quantkit.models.program import Program
 from quantkit.models.registry import FAMILIES, read
 
 TYPES = list(tiny.FAMILIES)
-WITHOUT_DEFAULT: dict[str, dict[str, int]] = {"deepseek_v2": {"num_experts_per_tok": 6}}
-"""Fields that transformers has no default for, beside the sizes of every model."""
+WITHOUT_DEFAULT: dict[str, dict[str, Any]] = {
+    "codegen": {"rotary_dim": 8},
+    "deepseek_v2": {"num_experts_per_tok": 6},
+    "gpt_neo": {"attention_types": [[["global", "local"], 20]]},
+    "gptj": {"rotary_dim": 8},
+    "opt": {"ffn_dim": 160},
+}
+"""Fields that have no default in transformers, or one that fits a single size."""
 LATENT = [name for name in TYPES if issubclass(FAMILIES[name].config, LatentConfig)]
 
 
@@ -54,9 +60,15 @@ def test_context_length(model_type: str) -> None:
 @pytest.mark.parametrize("field", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"])
 def test_impossible_sizes_are_refused(model_type: str, field: str) -> None:
     name = spelled(model_type, field)
-    for value in (0, -1, None, "64", 64.0, True, [64], 2**31, math.nan):
+    for value in (0, -1, "64", 64.0, True, [64], 2**31, math.nan):
         with pytest.raises(CheckpointError, match=rf"config\.json: {name} is .*, not a whole number from 1 to"):
             record(tiny.config_of(model_type, **{name: value}))
+
+
+@pytest.mark.parametrize("field", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"])
+def test_sizes_of_null_are_refused(field: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"config\.json: {field} is None, not a whole number"):
+        record(tiny.config_of("llama", **{field: None}))
 
 
 @pytest.mark.parametrize("field", ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"])
@@ -232,6 +244,36 @@ def test_internlm3_spells_biases_in_two_ways(biases: dict[str, bool]) -> None:
     config = tiny.config_of("internlm3") | {"qkv_bias": None, "bias": None, "mlp_bias": True}
     found = {name.split(".")[-2] for name in record(config).tensors if name.endswith("bias")}
     assert found == {"o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize(
+    ("types", "message"),
+    [
+        ([[["global"], 3]], "attention_types are 3 for 2 layers"),
+        ([[["global", "sparse"], 1]], "attention_types has 'sparse'"),
+        ([[["global"], 0]], r"attention_types has \[\['global'\], 0\]"),
+        ([["global", "local"]], "not types and how often"),
+        ([3], "attention_types has 3"),
+    ],
+)
+def test_gpt_neo_says_how_often_types_of_layers_come(types: list[Any], message: str) -> None:
+    program = record(
+        tiny.config_of("gpt_neo", attention_types=[[["local"], 1], [["global", "local"], 1]], num_layers=3)
+    )
+    assert windows(program) == [16, 0, 16]
+    with pytest.raises(QuantkitError, match=message):
+        record(tiny.config_of("gpt_neo", attention_types=types))
+
+
+@pytest.mark.parametrize("model_type", ["codegen", "gptj"])
+def test_gptj_rotates_a_part_of_its_heads(model_type: str) -> None:
+    for rotary_dim in (7, 18):
+        with pytest.raises(CheckpointError, match=f"rotary_dim {rotary_dim} is not an even number up to 16"):
+            record(tiny.config_of(model_type, rotary_dim=rotary_dim))
+    with pytest.raises(UnsupportedError, match="tie_word_embeddings is True"):
+        record(tiny.config_of(model_type, tie_word_embeddings=True))
+    with pytest.raises(CheckpointError, match="num_attention_heads 2 is no multiple of 4"):
+        record(tiny.config_of("codegen", n_head=2))
 
 
 @pytest.mark.parametrize("model_type", LATENT)

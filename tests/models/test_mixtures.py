@@ -1,16 +1,23 @@
-"""Mixtures of experts that cannot be: each is refused before anything is packed or computed."""
+"""Mixtures of experts that cannot be: each is refused, in one line, before anything is packed or computed."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import tiny
+from golden.generate import shapes
 from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.generation.loading import load_model
 from quantkit.models.decoder import Router
 from quantkit.models.recorder import Recorder
 from quantkit.models.registry import read
+from quantkit.quantization.conversion import Progress, convert
 
 
 @pytest.mark.parametrize(
@@ -48,3 +55,77 @@ def test_a_layer_that_is_neither_dense_nor_sparse() -> None:
         UnsupportedError, match=r"^config\.json: mlp_layer_types is .*, not dense or sparse for each of 3"
     ):
         read(config).record()
+
+
+Tensors = dict[str, NDArray[np.float32]]
+EXPERTS = "model.layers.1.block_sparse_moe"
+
+
+def folder(path: Path, model_type: str, spoil: Callable[[Tensors], Any] = lambda tensors: None, **config: Any) -> Path:
+    """The tiny model of a family, spoilt, or with another config than its tensors have."""
+    tensors = {name: tiny.weight(name, shape) for name, shape in shapes(model_type).items()}
+    spoil(tensors)
+    tiny.checkpoint(path, model_type, tensors={}, **config)
+    tiny.write_safetensors(path / "model.safetensors", {name: ("F32", array) for name, array in tensors.items()})
+    return path
+
+
+def put(name: str, value: float) -> Callable[[Tensors], Any]:
+    """A change of one number of a tensor."""
+    return lambda tensors: tensors[name].__setitem__((0,) * tensors[name].ndim, value)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "spoil", "config", "message"),
+    [
+        (
+            "mixtral",
+            lambda it: it.pop(f"{EXPERTS}.experts.2.w1.weight"),
+            {},
+            r"has no tensor '.*\.experts\.2\.w1\.weight'",
+        ),
+        ("mixtral", lambda it: None, {"num_local_experts": 6}, r"gate\.weight' has shape \(4, 64\), .* for \(6, 64\)"),
+        ("mixtral", lambda it: None, {"num_local_experts": 3}, r"gate\.weight' has shape \(4, 64\), .* for \(3, 64\)"),
+        (
+            "mixtral",
+            lambda it: it.update({f"{EXPERTS}.experts.4.w1.weight": it[f"{EXPERTS}.experts.3.w1.weight"]}),
+            {},
+            r"does not use tensor '.*\.experts\.4\.w1\.weight'",
+        ),
+        (
+            "granitemoe",
+            lambda it: it.update({f"{EXPERTS}.input_linear.weight": it[f"{EXPERTS}.input_linear.weight"][:3]}),
+            {},
+            r"input_linear\.weight' has shape \(3, 320, 64\), .* for \(4, 320, 64\)",
+        ),
+        (
+            "mixtral",
+            put(f"{EXPERTS}.gate.weight", np.nan),
+            {},
+            r"gate\.weight', which chooses experts, holds NaN or inf",
+        ),
+        (
+            "gpt_oss",
+            put("model.layers.0.mlp.router.bias", np.inf),
+            {},
+            r"router\.bias', which chooses experts, holds NaN",
+        ),
+        (
+            "glm4_moe",
+            put("model.layers.1.mlp.gate.e_score_correction_bias", np.nan),
+            {},
+            r"e_score_correction_bias', which chooses experts, holds NaN",
+        ),
+    ],
+)
+def test_before_any_work(
+    model_type: str, spoil: Callable[[Tensors], Any], config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    source = folder(tmp_path / "model", model_type, spoil, **config)
+    done: list[Progress] = []
+    for work in (lambda: convert(source, tmp_path / "out", progress=done.append), lambda: load_model(source)):
+        with pytest.raises(CheckpointError, match=rf"^{tmp_path}/model.*{message}") as caught:
+            work()
+        assert "\n" not in str(caught.value)
+    assert not done
+    assert not (tmp_path / "out").exists()

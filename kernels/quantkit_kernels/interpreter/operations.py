@@ -42,8 +42,10 @@ class Load(NamedTuple):
 
     tokens: int
     chunks: Sequence[Chunk]
+    per_token: int
+    """Rows that a token has: more than one where they go to experts."""
     weight_bytes: int
-    """Bytes of its weight."""
+    """Bytes of its weight, or of those of all experts."""
     weight_rows: int
     """Rows of its weight, 1 if it has none."""
     position_bytes: float
@@ -133,7 +135,7 @@ def _positions_seen(chunk: Chunk, window: int) -> int:
 
 def _experts(fields: Mapping[str, Any], load: Load) -> Cost:
     """The experts that some token chose are read once: as many as are chosen on average, if all are alike."""
-    experts, top_k = fields["experts"], fields["per_token"]
+    experts, top_k = fields["experts"], load.per_token
     read = experts * (1 - (1 - top_k / experts) ** load.tokens)
     macs = fields["in_columns"] * fields["out_columns"] * load.tokens * top_k
     return Cost(load.weight_bytes * read / experts, macs=macs)

@@ -11,10 +11,11 @@ from types import MappingProxyType
 from typing import Any
 
 from quantkit.errors import UnsupportedError
+from quantkit.formats.schemes.bitnet import Bitnet
 from quantkit.formats.schemes.mxfp4 import Mxfp4
 from quantkit.formats.schemes.scheme import Scheme
 
-SCHEMES: Mapping[str, Scheme] = MappingProxyType({"mxfp4": Mxfp4()})
+SCHEMES: Mapping[str, type[Scheme]] = MappingProxyType({"bitnet": Bitnet, "mxfp4": Mxfp4})
 """`quant_method` -> scheme."""
 FIELDS = ("quantization_config", "quantization", "compression_config")
 """Fields of config.json that say that a checkpoint is quantized: transformers', MLX's, an old one of others."""
@@ -33,7 +34,7 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
         if found:
             method = found.get("quant_method") if isinstance(found, dict) else None
             if field == FIELDS[0] and isinstance(method, str) and method in SCHEMES:
-                return SCHEMES[method]
+                return SCHEMES[method].of(found)
             raise UnsupportedError(
                 f"the checkpoint is already quantized ({field}: {method or 'method not named'}); "
                 f"quantkit packs F16, BF16 and F32 weights, and reads {', '.join(SCHEMES)}: use the original checkpoint"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 from numpy.typing import NDArray
 
@@ -24,6 +24,11 @@ class Scheme(ABC):
     """
 
     kind: ClassVar[str]
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """Make the scheme of a `quantization_config`; raises `UnsupportedError` for a variant that is not read."""
+        return cls()
 
     @abstractmethod
     def encoded(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:

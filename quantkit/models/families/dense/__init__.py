@@ -1,1 +1,1 @@
-"""Decoders whose layers are attention and one MLP."""
+"""Decoders in the line of Llama: RMSNorms, heads that are rotated, and one gated MLP."""

@@ -4,7 +4,8 @@ They differ in flags. Llama 1 to 3 stands for SmolLM2, TinyLlama, Yi and many mo
 later versions leave out (`null`). Qwen2 and Qwen2.5 have biases of queries, keys and values; Qwen3 normalizes every
 query and key head before it is rotated, and frees the size of a head from the hidden size. Phi-3 stores matrices that
 read the same input as one. SmolLM3 leaves the heads of every fourth layer unrotated. The MLPs of Arcee and Apertus have
-no gate, and Apertus learns its activation. Ministral 3 scales its queries up in long texts.
+no gate, and Apertus learns its activation. Ministral 3 scales its queries up in long texts. BitNet has two norms
+more, and ternary weights, which are exact in four bits.
 
 Touvron et al., "LLaMA: Open and Efficient Foundation Language Models", 2023. Jiang et al., "Mistral 7B", 2023.
 Yang et al., "Qwen2 Technical Report", 2024, and "Qwen3 Technical Report", 2025. Abdin et al., "Phi-3 Technical Report",
@@ -22,7 +23,7 @@ from typing import Any, ClassVar
 
 from quantkit.errors import CheckpointError
 from quantkit.models.config import DecoderConfig, activation, attention_windows, bounded, is_positive, shown
-from quantkit.models.decoder import MLP, XIELU, Attention, GatedMLP, embed, head, rotation
+from quantkit.models.decoder import MLP, XIELU, Attention, GatedMLP, Norm, embed, head, rotation
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
@@ -83,6 +84,18 @@ class ApertusConfig(Config):
     @property
     def activation(self) -> str:
         return XIELU if self.hidden_act == XIELU else super().activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitnetConfig(Config):
+    """`config.json` of model type `bitnet`."""
+
+    default_theta: ClassVar[float] = 500_000.0
+
+    num_key_value_heads: int | None = 5
+    hidden_act: str = "relu2"
+    rms_norm_eps: float = 1e-5
+    attention_bias: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,8 +268,14 @@ APERTUS_STORED = (
 
 def apertus(config: ApertusConfig, ops: Recorder) -> None:
     """Record the forward pass."""
-    bias = config.attention_bias
-    _forward(config, ops, qkv_bias=bias, output_bias=bias, qk_norm=True, mlp=MLP)
+    bias, head_norm = config.attention_bias, _norm(config, ops, config.head_size)
+    _forward(config, ops, qkv_bias=bias, output_bias=bias, norm=head_norm, mlp=MLP)
+
+
+def bitnet(config: BitnetConfig, ops: Recorder) -> None:
+    """Record the forward pass; the norms before the last projections of attention and MLP are BitNet's own."""
+    bias, norm = config.attention_bias, _norm(config, ops)
+    _forward(config, ops, qkv_bias=bias, output_bias=bias, sub_norm=norm, mlp=partial(GatedMLP, sub_norm=norm))
 
 
 def seed_oss(config: SeedConfig, ops: Recorder) -> None:
@@ -315,32 +334,25 @@ def qwen2(config: Qwen2Config, ops: Recorder) -> None:
 
 def qwen3(config: Qwen3Config, ops: Recorder) -> None:
     """Record the forward pass."""
-    _forward(config, ops, qkv_bias=config.attention_bias, output_bias=config.attention_bias, qk_norm=True)
+    bias, head_norm = config.attention_bias, _norm(config, ops, config.head_size)
+    _forward(config, ops, qkv_bias=bias, output_bias=bias, norm=head_norm)
+
+
+def _norm(config: Config, ops: Recorder, size: int | None = None) -> Norm:
+    return partial(ops.rms_norm, eps=config.rms_norm_eps, size=size)
 
 
 def _forward(
     config: Config,
     ops: Recorder,
     *,
-    qkv_bias: bool = False,
-    output_bias: bool = False,
+    mlp: Callable[..., Callable[[Value, str], Value]] = GatedMLP,
     mlp_bias: bool = False,
-    qk_norm: bool = False,
-    mlp: type[GatedMLP | MLP] = GatedMLP,
     rope: Mapping[str, Any] | None = None,
-    queries: Callable[[Value], Value] | None = None,
+    **attention: Any,
 ) -> None:
-    """Record the forward pass; `rope` stands for the config's parameters, `queries` is that of `Attention`."""
-    norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
-    attention = Attention(
-        ops,
-        config,
-        scale=config.head_size**-0.5,
-        norm=partial(norm, size=config.head_size) if qk_norm else None,
-        qkv_bias=qkv_bias,
-        output_bias=output_bias,
-        queries=queries,
-    )
+    """Record the forward pass; `rope` stands for the config's parameters, what is left over is for `Attention`."""
+    norm, attend = _norm(config, ops), Attention(ops, config, scale=config.head_size**-0.5, **attention)
     feed_forward = mlp(ops, config.intermediate_size, config.activation, bias=mlp_bias)
 
     angles = rotation(ops, config, parameters_of(config) if rope is None else rope)
@@ -348,7 +360,7 @@ def _forward(
     for layer, (window, rotated) in enumerate(zip(config.windows, config.rotated, strict=True)):
         name = f"model.layers.{layer}"
         x = norm(h, f"{name}.input_layernorm")
-        h = ops.add(h, attention(x, f"{name}.self_attn", rotation=angles if rotated else None, window=window))
+        h = ops.add(h, attend(x, f"{name}.self_attn", rotation=angles if rotated else None, window=window))
         x = norm(h, f"{name}.post_attention_layernorm")
         h = ops.add(h, feed_forward(x, f"{name}.mlp"))
     head(ops, config, norm(ops.select(h), "model.norm"))

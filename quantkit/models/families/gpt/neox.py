@@ -3,11 +3,13 @@
 They differ in flags. In GPT-NeoX (Pythia) and Phi (1 to 2) attention and MLP read the same residual stream, side by
 side; in StableLM the config says whether. Phi and StableLM then have one norm for both. Starcoder2 sees a window and
 rotates whole heads. StableLM's MLP is gated; each of its heads may have a norm of its own. Nemotron's norms multiply by
-`1 + weight`. Falcon has one norm or two for attention and MLP, and sizes that it spells in a way of its own.
+`1 + weight`. Falcon has one norm or two for attention and MLP, and sizes that it spells in a way of its own. Persimmon
+normalizes heads, Jais 2 rotates whole ones.
 
 Black et al., "GPT-NeoX-20B", 2022. Li et al., "Textbooks Are All You Need II: phi-1.5", 2023. Lozhkov et al.,
 "StarCoder 2 and The Stack v2", 2024. Bellagente et al., "Stable LM 2 1.6B Technical Report", 2024. Parmar et al.,
-"Nemotron-4 15B Technical Report", 2024. Almazrouei et al., "The Falcon Series", 2023.
+"Nemotron-4 15B Technical Report", 2024. Almazrouei et al., "The Falcon Series", 2023. Elsen et al., "Releasing
+Persimmon-8B", 2023. Inception, "Jais 2", 2025.
 """
 
 from __future__ import annotations
@@ -104,6 +106,27 @@ class NemotronConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Jais2Config(Config):
+    """`config.json` of model type `jais2`."""
+
+    hidden_act: str = "relu2"
+    max_position_embeddings: int = 8192
+    attention_bias: bool = True
+    mlp_bias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersimmonConfig(Config):
+    """`config.json` of model type `persimmon`."""
+
+    default_rotary_part: ClassVar[float | None] = 0.5
+
+    hidden_act: str = "relu2"
+    max_position_embeddings: int = 16_384
+    qk_layernorm: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class FalconConfig(Config):
     """`config.json` of model type `falcon`; `ffn_hidden_size` stands for the `intermediate_size` of others."""
 
@@ -143,10 +166,23 @@ NEOX_STORED = (
     Fused("mlp.dense_4h_to_h", ("mlp.down_proj",)),
     Fused("embed_out", ("lm_head",)),
 )
-PHI_STORED = (
+_NORMED_HEADS = (
     Fused("self_attn.dense", ("self_attn.o_proj",)),
     Fused("self_attn.q_layernorm", ("self_attn.q_norm",)),
     Fused("self_attn.k_layernorm", ("self_attn.k_norm",)),
+)
+PERSIMMON_STORED = (
+    Fused(
+        "self_attn.query_key_value",
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        groups="num_attention_heads",
+    ),
+    *_NORMED_HEADS,
+    Fused("mlp.dense_h_to_4h", ("mlp.up_proj",)),
+    Fused("mlp.dense_4h_to_h", ("mlp.down_proj",)),
+)
+PHI_STORED = (
+    *_NORMED_HEADS,
     Fused("mlp.fc1", ("mlp.up_proj",)),
     Fused("mlp.fc2", ("mlp.down_proj",)),
 )
@@ -234,6 +270,23 @@ def nemotron(config: NemotronConfig, ops: Recorder) -> None:
     bias = config.attention_bias
     attention = Attention(ops, config, scale=config.head_size**-0.5, qkv_bias=bias, output_bias=bias)
     head(ops, config, _body(config, ops, _Layer(norm, attention, _mlp(config, ops, bias=config.mlp_bias))))
+
+
+def jais2(config: Jais2Config, ops: Recorder) -> None:
+    """Record the forward pass."""
+    norm, bias = partial(ops.layer_norm, eps=config.layer_norm_eps, bias=True), config.attention_bias
+    attention = Attention(ops, config, scale=config.head_size**-0.5, qkv_bias=bias, output_bias=bias)
+    head(ops, config, _body(config, ops, _Layer(norm, attention, _mlp(config, ops, bias=config.mlp_bias))))
+
+
+def persimmon(config: PersimmonConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    norm = partial(ops.layer_norm, eps=config.layer_norm_eps, bias=True)
+    head_norm = partial(norm, size=config.head_size) if config.qk_layernorm else None
+    scale = config.head_size**-0.5
+    attention = Attention(ops, config, scale=scale, norm=head_norm, qkv_bias=True, output_bias=True)
+    layer = _Layer(norm, attention, _mlp(config, ops))
+    head(ops, config, _body(config, ops, layer, last_norm="model.final_layernorm"))
 
 
 def falcon(config: FalconConfig, ops: Recorder) -> None:
