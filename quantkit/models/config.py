@@ -12,7 +12,7 @@ import dataclasses
 import reprlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, TypeGuard
 
@@ -209,17 +209,20 @@ def attention_windows(layer_types: list[Any] | None, default: list[str], sliding
     sliding_window : int, optional
         Tokens that a sliding layer sees, the current one included.
     """
-    kinds = default if layer_types is None else layer_types
-    if len(kinds) != len(default):
-        raise CheckpointError(f"config.json: layer_types has {len(kinds)} entries for {len(default)} layers")
-    for kind in kinds:
-        if kind not in LAYER_TYPES:
-            raise UnsupportedError(
-                f"config.json: layer_types has {shown(kind)}; supported are {' and '.join(LAYER_TYPES)}"
-            )
+    kinds = checked_layers(default if layer_types is None else layer_types, LAYER_TYPES, len(default))
     if sliding_window is None and "sliding_attention" in kinds:
         raise CheckpointError("config.json: layer_types has sliding_attention, but there is no sliding_window")
     return tuple(sliding_window or 0 if kind == "sliding_attention" else 0 for kind in kinds)
+
+
+def checked_layers(layer_types: list[Any], known: Sequence[str], layers: int) -> list[str]:
+    """Return a config's `layer_types`, of which there must be one for each layer, and all of them known."""
+    if len(layer_types) != layers:
+        raise CheckpointError(f"config.json: layer_types has {len(layer_types)} entries for {layers} layers")
+    for kind in layer_types:
+        if kind not in known:
+            raise UnsupportedError(f"config.json: layer_types has {shown(kind)}; supported are {' and '.join(known)}")
+    return layer_types
 
 
 def _read(config: Mapping[str, Any], known: dataclasses.Field[Any], hint: Any, name: str) -> Any:

@@ -17,7 +17,7 @@ from quantkit.models.config import DecoderConfig, shown
 from quantkit.models.families import latent_attention, state_space
 from quantkit.models.families.dense import cohere, gemma, gemma3, glm, granite, hunyuan, llama, olmo
 from quantkit.models.families.gpt import gpt2, gptj, neox, opt
-from quantkit.models.families.hybrid import falcon_h1, granitemoehybrid, mamba2, nemotron_h
+from quantkit.models.families.hybrid import falcon_h1, granitemoehybrid, lfm2, mamba2, nemotron_h
 from quantkit.models.families.latent import deepseek, minicpm3
 from quantkit.models.families.mixtures import afmoe, glm4_moe, gpt_oss, mixtral
 from quantkit.models.fields import check_unused
@@ -99,6 +99,8 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "hunyuan_v1_moe": Family(hunyuan.MoeConfig, hunyuan.moe, known_as="Hunyuan A13B"),
         "internlm3": Family(llama.InternLM3Config, llama.internlm3, known_as="InternLM 3"),
         "jais2": Family(neox.Jais2Config, neox.jais2, known_as="Jais 2 8B, 70B"),
+        "lfm2": Family(lfm2.Lfm2Config, lfm2.lfm2, lfm2.STORED, known_as="LFM2 350M to 2.6B"),
+        "lfm2_moe": Family(lfm2.MoeConfig, lfm2.lfm2_moe, lfm2.STORED, known_as="LFM2 8B-A1B"),
         "llama": Family(
             llama.LlamaConfig, llama.llama, known_as="Llama 1 to 3.x, SmolLM2, TinyLlama, Yi, DeepSeek-R1-Distill-Llama"
         ),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import golden.generate as golden
 from invocation import Invoke
 from quantkit.evaluation import benchmark
 from quantkit_kernels.attention.pages import PAGE
@@ -124,6 +125,14 @@ def test_the_cache_is_counted_in_pages(invoke: Invoke, packed: Path) -> None:
     result = invoke("bench", packed, "-p", "0", "-n", "1", "-d", depths, "-b", "1,2", "-r", "1", "-o", "json")
     sizes = [row["kv_size"] for row in json.loads(result.stdout)]
     assert [size / sizes[0] for size in sizes] == [1, 2, 1, 2, 2, 4]
+
+
+def test_what_recurrent_layers_keep_is_counted_by_sequence(invoke: Invoke, packed: Path, tmp_path: Path) -> None:
+    folder, options = golden.checkpoint(tmp_path, "lfm2"), ("-p", "0", "-n", "2", "-d", "5", "-r", "2")
+    rows = json.loads(invoke("bench", folder, *options, "-b", "1,3", "-o", "json").stdout)
+    assert [row["state_size"] for row in rows] == [1024, 3 * 1024]
+    assert invoke("bench", folder, *options).stdout.splitlines()[0].split("|")[-2].strip() == "state"
+    assert invoke("bench", packed, *options).stdout.splitlines()[0].split("|")[-2].strip() == "KV"
 
 
 def test_the_table_has_the_columns_of_llama_bench(invoke: Invoke, packed: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import golden.generate as golden
 import tiny
 from invocation import Invoke
 
@@ -55,6 +56,11 @@ def test_the_answer_is_on_stdout_and_the_footer_on_stderr(invoke: Invoke, packed
     assert found["generation"].startswith("8 tokens, ")
     assert "GB/s" in found["weights"]
     assert found["KV cache"].endswith(" tokens, f16")
+
+
+def test_what_recurrent_layers_keep_is_said(invoke: Invoke, tmp_path: Path) -> None:
+    found = footer(invoke, golden.checkpoint(tmp_path, "lfm2"), "-p", "hello there")
+    assert found["state"] == "1.02 KB, however many tokens"
 
 
 def test_a_prompt_comes_from_an_option_a_file_or_stdin(invoke: Invoke, packed: Path, tmp_path: Path) -> None:

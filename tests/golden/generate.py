@@ -56,6 +56,22 @@ _LONG_FACTORS = _FACTORS | {"short_factor": [1.0, 1.0, 1.1, 1.1, 1.2, 1.2, 1.3, 
 _LONGROPE = {"rope_type": "longrope", "factor": 4.0, "original_max_position_embeddings": 32} | _FACTORS
 
 CASES = {
+    "lfm2": Case("lfm2"),
+    "lfm2_biases": Case(
+        "lfm2",
+        {
+            "block_auto_adjust_ff_dim": False,
+            "conv_L_cache": 4,
+            "conv_bias": True,
+            "full_attn_idxs": ...,
+            "layer_types": ["conv", "conv", "full_attention"],
+            "tie_embedding": False,
+        },
+    ),
+    "lfm2_moe": Case("lfm2_moe"),
+    "lfm2_moe_no_bias": Case(
+        "lfm2_moe", {"norm_topk_prob": False, "num_dense_layers": 0, "tie_embedding": False, "use_expert_bias": False}
+    ),
     "llama": Case("llama"),
     "llama_awkward_sizes": Case(
         "llama",
