@@ -15,7 +15,7 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models import refused
 from quantkit.models.config import DecoderConfig, shown
 from quantkit.models.families import latent_attention, state_space
-from quantkit.models.families.dense import cohere, gemma, gemma3, glm, granite, hunyuan, llama, olmo
+from quantkit.models.families.dense import cohere, exaone, gemma, gemma3, glm, granite, hunyuan, llama, nanochat, olmo
 from quantkit.models.families.gpt import gpt2, gptj, neox, opt
 from quantkit.models.families.hybrid import falcon_h1, granitemoehybrid, lfm2, mamba2, nemotron_h
 from quantkit.models.families.latent import deepseek, minicpm3
@@ -52,6 +52,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "codegen": Family(gptj.CodegenConfig, gptj.codegen, gptj.CODEGEN_STORED, known_as="CodeGen 350M to 16B"),
         "cohere": Family(cohere.CohereConfig, cohere.cohere, known_as="Command R, Aya"),
         "cohere2": Family(cohere.Cohere2Config, cohere.cohere2, known_as="Command R7B, Command A"),
+        "cwm": Family(exaone.CwmConfig, exaone.cwm, known_as="CWM 32B"),
         "deepseek_v2": Family(
             deepseek.V2Config, deepseek.deepseek_v2, latent_attention.STORED, known_as="DeepSeek-V2, V2-Lite, Coder-V2"
         ),
@@ -61,6 +62,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "dots1": Family(glm4_moe.DotsConfig, glm4_moe.dots1, known_as="dots.llm1"),
         "ernie4_5": Family(glm.ErnieConfig, glm.ernie4_5, known_as="ERNIE 4.5 0.3B"),
         "ernie4_5_moe": Family(glm.ErnieMoeConfig, glm.ernie4_5_moe, known_as="ERNIE 4.5 21B-A3B, 300B-A47B"),
+        "exaone": Family(exaone.ExaoneConfig, exaone.exaone, exaone.EXAONE_STORED, known_as="EXAONE 3.0, 3.5, Deep"),
         "exaone4": Family(olmo.Exaone4Config, olmo.exaone4, known_as="EXAONE 4.0"),
         "exaone_moe": Family(glm4_moe.ExaoneConfig, glm4_moe.exaone_moe, known_as="K-EXAONE"),
         "falcon": Family(neox.FalconConfig, neox.falcon, neox.FALCON_STORED, known_as="Falcon 7B, 40B"),
@@ -84,6 +86,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "gpt_oss": Family(gpt_oss.Config, gpt_oss.forward, gpt_oss.STORED, known_as="gpt-oss 20B, 120B"),
         "gptj": Family(gptj.Config, gptj.gptj, gptj.GPTJ_STORED, known_as="GPT-J 6B"),
         "granite": Family(granite.Config, granite.forward, known_as="Granite 3"),
+        "granite_swa": Family(granite.SwaConfig, granite.swa, known_as="Granite with windows"),
         "granitemoe": Family(granite.MoeConfig, granite.moe, granite.MOE_STORED, known_as="Granite 3 with experts"),
         "granitemoehybrid": Family(
             granitemoehybrid.Config, granitemoehybrid.forward, granitemoehybrid.STORED, known_as="Granite 4"
@@ -97,7 +100,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "helium": Family(glm.HeliumConfig, glm.helium, known_as="Helium 1"),
         "hunyuan_v1_dense": Family(hunyuan.Config, hunyuan.dense, known_as="Hunyuan 0.5B to 7B"),
         "hunyuan_v1_moe": Family(hunyuan.MoeConfig, hunyuan.moe, known_as="Hunyuan A13B"),
+        "hyperclovax": Family(granite.HyperclovaxConfig, granite.hyperclovax, known_as="HyperCLOVA X SEED Think"),
         "internlm3": Family(llama.InternLM3Config, llama.internlm3, known_as="InternLM 3"),
+        "iquestcoder": Family(exaone.IQuestConfig, exaone.iquestcoder, known_as="IQuest-Coder V1 40B"),
         "jais2": Family(neox.Jais2Config, neox.jais2, known_as="Jais 2 8B, 70B"),
         "lfm2": Family(lfm2.Lfm2Config, lfm2.lfm2, lfm2.STORED, known_as="LFM2 350M to 2.6B"),
         "lfm2_moe": Family(lfm2.MoeConfig, lfm2.lfm2_moe, lfm2.STORED, known_as="LFM2 8B-A1B"),
@@ -111,6 +116,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "ministral3": Family(llama.Ministral3Config, llama.ministral3, known_as="Ministral 3"),
         "mistral": Family(llama.MistralConfig, llama.mistral, known_as="Mistral 7B"),
         "mixtral": Family(mixtral.MixtralConfig, mixtral.mixtral, known_as="Mixtral 8x7B, 8x22B"),
+        "nanochat": Family(nanochat.Config, nanochat.forward, nanochat.STORED, known_as="nanochat"),
         "nemotron": Family(neox.NemotronConfig, neox.nemotron, known_as="Minitron, Nemotron 4"),
         "nemotron_h": Family(
             nemotron_h.Config, nemotron_h.forward, state_space.STORED, known_as="Nemotron-H, Nemotron Nano 2 and 3"
@@ -135,6 +141,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             neox.StableLmConfig, neox.stablelm, neox.STABLELM_STORED, known_as="StableLM 2, StableLM Zephyr"
         ),
         "starcoder2": Family(neox.Starcoder2Config, neox.starcoder2, neox.STARCODER2_STORED, known_as="StarCoder2"),
+        "vaultgemma": Family(gemma.Gemma2Config, gemma.vaultgemma, known_as="VaultGemma 1B"),
         "youtu": Family(deepseek.YoutuConfig, deepseek.youtu, latent_attention.STORED, known_as="Youtu-LLM 2B"),
     }
 )

@@ -172,6 +172,28 @@ CASES = {
     "jais2_no_biases": Case("jais2", {"attention_bias": False, "mlp_bias": False}),
     "persimmon": Case("persimmon"),
     "persimmon_no_norms": Case("persimmon", {"partial_rotary_factor": 0.25, "qk_layernorm": False}),
+    "cwm": Case("cwm"),
+    "cwm_default_layers": Case("cwm", {"layer_types": ..., "mlp_bias": True, "rope_scaling": ...}),
+    "exaone": Case("exaone"),
+    "exaone_biases": Case("exaone", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
+    "granite_swa": Case("granite_swa"),
+    "granite_swa_default_layers": Case(
+        "granite_swa",
+        {"attention_bias": True, "layer_rope_theta": ..., "layer_types": ..., "mlp_bias": True, "num_hidden_layers": 2},
+    ),
+    "hyperclovax": Case("hyperclovax"),
+    "hyperclovax_no_norms": Case(
+        "hyperclovax",
+        {"attention_bias": True, "attention_multiplier": None, "mlp_bias": True, "use_post_norm": False},
+    ),
+    "iquestcoder": Case("iquestcoder"),
+    "iquestcoder_biases": Case("iquestcoder", {"attention_bias": True, "mlp_bias": True}),
+    "nanochat": Case("nanochat"),
+    "nanochat_biases": Case("nanochat", {"attention_bias": True, "final_logit_softcapping": None}),
+    "vaultgemma": Case("vaultgemma"),
+    "vaultgemma_capped": Case(
+        "vaultgemma", {"attn_logit_softcapping": 2.0, "layer_types": ..., "num_hidden_layers": 3}
+    ),
     "gpt_neox": Case("gpt_neox"),
     "gpt_neox_in_turn": Case(
         "gpt_neox",

@@ -73,7 +73,8 @@ class LatentConfig(DecoderConfig):
 def rotation(ops: Recorder, config: LatentConfig) -> Value:
     """Cosines and sines of the rotated columns of a head."""
     size, longest = config.qk_rope_head_dim, config.max_position_embeddings
-    return ops.rotation(*rotary(parameters_of(config), head_dim=size, context_length=longest))
+    parameters = parameters_of(config)
+    return ops.rotation(*rotary(parameters, head_dim=size, context_length=longest, text_length=ops.text_length))
 
 
 @dataclass(frozen=True)

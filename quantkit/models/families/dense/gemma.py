@@ -1,7 +1,8 @@
-"""Gemma and Gemma 2: norms multiply by `1 + weight`, the embedding is multiplied by the square root of its size.
+"""Gemma, Gemma 2, VaultGemma: norms multiply by `1 + weight`, the embedding by the square root of its size.
 
 Gemma is otherwise built like Llama. Gemma 2 has norms after attention and MLP as well, limits its scores and its logits
-by a hyperbolic tangent, and every second layer sees a window. `gemma3.py` has their successor.
+by a hyperbolic tangent, and every second layer sees a window; VaultGemma is the same without the norms after them.
+`gemma3.py` has their successor.
 
 Gemma Team, "Gemma: Open Models Based on Gemini Research and Technology", 2024, and "Gemma 2", 2024.
 """
@@ -14,7 +15,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from quantkit.models.config import DecoderConfig, activation, attention_windows
-from quantkit.models.decoder import Attention, GatedMLP, embed, head, rotation
+from quantkit.models.decoder import Attention, GatedMLP, Norm, embed, head, rotation
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
 
@@ -83,6 +84,15 @@ def gemma(config: GemmaConfig, ops: Recorder) -> None:
 
 def gemma2(config: Gemma2Config, ops: Recorder) -> None:
     """Record the forward pass."""
+    _forward(config, ops, post_norm=partial(ops.rms_norm, eps=config.rms_norm_eps, offset=1.0))
+
+
+def vaultgemma(config: Gemma2Config, ops: Recorder) -> None:
+    """Record the forward pass."""
+    _forward(config, ops, post_norm=lambda x, module: x)
+
+
+def _forward(config: Gemma2Config, ops: Recorder, *, post_norm: Norm) -> None:
     norm = partial(ops.rms_norm, eps=config.rms_norm_eps, offset=1.0)
     attention = Attention(
         ops,
@@ -99,9 +109,9 @@ def gemma2(config: Gemma2Config, ops: Recorder) -> None:
     for layer, window in enumerate(config.windows):
         name = f"model.layers.{layer}"
         x = attention(norm(h, f"{name}.input_layernorm"), f"{name}.self_attn", rotation=angles, window=window)
-        h = ops.add(h, norm(x, f"{name}.post_attention_layernorm"))
+        h = ops.add(h, post_norm(x, f"{name}.post_attention_layernorm"))
         x = mlp(norm(h, f"{name}.pre_feedforward_layernorm"), f"{name}.mlp")
-        h = ops.add(h, norm(x, f"{name}.post_feedforward_layernorm"))
+        h = ops.add(h, post_norm(x, f"{name}.post_feedforward_layernorm"))
     logits = head(ops, config, norm(ops.select(h), "model.norm"))
     if config.final_logit_softcapping is not None:
         ops.softcap(logits, config.final_logit_softcapping)
