@@ -865,6 +865,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "scoring_func": "sigmoid",
         "use_qk_norm": True,
     },
+    "phimoe": {
+        "architectures": ["PhimoeForCausalLM"],
+        "attention_bias": True,
+        "input_jitter_noise": 0.01,
+        "intermediate_size": 96,
+        "lm_head_bias": True,
+        "num_experts_per_tok": 2,
+        "num_local_experts": 8,
+        "router_jitter_noise": 0.01,
+        "sliding_window": None,
+    },
     "gpt_oss": {
         "architectures": ["GptOssForCausalLM"],
         "attention_bias": True,

@@ -197,7 +197,7 @@ class Router:
         Tensor that is added to scores for the choice alone, as the module of the experts names it; "" for none.
     correction_shape : tuple of int, optional
         As it is stored, by default `(experts,)`.
-    scoring, normalize, factor, groups, chosen_groups, group_best
+    scoring, normalize, factor, tolerance, groups, chosen_groups, group_best
         As of `Recorder.route`.
     """
 
@@ -211,6 +211,7 @@ class Router:
     scoring: str = "softmax"
     normalize: bool = True
     factor: float = 1.0
+    tolerance: float = 0.0
     groups: int = 1
     chosen_groups: int = 1
     group_best: int = 1
@@ -236,6 +237,7 @@ class Router:
             scoring=self.scoring,
             normalize=self.normalize,
             factor=self.factor,
+            tolerance=self.tolerance,
             bias=f"{module}.{self.correction}" if self.correction else None,
             bias_shape=self.correction_shape,
             groups=self.groups,
@@ -315,6 +317,7 @@ def pre_norm_decoder(
     attention: Attention,
     layers: Sequence[FeedForward],
     *,
+    norm: Norm | None = None,
     rope: Mapping[str, Any] | None = None,
     module: str = "mlp",
     head_bias: bool = False,
@@ -326,6 +329,8 @@ def pre_norm_decoder(
     ops, config, attention
     layers : sequence of FeedForward
         What each layer has behind attention.
+    norm : Norm, optional
+        Default: RMSNorm.
     rope : Mapping, optional
         Rope parameters; default: those of the config.
     module : str
@@ -333,7 +338,7 @@ def pre_norm_decoder(
     head_bias : bool
         Whether logits have a bias.
     """
-    norm = partial(ops.rms_norm, eps=config.rms_norm_eps)
+    norm = norm or partial(ops.rms_norm, eps=config.rms_norm_eps)
     angles = rotation(ops, config, parameters_of(config) if rope is None else rope)
     h = embed(ops, config)
     for layer, (feed_forward, window, rotated) in enumerate(zip(layers, config.windows, config.rotated, strict=True)):

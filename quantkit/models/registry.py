@@ -129,6 +129,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "persimmon": Family(neox.PersimmonConfig, neox.persimmon, neox.PERSIMMON_STORED, known_as="Persimmon 8B"),
         "phi": Family(neox.PhiConfig, neox.phi, neox.PHI_STORED, known_as="Phi-1, Phi-2"),
         "phi3": Family(llama.Phi3Config, llama.phi3, llama.PHI3_STORED, known_as="Phi-3, Phi-3.5, Phi-4"),
+        "phimoe": Family(mixtral.PhiMoeConfig, mixtral.phimoe, known_as="Phi-3.5-MoE, Phi-mini-MoE, Phi-tiny-MoE"),
         "qwen2": Family(llama.Qwen2Config, llama.qwen2, known_as="Qwen2, Qwen2.5"),
         "qwen2_moe": Family(mixtral.Qwen2MoeConfig, mixtral.qwen2_moe, known_as="Qwen1.5-MoE, Qwen2-57B-A14B"),
         "qwen3": Family(llama.Qwen3Config, llama.qwen3, known_as="Qwen3"),

@@ -197,14 +197,17 @@ class Author:
     def experts(self) -> Value:
         """A mixture of experts: some are never chosen, some by all tokens."""
         x, experts = self.any(), self.draw(st.sampled_from([1, 3, 4, 17]))
-        groups = 2 if experts == 4 and self.draw(st.booleans()) else 1
+        scoring = self.draw(st.sampled_from(SCORINGS))
+        plain = scoring == "softmax_of_close"
+        groups = 2 if experts == 4 and self.draw(st.booleans()) and not plain else 1
         choice = self.ops.route(
             self.linear(experts),
             self.draw(st.integers(1, min(experts, 3))) if groups == 1 else 2,
-            scoring=self.draw(st.sampled_from(SCORINGS)),
+            scoring=scoring,
             normalize=self.draw(st.booleans()),
             factor=self.draw(st.sampled_from([1.0, 2.5])),
-            bias=next(self.names) if self.draw(st.booleans()) else None,
+            tolerance=self.draw(st.sampled_from([0.02, 1.0])) if plain else 0.0,
+            bias=next(self.names) if self.draw(st.booleans()) and not plain else None,
             groups=groups,
             group_best=groups,
         )

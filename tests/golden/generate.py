@@ -517,6 +517,23 @@ CASES = {
     ),
     "minimax_m2": Case("minimax_m2"),
     "minimax_m2_whole_heads": Case("minimax_m2", {"rotary_dim": ..., "tie_word_embeddings": True}),
+    "phimoe": Case("phimoe"),
+    "phimoe_longrope": Case(
+        "phimoe",
+        {
+            "attention_bias": False,
+            "lm_head_bias": False,
+            "rope_scaling": {
+                "type": "longrope",
+                "long_mscale": 1.3,
+                "original_max_position_embeddings": 64,
+                "short_mscale": 1.3,
+            }
+            | _FACTORS,
+            "router_jitter_noise": 0.3,
+            "sliding_window": 16,
+        },
+    ),
     "gpt_oss": Case("gpt_oss"),
     "gpt_oss_tight_clamp": Case(
         "gpt_oss",

@@ -129,3 +129,17 @@ def test_before_any_work(
         assert "\n" not in str(caught.value)
     assert not done
     assert not (tmp_path / "out").exists()
+
+
+def test_factors_of_short_and_of_long_texts_that_differ() -> None:
+    factors = {"short_factor": [1.0] * 8, "long_factor": [1.0] * 8, "short_mscale": 1.0, "long_mscale": 1.2}
+    config = tiny.config_of("phimoe", rope_scaling={"type": "longrope", **factors})
+    with pytest.raises(
+        UnsupportedError, match=r"^config\.json: short_mscale is 1\.0 and long_mscale 1\.2; supported are"
+    ):
+        read(config).record()
+
+
+def test_more_than_two_experts_a_token_of_phimoe() -> None:
+    with pytest.raises(UnsupportedError, match=r"^config\.json: num_experts_per_tok is 3; supported is 2$"):
+        read(tiny.config_of("phimoe", num_experts_per_tok=3)).record()

@@ -74,6 +74,7 @@ STEP = np.dtype(
         ("group_best", "i8"),  # experts whose scores make that of a group
         ("normalize", "i8"),  # 1: the weights of a token's experts sum to 1
         ("factor", "f4"),
+        ("tolerance", "f4"),  # how far from the best a score may be, relative to the larger of both
         ("scale", "f4"),
         ("softcap", "f4"),  # limit that scores approach, 0 for none
         ("eps", "f4"),

@@ -23,7 +23,7 @@ def mixture_row(step, state, thread, row):
     if step.opcode == Opcode.ROUTE:
         routing = Routing(
             step.experts, step.top_k, step.scoring, step.bias, step.groups, step.chosen_groups, step.group_best,
-            step.normalize, step.factor,
+            step.normalize, step.factor, step.tolerance,
         )  # fmt: skip
         route(row_at(step.a, row, thread), out, routing)
     elif step.opcode == Opcode.GATHER:

@@ -214,7 +214,7 @@ def _ssd_state(fields: Mapping[str, Any]) -> State:
 
 
 _CHOICE = ("experts", "top_k")
-_ROUTING = (*_CHOICE, "scoring", "groups", "chosen_groups", "group_best", "normalize", "factor")
+_ROUTING = (*_CHOICE, "scoring", "groups", "chosen_groups", "group_best", "normalize", "factor", "tolerance")
 _NORM = ("size", "weight_columns", "eps", "offset")
 
 _ROWS = (

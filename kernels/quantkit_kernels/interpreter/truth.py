@@ -228,6 +228,7 @@ def route(
     group_best: int,
     normalize: bool,
     factor: float,
+    tolerance: float,
 ) -> Matrix:
     """The numbers of the chosen experts, best first, then their weights -> `[T, 2 * top_k]`."""
     scores = SCORINGS[scoring](logits)
@@ -240,9 +241,21 @@ def route(
         choice = parts.reshape(choice.shape)
     chosen = np.argsort(-choice, axis=-1, kind="stable")[:, :top_k]
     weights = np.take_along_axis(scores, chosen, axis=-1)
-    weights = _softmax(weights) if scoring == "softmax_of_chosen" else weights
+    if scoring == "softmax_of_chosen":
+        weights = _softmax(weights)
+    elif scoring == "softmax_of_close":
+        weights = np.stack([_close(scores, chosen[:, :place], tolerance) for place in range(top_k)], axis=1)
     total = weights.sum(axis=-1, keepdims=True) if normalize else 1.0
     return np.concatenate([chosen, weights / total * factor], axis=1)
+
+
+def _close(scores: Matrix, chosen: Ids, tolerance: float) -> Matrix:
+    """The softmax of the best score that is not chosen, among those that are close to it -> `[T]`."""
+    left = scores.copy()
+    np.put_along_axis(left, chosen, -np.inf, axis=-1)
+    best = left.max(axis=-1, keepdims=True)
+    far = best - scores > tolerance * np.maximum(np.abs(scores), best)
+    return 1 / np.where(far, 0, np.exp(left - best)).sum(axis=-1)
 
 
 def assign(routing: Matrix, *, experts: int, top_k: int) -> Ids:
@@ -371,6 +384,7 @@ SCORINGS: dict[str, Any] = {
     "softmax": _softmax,
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "softmax_of_chosen": lambda x: x,
+    "softmax_of_close": lambda x: x,
 }
 """What makes scores of a router's logits; `rows/routing.py` has the kernels, in this order."""
 ACTIVATIONS: dict[str, Any] = {

@@ -32,7 +32,7 @@ from quantkit_kernels.simd import (
     store,
 )
 
-SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN = range(3)
+SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN, SOFTMAX_OF_CLOSE = range(4)
 """Places in `operations.SCORINGS` (a test compares)."""
 NEVER = -3.0e38
 """Score of an expert that is not to be chosen."""
@@ -54,6 +54,8 @@ class Routing(NamedTuple):
     normalize: int
     """1: the weights of a token sum to 1 before `factor`."""
     factor: float
+    tolerance: float
+    """With `SOFTMAX_OF_CLOSE`, how far from the best a score may be, relative to the larger of both."""
 
 
 def table_bytes(experts: int, top_k: int) -> int:
@@ -71,12 +73,12 @@ def route(logits, out, routing):
         put_f32(choice + 4 * expert, get_f32(scores + 4 * expert) + bias)
     if routing.groups > 1:
         _drop_groups(choice, routing)
-    weights = stack_f32(MOST_EXPERTS)
+    weights, close = stack_f32(MOST_EXPERTS), routing.scoring == SOFTMAX_OF_CLOSE
     for place in range(routing.top_k):
         best = _best(choice, routing.experts)
         put_f32(choice + 4 * best, NEVER)
         put_f32(out + 4 * place, best)
-        put_f32(weights + 4 * place, get_f32(scores + 4 * best))
+        put_f32(weights + 4 * place, _close(scores, best, routing) if close else get_f32(scores + 4 * best))
     if routing.scoring == SOFTMAX_OF_CHOSEN:
         _softmax(weights, weights, routing.top_k)
     total = 0.0
@@ -85,6 +87,20 @@ def route(logits, out, routing):
     factor = routing.factor / total if routing.normalize else routing.factor
     for place in range(routing.top_k):
         put_f32(out + 4 * (routing.top_k + place), get_f32(weights + 4 * place) * factor)
+
+
+@jit
+def _close(scores, best, routing):
+    """The softmax of the best score among those that are close to it; it is taken out of the scores."""
+    exponentials, score, total = stack_f32(MOST_EXPERTS), get_f32(scores + 4 * best), 0.0
+    for place in range(0, 4 * routing.experts, 64):
+        store(exponentials + place, exp_negative(load_line_f32(scores + place) - splat_wide(score)))
+    for place in range(0, 4 * routing.experts, 4):
+        other = get_f32(scores + place)
+        if not score - other > routing.tolerance * max(abs(other), score):
+            total += get_f32(exponentials + place)
+    put_f32(scores + 4 * best, NEVER)
+    return 1.0 / total
 
 
 @jit

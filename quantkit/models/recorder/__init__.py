@@ -311,6 +311,7 @@ class Recorder(RecurrentOperations):
         scoring: str = "softmax",
         normalize: bool = False,
         factor: float = 1.0,
+        tolerance: float = 0.0,
         bias: str | None = None,
         bias_shape: tuple[int, ...] | None = None,
         groups: int = 1,
@@ -323,11 +324,14 @@ class Recorder(RecurrentOperations):
         ----------
         logits : Value
         top_k : int
-        scoring : {"softmax", "sigmoid", "softmax_of_chosen"}
-            What makes scores of logits: the softmax of all, the logistic function of each, or the softmax of those that
-            are chosen.
+        scoring : {"softmax", "sigmoid", "softmax_of_chosen", "softmax_of_close"}
+            What makes scores of logits: the softmax of all, the logistic function of each, the softmax of those that
+            are chosen, or, for each choice, the softmax of those that are left and close to the best, which is chosen
+            (SparseMixer, Liu et al., 2024).
         normalize : bool
             Divide a token's weights by their sum, before they are multiplied by `factor`.
+        tolerance : float
+            How far a close logit is from the best at most, relative to the larger of both.
         bias : str, optional
             A tensor `[experts]`, by its full name, that is added to scores for the choice alone (DeepSeek-V3).
         bias_shape : tuple of int, optional
@@ -341,6 +345,8 @@ class Recorder(RecurrentOperations):
             raise ValueError(f"cannot choose {top_k} of {experts} experts, {chosen_groups} of {groups} groups")
         if scoring not in SCORINGS or group_best not in (1, 2) or top_k > experts // groups * chosen_groups:
             raise ValueError(f"cannot choose {top_k} experts by {scoring} and the best {group_best} of each group")
+        if scoring == "softmax_of_close" and (bias or groups > 1):
+            raise ValueError(f"route: {scoring} has neither a bias nor groups")
         if not plain(logits):
             raise ValueError("route: experts are chosen for all tokens of a batch")
         routing = self._record(
@@ -356,6 +362,7 @@ class Recorder(RecurrentOperations):
             group_best=group_best,
             normalize=normalize,
             factor=factor,
+            tolerance=tolerance,
         )
         assigned = Assignment(len(self._operations), experts, top_k)
         return Choice(routing, self._append("assign", (routing,), assigned, experts=experts, top_k=top_k))

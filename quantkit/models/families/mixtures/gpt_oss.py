@@ -17,20 +17,7 @@ from typing import Any, ClassVar
 from quantkit.models.config import DecoderConfig, attention_windows, bounded, every_nth_full
 from quantkit.models.decoder import Attention, Experts, Router, pre_norm_decoder
 from quantkit.models.recorder import Recorder
-from quantkit.models.rope import parameters_of
 from quantkit.models.stored import Fused
-
-_ROPE = MappingProxyType(
-    {
-        "rope_type": "yarn",
-        "factor": 32.0,
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "truncate": False,
-        "original_max_position_embeddings": 4096,
-    }
-)
-"""What a config without rope parameters means."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +27,16 @@ class Config(DecoderConfig):
     IGNORED: ClassVar[frozenset[str]] = frozenset({"hidden_act", "experts_per_token", "initial_context_length"})
     SPELLINGS: ClassVar[Mapping[str, str]] = MappingProxyType({"num_experts": "num_local_experts"})
     default_theta: ClassVar[float] = 150_000.0
+    default_rope: ClassVar[Mapping[str, Any]] = MappingProxyType(
+        {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        }
+    )
 
     num_key_value_heads: int | None = 8
     head_dim: int | None = 64
@@ -86,6 +83,4 @@ def forward(config: Config, ops: Recorder) -> None:
     )
     gated = partial(ops.gated_clamped, alpha=config.swiglu_alpha, limit=config.swiglu_limit, offset=1.0)
     experts = Experts(ops, router, config.intermediate_size, gated, bias=True)
-    parameters = parameters_of(config)
-    rope = parameters if "rope_type" in parameters else {**parameters, **_ROPE}
-    pre_norm_decoder(ops, config, attention, [experts] * config.num_hidden_layers, rope=rope)
+    pre_norm_decoder(ops, config, attention, [experts] * config.num_hidden_layers)

@@ -2,10 +2,12 @@
 
 They differ in flags. Qwen2-MoE adds an expert that all tokens go to, weighed by a gate of its own; Qwen3-MoE normalizes
 heads; OLMoE normalizes queries and keys as a whole, and so does MiniMax-M2, which chooses experts by sigmoids and
-biases, and rotates a part of each head. In Qwen's, some layers may have a plain MLP.
+biases, and rotates a part of each head. Phi-3.5-MoE has LayerNorms, and a way of its own to weigh experts. In Qwen's,
+some layers may have a plain MLP.
 
 Jiang et al., "Mixtral of Experts", 2024. Yang et al., "Qwen2 Technical Report", 2024, and "Qwen3 Technical Report",
-2025. MiniMax, "MiniMax-M2", 2025. Muennighoff et al., "OLMoE: Open Mixture-of-Experts Language Models", 2024.
+2025. MiniMax, "MiniMax-M2", 2025. Muennighoff et al., "OLMoE: Open Mixture-of-Experts Language Models", 2024. Abdin et
+al., "Phi-3 Technical Report", 2024.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.config import DecoderConfig, activation, bounded, shown
 from quantkit.models.decoder import Attention, Experts, FeedForward, GatedMLP, Norm, Router, pre_norm_decoder
 from quantkit.models.program import Value
@@ -47,6 +49,29 @@ class MixtralConfig(Config):
     @property
     def windows(self) -> tuple[int, ...]:
         return (self.sliding_window or 0,) * self.num_hidden_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhiMoeConfig(MixtralConfig):
+    """`config.json` of model type `phimoe`, which chooses experts with a tolerance of twice the training's jitter."""
+
+    max_position_embeddings: int = 131_072
+    original_max_position_embeddings: int | None = None
+    num_local_experts: int = bounded(16, maximum=1024)
+    router_jitter_noise: float = 0.01
+    attention_bias: bool = False
+    lm_head_bias: bool = False
+
+    @property
+    def rope(self) -> dict[str, Any]:
+        """Rope parameters, whose factor of short and of long texts is the same in all models."""
+        parameters = parameters_of(self)
+        short, long = (parameters.pop(name, None) for name in ("short_mscale", "long_mscale"))
+        if short != long:
+            raise UnsupportedError(
+                f"config.json: short_mscale is {shown(short)} and long_mscale {shown(long)}; supported are equal ones"
+            )
+        return parameters if short is None else {**parameters, "attention_factor": short}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +159,33 @@ def mixtral(config: MixtralConfig, ops: Recorder) -> None:
     """Record the forward pass."""
     experts = _experts(ops, config, config.num_local_experts, config.intermediate_size, gate="w1", down="w2", up="w3")
     _forward(config, ops, [experts] * config.num_hidden_layers, module="block_sparse_moe")
+
+
+def phimoe(config: PhiMoeConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    if config.num_experts_per_tok != 2:
+        raise UnsupportedError(f"config.json: num_experts_per_tok is {config.num_experts_per_tok}; supported is 2")
+    bias, act = config.attention_bias, activation("hidden_act", config.hidden_act)
+    router = Router(
+        ops,
+        config.num_local_experts,
+        config.num_experts_per_tok,
+        scoring="softmax_of_close",
+        normalize=False,
+        tolerance=2 * config.router_jitter_noise,
+    )
+    gated = partial(ops.gated, activation=act)
+    experts = Experts(ops, router, config.intermediate_size, gated, gate="w1", down="w2", up="w3")
+    pre_norm_decoder(
+        ops,
+        config,
+        Attention(ops, config, config.head_size**-0.5, qkv_bias=bias, output_bias=bias),
+        [experts] * config.num_hidden_layers,
+        norm=partial(ops.layer_norm, eps=config.rms_norm_eps, bias=True),
+        rope=config.rope,
+        module="block_sparse_moe",
+        head_bias=config.lm_head_bias,
+    )
 
 
 def minimax_m2(config: MiniMaxConfig, ops: Recorder) -> None:
