@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +24,7 @@ from quantkit.formats.magic import Magic, magic_of
 from quantkit.formats.safetensors.file import ALL, SafetensorsFile
 from quantkit.formats.schemes import FIELDS, scheme_of
 from quantkit.formats.source import ModelSource
+from quantkit.formats.vocabularies import VOCABULARIES, with_tokenizer
 from quantkit.tensor import Tensor, TensorSpec
 
 CONFIG = "config.json"
@@ -36,9 +37,7 @@ SIDECARS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
+    *VOCABULARIES,
     "generation_config.json",
     "chat_template.jinja",
     "chat_template.json",
@@ -89,9 +88,11 @@ class FolderSource(ModelSource):
     def config(self) -> Mapping[str, Any]:
         return self._config
 
-    @property
-    def files(self) -> Mapping[str, Path]:
-        return MappingProxyType({name: self.path / name for name in SIDECARS if (self.path / name).exists()})
+    @cached_property
+    def files(self) -> Mapping[str, bytes | Path]:
+        held: dict[str, bytes | Path] = {**self._sidecars, CONFIG: self.path / CONFIG}
+        found = with_tokenizer(held, self.path)
+        return MappingProxyType({name: content for name, content in found.items() if name != CONFIG})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -132,11 +133,15 @@ class FolderSource(ModelSource):
         return self._shard(self._parts.get(name, (name,))[0]).path
 
     def _evidence(self) -> Iterator[bytes]:
-        for file in (self.path / CONFIG, *self.files.values()):
+        for file in (self.path / CONFIG, *self._sidecars.values()):
             yield file.name.encode()
             yield read_file(file)
         for shard in dict.fromkeys(self._shards.values()):
             yield shard.identity()
+
+    @property
+    def _sidecars(self) -> dict[str, Path]:
+        return {name: self.path / name for name in SIDECARS if (self.path / name).exists()}
 
     def _why_missing(self, name: str) -> str:
         return self._missing.get(name, "")

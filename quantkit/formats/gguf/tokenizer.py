@@ -17,10 +17,10 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from quantkit.errors import UnsupportedError
-from quantkit.formats.end_tokens import end_tokens
 from quantkit.formats.gguf.file import GGUFFile
 from quantkit.formats.gguf.merges import merges_of_scores
 from quantkit.formats.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from quantkit.formats.vocabularies.end_tokens import end_tokens
 
 logger = logging.getLogger(__name__)
 

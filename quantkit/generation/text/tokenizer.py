@@ -1,8 +1,8 @@
 """The tokenizer of a checkpoint: text to token ids, ids back to text, which ids end a text, and its chat template.
 
-It puts together what its neighbours read: `vocabulary.py` opens `tokenizer.json`, the only vocabulary file that is
-read; `special_tokens.py` and `generation_config.py` read the JSON files beside it; `detokenizer.py` decodes a stream;
-`chat_template.py` writes conversations as prompts.
+It puts together what its neighbours read: `vocabulary.py` opens `tokenizer.json`, as which `formats.vocabularies` has
+rebuilt those of other kinds; `special_tokens.py` and `generation_config.py` read the JSON files beside it;
+`detokenizer.py` decodes a stream; `chat_template.py` writes conversations as prompts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import GenerationError
+from quantkit.formats.vocabularies import VOCABULARIES, with_tokenizer
 from quantkit.generation.generation_config import declared_ids, recommended_sampling
 from quantkit.generation.options import is_whole
 from quantkit.generation.text.chat_template import ChatTemplate, Message, choose_template
@@ -55,7 +56,7 @@ class Tokenizer:
         Beginning-of-text token that the checkpoint declares.
     eos_token_ids : frozenset of int
         Ids that end a text: all that `generation_config.json`, `config.json` and the named `eos_token` declare, and the
-        tokens that are known to end one by how they are written (`quantkit.formats.end_tokens`).
+        tokens that are known to end one by how they are written (`quantkit.formats.vocabularies.end_tokens`).
     generation_defaults : Mapping
         Sampling that `generation_config.json` recommends, see `recommended_sampling`.
 
@@ -99,7 +100,8 @@ class Tokenizer:
     def from_folder(cls, path: str | PathLike[str]) -> Tokenizer:
         """Open the tokenizer of a checkpoint or packed folder; raises as the class does."""
         folder = Path(expanduser(path))
-        return cls({name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}, folder)
+        names = (*TOKENIZER_FILES, *VOCABULARIES)
+        return cls(with_tokenizer({name: folder / name for name in names if (folder / name).is_file()}, folder), folder)
 
     @property
     def vocab_size(self) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from quantkit.errors import CheckpointError, GenerationError, QuantkitError
-from quantkit.formats.end_tokens import end_tokens
+from quantkit.formats.vocabularies.end_tokens import end_tokens
 from quantkit.generation.text.files import TextFiles
 from quantkit.generation.text.growth import MOST_GROWTH, Normalizer, check_growth
 from quantkit.generation.text.special_tokens import SpecialTokens
@@ -67,7 +67,7 @@ class Vocabulary:
     def __init__(self, files: TextFiles, special: SpecialTokens, rows: int | None = None) -> None:
         self.file, text = files.path(FILE), files.text(FILE)
         if text is None:
-            raise CheckpointError(f"{self.file} is missing: download it, or save it with transformers' fast tokenizer")
+            raise CheckpointError(f"{self.file} is missing, and any other vocabulary: finish the download")
         with self._errors("not a tokenizer that the tokenizers library can read", CheckpointError):
             if _NORMALIZED_TOKEN.search(text):
                 self._check_added(json.loads(text))

@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 from quantkit.errors import CheckpointError
-from quantkit.formats.end_tokens import END_TOKENS
+from quantkit.formats.vocabularies.end_tokens import END_TOKENS
 from quantkit.generation.text.tokenizer import Tokenizer
 from tiny_tokenizers import BYTE_LEVEL, edited, rebuilt
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quantkit.formats.end_tokens import END_TOKENS, END_TOKENS_IF_SPECIAL, end_tokens
+from quantkit.formats.vocabularies.end_tokens import END_TOKENS, END_TOKENS_IF_SPECIAL, end_tokens
 
 
 def ends(*vocabulary: str, special: tuple[str, ...] = ()) -> set[str]:
