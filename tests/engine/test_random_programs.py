@@ -75,6 +75,7 @@ class Author:
             "experts": self.experts,
             "short_conv": self.short_conv,
             "ssd": self.ssd,
+            "delta_rule": self.delta_rule,
         }
 
     def any(self, columns: int = 0) -> Value:
@@ -226,6 +227,20 @@ class Author:
         limits = self.draw(st.sampled_from([(0.0, math.inf), (0.1, 0.8)]))
         x = self.linear(heads * head_dim + 2 * groups * size)
         return self.ops.ssd(x, self.linear(heads), next(self.names), head_dim=head_dim, groups=groups, limits=limits)
+
+    def delta_rule(self) -> Value:
+        key_heads, sharing, key_dim, value_dim = (self.draw(st.integers(1, most)) for most in (2, 3, 20, 40))
+        heads = key_heads * sharing
+        return self.ops.delta_rule(
+            self.linear(2 * key_heads * key_dim + heads * value_dim),
+            self.linear(heads),
+            self.linear(heads),
+            next(self.names),
+            key_heads=key_heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            factor=self.draw(st.sampled_from([1.0, 2.0])),
+        )
 
     def short_conv(self) -> Value:
         x = self.any()

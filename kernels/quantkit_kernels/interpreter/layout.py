@@ -62,6 +62,10 @@ STEP = np.dtype(
         ("heads", "i8"),  # of a state
         ("state_size", "i8"),  # columns of a head's state
         ("taps", "i8"),  # tokens that a short convolution sees
+        ("key_heads", "i8"),  # of a delta rule
+        ("value_heads", "i8"),
+        ("key_dim", "i8"),
+        ("value_dim", "i8"),
         ("begin", "i8"),  # columns that a step takes of its input, and from where on rope turns those of a head
         ("end", "i8"),
         ("period", "i8"),  # positions that scale_by_position treats alike

@@ -28,6 +28,8 @@ STATE_ROWS = 32
 """Rows of a head's state in a unit of Mamba-2."""
 LINE = 16
 """Numbers of a cache line, f32: channels of a unit of a short convolution."""
+BLOCK, STRIP = 8, 32
+"""Tokens after which a delta rule brings its matrices up to date, and columns of a matrix that lie together."""
 
 
 class Chunk(NamedTuple):
@@ -104,6 +106,18 @@ def _weight_once(fields: Mapping[str, Any], load: Load) -> Cost:
 def _state_once(fields: Mapping[str, Any], load: Load) -> Cost:
     """Weight and state, whose products are few beside those of matrices."""
     return Cost(load.weight_bytes if load.tokens else 0, load.state_bytes * len(load.chunks))
+
+
+def _delta_rule(fields: Mapping[str, Any], load: Load) -> Cost:
+    """A token's key and query meet a head's matrix, and its delta is added to it."""
+    macs = 3 * fields["value_heads"] * fields["key_dim"] * fields["value_dim"] * load.tokens
+    return _state_once(fields, load) + Cost(macs=macs)
+
+
+def _delta_rule_state(fields: Mapping[str, Any]) -> State:
+    """For each head: a line of decays, the keys and the deltas of a block, and the matrix."""
+    keys, deltas = -(-fields["key_dim"] // LINE) * LINE, -(-fields["value_dim"] // STRIP) * STRIP
+    return State(fields["value_heads"], LINE + BLOCK * (keys + deltas) + fields["key_dim"] * deltas)
 
 
 def _weight_rows(fields: Mapping[str, Any], load: Load) -> Cost:
@@ -298,6 +312,15 @@ _ROWS = (
         state=_ssd_state,
         shared=True,
         work=_state_once,
+    ),
+    OperationSpec(
+        truth.delta_rule,
+        inputs=("x", "a", "b"),
+        weights=("a_log", "dt_bias"),
+        parameters=("key_heads", "value_heads", "key_dim", "value_dim", "factor"),
+        state=_delta_rule_state,
+        shared=True,
+        work=_delta_rule,
     ),
 )
 

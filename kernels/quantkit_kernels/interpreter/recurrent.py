@@ -14,6 +14,7 @@ from quantkit_kernels.interpreter.operations import Opcode
 from quantkit_kernels.interpreter.records import CHUNK_BYTES, chunk_at, pass_at, step_at
 from quantkit_kernels.interpreter.threads import take_next
 from quantkit_kernels.operands import Rows, from_token
+from quantkit_kernels.recurrent.delta_rule import DeltaRule, delta_rule
 from quantkit_kernels.recurrent.short_conv import Convolution, short_conv
 from quantkit_kernels.recurrent.ssd import Ssd, ssd
 from quantkit_kernels.simd import load_line_f32, store, zeros_wide
@@ -76,3 +77,11 @@ def _advance(address, state, token, tokens, first, last):
         x = from_token(Rows(step.a.address, step.a.stride), token)
         dt = from_token(Rows(step.b.address, step.b.stride), token)
         ssd(layer, x, dt, out, state, tokens, first, last)
+    elif step.opcode == Opcode.DELTA_RULE:
+        rule = DeltaRule(
+            step.key_heads, step.value_heads, step.key_dim, step.value_dim, step.factor, step.a_log, step.dt_bias
+        )
+        x = from_token(Rows(step.a.address, step.a.stride), token)
+        a = from_token(Rows(step.b.address, step.b.stride), token)
+        b = from_token(Rows(step.c.address, step.c.stride), token)
+        delta_rule(rule, x, a, b, out, state, tokens, first, last)

@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.interpreter.operations import BLOCK, LINE, STRIP
 from quantkit_kernels.operands import Rows, from_token
 from quantkit_kernels.rows.functions import exp_negative, sigmoid, softplus
 from quantkit_kernels.simd import (
@@ -46,12 +47,6 @@ from quantkit_kernels.simd import (
     zeros_wide,
 )
 
-LINE = 16
-"""Numbers in one register."""
-BLOCK = 8
-"""Tokens after which a matrix is brought up to date."""
-STRIP = 32
-"""Columns of a matrix that lie together: it is a row of strips, each `[key_dim, STRIP]`."""
 STEP = LINE * TILES
 """Columns that a register tile holds."""
 AT_ONCE = 4 * TILES
@@ -86,7 +81,7 @@ class DeltaRule(NamedTuple):
 
 
 class Head(NamedTuple):
-    """A head: its columns of a chunk's rows, and the addresses of its state."""
+    """A head: its columns of a chunk's rows, and the addresses of its state. The table of operations has its size."""
 
     q: Rows
     k: Rows
@@ -99,21 +94,10 @@ class Head(NamedTuple):
     """Those of a block, of length 1."""
     deltas: int
     matrix: int
+    """A row of strips, each `[key_dim, STRIP]`."""
     key_bytes: int
     """From one key to the next."""
     delta_bytes: int
-
-
-def state_floats(value_heads: int, key_dim: int, value_dim: int) -> int:
-    """Numbers in the state of a sequence."""
-    key, delta = -(-key_dim // LINE) * LINE, -(-value_dim // STRIP) * STRIP
-    return value_heads * (LINE + BLOCK * (key + delta) + key_dim * delta)
-
-
-@jit
-def units_of(layer):
-    """Units of a layer's state."""
-    return layer.value_heads
 
 
 @jit

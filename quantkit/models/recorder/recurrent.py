@@ -86,3 +86,47 @@ class RecurrentOperations(Recording):
             dt_min=limits[0],
             dt_max=limits[1],
         )
+
+    def delta_rule(
+        self,
+        x: Value,
+        a: Value,
+        b: Value,
+        module: str,
+        *,
+        key_heads: int,
+        key_dim: int,
+        value_dim: int,
+        factor: float = 1.0,
+    ) -> Value:
+        """The gated delta rule (Yang et al., 2024) -> `[T, value_heads * value_dim]`.
+
+        A sequence keeps a matrix `[key_dim, value_dim]` for each value head as state. `{module}.A_log` and
+        `{module}.dt_bias`, each `[value_heads]`, are learned.
+
+        Parameters
+        ----------
+        x : Value
+            Queries of all key heads, then keys, then the values of all value heads; queries and keys get length 1.
+        a, b : Value
+            `[T, value_heads]`: the decay of a head is `exp(-exp(A_log) softplus(a + dt_bias))`, and `factor` times the
+            logistic function of `b` is how much of what it holds under a key is replaced.
+        module : str
+        key_heads, key_dim, value_dim : int
+            `value_heads` is a multiple of `key_heads`.
+        factor : float
+        """
+        heads = a.columns
+        if heads != b.columns or heads % key_heads or x.columns != 2 * key_heads * key_dim + heads * value_dim:
+            raise ValueError(f"{module}: {x.columns} columns are not those of {key_heads} and {heads} heads")
+        if not plain(x, a, b):
+            raise ValueError(f"{module}: the delta rule takes one row for each token of the batch")
+        return self._record(
+            *("delta_rule", (x, a, b), heads * value_dim),
+            tuple(self._tensor(f"{module}.{name}", (heads,), "bias") for name in ("A_log", "dt_bias")),
+            key_heads=key_heads,
+            value_heads=heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            factor=factor,
+        )

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from arrays import UNTOUCHED, address
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.interpreter import truth
+from quantkit_kernels.interpreter.operations import BLOCK, OPERATIONS
 from quantkit_kernels.operands import Rows
 from quantkit_kernels.recurrent import delta_rule
-from quantkit_kernels.recurrent.delta_rule import BLOCK, DeltaRule, state_floats
+from quantkit_kernels.recurrent.delta_rule import DeltaRule
 
 TOLERANCE = 2e-6
 """Of sums over a state's rows and over tokens, relative to the largest output."""
@@ -45,11 +46,6 @@ def advance(layer, x, a, b, out, state, count, first, last):
     delta_rule.delta_rule(layer, x, a, b, out, state, count, first, last)
 
 
-@jit(entry=True)
-def units_of(layer):
-    return delta_rule.units_of(layer)
-
-
 class Layer:
     """Random inputs and weights of a layer, and what it makes of them."""
 
@@ -73,10 +69,12 @@ class Layer:
         """Return the outputs for a sequence that comes in chunks, units below `cut` first."""
         x, a, b = padded(self.x), padded(self.a), padded(self.b)
         out = np.full((TOKENS, -(-self.columns // 16) * 16 + 16), UNTOUCHED, np.float32)
-        _, heads, key_dim, value_dim = self.shape
-        state = np.zeros(state_floats(heads, key_dim, value_dim) + 16, np.float32)
+        keep = OPERATIONS["delta_rule"].state
+        assert keep is not None
+        units, floats = keep(self.shape._asdict())
+        state = np.zeros(units * floats + 16, np.float32)
         state[-16:] = UNTOUCHED
-        units, begin = units_of(self.layer), 0
+        begin = 0
         for count in chunks:
             rows = [Rows(address(rows[begin:]), rows.strides[0]) for rows in (x, a, b, out)]
             for first, last in ((0, cut), (cut, units)):
