@@ -79,8 +79,11 @@ class Attention:
         Whether heads have a learned score `sinks`, see `Recorder.attention`.
     gate : str
         Module whose logistic function multiplies what heads have seen; "" for none.
+    gate_bias : bool
     queries : callable, optional
         What else becomes of the queries, once they are rotated.
+    query : str
+        Module of the queries.
     """
 
     ops: Recorder
@@ -97,12 +100,14 @@ class Attention:
     clip: float | None = None
     sinks: bool = False
     gate: str = ""
+    gate_bias: bool = False
     queries: Callable[[Value], Value] | None = None
+    query: str = "q_proj"
 
     def __call__(self, x: Value, module: str, *, rotation: Value | None, window: int = 0) -> Value:
         """Record one layer's attention -> `[T, hidden_size]`; heads may stay unrotated; a window of 0 is none."""
         ops, config = self.ops, self.config
-        q = ops.linear(x, f"{module}.q_proj", config.query_columns, bias=self.qkv_bias)
+        q = ops.linear(x, f"{module}.{self.query}", config.query_columns, bias=self.qkv_bias)
         k = ops.linear(x, f"{module}.k_proj", config.kv_columns, bias=self.qkv_bias)
         v = ops.linear(x, f"{module}.v_proj", config.kv_columns, bias=self.qkv_bias)
         if self.clip is not None:
@@ -115,7 +120,8 @@ class Attention:
         sinks = f"{module}.sinks" if self.sinks else None
         seen = ops.attention(q, cache, scale=self.scale, softcap=self.softcap, sinks=sinks, window=window)
         if self.gate:
-            seen = ops.multiply(seen, ops.activate(ops.linear(x, f"{module}.{self.gate}", q.columns), "sigmoid"))
+            gate = ops.linear(x, f"{module}.{self.gate}", q.columns, bias=self.gate_bias)
+            seen = ops.gated(gate, seen, "sigmoid")
         seen = seen if self.sub_norm is None else self.sub_norm(seen, f"{module}.attn_sub_norm")
         return ops.linear(seen, f"{module}.o_proj", config.hidden_size, bias=self.output_bias, optional_bias=True)
 
@@ -299,16 +305,22 @@ class WithShared:
     shared : GatedMLP
     name : str
         Its module.
+    gate : str
+        Module of its gate, one number for each token, whose logistic function multiplies it; "" for none.
     """
 
     ops: Recorder
     experts: FeedForward
     shared: GatedMLP
     name: str = "shared_experts"
+    gate: str = ""
 
     def __call__(self, x: Value, module: str) -> Value:
         """Record one layer's experts -> `[T, x.columns]`."""
-        return self.ops.add(self.experts(x, module), self.shared(x, f"{module}.{self.name}"))
+        ops, shared = self.ops, self.shared(x, f"{module}.{self.name}")
+        if self.gate:
+            shared = ops.scale_rows(shared, ops.activate(ops.linear(x, f"{module}.{self.gate}", 1), "sigmoid"))
+        return ops.add(self.experts(x, module), shared)
 
 
 def pre_norm_decoder(

@@ -17,7 +17,7 @@ from quantkit.models.config import DecoderConfig, shown
 from quantkit.models.families import latent_attention, state_space
 from quantkit.models.families.dense import cohere, exaone, gemma, gemma3, glm, granite, hunyuan, llama, nanochat, olmo
 from quantkit.models.families.gpt import gpt2, gptj, neox, opt
-from quantkit.models.families.hybrid import falcon_h1, granitemoehybrid, lfm2, mamba2, nemotron_h
+from quantkit.models.families.hybrid import falcon_h1, granitemoehybrid, lfm2, mamba2, nemotron_h, qwen3_next
 from quantkit.models.families.latent import deepseek, minicpm3
 from quantkit.models.families.mixtures import afmoe, glm4_moe, gpt_oss, mixtral
 from quantkit.models.fields import check_unused
@@ -133,8 +133,15 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "qwen2": Family(llama.Qwen2Config, llama.qwen2, known_as="Qwen2, Qwen2.5"),
         "qwen2_moe": Family(mixtral.Qwen2MoeConfig, mixtral.qwen2_moe, known_as="Qwen1.5-MoE, Qwen2-57B-A14B"),
         "qwen3": Family(llama.Qwen3Config, llama.qwen3, known_as="Qwen3"),
+        "qwen3_5_moe_text": Family(
+            qwen3_next.MoeConfig, qwen3_next.mixture, qwen3_next.MOE_STORED, known_as="Qwen3.5-35B-A3B and larger, text"
+        ),
+        "qwen3_5_text": Family(qwen3_next.Config, qwen3_next.dense, qwen3_next.STORED, known_as="Qwen3.5, text"),
         "qwen3_moe": Family(mixtral.Qwen3MoeConfig, mixtral.qwen3_moe, known_as="Qwen3-30B-A3B, Qwen3-235B-A22B"),
         "sarvam_moe": Family(glm4_moe.SarvamConfig, glm4_moe.glm4_moe, glm4_moe.SARVAM_STORED, known_as="Sarvam 30B"),
+        "qwen3_next": Family(
+            qwen3_next.NextConfig, qwen3_next.mixture, qwen3_next.NEXT_STORED, known_as="Qwen3-Next-80B-A3B"
+        ),
         "seed_oss": Family(llama.SeedConfig, llama.seed_oss, known_as="Seed-OSS 36B"),
         "smollm3": Family(llama.SmolLM3Config, llama.smollm3, known_as="SmolLM3"),
         "solar_open": Family(glm4_moe.SolarConfig, glm4_moe.solar_open, known_as="Solar Open 100B"),

@@ -1,8 +1,9 @@
 """How checkpoints of a family store what its program reads, where that is not one tensor each under the same name.
 
-A family names it in a few rows: `Fused`, several tensors in one (`qkv_proj`, experts in a stack), and `Split`, one in
-several. The sizes follow from the program's own tensors. `described` makes of the rows the pieces of each tensor;
-whoever reads a checkpoint reads those, and no format knows a family. Nothing is read here.
+A family names it in a few rows: `Fused`, several tensors in one (`qkv_proj`, experts in a stack), `Grouped`, several in
+one by turns, and `Split`, one in several. The sizes follow from the program's own tensors. `described` makes of the
+rows the pieces of each tensor; whoever reads a checkpoint reads those, and no format knows a family. Nothing is read
+here.
 """
 
 from __future__ import annotations
@@ -64,6 +65,35 @@ class Fused:
 
 
 @dataclass(frozen=True)
+class Grouped:
+    """As `Fused`, where a tensor of the program may be made of several parts, one below the other.
+
+    Attributes
+    ----------
+    module : str
+        The checkpoint's module, as its name ends.
+    parts : tuple of (str, str)
+        In the order of a group's rows: the program's module, and the attribute of the config that says how many rows of
+        a group are its.
+    groups : str
+        The attribute of the config that says how many groups of rows there are.
+    """
+
+    module: str
+    parts: tuple[tuple[str, str], ...]
+    groups: str
+
+    def pieces(self, tensors: Mapping[str, TensorSpec], config: DecoderConfig) -> Iterator[tuple[str, Piece]]:
+        """Yield name and piece, from the first rows to the last, of each of a program's tensors that are stored so."""
+        ends = list(accumulate(getattr(config, rows) for _, rows in self.parts))
+        for first in _ending(self.parts[0][0], tensors):
+            shape = (ends[-1] * getattr(config, self.groups), *tensors[first.name].shape[1:])
+            for (part, _), begin, end in zip(self.parts, [0, *ends], ends, strict=False):
+                name = f"{first.prefix}{self.module}.{first.kind}"
+                yield first.sibling(part), Piece(name, shape, begin, end, ends[-1])
+
+
+@dataclass(frozen=True)
 class Split:
     """A tensor of the program that a checkpoint stores in equal parts, such as the norms of single heads.
 
@@ -91,7 +121,7 @@ class Split:
                 yield whole.name, Piece(part, (rows // count, *columns))
 
 
-Stored = Fused | Split
+Stored = Fused | Grouped | Split
 
 
 def described(

@@ -55,6 +55,8 @@ WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
         "qwen2_5_vl": Wrapper("qwen2", flat=True),
         "qwen2_audio": Wrapper("qwen2"),
         "qwen2_vl": Wrapper("qwen2", flat=True),
+        "qwen3_5": Wrapper("qwen3_5_text"),
+        "qwen3_5_moe": Wrapper("qwen3_5_moe_text"),
         "qwen3_vl": Wrapper("qwen3"),
         "smolvlm": Wrapper("llama"),
         "video_llama_3": Wrapper("qwen2"),

@@ -549,7 +549,26 @@ CASES = {
     "mixtral": Case("mixtral"),
     "olmoe": Case("olmoe"),
     "qwen2_moe": Case("qwen2_moe"),
+    "qwen3_5_moe_text": Case("qwen3_5_moe_text"),
+    "qwen3_5_text": Case("qwen3_5_text"),
+    "qwen3_5_text_biases": Case(
+        "qwen3_5_text",
+        {
+            "attention_bias": True,
+            "full_attention_interval": ...,
+            "hidden_act": "gelu",
+            "layer_types": ["full_attention", "linear_attention"],
+            "linear_num_value_heads": 6,
+            "num_hidden_layers": 2,
+            "tie_word_embeddings": False,
+        },
+    ),
     "qwen3_moe": Case("qwen3_moe"),
+    "qwen3_next": Case("qwen3_next"),
+    "qwen3_next_some_plain": Case(
+        "qwen3_next",
+        {"decoder_sparse_step": 2, "full_attention_interval": ..., "mlp_only_layers": [3], "norm_topk_prob": False},
+    ),
 }
 
 

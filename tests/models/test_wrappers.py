@@ -78,6 +78,8 @@ PUBLISHED: dict[str, tuple[Names, str, dict[str, Any]]] = {
         "visual",
         {"vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2}},
     ),
+    "qwen3_5": (NEW, "model.visual", {"vision_config": _QWEN | {"num_position_embeddings": 16}}),
+    "qwen3_5_moe": (NEW, "model.visual", {"vision_config": _QWEN | {"num_position_embeddings": 16}}),
     "qwen3_vl": (
         NEW,
         "model.visual",

@@ -18,10 +18,10 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.errors import UnsupportedError
 from quantkit.models.config import DecoderConfig, activation, bounded, shown
-from quantkit.models.decoder import Attention, Experts, FeedForward, GatedMLP, Norm, Router, pre_norm_decoder
-from quantkit.models.program import Value
+from quantkit.models.decoder import Attention, Experts, FeedForward, Norm, Router, pre_norm_decoder
+from quantkit.models.families.qwen_experts import QwenExpertsConfig, feed_forwards
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
 
@@ -87,33 +87,7 @@ class OlmoeConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class QwenConfig(Config):
-    """The fields that Qwen2-MoE and Qwen3-MoE have."""
-
-    SPELLINGS: ClassVar[Mapping[str, str]] = MappingProxyType({"num_local_experts": "num_experts"})
-
-    max_position_embeddings: int = 32_768
-    num_experts: int = bounded(60, minimum=0, maximum=1024)
-    num_experts_per_tok: int = 4
-    moe_intermediate_size: int = 1408
-    norm_topk_prob: bool = False
-    decoder_sparse_step: int = 1
-    mlp_only_layers: list[Any] | None = None
-
-    @property
-    def sparse(self) -> tuple[bool, ...]:
-        """Whether each layer has experts, not a plain MLP."""
-        plain = self.mlp_only_layers or []
-        if not all(type(layer) is int for layer in plain):
-            raise CheckpointError(f"config.json: mlp_only_layers is {shown(plain)}, not a list of layers")
-        return tuple(
-            layer not in plain and self.num_experts > 0 and (layer + 1) % self.decoder_sparse_step == 0
-            for layer in range(self.num_hidden_layers)
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Qwen2MoeConfig(QwenConfig):
+class Qwen2MoeConfig(QwenExpertsConfig):
     """`config.json` of model type `qwen2_moe`."""
 
     num_key_value_heads: int | None = 16
@@ -122,7 +96,7 @@ class Qwen2MoeConfig(QwenConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Qwen3MoeConfig(QwenConfig):
+class Qwen3MoeConfig(QwenExpertsConfig):
     """`config.json` of model type `qwen3_moe`."""
 
     num_key_value_heads: int | None = 4
@@ -216,20 +190,13 @@ def olmoe(config: OlmoeConfig, ops: Recorder) -> None:
 
 def qwen2_moe(config: Qwen2MoeConfig, ops: Recorder) -> None:
     """Record the forward pass."""
-    shared = GatedMLP(ops, config.shared_expert_intermediate_size, activation("hidden_act", config.hidden_act))
-
-    def sparse(x: Value, module: str) -> Value:
-        gate = ops.activate(ops.linear(x, f"{module}.shared_expert_gate", 1), "sigmoid")
-        return ops.add(experts(x, module), ops.scale_rows(shared(x, f"{module}.shared_expert"), gate))
-
-    experts = _qwen_experts(ops, config)
-    _forward(config, ops, _qwen_layers(ops, config, sparse), qkv_bias=config.qkv_bias)
+    _forward(config, ops, feed_forwards(ops, config, config.shared_expert_intermediate_size), qkv_bias=config.qkv_bias)
 
 
 def qwen3_moe(config: Qwen3MoeConfig, ops: Recorder) -> None:
     """Record the forward pass."""
     norm = partial(ops.rms_norm, eps=config.rms_norm_eps, size=config.head_size)
-    layers = _qwen_layers(ops, config, _qwen_experts(ops, config))
+    layers = feed_forwards(ops, config)
     _forward(config, ops, layers, norm=norm, qkv_bias=config.attention_bias, output_bias=config.attention_bias)
 
 
@@ -239,17 +206,8 @@ def _experts(ops: Recorder, config: Any, experts: int, size: int, *, normalize: 
     return Experts(ops, router, size, partial(ops.gated, activation=act), **modules)
 
 
-def _qwen_experts(ops: Recorder, config: QwenConfig) -> Experts:
-    return _experts(ops, config, config.num_experts, config.moe_intermediate_size, normalize=config.norm_topk_prob)
-
-
-def _qwen_layers(ops: Recorder, config: QwenConfig, sparse: FeedForward) -> list[FeedForward]:
-    plain = GatedMLP(ops, config.intermediate_size, activation("hidden_act", config.hidden_act))
-    return [sparse if is_sparse else plain for is_sparse in config.sparse]
-
-
 def _forward(
-    config: Config,
+    config: DecoderConfig,
     ops: Recorder,
     layers: list[FeedForward],
     *,
