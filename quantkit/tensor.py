@@ -8,7 +8,9 @@ No file format is known here and nothing is computed; the layout of blocks is sp
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +20,12 @@ Role = Literal["embedding", "linear", "expert", "router", "head", "norm", "bias"
 """What a tensor is for; a quantization recipe chooses its kind by this. A file alone does not know it."""
 ANY = "any"
 """The kind in the spec of a tensor that may be of any kind."""
+
+
+DECODERS: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = MappingProxyType(
+    {"minus_one": lambda stored: stored - np.float32(1)}
+)
+"""How numbers of a program are computed from those that are stored for them, which are f32."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,11 @@ class Piece:
         Which matrix or vector of the stack, such as an expert.
     transposed : bool
         The rows stand side by side, as columns.
+    pairs : int
+        Of so many heads, whose rows stand in pairs of channels that turn together: 0, d/2, 1, d/2 + 1, ... of a head's
+        `d`. By default rows stand in their own order.
+    decoder : str
+        A name of `DECODERS`, or nothing where the numbers are stored as they are.
     """
 
     name: str
@@ -45,11 +58,14 @@ class Piece:
     period: int = 0
     index: int | None = None
     transposed: bool = False
+    pairs: int = 0
+    decoder: str = ""
 
     @property
     def whole(self) -> bool:
         """Whether it is the tensor itself."""
-        return not self.period and self.index is None and not self.transposed
+        in_order = self.index is None and not (self.transposed or self.pairs or self.decoder)
+        return in_order and (self.begin, self.end) == (0, self.period)
 
     @property
     def rows(self) -> int:
@@ -68,7 +84,7 @@ class Piece:
         return slice(self.begin, self.end)
 
     def view(self, entries: NDArray[Any]) -> NDArray[Any]:
-        """Find its rows among the `entries` of the stored tensor, without copying them.
+        """Find its rows among the `entries` of the stored tensor, without copying more than their order asks for.
 
         Returns
         -------
@@ -77,6 +93,11 @@ class Piece:
         """
         rows = entries if self.index is None else entries[0]
         rows = rows.T if self.transposed else rows
+        if self.pairs:
+            heads, columns = self.pairs, rows.shape[1:]
+            rows = rows.reshape(heads, -1, 2, *columns).swapaxes(1, 2).reshape(-1, *columns)
+        if self.decoder:
+            rows = DECODERS[self.decoder](rows)
         if not self.period or len(rows) < self.period:  # all of them, or those that `entries` has cut out already
             return rows[np.newaxis]
         return rows.reshape(-1, self.period, *rows.shape[1:])[:, self.begin : self.end]

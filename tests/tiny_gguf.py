@@ -17,7 +17,9 @@ import tiny
 
 CONFIG = tiny.config_of("llama", tie_word_embeddings=True)
 HEADS = {"q_proj": CONFIG["num_attention_heads"], "k_proj": CONFIG["num_key_value_heads"]}
-U32, F32, TEXT, BOOL, ARRAY = (GGUFValueType[name] for name in ("UINT32", "FLOAT32", "STRING", "BOOL", "ARRAY"))
+U16, U32, F32, TEXT, BOOL, ARRAY = (
+    GGUFValueType[name] for name in ("UINT16", "UINT32", "FLOAT32", "STRING", "BOOL", "ARRAY")
+)
 
 MODULES = {
     "model.embed_tokens": "token_embd",
@@ -73,10 +75,6 @@ def weights(**changes: Any) -> dict[str, NDArray[np.float32]]:
 
 def metadata() -> dict[str, tuple[Any, GGUFValueType]]:
     """Metadata of the tiny llama with the tokenizer of `tiny.write_tokenizer`."""
-    with tempfile.TemporaryDirectory() as folder:
-        tiny.write_tokenizer(Path(folder))
-        model = json.loads((Path(folder) / "tokenizer.json").read_text())["model"]
-    tokens = sorted(model["vocab"], key=model["vocab"].get)
     return {
         "llama.block_count": (CONFIG["num_hidden_layers"], U32),
         "llama.context_length": (CONFIG["max_position_embeddings"], U32),
@@ -86,6 +84,17 @@ def metadata() -> dict[str, tuple[Any, GGUFValueType]]:
         "llama.attention.head_count_kv": (CONFIG["num_key_value_heads"], U32),
         "llama.attention.layer_norm_rms_epsilon": (CONFIG["rms_norm_eps"], F32),
         "llama.rope.freq_base": (CONFIG["rope_theta"], F32),
+        **tokenizer_metadata(),
+    }
+
+
+def tokenizer_metadata() -> dict[str, tuple[Any, GGUFValueType]]:
+    """Metadata of the tokenizer of `tiny.write_tokenizer`."""
+    with tempfile.TemporaryDirectory() as folder:
+        tiny.write_tokenizer(Path(folder))
+        model = json.loads((Path(folder) / "tokenizer.json").read_text())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    return {
         "tokenizer.ggml.model": ("gpt2", TEXT),
         "tokenizer.ggml.pre": ("gpt-2", TEXT),
         "tokenizer.ggml.tokens": (tokens, ARRAY),

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.formats.source import ModelSource, Selection
 from quantkit.models import registry
+from quantkit.models.gguf import reading
 from quantkit.models.program import Program
 from quantkit.models.registry import Architecture
 from quantkit_kernels.blocks import dequantize
@@ -42,7 +44,7 @@ def bind(source: ModelSource, text_length: int | None = None) -> Bound:
     QuantkitError
         The config asks for what quantkit does not compute, or the tensors are not those that it asks for.
     """
-    architecture = registry.read(source.config)
+    architecture = architecture_of(source)
     program = architecture.record(text_length)
     prefixes = (*architecture.prefixes, *_bare(source, program))
     for spec in program.tensors.values():
@@ -72,10 +74,22 @@ def _check_routers(program: Program, weights: Selection) -> None:
                 )
 
 
+def architecture_of(source: ModelSource) -> Architecture:
+    """Read what a model on disk says of itself: its `config.json`, or the metadata of a GGUF file."""
+    if source.metadata is None:
+        return registry.read(source.config)
+    try:
+        specs = {name: source.spec(name) for name in source.names}
+        return reading.read(source.metadata, specs, lambda name: source.tensor(name, copy=True).data)
+    except (CheckpointError, UnsupportedError) as error:
+        prefix = f"{source.path}: "
+        raise type(error)(prefix + str(error).removeprefix(prefix)) from error
+
+
 def _bare(source: ModelSource, program: Program) -> tuple[tuple[str, str], ...]:
     """How names begin where a model was saved without its head, as GPT-2 was published: with nothing for `model.`."""
     model = next(iter(program.tensors)).partition(".")[0] + "."
-    return () if any(model in name for name in source.names) else (("", model),)
+    return () if source.metadata is not None or any(model in name for name in source.names) else (("", model),)
 
 
 def _left_out(names: Sequence[str], part_of: str) -> str:

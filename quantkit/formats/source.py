@@ -24,8 +24,10 @@ from quantkit.tensor import Piece, Tensor, TensorSpec
 Prefixes = Sequence[tuple[str, str]]
 """How names of tensors begin in a source, and in a program."""
 
-_COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias)$")
-"""Buffers that some checkpoints store and every program knows: rotary frequencies, causal masks."""
+_COMPUTED = re.compile(
+    r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias|(rope_(freqs|factors_\w+)|attn_rot_embd)\.weight)$"
+)
+"""Buffers that some checkpoints store and every program knows: rotary frequencies and factors, causal masks."""
 _BLOCK = re.compile(r".*?\.\d+\.")
 """The numbered block that a tensor's name begins with: `model.layers.0.`"""
 
@@ -45,9 +47,12 @@ class ModelSource(ABC):
         The folder or file that was opened.
     error : class
         Of the exceptions that say that the model is damaged.
+    metadata : Mapping or None
+        What a GGUF file says of its model, in its own words; None where a `config.json` says it.
     """
 
     path: Path
+    metadata: Mapping[str, Any] | None = None
     error: type[QuantkitError] = CheckpointError
 
     @property
@@ -204,12 +209,16 @@ class ModelSource(ABC):
                 raise self._absence(piece.name, piece.shape)
             stored = self.spec(piece.name)
             file = self.file_of(piece.name)
-            if stored.shape != piece.shape:
+            if stored.shape != piece.shape and not (piece.whole and _without_ones(stored.shape, piece.shape)):
                 raise self.error(
                     f"{file}: tensor {piece.name!r} has shape {stored.shape}, its configuration asks for {piece.shape}"
                 )
             if not piece.whole and stored.kind not in _PLAIN:
                 raise self.error(f"{file}: tensor {piece.name!r} is {stored.kind}, of which no rows can be taken")
+            if piece.decoder and stored.kind != "f32":
+                raise self.error(
+                    f"{file}: tensor {piece.name!r} is {stored.kind}, not f32, as what it is computed from"
+                )
             first = self.spec(pieces[0].name)
             if stored.kind != first.kind:
                 raise self.error(
@@ -276,7 +285,8 @@ class Selection(ModelSource):
         if pieces is None:
             return Tensor(spec.kind, spec.shape, np.zeros(spec.shape, np.float32))
         if pieces[0].whole and not pieces[1:]:
-            return self._source.tensor(pieces[0].name, copy=copy)
+            whole = self._source.tensor(pieces[0].name, copy=copy)
+            return whole if whole.shape == spec.shape else Tensor(spec.kind, spec.shape, whole.data.reshape(spec.shape))
         views = [piece.view(self._source.entries(piece.name, piece.entries, copy=copy)) for piece in pieces]
         rows = [view.reshape(-1, *view.shape[2:]) for view in views]
         data = np.concatenate(rows) if rows[1:] else np.ascontiguousarray(rows[0])
@@ -287,6 +297,11 @@ class Selection(ModelSource):
 
     def _evidence(self) -> Iterator[bytes]:
         return self._source._evidence()
+
+
+def _without_ones(stored: tuple[int, ...], asked: tuple[int, ...]) -> bool:
+    """Whether a tensor has the shape that is asked for but for leading ones: GGUF files leave them out."""
+    return stored == asked[len(asked) - len(stored) :] and set(asked[: len(asked) - len(stored)]) <= {1}
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

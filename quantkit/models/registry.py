@@ -167,12 +167,15 @@ class Architecture:
         The `config.json` of the text model, which is another one where that is a part of a multimodal model.
     part_of : str
         `model_type` of the multimodal model, if it is part of one.
+    renamed : tuple of str
+        How names of tensors begin in the program, and in what stores them in other words than a Hugging Face folder.
     """
 
     config: DecoderConfig
     family: Family
     source: Mapping[str, Any]
     part_of: str = ""
+    renamed: tuple[str, str] = ("", "")
 
     @property
     def prefixes(self) -> tuple[tuple[str, str], ...]:
@@ -207,7 +210,7 @@ class Architecture:
         ops = Recorder(text_length)
         self.family.forward(self.config, ops)
         program = ops.program()
-        return replace(program, tensors=described(program.tensors, self.family.stored, self.config))
+        return replace(program, tensors=described(program.tensors, self.family.stored, self.config, self.renamed))
 
 
 def read(config: Mapping[str, Any]) -> Architecture:

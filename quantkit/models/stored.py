@@ -38,6 +38,10 @@ class Fused:
         The rows stand side by side: matrices are `[in, out]`.
     weight, bias : str
         What follows `module` in the names of the checkpoint's tensors.
+    pairs : str, optional
+        The field of the config that says how many heads there are, where their rows stand in pairs, see `Piece`.
+    decoder : str, optional
+        How weights, not biases, are computed from what is stored, see `Piece`.
     """
 
     module: str
@@ -46,6 +50,8 @@ class Fused:
     transposed: bool = False
     weight: str = ".weight"
     bias: str = ".bias"
+    pairs: str = ""
+    decoder: str = ""
 
     def pieces(self, tensors: Mapping[str, TensorSpec], config: DecoderConfig) -> Iterator[tuple[str, Piece]]:
         """Yield the name and the piece of each of a program's tensors that are stored so."""
@@ -59,9 +65,14 @@ class Fused:
             transposed = self.transposed and bool(columns)
             shape = (*columns, rows) if transposed else (rows, *columns)
             stack = () if first.place is None else (places[first.prefix, first.kind],)
-            name = f"{first.prefix}{self.module}{self.weight if first.kind == 'weight' else self.bias}"
+            is_weight = first.kind == "weight"
+            name = f"{first.prefix}{self.module}{self.weight if is_weight else self.bias}"
+            pairs, decoder = getattr(config, self.pairs) if self.pairs else 0, self.decoder if is_weight else ""
             for spec, begin, end in zip(specs, begins, ends, strict=True):
-                yield spec.name, Piece(name, stack + shape, begin, end, ends[-1], first.place, transposed)
+                yield (
+                    spec.name,
+                    Piece(name, stack + shape, begin, end, ends[-1], first.place, transposed, pairs, decoder),
+                )
 
 
 @dataclass(frozen=True)
@@ -125,12 +136,21 @@ Stored = Fused | Grouped | Split
 
 
 def described(
-    tensors: Mapping[str, TensorSpec], rows: Iterable[Stored], config: DecoderConfig
+    tensors: Mapping[str, TensorSpec],
+    rows: Iterable[Stored],
+    config: DecoderConfig,
+    renamed: tuple[str, str] = ("", ""),
 ) -> Mapping[str, TensorSpec]:
-    """Return a program's tensors with the pieces that a checkpoint may store them in."""
+    """Return a program's tensors with the pieces that a checkpoint may store them in.
+
+    Names of pieces begin as those of the program, or `renamed`: (beginning in the program, in the checkpoint).
+    """
+    ours, theirs = renamed
     pieces: dict[str, list[Piece]] = {}
     for row in rows:
         for name, piece in row.pieces(tensors, config):
+            if piece.name.startswith(ours):
+                piece = replace(piece, name=theirs + piece.name.removeprefix(ours))
             pieces.setdefault(name, []).append(piece)
     return MappingProxyType({name: replace(spec, pieces=tuple(pieces.get(name, ()))) for name, spec in tensors.items()})
 

@@ -1,0 +1,85 @@
+"""How one architecture of llama.cpp is written down in GGUF files: rows of a table, nothing that reads.
+
+`Dialect` says which `model_type` an architecture is, which key is which field of its config, and which tensor of a
+block is which tensor of the program: `stored.py`'s words, since a GGUF file is one more way to store a program's
+tensors. `dense.py` and `mixtures.py` have the rows, `reading.py` reads by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from quantkit.models.gguf.metadata import Metadata
+from quantkit.models.stored import Fused, Stored
+
+Names = dict[str, str | tuple[str, ...]]
+"""Module in a GGUF file -> module of the program, or several whose rows stand below each other in it."""
+
+
+Fields = Callable[[Metadata, Mapping[str, Any]], Mapping[str, Any]]
+"""Returns further fields of a config, from metadata and from the fields so far."""
+
+
+class Key(NamedTuple):
+    """Where a field of a config stands: its key, its type, and its value where a file has no such key.
+
+    A field without a default is left out; one that is required has `...` as its default.
+    """
+
+    name: str
+    kind: type
+    default: Any = None
+
+
+class Dialect(NamedTuple):
+    """One architecture.
+
+    Attributes
+    ----------
+    model_type : str
+        Of `registry.FAMILIES`.
+    rows : tuple of Stored
+        GGUF's tensors; a name stands behind `blk.N.`, or alone.
+    fields : Mapping of str to Key
+        Fields of the config beyond those that all architectures have.
+    present : Mapping of str to str
+        Field that says whether there is something, such as biases -> a tensor that is there if so.
+    fixed : Mapping
+        Fields that no file says.
+    more : Fields, optional
+    blocks : str
+        How the program calls its blocks.
+    """
+
+    model_type: str
+    rows: tuple[Stored, ...]
+    fields: Mapping[str, Key] = MappingProxyType({})
+    present: Mapping[str, str] = MappingProxyType({"attention_bias": "attn_q.bias", "mlp_bias": "ffn_up.bias"})
+    fixed: Mapping[str, Any] = MappingProxyType({})
+    more: Fields | None = None
+    blocks: str = "model.layers"
+
+
+def rows(names: Names, *, paired: bool = False, shifted: tuple[str, ...] = ()) -> tuple[Stored, ...]:
+    """Return the rows of an architecture.
+
+    Parameters
+    ----------
+    names : Mapping
+    paired : bool
+        Whether the rows of query and key heads stand in pairs of channels that turn together, see `Piece`.
+    shifted : tuple of str
+        Modules whose weights are stored with 1 added.
+    """
+    pairs = {"attn_q": "num_attention_heads", "attn_k": "kv_heads"} if paired else {}
+    return tuple(
+        Fused(
+            module,
+            (parts,) if isinstance(parts, str) else parts,
+            pairs=pairs.get(module, ""),
+            decoder="minus_one" if module in shifted else "",
+        )
+        for module, parts in names.items()
+    )
