@@ -22,6 +22,7 @@ from quantkit.engine.steps import Buffer, Step
 from quantkit.errors import UnsupportedError
 from quantkit.models.program import Assignment, Cache, Operation, Program, Value
 from quantkit_kernels.blocks import KINDS, grid
+from quantkit_kernels.interpreter.kernels import Kernels
 from quantkit_kernels.interpreter.layout import STEP
 from quantkit_kernels.interpreter.operations import ACTIVATIONS, OPERATIONS, SCORINGS
 from quantkit_kernels.linear.activations import packed_bytes
@@ -49,6 +50,7 @@ class Addresses:
 
     Attributes
     ----------
+    kernels : Kernels
     weights : Mapping of str to Weight
     stacks : Mapping of tuple of str to int
         Address of a table of `linear.experts.EXPERT_FIELDS` for each expert, of each of `Plan.stacks`.
@@ -60,6 +62,7 @@ class Addresses:
         Byte offset in a page of each of `Plan.cache_layers`.
     """
 
+    kernels: Kernels
     weights: Mapping[str, Weight]
     stacks: Mapping[tuple[str, ...], int]
     constants: Mapping[tuple[float, ...], int]
@@ -102,6 +105,16 @@ class Plan:
         return {step.weights: int(step.fields["experts"]) for step in self.steps if step.spec.stacked}
 
     @property
+    def matrices(self) -> set[str]:
+        """Names of all weights of matrix products."""
+        return {
+            name
+            for step in self.steps
+            if step.spec.product
+            for name in step.weights[: int(step.fields["experts"]) if step.spec.stacked else 1]
+        }
+
+    @property
     def output_rows(self) -> list[tuple[int, str]]:
         """Step, and field of `layout.STEP`, of all rows that lie where the caller wants the logits."""
         return [
@@ -121,7 +134,8 @@ class Plan:
         table = np.zeros(len(self.steps), STEP)
         following = (0, 0)
         for row, step in zip(reversed(table), reversed(self.steps), strict=True):
-            row["opcode"], row["barrier"], row["wanted"] = step.spec.opcode, step.barrier, step.wanted
+            row["kernel"], row["shared"] = at.kernels.operations[step.spec.name], step.spec.shared
+            row["barrier"], row["wanted"] = step.barrier, step.wanted
             row["fused"], row["per_token"] = step.fused, step.per_token
             for name, buffer in _rows_of(step):
                 if buffer.local >= 0:
@@ -140,12 +154,15 @@ class Plan:
                 row["constant"] = at.constants[step.constant]
             if step.cache >= 0:
                 row["cache_offset"] = at.cache_offsets[step.cache]
+            if step.spec.state:
+                row["advance"] = at.kernels.advances[step.spec.name]
             units, unit_bytes = step.state.units, 4 * step.state.floats
             row["state_offset"], row["units"], row["unit_bytes"] = step.state_offset, units, unit_bytes
             for name, number in step.fields.items():
                 row[name] = number
             if step.spec.product:
-                row_bits = int(row["in_columns"]) * KINDS[at.weights[step.weights[0]].kind].bits
+                kind = at.weights[step.weights[0]].kind
+                row["product"], row_bits = at.kernels.products[kind], int(row["in_columns"]) * KINDS[kind].bits
                 row["tiles"] = _tiles_at_once(int(row["out_columns"]), row_bits, threads)
                 # Which experts come next, nobody knows yet.
                 following = (0, 0) if step.spec.stacked else (row["weight"], int(row["out_columns"] * row_bits) // 8)

@@ -29,6 +29,7 @@ from quantkit.tensor import Tensor
 from quantkit_kernels.attention.operands import SPAN_TOKENS, scratch_bytes
 from quantkit_kernels.attention.sharing import partials_bytes
 from quantkit_kernels.blocks import KINDS, dequantize
+from quantkit_kernels.interpreter.kernels import compiled
 from quantkit_kernels.interpreter.layout import CHUNK
 
 logger = logging.getLogger(__name__)
@@ -308,19 +309,21 @@ class Model:
                 weights[name] = Weight("f32", self._vector(rows))
             else:
                 weights[name] = _matrix(tensor)
+        operations = {step.spec.name for step in self._plan.steps}
+        kernels = compiled(operations, {weights[name].kind for name in self._plan.matrices})
         stacks = {
-            names: self._stack([weights[name] for name in names], experts)
+            names: self._stack([weights[name] for name in names], experts, kernels.products)
             for names, experts in self._plan.stacks.items()
         }
         constants = {constant: self._vector(np.array(constant, np.float32)) for constant in self._plan.constants}
         arena = self._memory(self._plan.arena_bytes(PASS_TOKENS, self.threads))
-        return Addresses(weights, stacks, constants, arena, self._pages.shape.layer_offsets)
+        return Addresses(kernels, weights, stacks, constants, arena, self._pages.shape.layer_offsets)
 
-    def _stack(self, weights: list[Weight], experts: int) -> int:
+    def _stack(self, weights: list[Weight], experts: int, products: Mapping[str, int]) -> int:
         """Address of the table of the experts' weights, and of their biases, which come behind them."""
         biases = [weight.data for weight in weights[experts:]] or [0] * experts
         rows = [
-            (weight.data, weight.row_scales, bias, KINDS[weight.kind].code)
+            (weight.data, weight.row_scales, bias, products[weight.kind])
             for weight, bias in zip(weights[:experts], biases, strict=True)
         ]
         table = np.array(rows, np.int64)

@@ -13,6 +13,7 @@ import tiny
 from quantkit.engine.lowering import Addresses, Plan, Weight, plan
 from quantkit.models import registry
 from quantkit.models.recorder import Recorder
+from quantkit_kernels.interpreter.kernels import Kernels
 from quantkit_kernels.interpreter.operations import OPERATIONS
 
 
@@ -97,9 +98,10 @@ def test_waiting_threads_know_the_weights_that_come_next() -> None:
         for index, step in enumerate(lowered.steps)
         for name in step.weights
     }
-    table = lowered.table(Addresses(weights, {}, dict.fromkeys(lowered.constants, 0), 0, [0] * 2), 8, 2)
+    kernels = Kernels({name: number for number, name in enumerate(OPERATIONS)}, {}, {"int4": 0})
+    table = lowered.table(Addresses(kernels, weights, {}, dict.fromkeys(lowered.constants, 0), 0, [0] * 2), 8, 2)
     for index, step in enumerate(lowered.steps):
-        following = next((row for row in table[index:] if row["opcode"] == OPERATIONS["linear"].opcode), None)
+        following = next((row for row in table[index:] if row["kernel"] == kernels.operations["linear"]), None)
         expected = following["weight"] if following is not None else 0
         assert table[index]["prefetch"] == expected, step.name
 

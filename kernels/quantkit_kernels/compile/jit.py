@@ -1,7 +1,8 @@
 """The one decorator of the kernels: every compile flag, and what is kept on disk.
 
-It is not a compiler: numba is. Kernels write `@jit`; the few functions that Python calls write `@jit(entry=True)`, and
-only those become machine code, with everything they call inside them (`linking.py`), and are kept on disk (`cache.py`).
+It is not a compiler: numba is. Kernels write `@jit`; the few functions that are called from outside, by Python or by
+their address, write `@jit(entry=True)`, and only those become machine code, with everything they call inside them
+(`linking.py`), and are kept on disk (`cache.py`).
 Where numba lacks what these two rely on, kernels are compiled by numba alone, or not kept: slower, but with the same
 results.
 """
@@ -9,12 +10,14 @@ results.
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import secrets
 from collections.abc import Callable
 from typing import Any
 
 import numba
+from numba import types
 from numba.core import event
 
 from quantkit_kernels.compile.folder import kernel_folder
@@ -48,7 +51,7 @@ def jit(function: Callable[..., Any] | None = None, *, entry: bool = False) -> A
     function : callable
         Takes and returns numbers and `simd` vectors; memory is passed as int64 addresses, never as arrays.
     entry : bool
-        The function is called from Python: keep its machine code in `kernel_folder(ISA)`.
+        The function is called from Python, or by its address: keep its machine code in `kernel_folder(ISA)`.
     """
     if function is None:
         return functools.partial(jit, entry=entry)
@@ -62,6 +65,15 @@ def jit(function: Callable[..., Any] | None = None, *, entry: bool = False) -> A
     if function.__closure__ is None:
         _keep(compiled, function)
     return compiled
+
+
+def address_of(entry: Any) -> int:
+    """Compile an entry of i64 arguments, unless it is kept on disk, and return the address that `simd.call` takes."""
+    signature = (types.int64,) * len(inspect.signature(entry.py_func).parameters)
+    entry.compile(signature)
+    compiled = entry.overloads[signature]
+    address: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
+    return address
 
 
 def _keep(compiled: Any, function: Callable[..., Any]) -> None:

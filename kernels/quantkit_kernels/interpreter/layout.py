@@ -16,7 +16,8 @@ has stride 0: it lives only inside of a fused sequence of token steps."""
 
 STEP = np.dtype(
     [
-        ("opcode", "i8"),  # operations.Opcode
+        ("kernel", "i8"),  # address of the compiled function of its operation, `kernels.py`
+        ("shared", "i8"),  # 1: the kernel shares the work of a whole pass out itself; 0: it takes one token
         ("barrier", "i8"),  # 1: all pieces of the steps before must be done
         ("wanted", "i8"),  # 1: its tokens are those whose logits are wanted, not the whole batch
         ("per_token", "i8"),  # rows for each token: more than one where they are sorted by expert
@@ -33,6 +34,7 @@ STEP = np.dtype(
         ("weight", "i8"),  # address of a tensor, 0 for none
         ("row_scales", "i8"),
         ("kind", "i8"),  # blocks.Kind.code of the weight
+        ("product", "i8"),  # address of the compiled matrix product of that kind, `linear.product`
         ("bias", "i8"),
         ("sinks", "i8"),
         ("a_log", "i8"),  # of recurrent layers: addresses of a number for each head
@@ -48,7 +50,8 @@ STEP = np.dtype(
         ("size", "i8"),  # columns of a part: that a norm normalizes together, that append puts the second input behind
         ("parts", "i8"),  # of a row that append takes
         ("state_offset", "i8"),  # of the step in a sequence's state, in bytes
-        ("units", "i8"),  # slices of that state that need no other, 0 for no state
+        ("advance", "i8"),  # address of the compiled function that advances it, `recurrent.py`
+        ("units", "i8"),  # slices of that state that need no other
         ("unit_bytes", "i8"),
         ("weight_columns", "i8"),  # of a norm: `size`, those of the whole row, or 0 for no weight
         ("head_dim", "i8"),
@@ -103,6 +106,23 @@ CHUNK = np.dtype(
     ]
 )
 """The new tokens of one sequence in a pass, and where its state lies."""
+
+PART = np.dtype(
+    [
+        ("thread", "i8"),
+        ("threads", "i8"),
+        ("tag", "i8"),  # of the pass's counters
+        ("counter_stride", "i8"),  # bytes between the counters of one thread's share of a step and the next thread's
+        ("tokens", "i8"),
+        ("wanted", "i8"),  # tokens whose logits are wanted
+        ("spans", "i8"),  # of attention
+        ("chunks", "i8"),  # of steps with a state
+        ("words", "i8"),  # address of the `PASS`
+        ("shared", "i8"),  # address of what the threads of a pool share, `threads.Shared`
+        ("generation", "i8"),  # of the pass
+    ]
+)
+"""A thread's part in a pass, on its own stack: what it may rely on when the `PASS` already describes a later one."""
 
 PASS = np.dtype(
     [

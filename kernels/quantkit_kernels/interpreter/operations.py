@@ -1,7 +1,7 @@
 """The table of operations: everything that is to be said of one stands in its row.
 
 `quantkit.models.recorder` checks what is recorded against it, `quantkit.engine.lowering` makes steps of it,
-`dispatch.py` calls the kernels by its opcodes, `quantkit.evaluation.roofline` counts its work, and the tests compare
+`kernels.py` has the kernel of each, `quantkit.evaluation.roofline` counts its work, and the tests compare
 kernels with its numpy truth (`truth.py`). To add an operation is to add a row, a kernel, and a method of the recorder.
 numpy alone, no numba.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -215,11 +214,6 @@ class OperationSpec:
         """Whether its weight is a table, of which a token reads one row."""
         return self.work is _weight_rows
 
-    @property
-    def opcode(self) -> Opcode:
-        """What stands for it in a step."""
-        return Opcode[self.name.upper()]
-
 
 def _ssd_state(fields: Mapping[str, Any]) -> State:
     """Units are rows of one head; the last ones of a head may be fewer."""
@@ -326,6 +320,3 @@ _ROWS = (
 
 OPERATIONS: Mapping[str, OperationSpec] = MappingProxyType({row.name: row for row in _ROWS})
 """All operations by name. `quantize` is never recorded: lowering puts it before products of packed weights."""
-
-Opcode = IntEnum("Opcode", {name.upper(): code for code, name in enumerate(OPERATIONS)})
-"""What `dispatch.py` tells operations apart by."""

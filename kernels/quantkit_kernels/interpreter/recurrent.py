@@ -1,40 +1,40 @@
-"""The steps that keep a state per sequence: how threads share them, and which kernel an opcode stands for.
+"""The kernels of operations that keep a state per sequence; `advance` shares their work out, as in `shared_steps.py`.
 
 A state consists of units that need no other (`operations.State`), so pieces are pairs of a chunk, all new tokens of one
 sequence, and a unit: how many there are, a step and the pass say. Who has a piece walks all tokens of the chunk with
 it, in order. What goes round a state is done here as well, a unit at a time, when it is in the nearest cache anyway:
 that of a new sequence is cleared, and where a sequence may be cut back later, the tokens that may go advance a copy.
-`recurrent/` computes.
+For each operation there is a function of its name, which `advance` calls by the address in the step; `recurrent/`
+computes.
 """
 
 from __future__ import annotations
 
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.interpreter.operations import Opcode
-from quantkit_kernels.interpreter.records import CHUNK_BYTES, chunk_at, pass_at, step_at
-from quantkit_kernels.interpreter.threads import take_next
+from quantkit_kernels.interpreter.records import CHUNK_BYTES, chunk_at, part_at, pass_at, step_at
+from quantkit_kernels.interpreter.threads import outcome, take_next
 from quantkit_kernels.operands import Rows, from_token
-from quantkit_kernels.recurrent.delta_rule import DeltaRule, delta_rule
-from quantkit_kernels.recurrent.short_conv import Convolution, short_conv
-from quantkit_kernels.recurrent.ssd import Ssd, ssd
-from quantkit_kernels.simd import load_line_f32, store, zeros_wide
+from quantkit_kernels.recurrent import delta_rule as rules
+from quantkit_kernels.recurrent import short_conv as convolutions
+from quantkit_kernels.recurrent import ssd as scans
+from quantkit_kernels.simd import call, load_line_f32, store, zeros_wide
 
 PIECES = 4
 """Of a chunk, for each thread: enough that threads finish together."""
 
 
-@jit
-def advance_states(address, counter, words, now):
-    """The states of all sequences of a pass; returns the pieces, and how many this thread did."""
-    step = step_at(address)
-    units, table = step.units, pass_at(words).chunk_table
+@jit(entry=True)
+def advance(address, counter, part):
+    """The states of all sequences of a pass, in units of each."""
+    step, now = step_at(address), part_at(part)
+    units, table = step.units, pass_at(now.words).chunk_table
     pieces = now.chunks * units
     at_once = max(1, units // (PIECES * now.threads))
     turn = taken = 0
     while True:
         turn, first, last = take_next(counter, now, turn, pieces, 1, at_once)
         if first == last:
-            return pieces, taken
+            return outcome(pieces, taken)
         taken += last - first
         while first < last:
             number, unit = first // units, first % units
@@ -53,35 +53,45 @@ def _walk(address, chunk_address, first, last):
         for place in range(state + begin, state + begin + size, 64):
             store(place, zeros_wide(1, 1))
     if chunk.kept:
-        _advance(address, state, chunk.first, chunk.kept, first, last)
+        call(step.advance, (address, state, chunk.first, chunk.kept, first, last))
     if chunk.kept < chunk.tokens:
         for place in range(begin, begin + size, 64):
             store(ahead + place, load_line_f32(state + place))
-        _advance(address, ahead, chunk.first + chunk.kept, chunk.tokens - chunk.kept, first, last)
+        left = chunk.tokens - chunk.kept
+        call(step.advance, (address, ahead, chunk.first + chunk.kept, left, first, last))
 
 
-@jit
-def _advance(address, state, token, tokens, first, last):
+@jit(entry=True)
+def short_conv(address, state, token, tokens, first, last):
     """Units `first` to `last` of the step's state at `state`, through `tokens` tokens from `token` on."""
     step = step_at(address)
+    x = from_token(Rows(step.a.address + 4 * step.begin, step.a.stride), token)
     out = from_token(Rows(step.out.address, step.out.stride), token)
-    if step.opcode == Opcode.SHORT_CONV:
-        x = from_token(Rows(step.a.address + 4 * step.begin, step.a.stride), token)
-        convolution = Convolution(step.weight, step.bias, step.out_columns, step.taps, step.activation)
-        short_conv(convolution, x, out, state, tokens, first, last)
-    elif step.opcode == Opcode.SSD:
-        layer = Ssd(
-            step.heads, step.head_dim, step.groups, step.state_size, step.a_log, step.dt_bias, step.skip, step.dt_min,
-            step.dt_max,
-        )  # fmt: skip
-        x = from_token(Rows(step.a.address, step.a.stride), token)
-        dt = from_token(Rows(step.b.address, step.b.stride), token)
-        ssd(layer, x, dt, out, state, tokens, first, last)
-    elif step.opcode == Opcode.DELTA_RULE:
-        rule = DeltaRule(
-            step.key_heads, step.value_heads, step.key_dim, step.value_dim, step.factor, step.a_log, step.dt_bias
-        )
-        x = from_token(Rows(step.a.address, step.a.stride), token)
-        a = from_token(Rows(step.b.address, step.b.stride), token)
-        b = from_token(Rows(step.c.address, step.c.stride), token)
-        delta_rule(rule, x, a, b, out, state, tokens, first, last)
+    convolution = convolutions.Convolution(step.weight, step.bias, step.out_columns, step.taps, step.activation)
+    convolutions.short_conv(convolution, x, out, state, tokens, first, last)
+
+
+@jit(entry=True)
+def ssd(address, state, token, tokens, first, last):
+    """As `short_conv`."""
+    step = step_at(address)
+    layer = scans.Ssd(
+        step.heads, step.head_dim, step.groups, step.state_size, step.a_log, step.dt_bias, step.skip, step.dt_min,
+        step.dt_max,
+    )  # fmt: skip
+    x, dt = Rows(step.a.address, step.a.stride), Rows(step.b.address, step.b.stride)
+    out = from_token(Rows(step.out.address, step.out.stride), token)
+    scans.ssd(layer, from_token(x, token), from_token(dt, token), out, state, tokens, first, last)
+
+
+@jit(entry=True)
+def delta_rule(address, state, token, tokens, first, last):
+    """As `short_conv`."""
+    step = step_at(address)
+    rule = rules.DeltaRule(
+        step.key_heads, step.value_heads, step.key_dim, step.value_dim, step.factor, step.a_log, step.dt_bias
+    )
+    x, out = Rows(step.a.address, step.a.stride), Rows(step.out.address, step.out.stride)
+    a, b = Rows(step.b.address, step.b.stride), Rows(step.c.address, step.c.stride)
+    x, a, b, out = from_token(x, token), from_token(a, token), from_token(b, token), from_token(out, token)
+    rules.delta_rule(rule, x, a, b, out, state, tokens, first, last)

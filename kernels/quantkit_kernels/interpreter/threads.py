@@ -13,7 +13,6 @@ then sleeps. Nothing here knows what the work is; `dispatch.py` does.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
 
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import (
@@ -135,30 +134,30 @@ def take(counter, tag, chunk, end):
             return taken
 
 
-class Pass(NamedTuple):
-    """What a thread knows of the pass that it takes part in."""
+@jit
+def outcome(pieces, done):
+    """How many pieces a step has, and how many of them a thread did, in one number."""
+    return pieces << 32 | done
 
-    thread: int
-    threads: int
-    tag: int
-    """Of the pass's counters."""
-    counter_stride: int
-    """Bytes between the counters of one thread's share of a step and the next thread's."""
-    tokens: int
-    wanted: int
-    """Tokens whose logits are wanted."""
-    spans: int
-    """Of attention."""
-    chunks: int
-    """Of steps with a state."""
+
+@jit
+def pieces_of(outcome):
+    """The pieces of an `outcome`."""
+    return outcome >> 32
+
+
+@jit
+def pieces_done(outcome):
+    """Those of them that the thread did."""
+    return outcome & 0xFFFFFFFF
 
 
 @jit
 def take_next(counter, now, turn, count, unit, chunk):
     """Next pieces of a thread's own share of `count`, or when that is used up, of what others have left of theirs.
 
-    A share is taken from end to end, so that memory is read in order, and consists of whole units. Begin with `turn` 0
-    and go on with the one returned.
+    A share is taken from end to end, so that memory is read in order, and consists of whole units. `now` is the
+    thread's `layout.PART`. Begin with `turn` 0 and go on with the one returned.
 
     Returns
     -------

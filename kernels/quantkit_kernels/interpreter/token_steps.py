@@ -1,106 +1,192 @@
-"""Steps that treat every token by itself: which kernel an opcode stands for, and which fields of the step it takes.
+"""The kernels of operations that treat every token by itself: one function for each, of the operation's name.
 
-`dispatch.py` hands tokens out and has the steps whose work is shared in other pieces; the kernels are those of `rows/`.
+Each says which fields of the step go to which function of `rows/`. `dispatch.py` calls it, by the address in the step,
+for one token after the other. `shared_steps.py` and `mixture.py` have the other operations.
 """
 
 from __future__ import annotations
 
-from quantkit_kernels.attention.pages import store_kv
+from quantkit_kernels.attention import pages
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.interpreter.mixture import mixture_row
-from quantkit_kernels.interpreter.operations import Opcode
-from quantkit_kernels.interpreter.records import layer_of, pass_at, row_at, step_at
-from quantkit_kernels.linear.activations import quantize
-from quantkit_kernels.rows.arithmetic import (
-    add,
-    append,
-    clamp,
-    copy,
-    copy_columns,
-    multiply,
-    scale,
-    scale_by_position,
-    softcap,
-)
-from quantkit_kernels.rows.embedding import embed
-from quantkit_kernels.rows.mlp import Xielu, activate, gated, gated_clamped, xielu
-from quantkit_kernels.rows.norms import Norm, layer_norm, rms_norm
-from quantkit_kernels.rows.rotary import rope, rope_interleaved, rotation
+from quantkit_kernels.interpreter.records import layer_of, part_at, pass_at, row_at, rows_of, step_at
+from quantkit_kernels.linear import activations
+from quantkit_kernels.rows import arithmetic, embedding, mlp, norms, rotary
+from quantkit_kernels.rows.norms import Norm
 from quantkit_kernels.simd import get_f32, get_i64
 
 
-@jit
-def token_step(address, words, thread, token):
-    """One token of the step at `address`."""
+@jit(entry=True)
+def embed(address, part, token):
+    step, now = step_at(address), part_at(part)
+    number = get_i64(pass_at(now.words).ids + 8 * token)
+    out = row_at(step.out, token, now.thread)
+    embedding.embed(step.kind, step.weight, step.row_scales, number, step.out_columns, out)
+
+
+@jit(entry=True)
+def embed_positions(address, part, token):
+    step, now = step_at(address), part_at(part)
+    number = get_i64(pass_at(now.words).positions + 8 * token) + step.position_offset
+    out = row_at(step.out, token, now.thread)
+    embedding.embed(step.kind, step.weight, step.row_scales, number, step.out_columns, out)
+
+
+@jit(entry=True)
+def scale(address, part, token):
     step = step_at(address)
-    opcode, columns = step.opcode, step.out_columns
-    out, a, b = row_at(step.out, token, thread), row_at(step.a, token, thread), row_at(step.b, token, thread)
-    if opcode == Opcode.QUANTIZE:
-        quantize(a, step.in_columns, out)
-    elif opcode == Opcode.RMS_NORM:
-        rms_norm(a, out, columns, _norm(step))
-    elif opcode == Opcode.LAYER_NORM:
-        layer_norm(a, out, columns, _norm(step))
-    elif opcode == Opcode.ADD:
-        add(a, b, out, columns)
-    elif opcode == Opcode.MULTIPLY:
-        multiply(a, b, out, columns)
-    elif opcode == Opcode.SCALE:
-        scale(a, step.factor, out, columns)
-    elif opcode == Opcode.SCALE_COLUMNS:
-        multiply(a, step.constant, out, columns)
-    elif opcode == Opcode.SCALE_ROWS:
-        scale(a, get_f32(b), out, columns)
-    elif opcode == Opcode.CLAMP:
-        clamp(a, step.limit, out, columns)
-    elif opcode == Opcode.SOFTCAP:
-        softcap(a, step.limit, out, columns)
-    elif opcode == Opcode.SLICE:
-        copy_columns(a, step.begin, step.end, out)
-    elif opcode == Opcode.APPEND:
-        append(a, b, out, step.parts, step.size, columns // step.parts - step.size)
-    elif opcode == Opcode.GATED:
-        gated(a, b, out, columns, step.activation)
-    elif opcode == Opcode.GATED_CLAMPED:
-        gated_clamped(a, b, out, columns, step.alpha, step.limit, step.offset)
-    elif opcode == Opcode.ACTIVATE:
-        activate(a, out, columns, step.activation)
-    elif opcode == Opcode.XIELU:
-        xielu(a, out, columns, Xielu(step.alpha_p, step.alpha_n, step.xielu_beta, step.xielu_eps))
-    elif opcode == Opcode.ROPE and step.interleaved:
-        rope_interleaved(a, b, out, columns, step.head_dim, step.begin, step.rotary_dim)
-    elif opcode == Opcode.ROPE:
-        rope(a, b, out, columns, step.head_dim, step.begin, step.rotary_dim)
-    elif opcode == Opcode.ROUTE or opcode == Opcode.GATHER or opcode == Opcode.COMBINE:
-        mixture_row(step, pass_at(words), thread, token)
-    else:
-        _batch_step(address, words, thread, token)
+    out, a, _ = rows_of(step, token, part_at(part).thread)
+    arithmetic.scale(a, step.factor, out, step.out_columns)
 
 
-@jit
-def _batch_step(address, words, thread, token):
-    """As `token_step`, of the steps that read the batch: which token it is, where it stands, whose it is."""
-    step, state = step_at(address), pass_at(words)
-    opcode, columns = step.opcode, step.out_columns
-    out, a, b = row_at(step.out, token, thread), row_at(step.a, token, thread), row_at(step.b, token, thread)
-    if opcode == Opcode.SELECT:
-        copy(row_at(step.a, get_i64(state.wanted_tokens + 8 * token), thread), out, columns)
-        return
-    position = get_i64(state.positions + 8 * token)
-    if opcode == Opcode.EMBED:
-        embed(step.kind, step.weight, step.row_scales, get_i64(state.ids + 8 * token), columns, out)
-    elif opcode == Opcode.EMBED_POSITIONS:
-        embed(step.kind, step.weight, step.row_scales, position + step.position_offset, columns, out)
-    elif opcode == Opcode.ROTATION:
-        rotation(position, step.constant, columns >> 1, step.factor, out)
-    elif opcode == Opcode.SCALE_BY_POSITION:
-        scale_by_position(a, position + step.position_offset, step.period, step.beta, out, columns)
-    elif opcode == Opcode.STORE_KV:
-        pages = get_i64(state.pages + 8 * token)
-        if store_kv(layer_of(step, state), a, b, pages, position):
-            state.saturated = 1
+@jit(entry=True)
+def scale_by_position(address, part, token):
+    step, now = step_at(address), part_at(part)
+    out, a, _ = rows_of(step, token, now.thread)
+    position = get_i64(pass_at(now.words).positions + 8 * token) + step.position_offset
+    arithmetic.scale_by_position(a, position, step.period, step.beta, out, step.out_columns)
+
+
+@jit(entry=True)
+def scale_columns(address, part, token):
+    step = step_at(address)
+    out, a, _ = rows_of(step, token, part_at(part).thread)
+    arithmetic.multiply(a, step.constant, out, step.out_columns)
+
+
+@jit(entry=True)
+def scale_rows(address, part, token):
+    step = step_at(address)
+    out, a, b = rows_of(step, token, part_at(part).thread)
+    arithmetic.scale(a, get_f32(b), out, step.out_columns)
+
+
+@jit(entry=True)
+def add(address, part, token):
+    step = step_at(address)
+    out, a, b = rows_of(step, token, part_at(part).thread)
+    arithmetic.add(a, b, out, step.out_columns)
+
+
+@jit(entry=True)
+def multiply(address, part, token):
+    step = step_at(address)
+    out, a, b = rows_of(step, token, part_at(part).thread)
+    arithmetic.multiply(a, b, out, step.out_columns)
+
+
+@jit(entry=True)
+def clamp(address, part, token):
+    step = step_at(address)
+    out, a, _ = rows_of(step, token, part_at(part).thread)
+    arithmetic.clamp(a, step.limit, out, step.out_columns)
+
+
+@jit(entry=True)
+def softcap(address, part, token):
+    step = step_at(address)
+    out, a, _ = rows_of(step, token, part_at(part).thread)
+    arithmetic.softcap(a, step.limit, out, step.out_columns)
+
+
+@jit(entry=True)
+def slice(address, part, token):
+    step = step_at(address)
+    out, a, _ = rows_of(step, token, part_at(part).thread)
+    arithmetic.copy_columns(a, step.begin, step.end, out)
+
+
+@jit(entry=True)
+def append(address, part, token):
+    step = step_at(address)
+    out, a, b = rows_of(step, token, part_at(part).thread)
+    arithmetic.append(a, b, out, step.parts, step.size, step.out_columns // step.parts - step.size)
+
+
+@jit(entry=True)
+def select(address, part, token):
+    step, now = step_at(address), part_at(part)
+    source = get_i64(pass_at(now.words).wanted_tokens + 8 * token)
+    out, a = row_at(step.out, token, now.thread), row_at(step.a, source, now.thread)
+    arithmetic.copy(a, out, step.out_columns)
+
+
+@jit(entry=True)
+def quantize(address, part, token):
+    step = step_at(address)
+    out, a, _ = rows_of(step, token, part_at(part).thread)
+    activations.quantize(a, step.in_columns, out)
 
 
 @jit
 def _norm(step):
     return Norm(step.weight, step.bias, step.weight_columns, step.size, step.eps, step.offset)
+
+
+@jit(entry=True)
+def rms_norm(address, part, token):
+    step = step_at(address)
+    out, a, _ = rows_of(step, token, part_at(part).thread)
+    norms.rms_norm(a, out, step.out_columns, _norm(step))
+
+
+@jit(entry=True)
+def layer_norm(address, part, token):
+    step = step_at(address)
+    out, a, _ = rows_of(step, token, part_at(part).thread)
+    norms.layer_norm(a, out, step.out_columns, _norm(step))
+
+
+@jit(entry=True)
+def gated(address, part, token):
+    step = step_at(address)
+    out, a, b = rows_of(step, token, part_at(part).thread)
+    mlp.gated(a, b, out, step.out_columns, step.activation)
+
+
+@jit(entry=True)
+def gated_clamped(address, part, token):
+    step = step_at(address)
+    out, a, b = rows_of(step, token, part_at(part).thread)
+    mlp.gated_clamped(a, b, out, step.out_columns, step.alpha, step.limit, step.offset)
+
+
+@jit(entry=True)
+def activate(address, part, token):
+    step = step_at(address)
+    out, a, _ = rows_of(step, token, part_at(part).thread)
+    mlp.activate(a, out, step.out_columns, step.activation)
+
+
+@jit(entry=True)
+def xielu(address, part, token):
+    step = step_at(address)
+    out, a, _ = rows_of(step, token, part_at(part).thread)
+    learned = mlp.Xielu(step.alpha_p, step.alpha_n, step.xielu_beta, step.xielu_eps)
+    mlp.xielu(a, out, step.out_columns, learned)
+
+
+@jit(entry=True)
+def rotation(address, part, token):
+    step, now = step_at(address), part_at(part)
+    position = get_i64(pass_at(now.words).positions + 8 * token)
+    rotary.rotation(position, step.constant, step.out_columns >> 1, step.factor, row_at(step.out, token, now.thread))
+
+
+@jit(entry=True)
+def rope(address, part, token):
+    step = step_at(address)
+    out, a, b = rows_of(step, token, part_at(part).thread)
+    if step.interleaved:
+        rotary.rope_interleaved(a, b, out, step.out_columns, step.head_dim, step.begin, step.rotary_dim)
+    else:
+        rotary.rope(a, b, out, step.out_columns, step.head_dim, step.begin, step.rotary_dim)
+
+
+@jit(entry=True)
+def store_kv(address, part, token):
+    step, now = step_at(address), part_at(part)
+    state = pass_at(now.words)
+    _, k, v = rows_of(step, token, now.thread)
+    table, position = get_i64(state.pages + 8 * token), get_i64(state.positions + 8 * token)
+    if pages.store_kv(layer_of(step, state), k, v, table, position):
+        state.saturated = 1

@@ -8,17 +8,17 @@ once, whatever the number of its rows; experts that no token chose are not read.
 from __future__ import annotations
 
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.linear.product import linear
+from quantkit_kernels.linear import product
 from quantkit_kernels.operands import Matrix, Rows
 from quantkit_kernels.rows.routing import begins_of
 from quantkit_kernels.simd import get_i32, get_i64
 
 EXPERT_FIELDS = 4
-"""Address of the weight, of its row scales, of its bias, and the code of its kind."""
+"""Addresses of the weight, of its row scales, of its bias, and of the product of its kind."""
 
 
 @jit
-def expert_tiles(weights, table, experts, shape, x, y, first, last):
+def expert_tiles(weights, table, experts, shape, x, y, first, last, operands):
     """Pieces `first` to `last`; `shape` is a `Matrix` without addresses, `x` and `y` are sorted by expert."""
     tiles = (shape.rows + 7) >> 3
     while first < last:
@@ -30,5 +30,5 @@ def expert_tiles(weights, table, experts, shape, x, y, first, last):
         fields = weights + 8 * EXPERT_FIELDS * expert
         matrix = Matrix(get_i64(fields), get_i64(fields + 8), get_i64(fields + 16), shape.rows, shape.columns)
         source, target = Rows(x.address + row * x.stride, x.stride), Rows(y.address + row * y.stride, y.stride)
-        linear(matrix, get_i64(fields + 24), source, target, rows, tile, end)
+        product.multiply(get_i64(fields + 24), operands, matrix, source, target, rows, tile, end)
         first += end - tile

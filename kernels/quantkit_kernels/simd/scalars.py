@@ -49,6 +49,33 @@ def record_at(dtype: np.dtype[Any]) -> Any:
     return view
 
 
+def record_on_stack(dtype: np.dtype[Any]) -> Any:
+    """Make a function that returns the address of one such record on the calling function's stack, not initialized."""
+
+    @intrinsic
+    def address(typing):
+        def generate(context, builder, sig, args):
+            memory = cgutils.alloca_once(builder, ir.ArrayType(I8, dtype.itemsize))
+            memory.align = 64
+            return builder.ptrtoint(memory, I64)
+
+        return types.int64(), generate
+
+    return address
+
+
+@intrinsic
+def call(typing, function, arguments):
+    """Call the compiled function at an address (`compile.jit.address_of`) with a tuple of i64s; returns its i64."""
+
+    def generate(context, builder, sig, args):
+        kind = ir.FunctionType(I64, [I64] * len(arguments))
+        values = [builder.extract_value(args[1], place) for place in range(len(arguments))]
+        return builder.call(builder.inttoptr(args[0], kind.as_pointer()), values)
+
+    return types.int64(types.int64, arguments), generate
+
+
 get_u8 = _scalar_loader(I8, types.uint8)
 get_i8 = _scalar_loader(I8, types.int8)
 get_i32 = _scalar_loader(I32, types.int32)

@@ -1,0 +1,56 @@
+"""The kernels of operations whose work threads share in other pieces than tokens: `linear` and `attention`.
+
+One function for each, of the operation's name. `dispatch.py` calls it, by the address in the step, for a whole pass; it
+takes pieces (`threads.take_next`) until there are none, and returns how many there were and how many it did, as
+`outcome` packs them. Those of `mixture.py` are called in the same way.
+"""
+
+from __future__ import annotations
+
+from quantkit_kernels.attention.operands import Heads
+from quantkit_kernels.attention.sharing import attend, pieces_of
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.interpreter.records import layer_of, part_at, pass_at, row_count, step_at
+from quantkit_kernels.interpreter.threads import is_current, outcome, take_next
+from quantkit_kernels.linear import product
+from quantkit_kernels.linear.packed import ROW_TILES
+from quantkit_kernels.operands import Matrix, Rows
+
+MANY = 8
+"""Tokens from which on a chunk of a matrix product takes longer than its weights take to arrive."""
+
+
+@jit(entry=True)
+def linear(address, counter, part):
+    """A matrix product, in row tiles."""
+    step, now = step_at(address), part_at(part)
+    tokens = row_count(step, now)
+    tiles = (step.out_columns + 7) >> 3 if tokens else 0
+    # Many tokens make a chunk long work: threads are to finish together.
+    unit = ROW_TILES if tokens > 1 else 1
+    chunk = max(1, step.tiles * MANY // max(tokens, MANY) // unit) * unit
+    operands = product.operands_on_stack()
+    turn = taken = 0
+    while True:
+        turn, first, last = take_next(counter, now, turn, tiles, unit, chunk)
+        if first == last:
+            return outcome(tiles, taken)
+        matrix = Matrix(step.weight, step.row_scales, step.bias, step.out_columns, step.in_columns)
+        x, y = Rows(step.a.address, step.a.stride), Rows(step.out.address, step.out.stride)
+        product.multiply(step.product, operands, matrix, x, y, tokens, first, last)
+        taken += last - first
+
+
+@jit(entry=True)
+def attention(address, counter, part):
+    """Attention of the whole batch over one layer, in pairs of a span and a KV head, or in segments of them."""
+    step, now = step_at(address), part_at(part)
+    state = pass_at(now.words)
+    heads = Heads(layer_of(step, state), step.heads_per_kv, step.scale, step.softcap, step.sinks, step.window)
+    spans = state.span_table
+    pieces = pieces_of(heads, now.spans, spans, now.threads, state.partials)
+    if not is_current(now.shared, now.generation):  # or `pieces` may be those of a later pass
+        return outcome(0, 0)
+    q, out = Rows(step.a.address, step.a.stride), Rows(step.out.address, step.out.stride)
+    scratch = state.scratch + now.thread * state.scratch_bytes
+    return outcome(pieces.count, attend(heads, q, out, spans, pieces, counter, now.tag, scratch))
