@@ -653,6 +653,40 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "v_head_dim": 20,
     },
+    "gemma4_text": {
+        "architectures": ["Gemma4ForCausalLM"],
+        "attention_bias": False,
+        "attention_k_eq_v": False,
+        "enable_moe_block": False,
+        "final_logit_softcapping": 3.0,
+        "global_head_dim": 32,
+        "head_dim": 16,
+        "hidden_act": ...,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size_per_layer_input": 8,
+        "layer_types": [
+            *("sliding_attention", "full_attention", "sliding_attention"),
+            *("sliding_attention", "full_attention"),
+        ],
+        "moe_intermediate_size": None,
+        "num_experts": None,
+        "num_global_key_value_heads": None,
+        "num_hidden_layers": 5,
+        "num_key_value_heads": 1,
+        "num_kv_shared_layers": 2,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {
+            "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1000000.0, "rope_type": "proportional"},
+            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+        },
+        "rope_theta": ...,
+        "sliding_window": 16,
+        "tie_word_embeddings": True,
+        "top_k_experts": None,
+        "use_bidirectional_attention": None,
+        "use_double_wide_mlp": True,
+        "vocab_size_per_layer_input": VOCAB_SIZE,
+    },
     "granitemoe": {
         "architectures": ["GraniteMoeForCausalLM"],
         "attention_multiplier": 0.2,
@@ -1083,6 +1117,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 """What each family's config.json says beyond, or instead of, the common fields."""
 
+ZERO_CENTRED = frozenset({"gemma", "gemma2", "gemma3_text"})
+"""Families whose norms multiply by `1 + weight`."""
+
 _TORCH_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 _CHAT_TEMPLATE = """\
@@ -1132,7 +1169,7 @@ def checkpoint(
     weight_map: dict[str, str] = {}
     for number, part in enumerate(parts, start=1):
         name = "model.safetensors" if shards == 1 else f"model-{number:05}-of-{shards:05}.safetensors"
-        _write_weights(folder / name, part, dtype, seed, zero_centred_norms=model_type.startswith("gemma"))
+        _write_weights(folder / name, part, dtype, seed, zero_centred_norms=model_type in ZERO_CENTRED)
         weight_map |= dict.fromkeys(part, name)
     if shards > 1:
         size = sum(math.prod(shape) for shape in tensors.values()) * (4 if dtype == "F32" else 2)

@@ -53,7 +53,7 @@ def bind(source: ModelSource, text_length: int | None = None) -> Bound:
             logger.warning("%s: %s differ: they are not tied, though the configuration says so", source.path, names)
             architecture = architecture.untied()
             program = architecture.record(text_length)
-    weights = source.select(program.tensors, prefixes, architecture.source)
+    weights = source.select(program.tensors, prefixes, architecture.source, program.spare)
     _check_routers(program, weights)
     if weights.unused:
         logger.warning("%s: %s", source.path, _left_out(weights.unused, architecture.part_of))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ class ModelSource(ABC):
             digest.update(len(evidence).to_bytes(8, "little") + evidence)
         return digest.hexdigest()
 
-    def check(self, tensors: Mapping[str, TensorSpec], prefixes: Prefixes = ()) -> list[str]:
+    def check(self, tensors: Mapping[str, TensorSpec], prefixes: Prefixes = (), spare: Iterable[str] = ()) -> list[str]:
         """Compare the tensors with those that a recorded program reads.
 
         Parameters
@@ -137,12 +137,14 @@ class ModelSource(ABC):
             What the program reads, by name.
         prefixes : sequence of (str, str)
             How names may begin in this source, and how they begin in the program; the first that fits counts.
+        spare : iterable of str
+            Tensors that may be there, by the program's names, though it does not read them.
 
         Returns
         -------
         list of str
-            Names of tensors that the program does not read, unless they are a second copy (of a tied head) or what
-            every program computes by itself (rotary frequencies).
+            Names of tensors that the program does not read, unless they are spare, a second copy (of a tied head) or
+            what every program computes by itself (rotary frequencies).
 
         Raises
         ------
@@ -160,8 +162,9 @@ class ModelSource(ABC):
             if spec.name not in found and not (spec.optional and in_blocks.isdisjoint(map(_in_block, names))):
                 raise self._absence(names[-1], spec.pieces[-1].shape if spec.pieces else spec.shape, prefixes)
         read = {piece.name for pieces in found.values() for piece in pieces}
-        copies = {known.get(name) for spec in tensors.values() for name in (spec.name, *spec.aliases)}
-        unused = [name for name in self.names if name not in read | copies and not _COMPUTED.search(name)]
+        left = {known.get(name) for spec in tensors.values() for name in (spec.name, *spec.aliases)}
+        left |= set(map(known.get, spare))
+        unused = [name for name in self.names if name not in read | left and not _COMPUTED.search(name)]
         layers = {layer for name in read for layer in _layers(name)}
         for name in unused:
             if layers.intersection(_layers(name)):
@@ -172,13 +175,17 @@ class ModelSource(ABC):
         return unused
 
     def select(
-        self, tensors: Mapping[str, TensorSpec], prefixes: Prefixes = (), config: Mapping[str, Any] | None = None
+        self,
+        tensors: Mapping[str, TensorSpec],
+        prefixes: Prefixes = (),
+        config: Mapping[str, Any] | None = None,
+        spare: Iterable[str] = (),
     ) -> Selection:
         """Return the source with those tensors alone that a recorded program reads, under the program's names.
 
         It has another `config.json` where one is given. Parameters and errors as of `check`.
         """
-        unused = self.check(tensors, prefixes)
+        unused = self.check(tensors, prefixes, spare)
         found = self._find(tensors, self._known(prefixes))
         return Selection(self, tensors, found, unused, self.config if config is None else config)
 

@@ -40,10 +40,10 @@ def head(ops: Recorder, config: DecoderConfig, x: Value, embedding: str = EMBEDD
     return ops.linear(x, module, config.vocab_size, bias=bias, role="head")
 
 
-def rotation(ops: Recorder, config: DecoderConfig, parameters: Mapping[str, Any]) -> Value:
-    """Cosines and sines that layers with the same rope parameters share."""
+def rotation(ops: Recorder, config: DecoderConfig, parameters: Mapping[str, Any], head_dim: int | None = None) -> Value:
+    """Cosines and sines that layers with the same rope parameters share; by default for the config's own heads."""
     partial = config.default_rotary_part is not None
-    sizes = {"head_dim": config.head_size, "context_length": config.max_position_embeddings}
+    sizes = {"head_dim": head_dim or config.head_size, "context_length": config.max_position_embeddings}
     return ops.rotation(*rotary(parameters, **sizes, text_length=ops.text_length, partial=partial))
 
 
@@ -281,7 +281,11 @@ class Experts:
 
     def __call__(self, x: Value, module: str) -> Value:
         """Record one layer's experts -> `[T, x.columns]`."""
-        ops, choice = self.ops, self.router(x, module)
+        return self.chosen(x, self.router(x, module), module)
+
+    def chosen(self, x: Value, choice: Choice, module: str) -> Value:
+        """Record what the experts that were chosen make of `x`."""
+        ops = self.ops
         rows = ops.gather(x, choice)
         gated = self.gated(
             self._linear(rows, choice, module, self.gate, self.size),

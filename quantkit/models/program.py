@@ -92,6 +92,8 @@ class Program:
     operations: tuple[Operation, ...]
     tensors: Mapping[str, TensorSpec]
     logits: Value
+    spare: frozenset[str] = frozenset()
+    """Tensors that checkpoints may have, though nothing reads them."""
 
     @property
     def vocab_size(self) -> int:
@@ -116,6 +118,7 @@ class Recording:
     def __init__(self) -> None:
         self._operations: list[Operation] = []
         self._tensors: dict[str, TensorSpec] = {}
+        self._spare: set[str] = set()
 
     def program(self) -> Program:
         """Return what has been recorded so far; the last operation's output is the logits.
@@ -125,7 +128,12 @@ class Recording:
         logits = self._operations[-1].output if self._operations else None
         if not isinstance(logits, Value) or not logits.selected:
             raise ValueError("a program ends with the logits of the selected tokens")
-        return Program(tuple(self._operations), MappingProxyType(dict(self._tensors)), logits)
+        tensors = MappingProxyType(dict(self._tensors))
+        return Program(tuple(self._operations), tensors, logits, frozenset(self._spare))
+
+    def spare(self, *tensors: str) -> None:
+        """Name tensors that checkpoints may have, though nothing reads them."""
+        self._spare.update(tensors)
 
     def _tensor(
         self, name: str, shape: tuple[int, ...], role: Role, *, aliases: tuple[str, ...] = (), optional: bool = False

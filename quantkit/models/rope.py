@@ -205,8 +205,9 @@ def rotary(
         raise UnsupportedError(f"config.json: rope_type {shown(kind)} is not supported; supported are {supported}")
     if layer_types := [name for name, value in parameters.items() if isinstance(value, Mapping)]:
         raise UnsupportedError(f"config.json: rope parameters of their own for {', '.join(layer_types)}")
-    channels = _rotated_channels(parameters, head_dim, partial=partial)
     scaling = _SCALINGS[kind]
+    channels = _rotated_channels(parameters, head_dim, partial=partial or scaling.whole)
+    channels = head_dim if scaling.whole else channels
     _check_unused(parameters, kind, scaling.uses)
     exponents = np.arange(0, channels, 2, dtype=np.float32) / np.float32(channels)
     with np.errstate(all="ignore"):
@@ -327,10 +328,19 @@ def _longrope(periods: _Floats, parameters: Parameters, length: int) -> _Scaled:
     return np.reciprocal(factors * periods), _number(parameters, "attention_factor", default)
 
 
+def _proportional(periods: _Floats, parameters: Parameters, length: int) -> _Scaled:
+    # The first pairs of whole heads turn, the others stand still.
+    angles: _Floats = np.reciprocal(periods)
+    angles[int(len(periods) * parameters.get("partial_rotary_factor", 1)) :] = 0
+    return angles / np.float32(_number(parameters, "factor", 1.0)), 1.0
+
+
 class _Scaling(NamedTuple):
     compute: Callable[[_Floats, Parameters, int], _Scaled]
     """Of the periods of unscaled angles, the parameters, and the tokens of the longest text."""
     uses: frozenset[str]
+    whole: bool = False
+    """It rotates whole heads, and takes `partial_rotary_factor` itself."""
 
 
 _SCALINGS = {
@@ -341,6 +351,7 @@ _SCALINGS = {
     "yarn": _Scaling(
         _yarn, frozenset({"factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"})
     ),
+    "proportional": _Scaling(_proportional, frozenset({"factor"}), whole=True),
     "longrope": _Scaling(_longrope, frozenset({"factor", "attention_factor", "short_factor", "long_factor"})),
 }
 

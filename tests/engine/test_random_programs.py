@@ -72,6 +72,7 @@ class Author:
             "attention": self.attention,
             "linear": lambda: self.linear(self.draw(st.sampled_from(COLUMNS))),
             "scale_rows": lambda: self.ops.scale_rows(self.any(), self.linear(1)),
+            "scale_by_weight": self.scale_by_weight,
             "experts": self.experts,
             "short_conv": self.short_conv,
             "ssd": self.ssd,
@@ -113,6 +114,10 @@ class Author:
     def scale_by_position(self) -> Value:
         period, offset = self.draw(st.sampled_from([1, 3, 50])), self.draw(st.sampled_from([0, 1]))
         return self.ops.scale_by_position(self.any(), beta=0.5, period=period, offset=offset)
+
+    def scale_by_weight(self) -> Value:
+        x = self.any()
+        return self.ops.scale_by_weight(x, next(self.names), self.draw(st.sampled_from([1, x.columns])))
 
     def slice(self) -> Value:
         x = self.any()
@@ -212,6 +217,8 @@ class Author:
             groups=groups,
             group_best=groups,
         )
+        if self.draw(st.booleans()):
+            choice = self.ops.scale_choice(choice, next(self.names))
         rows = self.ops.gather(x, choice)
         if self.draw(st.booleans()):
             rows = self.ops.scale(rows, 0.5)
@@ -255,10 +262,10 @@ class Author:
         )
 
 
-MADE_BY_OTHERS = {"select", "quantize", "route", "assign", "gather", "expert_linear", "combine"}
+MADE_BY_OTHERS = {"select", "quantize", "route", "assign", "gather", "expert_linear", "combine", "scale_choice"}
 """Operations that the author records as a part of something else."""
 ANY_ROWS = {
-    *("scale", "scale_columns", "add", "multiply", "clamp", "softcap", "slice", "append"),
+    *("scale", "scale_columns", "scale_by_weight", "add", "multiply", "clamp", "softcap", "slice", "append"),
     *("rms_norm", "layer_norm", "gated", "gated_clamped", "activate", "xielu", "linear"),
 }
 """Operations that take selected rows."""

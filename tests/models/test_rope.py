@@ -220,6 +220,13 @@ def test_a_model_holds_short_texts_unless_it_is_opened_for_long_ones(
     assert (architecture.context_length, architecture.longest_context) == (usual, longest)
 
 
+def test_proportional_turns_the_first_pairs_of_whole_heads() -> None:
+    parameters = {"rope_type": "proportional", "rope_theta": 16.0, "partial_rotary_factor": 0.5}
+    assert rotary(parameters, head_dim=8, context_length=64).inverse_frequencies == (1.0, 0.5, 0.0, 0.0)
+    halves = rotary(parameters | {"factor": 2.0}, head_dim=8, context_length=64).inverse_frequencies
+    assert halves == (0.5, 0.25, 0.0, 0.0)
+
+
 def test_dynamic_grows_with_the_context() -> None:
     internlm = read(tiny.config_of("internlm3"))
     assert (internlm.context_length, internlm.longest_context) == (256, 6 * 256)
@@ -243,9 +250,9 @@ def test_results_are_float32() -> None:
         assert float(np.float32(value)) == value
 
 
-@pytest.mark.parametrize("kind", ["mrope", "proportional", "", 7, ["linear"]])
+@pytest.mark.parametrize("kind", ["mrope", "", 7, ["linear"]])
 def test_other_types_are_refused_with_a_list(kind: Any) -> None:
-    message = r"rope_type .* is not supported; supported are default, linear, dynamic, llama3, yarn, longrope"
+    message = "rope_type .* is not supported; supported are default, linear, dynamic, llama3, yarn, proportional, long"
     with pytest.raises(UnsupportedError, match=message):
         read(tiny.config_of("llama", rope_scaling={"rope_type": kind, "factor": 2.0})).record()
 

@@ -59,6 +59,7 @@ PUBLISHED: dict[str, tuple[Names, str, dict[str, Any]]] = {
     "cohere2_vision": (OLD, "vision_tower", _SIGLIP),
     "exaone4_5": (NEW, "model.visual", {"vision_config": _QWEN | {"num_key_value_heads": 2}}),
     "gemma3": (OLD, "vision_tower", _SIGLIP | {"mm_tokens_per_image": 4}),
+    "gemma4": (NEW, "model.vision_tower", {"audio_config": None, "vision_config": _VIT | {"num_key_value_heads": 2}}),
     "idefics2": (IDEFICS, "model.vision_model", {"vision_config": _VIT, "perceiver_config": _PERCEIVER}),
     "idefics3": (IDEFICS, "model.vision_model", {"vision_config": _VIT, "scale_factor": 1}),
     "internvl": (

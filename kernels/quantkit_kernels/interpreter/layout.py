@@ -53,7 +53,7 @@ STEP = np.dtype(
         ("advance", "i8"),  # address of the compiled function that advances it, `recurrent.py`
         ("units", "i8"),  # slices of that state that need no other
         ("unit_bytes", "i8"),
-        ("weight_columns", "i8"),  # of a norm: `size`, those of the whole row, or 0 for no weight
+        ("weight_columns", "i8"),  # numbers of its weight, 0 for no weight
         ("head_dim", "i8"),
         ("v_head_dim", "i8"),  # of values, which may differ from that of keys
         ("rotary_dim", "i8"),  # columns of a head that rope turns, from `begin` on

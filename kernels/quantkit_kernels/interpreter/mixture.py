@@ -1,13 +1,13 @@
 """The kernels of a mixture of experts' operations, one function for each, of the operation's name.
 
-`route`, `gather` and `combine` take one row, as those of `token_steps.py`; `assign` and `expert_linear` share the work
-of a pass, as those of `shared_steps.py`. `rows/routing.py` and `linear/experts.py` compute.
+`route`, `scale_choice`, `gather` and `combine` take one row, as those of `token_steps.py`; `assign` and `expert_linear`
+share the work of a pass, as those of `shared_steps.py`. `rows/routing.py` and `linear/experts.py` compute.
 """
 
 from __future__ import annotations
 
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.interpreter.records import part_at, pass_at, row_at, row_count, step_at
+from quantkit_kernels.interpreter.records import part_at, pass_at, row_at, row_count, rows_of, step_at
 from quantkit_kernels.interpreter.threads import outcome, take_next
 from quantkit_kernels.linear import product
 from quantkit_kernels.linear.experts import expert_tiles
@@ -28,6 +28,13 @@ def route(address, part, token):
         step.normalize, step.factor, step.tolerance,
     )  # fmt: skip
     routing.route(row_at(step.a, token, thread), row_at(step.out, token, thread), how)
+
+
+@jit(entry=True)
+def scale_choice(address, part, token):
+    step = step_at(address)
+    out, a, _ = rows_of(step, token, part_at(part).thread)
+    routing.scale_choice(a, step.weight, step.top_k, out)
 
 
 @jit(entry=True)

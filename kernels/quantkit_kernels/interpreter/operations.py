@@ -290,6 +290,12 @@ _ROWS = (
     OperationSpec(truth.combine, inputs=("y", "assigned", "routing"), parameters=_CHOICE, scattered=("y", "assigned")),
     OperationSpec(truth.scale_rows, inputs=("x", "factors"), in_place=("x",)),
     OperationSpec(
+        truth.scale_by_weight, inputs=("x",), weights=("weight",), parameters=("weight_columns",), in_place=("x",)
+    ),
+    OperationSpec(
+        truth.scale_choice, inputs=("routing",), weights=("weight",), parameters=("top_k",), in_place=("routing",)
+    ),
+    OperationSpec(
         truth.short_conv,
         inputs=("x",),
         weights=("weight", "bias"),

@@ -61,6 +61,16 @@ def scale_rows(address, part, token):
 
 
 @jit(entry=True)
+def scale_by_weight(address, part, token):
+    step = step_at(address)
+    out, a, _ = rows_of(step, token, part_at(part).thread)
+    if step.weight_columns == 1:
+        arithmetic.scale(a, get_f32(step.weight), out, step.out_columns)
+    else:
+        arithmetic.multiply(a, step.weight, out, step.out_columns)
+
+
+@jit(entry=True)
 def add(address, part, token):
     step = step_at(address)
     out, a, b = rows_of(step, token, part_at(part).thread)

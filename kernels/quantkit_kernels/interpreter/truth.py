@@ -284,6 +284,17 @@ def scale_rows(x: Matrix, factors: Matrix) -> Matrix:
     return x * factors
 
 
+def scale_by_weight(x: Matrix, weight: Matrix, *, weight_columns: int) -> Matrix:
+    """Each column of `x` times its own number, or all times one."""
+    return x * weight
+
+
+def scale_choice(routing: Matrix, weight: Matrix, *, top_k: int) -> Matrix:
+    """Each weight of a chosen expert times the expert's own number."""
+    chosen = routing[:, :top_k]
+    return np.concatenate([chosen, routing[:, top_k:] * weight[chosen.astype(np.int64)]], axis=1)
+
+
 def short_conv(
     x: Matrix,
     state: State,

@@ -104,6 +104,16 @@ def _close(scores, best, routing):
 
 
 @jit
+def scale_choice(routing, numbers, top_k, out):
+    """What `route` made, with each weight times the number that its expert has at `numbers`."""
+    for place in range(top_k):
+        expert = get_f32(routing + 4 * place)
+        weight = get_f32(routing + 4 * (top_k + place)) * get_f32(numbers + 4 * int(expert))
+        put_f32(out + 4 * place, expert)
+        put_f32(out + 4 * (top_k + place), weight)
+
+
+@jit
 def _score(logits, scores, routing):
     if routing.scoring == SOFTMAX:
         _softmax(logits, scores, routing.experts)

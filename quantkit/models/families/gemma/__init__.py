@@ -1,0 +1,1 @@
+"""Google's families: Gemma 1 to 4, as text."""
