@@ -29,6 +29,7 @@ def check(plan: Plan) -> None:
         if step.barrier:
             readers[:], writers[:] = False, False
         shared = step.spec.shared
+        assert step.output.local < 0 or not shared, step.name
         for thread in range(THREADS):
             others = [other for other in range(THREADS) if other != thread]
             place = (thread + sequences) % THREADS

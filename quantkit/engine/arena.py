@@ -66,7 +66,7 @@ def assign_memory(steps: Sequence[Step]) -> tuple[list[int], int]:
         local = local if index and steps[index - 1].fused > 1 else 0
         if not output.token_bytes or output.slot >= 0 or output.is_output:
             continue
-        if lives.last_use[output] < index + step.fused:
+        if lives.last_use[output] < index + step.fused and not step.spec.shared:
             output.local = local
             local += output.row_bytes
             local_bytes = max(local_bytes, local)

@@ -75,6 +75,15 @@ def test_a_value_is_not_overwritten_while_it_is_needed() -> None:
     assert all(step.output.local != kept.local for step in steps[1:4])
 
 
+def test_what_threads_write_together_is_never_a_threads_own() -> None:
+    ops = Recorder()
+    h = ops.embed("e", 16, 16)
+    ops.linear(h, "unread", 16)
+    ops.select(h)
+    steps = plan(ops.program(), {"e.weight": "f32", "unread.weight": "f32"}).steps
+    assert [step.output.local for step in steps if step.spec.shared] == [-1]
+
+
 def test_token_steps_that_no_barrier_parts_are_fused() -> None:
     steps = tiny_plan().steps
     assert {step.fused for step in steps if step.spec.shared} == {1}
