@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,18 +50,30 @@ CONVERSATIONS: dict[str, Conversation] = {name: (turns, TOOLS) for name, turns i
     "thoughts, no tools": (golden.AGENTS["thoughts"], {}),
     "documents": ([USER], {"documents": [{"title": "T", "text": "a < b"}]}),
 }
-LEAST = 60
-"""Templates that llama.cpp has, at least."""
+LEAST = 100
+"""Templates that llama.cpp has, at least: files, and texts in one of its tests."""
+
+IN_A_TEST = re.compile(r'/\* \.template_str=? \*/ (?:U8C\()?(?:u8)?("(?:[^"\\]|\\.)*")')
+
+
+def templates() -> Iterator[tuple[str, str]]:
+    """Yield name and text of each template."""
+    folder = Path(os.environ["QUANTKIT_TEST_LLAMA_CPP"])
+    for file in sorted((folder / "models/templates").glob("*.jinja")):
+        yield file.name, file.read_text()
+    test = folder / "tests/test-chat-template.cpp"
+    for number, literal in enumerate(IN_A_TEST.findall(test.read_text())):
+        yield f"{test.name}, text {number}", json.loads(literal)
 
 
 @pytest.mark.live
 def test_published_templates_render_as_in_transformers() -> None:
-    files = sorted((Path(os.environ["QUANTKIT_TEST_LLAMA_CPP"]) / "models/templates").glob("*.jinja"))
-    assert len(files) >= LEAST
-    for file in files:
-        template = ChatTemplate(file.read_text(), file, golden.SPECIAL_TOKENS)
-        for name, (conversation, variables) in CONVERSATIONS.items():
-            check(template, conversation, {"add_generation_prompt": True, **variables}, f"{file.name}: {name}")
+    found = dict(templates())
+    assert len(found) >= LEAST
+    for name, text in found.items():
+        template = ChatTemplate(text, Path(name), golden.SPECIAL_TOKENS)
+        for case, (conversation, variables) in CONVERSATIONS.items():
+            check(template, conversation, {"add_generation_prompt": True, **variables}, f"{name}: {case}")
 
 
 def check(template: ChatTemplate, conversation: list[dict[str, Any]], variables: dict[str, Any], where: str) -> None:
