@@ -16,8 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Role = Literal["embedding", "linear", "expert", "router", "head", "norm", "bias", "conv", "unknown"]
-"""What a tensor is for; a quantization recipe chooses its kind by this. A file alone does not know it."""
+Role = Literal["embedding", "linear", "expert", "router", "head", "norm", "bias", "channels", "unknown"]
+"""What a tensor is for; a quantization recipe chooses its kind by this. A file alone does not know it. `channels` has
+several numbers for each, its rows: the weights of a short convolution, the rates of a state."""
 ANY = "any"
 """The kind in the spec of a tensor that may be of any kind."""
 
@@ -136,7 +137,7 @@ class TensorSpec:
     @property
     def is_vector(self) -> bool:
         """Whether its numbers meet single columns, whatever its shape: they weigh nothing and stay f32."""
-        return self.role in ("norm", "bias", "conv")
+        return self.role in ("norm", "bias", "channels")
 
     @property
     def weights(self) -> int:

@@ -304,8 +304,8 @@ class Model:
             spec = self.program.tensors[name]
             if spec.is_vector:
                 numbers = dequantize(tensor.kind, tensor.data, tensor.row_scales, tensor.shape)
-                # The weights of a convolution meet whole rows: those of each tap stand together.
-                rows = numbers.reshape(len(numbers), -1).T if spec.role == "conv" else numbers.ravel()
+                # Several numbers of each channel meet whole rows: the first of all channels, then the second.
+                rows = numbers.reshape(len(numbers), -1).T if spec.role == "channels" else numbers.ravel()
                 weights[name] = Weight("f32", self._vector(rows))
             else:
                 weights[name] = _matrix(tensor)

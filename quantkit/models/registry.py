@@ -18,7 +18,7 @@ from quantkit.models.families import latent_attention, state_space
 from quantkit.models.families.dense import cohere, exaone, glm, granite, hunyuan, llama, nanochat, olmo
 from quantkit.models.families.gemma import gemma, gemma3, gemma4
 from quantkit.models.families.gpt import gpt2, gptj, neox, opt
-from quantkit.models.families.hybrid import falcon_h1, granitemoehybrid, lfm2, mamba2, nemotron_h, qwen3_next
+from quantkit.models.families.hybrid import falcon_h1, granitemoehybrid, lfm2, mamba, mamba2, nemotron_h, qwen3_next
 from quantkit.models.families.latent import deepseek, minicpm3
 from quantkit.models.families.mixtures import afmoe, glm4_moe, gpt_oss, mixtral
 from quantkit.models.fields import check_unused
@@ -111,6 +111,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "llama": Family(
             llama.LlamaConfig, llama.llama, known_as="Llama 1 to 3.x, SmolLM2, TinyLlama, Yi, DeepSeek-R1-Distill-Llama"
         ),
+        "falcon_mamba": Family(mamba.FalconConfig, mamba.falcon_mamba, mamba.STORED, known_as="Falcon Mamba 7B"),
+        "jamba": Family(mamba.JambaConfig, mamba.jamba, mamba.STORED, known_as="Jamba 1.5, Jamba 3B"),
+        "mamba": Family(mamba.Config, mamba.mamba, mamba.STORED, known_as="Mamba 130M to 2.8B"),
         "mamba2": Family(mamba2.Config, mamba2.mamba2, state_space.STORED, known_as="Mamba-2, Codestral Mamba"),
         "minicpm3": Family(minicpm3.Config, minicpm3.forward, latent_attention.STORED, known_as="MiniCPM3 4B"),
         "minimax_m2": Family(mixtral.MiniMaxConfig, mixtral.minimax_m2, known_as="MiniMax-M2"),

@@ -16,7 +16,7 @@ from quantkit_kernels.blocks import KINDS
 
 _ALWAYS: Mapping[Role, str] = {
     **{"embedding": "int8", "head": "int8"},
-    **{"router": "f32", "norm": "f32", "bias": "f32", "conv": "f32"},
+    **{"router": "f32", "norm": "f32", "bias": "f32", "channels": "f32"},
 }
 RECIPES: Mapping[str, Mapping[Role, str]] = MappingProxyType(
     {

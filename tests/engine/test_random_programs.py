@@ -77,6 +77,7 @@ class Author:
             "short_conv": self.short_conv,
             "ssd": self.ssd,
             "delta_rule": self.delta_rule,
+            "selective_scan": self.selective_scan,
         }
 
     def any(self, columns: int = 0) -> Value:
@@ -227,6 +228,11 @@ class Author:
             rows, choice, modules, self.draw(st.sampled_from(COLUMNS)), bias=self.draw(st.booleans())
         )
         return self.ops.combine(self.ops.gated(y, y, "silu") if self.draw(st.booleans()) else y, choice)
+
+    def selective_scan(self) -> Value:
+        x = self.any()
+        size = self.draw(st.sampled_from([1, 3, 16]))
+        return self.ops.selective_scan(x, self.linear(x.columns), self.linear(2 * size), next(self.names))
 
     def ssd(self) -> Value:
         groups, size = self.draw(st.sampled_from(HEADS)), self.draw(st.sampled_from([1, 3, 16]))

@@ -373,6 +373,18 @@ CASES = {
     ),
     "youtu": Case("youtu"),
     "youtu_half_split": Case("youtu", {"attention_bias": True, "rope_interleave": False, "tie_word_embeddings": False}),
+    "mamba": Case("mamba"),
+    "mamba_biases": Case(
+        "mamba", {"time_step_rank": 5, "tie_word_embeddings": False, "use_bias": True, "use_conv_bias": False}
+    ),
+    "falcon_mamba": Case("falcon_mamba"),
+    "falcon_mamba_large_eps": Case(
+        "falcon_mamba", {"expand": 16, "intermediate_size": 104, "mixer_rms_eps": 0.1, "use_bias": True}
+    ),
+    "jamba": Case("jamba"),
+    "jamba_one_expert": Case(
+        "jamba", {"mamba_dt_rank": "auto", "mamba_proj_bias": True, "num_experts": 1, "tie_word_embeddings": True}
+    ),
     "mamba2": Case("mamba2"),
     "mamba2_biases": Case(
         "mamba2",

@@ -30,6 +30,7 @@ WITHOUT_DEFAULT: dict[str, dict[str, Any]] = {
     "opt": {"ffn_dim": 160},
 }
 """Fields that have no default in transformers, or one that fits a single size."""
+WITHOUT_HEADS = ("falcon_mamba", "mamba", "mamba2")
 LATENT = [name for name in TYPES if issubclass(FAMILIES[name].config, LatentConfig)]
 
 
@@ -139,7 +140,7 @@ def test_an_unknown_activation_lists_what_is_supported(model_type: str) -> None:
         record(tiny.config_of(model_type, **{field: "mish"}))
 
 
-@pytest.mark.parametrize("model_type", [name for name in TYPES if name not in (*LATENT, "mamba2")])
+@pytest.mark.parametrize("model_type", [name for name in TYPES if name not in (*LATENT, *WITHOUT_HEADS)])
 def test_a_missing_head_dim_may_also_be_null(model_type: str) -> None:
     sizes = {"hidden_size": 64, "num_attention_heads": 4, spelled(model_type, "num_key_value_heads"): None}
     tensors = record(tiny.config_of(model_type, head_dim=None, global_head_dim=16, **sizes)).tensors

@@ -222,7 +222,7 @@ def test_short_convolutions_are_those_that_there_are_kernels_for() -> None:
     ops = Recorder()
     h = ops.embed("embed", 10, 8)
     assert ops.short_conv(h, "conv", 4, columns=(2, 8), bias=True).columns == 6
-    assert ops._tensors["conv.weight"] == TensorSpec("conv.weight", (6, 1, 4), "conv")
+    assert ops._tensors["conv.weight"] == TensorSpec("conv.weight", (6, 1, 4), "channels")
     assert ops._tensors["conv.bias"] == TensorSpec("conv.bias", (6,), "bias")
     for taps in (1, 9):
         with pytest.raises(ValueError, match=f"conv: a short convolution has 2 to 8 taps, not {taps}"):
@@ -230,6 +230,18 @@ def test_short_convolutions_are_those_that_there_are_kernels_for() -> None:
     for x, columns in [(h, (2, 9)), (ops.select(h), (0, 8))]:
         with pytest.raises(ValueError, match=f"conv: there are no columns {columns[0]} to {columns[1]} of 8"):
             ops.short_conv(x, "conv", 4, columns=columns)
+
+
+def test_a_scan_has_a_step_for_each_channel() -> None:
+    ops = Recorder()
+    h = ops.embed("embed", 10, 8)
+    bc = ops.linear(h, "bc", 6)
+    assert ops.selective_scan(h, h, bc, "scan").columns == 8
+    assert ops._tensors["scan.A_log"] == TensorSpec("scan.A_log", (8, 3), "channels")
+    assert ops._tensors["scan.D"] == TensorSpec("scan.D", (8,), "bias")
+    for x, dt, wrong in [(h, bc, bc), (h, h, ops.linear(h, "odd", 5)), (h, h, ops.linear(h, "wide", 514))]:
+        with pytest.raises(ValueError, match="scan: 8 channels do not fit steps"):
+            ops.selective_scan(x, dt, wrong, "scan")
 
 
 def test_rows_of_all_tokens_and_of_wanted_tokens_do_not_mix() -> None:

@@ -2,7 +2,7 @@
 
 `quantkit.models.recorder` checks what is recorded against it, `quantkit.engine.lowering` makes steps of it,
 `kernels.py` has the kernel of each, `quantkit.evaluation.roofline` counts its work, and the tests compare
-kernels with its numpy truth (`truth.py`). To add an operation is to add a row, a kernel, and a method of the recorder.
+kernels with its numpy truth (`truth/`). To add an operation is to add a row, a kernel, and a method of the recorder.
 numpy alone, no numba.
 """
 
@@ -26,9 +26,11 @@ MOST_EXPERTS = 1024
 STATE_ROWS = 32
 """Rows of a head's state in a unit of Mamba-2."""
 LINE = 16
-"""Numbers of a cache line, f32: channels of a unit of a short convolution."""
+"""Numbers of a cache line, f32: channels of a unit of a short convolution and of Mamba."""
 BLOCK, STRIP = 8, 32
 """Tokens after which a delta rule brings its matrices up to date, and columns of a matrix that lie together."""
+MOST_STATES = 256
+"""Numbers that a channel of Mamba keeps at most."""
 
 
 class Chunk(NamedTuple):
@@ -321,6 +323,15 @@ _ROWS = (
         state=_delta_rule_state,
         shared=True,
         work=_delta_rule,
+    ),
+    OperationSpec(
+        truth.selective_scan,
+        inputs=("x", "dt", "bc"),
+        weights=("a_log", "skip"),
+        parameters=("state_size",),
+        state=lambda fields: State(-(-fields["out_columns"] // LINE), fields["state_size"] * LINE),
+        shared=True,
+        work=_state_once,
     ),
 )
 

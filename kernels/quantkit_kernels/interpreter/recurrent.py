@@ -15,6 +15,7 @@ from quantkit_kernels.interpreter.records import CHUNK_BYTES, chunk_at, part_at,
 from quantkit_kernels.interpreter.threads import outcome, take_next
 from quantkit_kernels.operands import Rows, from_token
 from quantkit_kernels.recurrent import delta_rule as rules
+from quantkit_kernels.recurrent import selective_scan as selections
 from quantkit_kernels.recurrent import short_conv as convolutions
 from quantkit_kernels.recurrent import ssd as scans
 from quantkit_kernels.simd import call, load_line_f32, store, zeros_wide
@@ -95,3 +96,14 @@ def delta_rule(address, state, token, tokens, first, last):
     a, b = Rows(step.b.address, step.b.stride), Rows(step.c.address, step.c.stride)
     x, a, b, out = from_token(x, token), from_token(a, token), from_token(b, token), from_token(out, token)
     rules.delta_rule(rule, x, a, b, out, state, tokens, first, last)
+
+
+@jit(entry=True)
+def selective_scan(address, state, token, tokens, first, last):
+    """As `short_conv`."""
+    step = step_at(address)
+    scan = selections.Scan(step.out_columns, step.state_size, step.a_log, step.skip)
+    x, out = Rows(step.a.address, step.a.stride), Rows(step.out.address, step.out.stride)
+    dt, bc = Rows(step.b.address, step.b.stride), Rows(step.c.address, step.c.stride)
+    x, dt, bc, out = from_token(x, token), from_token(dt, token), from_token(bc, token), from_token(out, token)
+    selections.selective_scan(scan, x, dt, bc, out, state, tokens, first, last)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from quantkit.models.program import Recording, Value
 from quantkit.models.recorder.checks import known, plain
+from quantkit_kernels.interpreter.operations import MOST_STATES
 
 
 class RecurrentOperations(Recording):
@@ -22,7 +23,7 @@ class RecurrentOperations(Recording):
         """Causal convolution of each column by itself, over a token and the `taps - 1` before it -> `[T, columns]`.
 
         `activation(bias + w[0] x[t - taps + 1] + ... + w[taps - 1] x[t])`. Its weight is `[columns, 1, taps]`, as in
-        Conv1d, and its role `conv`: f32 in every recipe. A sequence keeps its last `taps - 1` inputs as state.
+        Conv1d, and its role `channels`: f32 in every recipe. A sequence keeps its last `taps - 1` inputs as state.
 
         Parameters
         ----------
@@ -42,7 +43,7 @@ class RecurrentOperations(Recording):
             raise ValueError(f"{module}: a short convolution has 2 to 8 taps, not {taps}")
         if not 0 <= begin < end <= x.columns or not plain(x):
             raise ValueError(f"{module}: there are no columns {begin} to {end} of {x.columns} for each token")
-        tensors = [self._tensor(f"{module}.weight", (end - begin, 1, taps), "conv")]
+        tensors = [self._tensor(f"{module}.weight", (end - begin, 1, taps), "channels")]
         if bias:
             tensors.append(self._tensor(f"{module}.bias", (end - begin,), "bias"))
         return self._record(
@@ -52,6 +53,29 @@ class RecurrentOperations(Recording):
             taps=taps,
             activation=known(activation),
         )
+
+    def selective_scan(self, x: Value, dt: Value, bc: Value, module: str) -> Value:
+        """Mamba's recurrence -> `[T, x.columns]`; a channel keeps as many numbers `h` as `B` has columns.
+
+        `h = exp(-exp(A_log) t) h + t x B`, `y = C h + D x`, where `t` is `softplus(dt)`. Its tensors are
+        `{module}.A_log`, `[x.columns, size of h]`, and `{module}.D`, `[x.columns]`.
+
+        Parameters
+        ----------
+        x, dt : Value
+            A column for each channel.
+        bc : Value
+            The columns of `B`, then as many of `C`, which all channels share.
+        module : str
+        """
+        size, rest = divmod(bc.columns, 2)
+        if rest or not 1 <= size <= MOST_STATES or dt.columns != x.columns or not plain(x, dt, bc):
+            raise ValueError(
+                f"{module}: {x.columns} channels do not fit steps of {dt.columns}, B and C of {bc.columns}"
+            )
+        a_log = self._tensor(f"{module}.A_log", (x.columns, size), "channels")
+        skip = self._tensor(f"{module}.D", (x.columns,), "bias")
+        return self._record("selective_scan", (x, dt, bc), x.columns, (a_log, skip), state_size=size)
 
     def ssd(
         self, x: Value, dt: Value, module: str, *, head_dim: int, groups: int, limits: tuple[float, float]

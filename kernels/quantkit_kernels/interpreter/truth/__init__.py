@@ -3,21 +3,21 @@
 A function takes what the operation's row in `operations.py` names, in the order of the row: what it reads of the batch,
 its inputs, its weights, its constant, and its parameters by name. Inputs are `[T, columns]` for the `T` tokens of one
 sequence that begins at position 0. What keeps a state per sequence is given it behind its inputs, and advances it in
-place: flat f32 numbers, zeros at first, of which it may use any. Nothing here knows of pages, threads or blocks; every
-kernel is measured against it.
+place: flat f32 numbers, zeros at first, of which it may use any; `recurrent.py` has such. Nothing here knows of pages,
+threads or blocks; every kernel is measured against it.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Matrix = NDArray[np.float64]
-Ids = NDArray[np.int64]
-State = NDArray[np.float32]
+from quantkit_kernels.interpreter.truth.functions import ACTIVATIONS, Ids, Matrix
+from quantkit_kernels.interpreter.truth.recurrent import delta_rule as delta_rule
+from quantkit_kernels.interpreter.truth.recurrent import selective_scan as selective_scan
+from quantkit_kernels.interpreter.truth.recurrent import short_conv as short_conv
+from quantkit_kernels.interpreter.truth.recurrent import ssd as ssd
 
 GROUP = 32
 """Columns of activations that share a scale."""
@@ -295,97 +295,6 @@ def scale_choice(routing: Matrix, weight: Matrix, *, top_k: int) -> Matrix:
     return np.concatenate([chosen, routing[:, top_k:] * weight[chosen.astype(np.int64)]], axis=1)
 
 
-def short_conv(
-    x: Matrix,
-    state: State,
-    weight: Matrix,
-    bias: Matrix | None = None,
-    *,
-    begin: int,
-    end: int,
-    taps: int,
-    activation: str,
-) -> Matrix:
-    """Columns `begin` to `end`, each convolved with its own `taps` weights, the last one of which meets the token."""
-    past, columns = taps - 1, end - begin
-    kept = state[: past * columns].reshape(past, columns)
-    inputs = np.concatenate([kept, x[:, begin:end]])
-    weights = weight.reshape(columns, taps).T
-    y = sum(weights[tap] * inputs[tap : tap + len(x)] for tap in range(taps))
-    kept[:] = inputs[len(x) :]
-    return ACTIVATIONS[activation](y if bias is None else y + bias)
-
-
-def ssd(
-    x: Matrix,
-    dt: Matrix,
-    state: State,
-    a_log: Matrix,
-    dt_bias: Matrix,
-    skip: Matrix,
-    *,
-    heads: int,
-    head_dim: int,
-    groups: int,
-    state_size: int,
-    dt_min: float,
-    dt_max: float,
-) -> Matrix:
-    """Mamba-2: `h = exp(-exp(a_log) t) h + (t x) B^T`, `y = h C + skip x`, for each head; `h` is `[head_dim, size]`.
-
-    `t` is `softplus(dt + dt_bias)` within `dt_min..dt_max`. Columns of `x`: those of all heads, then `B` of all groups
-    of heads, then `C`.
-    """
-    width, shape = heads * head_dim, (len(x), groups, state_size)
-    inputs = x[:, :width].reshape(len(x), heads, head_dim)
-    b, c = (np.repeat(part.reshape(shape), heads // groups, 1) for part in np.split(x[:, width:], 2, 1))
-    t = np.clip(np.logaddexp(0, dt + dt_bias), dt_min, dt_max)[:, :, None]
-    h = state[: width * state_size].reshape(heads, head_dim, state_size).astype(np.float64)
-    y = np.empty_like(inputs)
-    for token in range(len(x)):
-        decay = np.exp(-np.exp(a_log)[:, None] * t[token])[..., None]
-        h = decay * h + (t[token] * inputs[token])[..., None] * b[token][:, None]
-        y[token] = (h @ c[token][..., None])[..., 0] + skip[:, None] * inputs[token]
-    state[: width * state_size] = h.reshape(-1)
-    return y.reshape(len(x), -1)
-
-
-def delta_rule(
-    x: Matrix,
-    a: Matrix,
-    b: Matrix,
-    state: State,
-    a_log: Matrix,
-    dt_bias: Matrix,
-    *,
-    key_heads: int,
-    value_heads: int,
-    key_dim: int,
-    value_dim: int,
-    factor: float,
-) -> Matrix:
-    """The gated delta rule: `S = decay S`, `S = S + k^T rate (v - k S)`, `y = q S / sqrt(key_dim)`, for each head.
-
-    `S` is `[key_dim, value_dim]`; `decay` is `exp(-exp(a_log) softplus(a + dt_bias))`, `rate` is `factor` times the
-    logistic function of `b`. Columns of `x`: queries of all heads, keys, values; queries and keys get length 1.
-    """
-    keys, count = key_heads * key_dim, value_heads * key_dim * value_dim
-    q, k = (part.reshape(len(x), key_heads, key_dim) for part in np.split(x[:, : 2 * keys], 2, axis=1))
-    q, k = (part / np.sqrt((part**2).sum(axis=-1, keepdims=True) + 1e-6) for part in (q, k))
-    q, k = (np.repeat(part, value_heads // key_heads, axis=1) for part in (q / math.sqrt(key_dim), k))
-    v = x[:, 2 * keys :].reshape(len(x), value_heads, value_dim)
-    decay, rate = np.exp(-np.exp(a_log) * np.logaddexp(0, a + dt_bias)), factor / (1 + np.exp(-b))
-    s = state[:count].reshape(value_heads, key_dim, value_dim).astype(np.float64)
-    y = np.empty_like(v)
-    for token in range(len(x)):
-        s = s * decay[token][:, None, None]
-        delta = rate[token][:, None] * (v[token] - np.einsum("hk,hkv->hv", k[token], s))
-        s = s + k[token][..., None] * delta[:, None]
-        y[token] = np.einsum("hk,hkv->hv", q[token], s)
-    state[:count] = s.reshape(-1)
-    return y.reshape(len(x), -1)
-
-
 def _softmax(x: Matrix) -> Matrix:
     exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
@@ -398,14 +307,3 @@ SCORINGS: dict[str, Any] = {
     "softmax_of_close": lambda x: x,
 }
 """What makes scores of a router's logits; `rows/routing.py` has the kernels, in this order."""
-ACTIVATIONS: dict[str, Any] = {
-    "silu": lambda x: x / (1 + np.exp(-x)),
-    "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2,
-    "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
-    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
-    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
-    "relu": lambda x: np.maximum(x, 0),
-    "relu2": lambda x: np.maximum(x, 0) ** 2,
-    "identity": lambda x: x,
-}
-"""Activation functions by name; `rows/mlp.py` numbers them in this order."""
