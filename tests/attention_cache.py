@@ -25,16 +25,21 @@ SPAN = operands.SPAN_TOKENS
 
 
 class Variant(NamedTuple):
-    """How scores become weights, as in `operands.Heads`; `sinks` are of the first heads, and the others repeat them."""
+    """How scores become weights, as in `operands.Heads`; `sinks` and `slopes` are repeated for all heads."""
 
     scale: float = 1.0
     softcap: float = 0.0
     sinks: tuple[float, ...] = ()
+    slopes: tuple[float, ...] = ()
     window: int = 0
 
     def of_heads(self, heads: int) -> Floats:
         """The sink of each head, f32 [heads]: without sinks one that weighs nothing."""
         return np.resize(np.array(self.sinks or [-np.inf], np.float32), heads)
+
+    def slopes_of(self, heads: int) -> Floats:
+        """By how much the scores of each head fall, f32 [heads]."""
+        return np.resize(np.array(self.slopes or [0], np.float32), heads)
 
 
 @jit(entry=True)
@@ -84,8 +89,10 @@ class Cache:
         sinks = variant.of_heads(q.shape[1])
         scale: Any = np.float32(variant.scale)
         softcap: Any = np.float32(variant.softcap)
+        slopes = variant.slopes_of(q.shape[1])
         sinks_at = sinks.ctypes.data if variant.sinks else 0
-        heads = operands.Heads(self.layer, heads_per_kv, scale, softcap, sinks_at, variant.window)
+        slopes_at = slopes.ctypes.data if variant.slopes else 0
+        heads = operands.Heads(self.layer, heads_per_kv, scale, softcap, sinks_at, slopes_at, variant.window)
         left = attend_all(
             heads, rows_of(rows), rows_of(out), span.ctypes.data, counter.ctypes.data, threads, partials.ctypes.data,
             scratch.ctypes.data,
@@ -139,6 +146,7 @@ def exact(q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], **fields: Any) -> N
     if variant.softcap:
         scores = variant.softcap * np.tanh(scores / variant.softcap)
     i, j = np.indices(scores.shape[1:])
+    scores += variant.slopes_of(len(q))[:, None, None] * (j - i)
     scores[:, (j > i) | ((i - j >= variant.window) if variant.window else False)] = -np.inf
     sinks = np.broadcast_to(variant.of_heads(len(q))[:, None, None], (*scores.shape[:2], 1))
     scores = np.concatenate([scores, sinks], 2)

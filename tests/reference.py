@@ -46,10 +46,11 @@ def values(
         if quantize_activations and operation.name == "linear" and _is_packed(source, operation):
             inputs = [quantize(*inputs)]
         weights = [_weight(source, name) for name in operation.tensors]
-        constant = [np.array(operation.constant)] if operation.spec.constant else []
+        constant = [np.array(operation.constant)] if operation.constant else []
+        missing = [None] * (len(operation.spec.weights) - len(weights) if constant else 0)
         read = [batch[name] for name in operation.spec.batch]
         state = _state(operation)
-        y = operation.spec.truth(*read, *inputs, *state, *weights, *constant, **operation.parameters)
+        y = operation.spec.truth(*read, *inputs, *state, *weights, *missing, *constant, **operation.parameters)
         computed[operation.output.index] = y
     return computed
 

@@ -77,6 +77,8 @@ class Attention:
         Limit of queries, keys and values, in both directions.
     sinks : bool
         Whether heads have a learned score `sinks`, see `Recorder.attention`.
+    slopes : tuple of float
+        By how much the scores of each head fall from position to position, see `Recorder.attention`.
     gate : str
         Module whose logistic function multiplies what heads have seen; "" for none.
     gate_bias : bool
@@ -99,6 +101,7 @@ class Attention:
     sub_norm: Norm | None = None
     clip: float | None = None
     sinks: bool = False
+    slopes: tuple[float, ...] = ()
     gate: str = ""
     gate_bias: bool = False
     queries: Callable[[Value], Value] | None = None
@@ -118,7 +121,9 @@ class Attention:
         q = q if self.queries is None else self.queries(q)
         cache = ops.store_kv(k, v, head_dim=config.head_size)
         sinks = f"{module}.sinks" if self.sinks else None
-        seen = ops.attention(q, cache, scale=self.scale, softcap=self.softcap, sinks=sinks, window=window)
+        seen = ops.attention(
+            q, cache, scale=self.scale, softcap=self.softcap, sinks=sinks, slopes=self.slopes, window=window
+        )
         if self.gate:
             gate = ops.linear(x, f"{module}.{self.gate}", q.columns, bias=self.gate_bias)
             seen = ops.gated(gate, seen, "sigmoid")

@@ -17,7 +17,7 @@ from quantkit.models.config import DecoderConfig, shown
 from quantkit.models.families import latent_attention, state_space
 from quantkit.models.families.dense import cohere, exaone, glm, granite, hunyuan, llama, nanochat, olmo
 from quantkit.models.families.gemma import gemma, gemma3, gemma4
-from quantkit.models.families.gpt import gpt2, gptj, neox, opt
+from quantkit.models.families.gpt import bloom, gpt2, gptj, neox, opt
 from quantkit.models.families.hybrid import falcon_h1, granitemoehybrid, lfm2, mamba, mamba2, nemotron_h, qwen3_next
 from quantkit.models.families.latent import deepseek, minicpm3
 from quantkit.models.families.mixtures import afmoe, glm4_moe, gpt_oss, mixtral
@@ -50,6 +50,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "bamba": Family(mamba2.BambaConfig, mamba2.bamba, state_space.STORED, known_as="Bamba 9B"),
         "biogpt": Family(opt.BioGptConfig, opt.biogpt, opt.BIOGPT_STORED, known_as="BioGPT"),
         "bitnet": Family(llama.BitnetConfig, llama.bitnet, known_as="BitNet b1.58 2B4T"),
+        "bloom": Family(bloom.BloomConfig, bloom.bloom, bloom.BLOOM_STORED, known_as="BLOOM, BLOOMZ"),
         "codegen": Family(gptj.CodegenConfig, gptj.codegen, gptj.CODEGEN_STORED, known_as="CodeGen 350M to 16B"),
         "cohere": Family(cohere.CohereConfig, cohere.cohere, known_as="Command R, Aya"),
         "cohere2": Family(cohere.Cohere2Config, cohere.cohere2, known_as="Command R7B, Command A"),
@@ -121,6 +122,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "ministral3": Family(llama.Ministral3Config, llama.ministral3, known_as="Ministral 3"),
         "mistral": Family(llama.MistralConfig, llama.mistral, known_as="Mistral 7B"),
         "mixtral": Family(mixtral.MixtralConfig, mixtral.mixtral, known_as="Mixtral 8x7B, 8x22B"),
+        "mpt": Family(bloom.MptConfig, bloom.mpt, bloom.MPT_STORED, known_as="MPT 7B, 30B"),
         "nanochat": Family(nanochat.Config, nanochat.forward, nanochat.STORED, known_as="nanochat"),
         "nemotron": Family(neox.NemotronConfig, neox.nemotron, known_as="Minitron, Nemotron 4"),
         "nemotron_h": Family(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, assume, given, settings
@@ -192,11 +193,15 @@ class Author:
             self.add("store_kv")
         cache = self.draw(st.sampled_from(self.caches))
         q = self.linear(cache.kv_heads * cache.head_dim * self.draw(st.sampled_from(HEADS)))
+        bent: dict[str, Any] = self.draw(st.sampled_from([{}, {"softcap": 2.0}, {"slopes": (0.5, 0.01, 2.0)}]))
+        if "slopes" in bent:
+            heads = q.columns // cache.head_dim
+            bent = {"slopes": tuple(np.resize(bent["slopes"], heads).tolist())}
         return self.ops.attention(
             q,
             cache,
             scale=self.draw(st.sampled_from([0.1, 1.0])),
-            softcap=self.draw(st.sampled_from([0.0, 2.0])),
+            **bent,
             sinks=self.draw(st.sampled_from([None, next(self.names)])),
             window=self.draw(st.sampled_from([0, 1, 3, 100])),
         )

@@ -194,6 +194,18 @@ CASES = {
     "vaultgemma_capped": Case(
         "vaultgemma", {"attn_logit_softcapping": 2.0, "layer_types": ..., "num_hidden_layers": 3}
     ),
+    "bloom": Case("bloom"),
+    "bloom_six_heads": Case(
+        "bloom",
+        {
+            "apply_residual_connection_post_layernorm": True,
+            "n_embed": 96,
+            "n_head": 6,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "mpt": Case("mpt"),
+    "mpt_clipped": Case("mpt", {"attn_config": {"clip_qkv": 0.8, "softmax_scale": 0.4}, "d_model": 96, "n_heads": 6}),
     "gpt_neox": Case("gpt_neox"),
     "gpt_neox_in_turn": Case(
         "gpt_neox",

@@ -269,6 +269,21 @@ def test_gpt_neo_says_how_often_types_of_layers_come(types: list[Any], message: 
         record(tiny.config_of("gpt_neo", attention_types=types))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("expansion_ratio", 2, "expansion_ratio is 2; supported are 4"),
+        ("norm_type", "rmsnorm", "norm_type is 'rmsnorm'"),
+        ("attn_config", {"alibi": False}, "attn_config.alibi is False; supported are True"),
+        ("attn_config", {"qk_ln": True}, "attn_config.qk_ln is True"),
+        ("attn_config", {"clip_qkv": "much"}, "attn_config.clip_qkv is 'much', not a positive number"),
+    ],
+)
+def test_mpt_without_what_transformers_lacks(field: str, value: Any, message: str) -> None:
+    with pytest.raises(QuantkitError, match=message):
+        record(tiny.config_of("mpt", **{field: value}))
+
+
 @pytest.mark.parametrize("model_type", ["codegen", "gptj"])
 def test_gptj_rotates_a_part_of_its_heads(model_type: str) -> None:
     for rotary_dim in (7, 18):

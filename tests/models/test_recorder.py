@@ -118,6 +118,17 @@ def test_heads_may_share_columns() -> None:
             ops.append(h, shared, parts=parts)
 
 
+def test_scores_fall_by_a_slope_of_each_head() -> None:
+    ops = Recorder()
+    h = ops.embed("embed", 10, 8)
+    cache = ops.store_kv(h, h, head_dim=4)
+    ops.select(ops.attention(h, cache, scale=1.0, slopes=(0.5, 0.25)))
+    assert ops.program().operations[-2].constant == (0.5, 0.25)
+    for wrong in ({"slopes": (0.5,)}, {"slopes": (0.5, 0.25), "softcap": 3.0}):
+        with pytest.raises(ValueError, match="slopes do not fit 2 heads"):
+            ops.attention(h, cache, scale=1.0, **wrong)
+
+
 def test_values_may_be_narrower_than_keys() -> None:
     ops = Recorder()
     h = ops.embed("embed", 10, 12)

@@ -36,6 +36,8 @@ class Heads(NamedTuple):
     """Limit that scores approach, 0 for none."""
     sinks: int
     """Address of an f32 score for each query head, which takes part in the softmax but has no value; 0 for none."""
+    slopes: int
+    """Address of an f32 number for each query head, by which scores fall from position to position; 0 for none."""
     window: int
     """Positions that a query sees, its own included; 0 for all before it."""
 

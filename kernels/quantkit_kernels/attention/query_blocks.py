@@ -10,6 +10,8 @@ position after position.
 
 from __future__ import annotations
 
+import numpy as np
+
 from quantkit_kernels.attention.operands import NEVER, SCORES_STRIDE, SEGMENT, first_seen
 from quantkit_kernels.attention.pages import INT8, KEY_ROW, PAGE, padded
 from quantkit_kernels.compile.jit import jit
@@ -20,6 +22,7 @@ from quantkit_kernels.simd import (
     fma_outer,
     get_f32,
     get_i64,
+    lane_numbers,
     load_wide_f32,
     max_lanes,
     maximum,
@@ -140,9 +143,12 @@ def _weigh_all(heads, span, queries, cache, table, partial):
         position = span.position + (queries.first + query) // heads.heads_per_kv
         first, row = first_seen(position, heads.window), table + SCORES_STRIDE * query
         if heads.softcap != 0.0:
-            peak = _cap_and_mask(heads, row, cache, first, position)
+            peak = _cap_and_mask(heads, row, cache, first, position, heads.softcap)
+        elif heads.slopes:
+            slope = get_f32(heads.slopes + 4 * ((queries.first + query) % heads.heads_per_kv))
+            peak = _slope_and_mask(heads, row, cache, first, position, slope)
         else:
-            peak = _mask(heads, row, cache, first, position)
+            peak = _mask(heads, row, cache, first, position, heads.scale)
         put_f32(peaks + 4 * query, peak)
     for query in range(queries.count):
         put_f32(sums + 4 * query, _weigh(table + SCORES_STRIDE * query, get_f32(peaks + 4 * query), cache))
@@ -150,7 +156,7 @@ def _weigh_all(heads, span, queries, cache, table, partial):
 
 def _masker(bend):
     @jit
-    def mask(heads, row, cache, first, last):
+    def mask(heads, row, cache, first, last, amount):
         """Scale a query's scores, bend them, and set those that it does not see to `NEVER`; returns the maximum.
 
         Scores of int8 keys are multiplied by the keys' scales.
@@ -161,7 +167,7 @@ def _masker(bend):
             score = load_wide_f32(place, factor) * factor
             if cache.scales:
                 score = score * load_wide_f32(_scales_at(cache, position), factor)
-            score = bend(heads, score)
+            score = bend(score, amount, position - last)
             if position + 15 > last or position < first:
                 score = blend_first(last + 1 - position, score, splat_wide(NEVER))
                 score = blend_first(first - position, splat_wide(NEVER), score)
@@ -173,18 +179,24 @@ def _masker(bend):
 
 
 @jit
-def _as_it_is(heads, score):
+def _as_it_is(score, amount, distance):
     return score
 
 
 @jit
-def _capped(heads, score):
+def _capped(score, softcap, distance):
     """`softcap * tanh(score / softcap)`."""
-    return tanh(score / splat_wide(heads.softcap)) * splat_wide(heads.softcap)
+    return tanh(score / splat_wide(softcap)) * splat_wide(softcap)
 
 
-# Two kernels, so that the loop of the many models whose scores stay as they are has no branch more.
-_mask, _cap_and_mask = _masker(_as_it_is), _masker(_capped)
+@jit
+def _sloped(score, slope, distance):
+    """`score + slope * distance`; the distance of the first lane is given, that of the others grows by 1."""
+    return score + splat_wide(slope) * (lane_numbers(score) + splat_wide(np.float32(distance)))
+
+
+# A kernel each, so that the loop of the many models whose scores stay as they are has no branch more.
+_mask, _cap_and_mask, _slope_and_mask = _masker(_as_it_is), _masker(_capped), _masker(_sloped)
 
 
 @jit

@@ -15,6 +15,7 @@ from quantkit_kernels.attention.operands import (
     SEGMENT,
     SMALL_QUERY_BLOCK,
     CacheRange,
+    Heads,
     Queries,
     first_seen,
 )
@@ -69,7 +70,10 @@ def prepare(heads, span, kv_head, q, scratch):
 @jit
 def attend_segment(heads, span, kv_head, rows, segment, scratch, partial):
     """The partial of a span and a KV head, whose queries `prepare` left at `rows`, for one segment."""
-    kind = heads.layer.kind
+    kind, per_kv = heads.layer.kind, heads.heads_per_kv
+    if heads.slopes:  # those of the KV head's own queries
+        slopes = heads.slopes + 4 * per_kv * kv_head
+        heads = Heads(heads.layer, per_kv, heads.scale, heads.softcap, heads.sinks, slopes, heads.window)
     if kind == F32:
         _many(heads, span, rows, _cache_range(heads, span, kv_head, segment, 4), scratch, partial)
     elif span.tokens > 1:

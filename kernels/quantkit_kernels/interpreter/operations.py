@@ -176,7 +176,7 @@ class OperationSpec:
     stacked : bool
         It reads one weight, and perhaps one bias, of each expert.
     constant : bool
-        It reads f32 numbers that were recorded with it.
+        It reads f32 numbers that were recorded with it, if any were.
     parameters : tuple of str
         Numbers, or the name of an activation, that were recorded with it. Each is a field of `layout.STEP`.
     in_place : tuple of str
@@ -269,6 +269,7 @@ _ROWS = (
         truth.attention,
         inputs=("q", "cache"),
         weights=("sinks",),
+        constant=True,
         parameters=("kv_heads", "heads_per_kv", "head_dim", "v_head_dim", "scale", "softcap", "window"),
         shared=True,
         work=_attention,

@@ -46,7 +46,8 @@ def attention(address, counter, part):
     """Attention of the whole batch over one layer, in pairs of a span and a KV head, or in segments of them."""
     step, now = step_at(address), part_at(part)
     state = pass_at(now.words)
-    heads = Heads(layer_of(step, state), step.heads_per_kv, step.scale, step.softcap, step.sinks, step.window)
+    layer, slopes = layer_of(step, state), step.constant
+    heads = Heads(layer, step.heads_per_kv, step.scale, step.softcap, step.sinks, slopes, step.window)
     spans = state.span_table
     pieces = pieces_of(heads, now.spans, spans, now.threads, state.partials)
     if not is_current(now.shared, now.generation):  # or `pieces` may be those of a later pass

@@ -21,6 +21,7 @@ from .arithmetic import (
     fma_outer,
     hadamard_lanes,
     interleave,
+    lane_numbers,
     max_lanes,
     maximum,
     minimum,

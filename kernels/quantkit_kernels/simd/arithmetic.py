@@ -189,6 +189,17 @@ def blend_first(typing, count, a, b):
 
 
 @intrinsic
+def lane_numbers(typing, like):
+    """0, 1, 2, ... in the lanes of one f32 register that is as wide as those of `like`."""
+    vec = Vec("f32", lanes=like.lanes)
+
+    def generate(context, builder, sig, args):
+        return ir.Constant(vec.register, [float(lane) for lane in range(vec.lanes)])
+
+    return vec(like), generate
+
+
+@intrinsic
 def hadamard_lanes(typing, x):
     """The Walsh-Hadamard transform of the lanes of one f32 register, not scaled: lanes 1 apart, then 2, 4, 8."""
 

@@ -234,7 +234,15 @@ class Recorder(MixtureOperations, RecurrentOperations):
         return self._append("store_kv", (k, v), cache, kv_heads=kv_heads, head_dim=head_dim, v_head_dim=v_head_dim)
 
     def attention(
-        self, q: Value, cache: Cache, *, scale: float, softcap: float = 0.0, sinks: str | None = None, window: int = 0
+        self,
+        q: Value,
+        cache: Cache,
+        *,
+        scale: float,
+        softcap: float = 0.0,
+        sinks: str | None = None,
+        slopes: tuple[float, ...] = (),
+        window: int = 0,
     ) -> Value:
         """Causal attention of each token over the cache -> `[T, heads * v_head_dim]`.
 
@@ -250,17 +258,22 @@ class Recorder(MixtureOperations, RecurrentOperations):
             Scores become `softcap * tanh(score / softcap)` (Gemma 2); 0 means they stay as they are.
         sinks : str, optional
             Name of a tensor `[heads]`: a learned score for each head, to which no value belongs (gpt-oss).
+        slopes : tuple of float
+            By how much the scores of each head fall from position to position (ALiBi); none by default.
         window : int
             A token sees itself and the `window - 1` tokens before it; 0 means all.
         """
         kv_columns = cache.kv_heads * cache.head_dim
         if q.columns % kv_columns or not plain(q):
             raise ValueError(f"heads do not fit: q {q.columns}, k {kv_columns}, head_dim {cache.head_dim}")
+        if slopes and (len(slopes) != q.columns // cache.head_dim or softcap):
+            raise ValueError(f"attention: {len(slopes)} slopes do not fit {q.columns // cache.head_dim} heads")
         return self._record(
             "attention",
             (q, cache),
             q.columns // cache.head_dim * cache.v_head_dim,
             (self._tensor(sinks, (q.columns // cache.head_dim,), "bias"),) if sinks else (),
+            slopes,
             kv_heads=cache.kv_heads,
             heads_per_kv=q.columns // kv_columns,
             head_dim=cache.head_dim,

@@ -18,7 +18,12 @@ from quantkit_kernels.attention import operands
 
 TOLERANCE = 1e-5
 """Relative to the largest value, where scores are tens: f32 rounds them to some 1e-6. All numbers are exact in f16."""
-VARIANTS: list[dict[str, Any]] = [{"window": 270}, {"softcap": 1.0}, {"sinks": (1.0, -2.0, 60.0, 3.0)}]
+VARIANTS: list[dict[str, Any]] = [
+    {"window": 270},
+    {"softcap": 1.0},
+    {"sinks": (1.0, -2.0, 60.0, 3.0)},
+    {"slopes": (0.5, 0.01, 0.1, 0.0, 2.0)},
+]
 """Each way in which scores become weights, where it changes much."""
 
 
@@ -51,7 +56,7 @@ INT8_ERROR = 0.02
 
 variants = st.fixed_dictionaries(
     {
-        "softcap": st.sampled_from([0.0, 0.5, 3.0]),
+        "bent": st.sampled_from([{}, {"softcap": 0.5}, {"softcap": 3.0}, {"slopes": (0.5,)}, {"slopes": (0.1, 0.7)}]),
         "sinks": st.sampled_from([(), (0.0,), (-200.0, 3.0, 1.0, 90.0, -1.0)]),
         "window": st.integers(0, 200),
     }
@@ -76,7 +81,7 @@ def test_any_shape_in_any_spans(
     seed: int,
 ) -> None:
     q, k, v = random_tokens(length, heads_per_kv, head_dim, v_head_dim, seed)
-    variant["scale"] = head_dim**-0.5
+    variant = {"scale": head_dim**-0.5, **variant.pop("bent"), **variant}
     got = in_spans(kind, q, k, v, lengths, threads, **variant)
     assert_close(got, exact(q, *kept(kind, k, v), **variant))
     assert got.tobytes() == in_spans(kind, q, k, v, [1], **variant).tobytes()
@@ -145,7 +150,7 @@ def test_bits_are_the_same_on_every_machine(kind: str) -> None:
 
 
 DIGESTS = {
-    "f16": ["edf13832fefe", "bc3150ad1ffe", "2d8e85aff3d4"],
-    "int8": ["057579e7b8b1", "5b4c89ae531f", "09caaf3e3d77"],
+    "f16": ["edf13832fefe", "bc3150ad1ffe", "2d8e85aff3d4", "efaa4a64a0e1"],
+    "int8": ["057579e7b8b1", "5b4c89ae531f", "09caaf3e3d77", "bf52c17bebbc"],
 }
 """Of the results of each variant on x86-64 with AVX2, AVX-512 VNNI and plain LLVM vectors, which are equal."""

@@ -166,6 +166,7 @@ def attention(
     q: Matrix,
     cache: Matrix,
     sinks: Matrix | None = None,
+    slopes: Matrix | None = None,
     *,
     kv_heads: int,
     heads_per_kv: int,
@@ -177,7 +178,8 @@ def attention(
 ) -> Matrix:
     """Causal softmax attention; `heads_per_kv` query heads share a KV head; a soft cap or a window of 0 is none.
 
-    A head's sink is a score that takes part in its softmax but has no value.
+    A head's sink is a score that takes part in its softmax but has no value; by its slope, scores fall from position to
+    position.
     """
     keys, values = np.split(cache, [head_dim], axis=-1)
     queries = q.reshape(len(q), kv_heads, heads_per_kv, head_dim)
@@ -189,6 +191,9 @@ def attention(
             scores = queries[token, head] @ keys[first : token + 1, head].T * scale
             if softcap:
                 scores = softcap * np.tanh(scores / softcap)
+            if slopes is not None:
+                distances = np.arange(first, token + 1) - token
+                scores = scores + slopes.reshape(kv_heads, -1, 1)[head] * distances
             scores = np.concatenate([scores, bottom[head]], axis=-1)
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
             weights /= weights.sum(axis=-1, keepdims=True)
