@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
+from quantkit.formats import vocabularies
 from quantkit.formats.magic import Magic, magic_of
 from quantkit.formats.source import ModelSource
 
@@ -47,12 +48,15 @@ def open(path: str | os.PathLike[str]) -> ModelSource:
 
 
 def tokenizer_files(path: str | os.PathLike[str]) -> Mapping[str, bytes | Path]:
-    """Return what a GGUF file says of its tokenizer, as the files of a Hugging Face folder.
+    """Return what a file says of a tokenizer, as the files of a Hugging Face folder.
 
-    The file's architecture may be any, and it need not hold tensors. Raises as `open`.
+    It is a GGUF file, whose architecture may be any and which need not hold tensors, or a vocabulary by itself, such as
+    a `tokenizer.model`. Raises as `open`.
     """
     path = Path(os.path.expanduser(path))
     kind = magic_of(path)
+    if kind is Magic.UNKNOWN:
+        return vocabularies.single(path)
     if kind is not Magic.GGUF:
         raise _no_model(path, kind)
     from quantkit.formats.gguf import tokenizer

@@ -67,7 +67,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     Parameters
     ----------
     path : path
-        A model folder, packed or not; or a GGUF file, of any architecture and with or without tensors.
+        A model folder, packed or not; a GGUF file, of any architecture and with or without tensors; or a vocabulary:
+        `tokenizer.json`, `tokenizer.model`, `tekken.json` or `qwen.tiktoken`, under any name.
 
     Raises
     ------

@@ -22,8 +22,31 @@ Files = Mapping[str, bytes | Path]
 """Name -> contents or path."""
 
 TOKENIZER, CONFIG, NAMES = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+ADDED, FLAGS = "added_tokens.json", "added_tokens_decoder"
 VOCABULARIES = ("tekken.json", "tokenizer.model", "tiktoken.model", "qwen.tiktoken", "vocab.json", "merges.txt")
 """Files that hold a vocabulary; the first that is there counts."""
+
+
+def single(file: Path) -> Files:
+    """Return the files of a checkpoint that has nothing but one vocabulary; what the file is, its contents decide.
+
+    Raises
+    ------
+    CheckpointError
+        When it is no vocabulary, or a damaged one.
+    UnsupportedError
+        When it is of a kind that quantkit does not read.
+    """
+    from quantkit.formats.vocabularies import tiktoken
+
+    content = read_file(file)
+    if content.lstrip()[:1] == b"{":
+        name = "tekken.json" if b'"token_bytes"' in content else TOKENIZER
+    elif tiktoken.looks_like_ranks(content) or content[:1] == b"\n":  # which is how a message of pieces begins
+        name = "tokenizer.model"
+    else:
+        raise CheckpointError(f"{file}: is of no format that quantkit knows")
+    return with_tokenizer({name: file}, file.parent)
 
 
 def with_tokenizer(files: Files, origin: Path) -> Files:
@@ -50,15 +73,18 @@ def with_tokenizer(files: Files, origin: Path) -> Files:
         return files
     config, names = (_object(files, file, origin) for file in (CONFIG, NAMES))
     found = _rebuilt(name, files, origin, config)
-    named = {name: text for name, text in found.named.items() if name not in config and name not in names}
-    said = {CONFIG: json.dumps({**config, **named}, ensure_ascii=False).encode()} if named else {}
-    return {**files, TOKENIZER: found.tokenizer.to_str().encode(), **said}
+    said: dict[str, Any] = {text: token for text, token in found.named.items() if text not in config | names}
+    if ADDED in files and FLAGS not in config:
+        said |= _flags(_object(files, ADDED, origin))
+    changed = {CONFIG: json.dumps({**config, **said}, ensure_ascii=False).encode()} if said else {}
+    return {**files, TOKENIZER: found.tokenizer.to_str().encode(), **changed}
 
 
 def _rebuilt(name: str, files: Files, origin: Path, config: Mapping[str, Any]) -> Rebuilt:
     from quantkit.formats.vocabularies import byte_level, sentencepiece, tekken, tiktoken
 
-    file, content = origin / name, _content(files, name, origin)
+    held, content = files[name], _content(files, name, origin)
+    file = held if isinstance(held, Path) else origin / name
     if name in ("vocab.json", "merges.txt"):
         model_type = str(_object(files, "config.json", origin).get("model_type", ""))
         vocab, merges = (_content(files, part, origin) for part in ("vocab.json", "merges.txt"))
@@ -70,6 +96,13 @@ def _rebuilt(name: str, files: Files, origin: Path, config: Mapping[str, Any]) -
     return sentencepiece.rebuilt(content, file, config)
 
 
+def _flags(added: Mapping[str, Any]) -> dict[str, Any]:
+    """Say how added tokens are found: in the text as it is, not normalized. Damaged ids are left to be refused."""
+    if not added or not all(type(token) is int for token in added.values()):
+        return {}
+    return {FLAGS: {str(token): {"content": text, "normalized": False} for text, token in added.items()}}
+
+
 def _content(files: Files, name: str, origin: Path) -> bytes:
     held = files.get(name)
     if held is None:
@@ -77,5 +110,5 @@ def _content(files: Files, name: str, origin: Path) -> bytes:
     return held if isinstance(held, bytes) else read_file(held)
 
 
-def _object(files: Files, name: str, origin: Path) -> Mapping[str, Any]:
+def _object(files: Files, name: str, origin: Path) -> dict[str, Any]:
     return parse_object(_content(files, name, origin), origin / name) if name in files else {}

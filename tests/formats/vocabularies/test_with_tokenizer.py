@@ -92,6 +92,44 @@ def test_packing_writes_a_tokenizer_json(tmp_path: Path) -> None:
     assert formats.open(source).identity() != identity
 
 
+def test_added_tokens_are_found_in_the_text_as_it_is(tmp_path: Path) -> None:
+    added = json.dumps({"<more>": 400, "<end>": 401}).encode()
+    names = json.dumps({"eos_token": "<end>"}).encode()
+    files = folder(tmp_path, tokenizer__model=MODEL, added_tokens__json=added, special_tokens_map__json=names)
+    tokenizer = quantkit.load_tokenizer(files)
+    ids = tokenizer.encode("a <more> a<more>a<end>", add_special_tokens=False)
+    assert ids.count(400) == 2
+    assert ids[-1] == 401
+    assert 401 in tokenizer.eos_token_ids
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [(MODEL, "abc é"), (tiktoken_file(), "the thing"), (json.dumps(tekken_file()).encode(), "the thing")],
+)
+def test_a_vocabulary_alone_is_known_by_its_contents(content: bytes, text: str, tmp_path: Path) -> None:
+    (tmp_path / "some.bin").write_bytes(content)
+    tokenizer = quantkit.load_tokenizer(tmp_path / "some.bin")
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.eos_token_ids >= ({2} if content != tiktoken_file() else set())
+
+
+def test_a_tokenizer_json_alone(tmp_path: Path) -> None:
+    tiny.write_tokenizer(tmp_path)
+    (tmp_path / "alone").write_bytes((tmp_path / "tokenizer.json").read_bytes())
+    expected = quantkit.load_tokenizer(tmp_path).encode("the and", add_special_tokens=False)
+    assert quantkit.load_tokenizer(tmp_path / "alone").encode("the and", add_special_tokens=False) == expected
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello", b"\xff\xfe\xfd", b"\x0b\x01", b"\n\x01\x02", b'{"token_bytes"', b"AA== 0\n!! 1"]
+)
+def test_a_file_that_is_no_vocabulary_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "some.bin").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"^[^\n]*some\.bin: "):
+        quantkit.load_tokenizer(tmp_path / "some.bin")
+
+
 def test_an_incomplete_vocabulary_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"merges\.txt is missing: finish the download"):
         quantkit.load_tokenizer(folder(tmp_path / "a", vocab__json=b"{}"))
