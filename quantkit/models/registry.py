@@ -16,7 +16,7 @@ from quantkit.models import refused
 from quantkit.models.config import DecoderConfig, shown
 from quantkit.models.families import latent_attention, state_space
 from quantkit.models.families.dense import cohere, exaone, glm, granite, hunyuan, llama, nanochat, olmo
-from quantkit.models.families.gemma import gemma, gemma3, gemma4
+from quantkit.models.families.gemma import gemma, gemma3, gemma3n, gemma4
 from quantkit.models.families.gpt import bloom, gpt2, gptj, neox, opt
 from quantkit.models.families.hybrid import falcon_h1, granitemoehybrid, lfm2, mamba, mamba2, nemotron_h, qwen3_next
 from quantkit.models.families.latent import deepseek, minicpm3
@@ -73,6 +73,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "gemma": Family(gemma.GemmaConfig, gemma.gemma, known_as="Gemma 1"),
         "gemma2": Family(gemma.Gemma2Config, gemma.gemma2, known_as="Gemma 2"),
         "gemma3_text": Family(gemma3.Config, gemma3.forward, known_as="Gemma 3, text"),
+        "gemma3n_text": Family(gemma3n.Config, gemma3n.forward, known_as="Gemma 3n, text"),
         "gemma4_text": Family(gemma4.Config, gemma4.forward, gemma4.STORED, known_as="Gemma 4, text"),
         "glm": Family(glm.GlmConfig, glm.glm, glm.GLM_STORED, known_as="GLM-4 9B"),
         "glm4": Family(glm.GlmConfig, glm.glm4, glm.GLM_STORED, known_as="GLM-4 9B and 32B of 2025"),

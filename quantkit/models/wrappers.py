@@ -44,6 +44,7 @@ WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
         "cohere2_vision": Wrapper("cohere2", tied=True, fixed=_UNSCALED),
         "exaone4_5": Wrapper("exaone4"),
         "gemma3": Wrapper("gemma3_text", tied=True),
+        "gemma3n": Wrapper("gemma3n_text", tied=True),
         "gemma4": Wrapper("gemma4_text", tied=True),
         "idefics2": Wrapper("mistral"),
         "idefics3": Wrapper("llama"),

@@ -63,6 +63,8 @@ class Author:
             "append": self.append,
             "rms_norm": lambda: self.norm(self.ops.rms_norm),
             "layer_norm": lambda: self.norm(self.ops.layer_norm, bias=self.draw(st.booleans())),
+            "match_rms": lambda: self.pair(self.ops.match_rms),
+            "sparsify": lambda: self.ops.sparsify(self.any(), self.draw(st.sampled_from([-0.3, 0.8]))),
             "gated": lambda: self.pair(lambda a, b: self.ops.gated(a, b, self.activation())),
             "gated_clamped": self.gated_clamped,
             "activate": lambda: self.ops.activate(self.any(), self.activation()),
@@ -277,7 +279,7 @@ MADE_BY_OTHERS = {"select", "quantize", "route", "assign", "gather", "expert_lin
 """Operations that the author records as a part of something else."""
 ANY_ROWS = {
     *("scale", "scale_columns", "scale_by_weight", "add", "multiply", "clamp", "softcap", "slice", "append"),
-    *("rms_norm", "layer_norm", "gated", "gated_clamped", "activate", "xielu", "linear"),
+    *("rms_norm", "layer_norm", "match_rms", "sparsify", "gated", "gated_clamped", "activate", "xielu", "linear"),
 }
 """Operations that take selected rows."""
 

@@ -461,6 +461,22 @@ CASES = {
             "use_bias": True,
         },
     ),
+    "gemma3n_text": Case("gemma3n_text"),
+    "gemma3n_text_defaults": Case(
+        "gemma3n_text",
+        {
+            "activation_sparsity_pattern": None,
+            "altup_correct_scale": False,
+            "attention_bias": True,
+            "intermediate_size": 96,
+            "layer_types": ...,
+            "num_hidden_layers": 5,
+            "num_kv_shared_layers": 0,
+            "rope_local_base_freq": ...,
+            "rope_theta": ...,
+            "tie_word_embeddings": False,
+        },
+    ),
     "gemma4_text": Case("gemma4_text"),
     "gemma4_text_experts": Case(
         "gemma4_text",

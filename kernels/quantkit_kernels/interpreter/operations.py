@@ -249,6 +249,8 @@ _ROWS = (
     OperationSpec(truth.append, inputs=("a", "b"), parameters=("parts", "size")),
     OperationSpec(truth.rms_norm, inputs=("x",), weights=("weight",), parameters=_NORM, in_place=("x",)),
     OperationSpec(truth.layer_norm, inputs=("x",), weights=("weight", "bias"), parameters=_NORM, in_place=("x",)),
+    OperationSpec(truth.match_rms, inputs=("x", "target"), in_place=("x",)),
+    OperationSpec(truth.sparsify, inputs=("x",), parameters=("factor",), in_place=("x",)),
     OperationSpec(truth.gated, inputs=("gate", "up"), parameters=("activation",), in_place=("gate", "up")),
     OperationSpec(
         truth.gated_clamped, inputs=("gate", "up"), parameters=("alpha", "limit", "offset"), in_place=("gate", "up")

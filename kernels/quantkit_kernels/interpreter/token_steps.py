@@ -147,6 +147,20 @@ def layer_norm(address, part, token):
 
 
 @jit(entry=True)
+def match_rms(address, part, token):
+    step = step_at(address)
+    out, a, b = rows_of(step, token, part_at(part).thread)
+    norms.match_rms(a, b, out, step.out_columns)
+
+
+@jit(entry=True)
+def sparsify(address, part, token):
+    step = step_at(address)
+    out, a, _ = rows_of(step, token, part_at(part).thread)
+    norms.sparsify(a, out, step.out_columns, step.factor)
+
+
+@jit(entry=True)
 def gated(address, part, token):
     step = step_at(address)
     out, a, b = rows_of(step, token, part_at(part).thread)

@@ -1,4 +1,5 @@
-"""Normalization of one token's row: by its size (RMSNorm), or by its mean and its spread (LayerNorm)."""
+"""Normalization of one token's row: by its size (RMSNorm), or by its mean and its spread (LayerNorm); what else asks
+for these."""
 
 from __future__ import annotations
 
@@ -8,18 +9,25 @@ from typing import NamedTuple
 import numpy as np
 
 from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.rows.arithmetic import scale
+from quantkit_kernels.rows.functions import relu
 from quantkit_kernels.simd import (
     blend_first,
     fma,
     get_f32,
     load_f32,
+    load_line_f32,
     load_partial_f32,
     put_f32,
     splat,
+    splat_wide,
     store,
     sum_lanes,
     zeros,
 )
+
+SMALLEST = 1e-5
+"""Mean square that `match_rms` divides by at least."""
 
 
 class Norm(NamedTuple):
@@ -53,6 +61,22 @@ def layer_norm(x, out, n, norm):
         mean = np.float32(_sum(x + 4 * start, 0.0, norm.size) / norm.size)
         variance = _sum_of_squares(x + 4 * start, mean, norm.size) / norm.size
         _scale(x + 4 * start, out + 4 * start, start, mean, variance, norm)
+
+
+@jit
+def match_rms(x, target, out, n):
+    """`x` with the root mean square of `target`; a mean square of `x` below `SMALLEST` counts as that."""
+    wanted, found = _sum_of_squares(target, 0.0, n) / n, _sum_of_squares(x, 0.0, n) / n
+    scale(x, np.float32(math.sqrt(wanted / max(found, SMALLEST))), out, n)
+
+
+@jit
+def sparsify(x, out, n, factor):
+    """What `x` has beyond `mean(x) + factor * std(x)`, zero where it has less."""
+    mean = np.float32(_sum(x, 0.0, n) / n)
+    cutoff = splat_wide(np.float32(mean + factor * math.sqrt(_sum_of_squares(x, mean, n) / n)))
+    for place in range(0, 4 * n, 64):
+        store(out + place, relu(load_line_f32(x + place) - cutoff))
 
 
 @jit

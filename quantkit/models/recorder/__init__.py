@@ -160,6 +160,16 @@ class Recorder(MixtureOperations, RecurrentOperations):
             "layer_norm", (x,), x.columns, tensors, size=size, weight_columns=columns, eps=eps, offset=offset
         )
 
+    def match_rms(self, x: Value, target: Value) -> Value:
+        """`x` with the root mean square of `target`, row by row; a mean square of `x` below 1e-5 counts as that."""
+        if x.columns != target.columns:
+            raise ValueError(f"cannot match {x.columns} and {target.columns} columns")
+        return self._record("match_rms", (x, target), x.columns)
+
+    def sparsify(self, x: Value, factor: float) -> Value:
+        """What a row has beyond its mean and `factor` of its standard deviations, zero where it has less."""
+        return self._record("sparsify", (x,), x.columns, factor=factor)
+
     def linear(
         self,
         x: Value,

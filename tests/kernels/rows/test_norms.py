@@ -25,6 +25,16 @@ def layer_norm(x, out, n, weight, bias, weight_columns, size, eps, offset):
     norms.layer_norm(x, out, n, norms.Norm(weight, bias, weight_columns, size, eps, offset))
 
 
+@jit(entry=True)
+def match_rms(x, target, out, n):
+    norms.match_rms(x, target, out, n)
+
+
+@jit(entry=True)
+def sparsify(x, out, n, factor):
+    norms.sparsify(x, out, n, factor)
+
+
 WEIGHTS = ("none", "one for every part", "all columns")
 
 
@@ -93,3 +103,30 @@ def test_rms_norm_of_zeros_is_zero() -> None:
     x, w = row(np.zeros(40)), row(np.ones(40))
     rms_norm(address(x), address(x), 40, address(w), 40, 40, np.float32(1e-6), np.float32(0))
     assert (result(x, 40) == 0).all()
+
+
+@pytest.mark.parametrize("columns", [1, 16, 53, 200])
+@pytest.mark.parametrize("magnitude", [1e-4, 1.0, 1e6])
+def test_match_rms(columns: int, magnitude: float) -> None:
+    x, target = np.random.default_rng(columns).standard_normal((2, columns)).astype(np.float32)
+    x *= np.float32(magnitude)
+    a, b = row(x), row(target)
+    match_rms(address(a), address(b), address(a), columns)
+    exact = truth.match_rms(x[np.newaxis].astype(np.float64), target[np.newaxis].astype(np.float64))
+    np.testing.assert_allclose(result(a, columns), exact[0], rtol=1e-6)
+
+
+def test_match_rms_of_zeros_is_zeros() -> None:
+    a, b = row(np.zeros(5)), row(np.ones(5))
+    match_rms(address(a), address(b), address(a), 5)
+    assert not result(a, 5).any()
+
+
+@pytest.mark.parametrize("columns", [1, 16, 53, 200])
+@pytest.mark.parametrize("factor", [-0.3, 0.0, 1.6448536])
+def test_sparsify(columns: int, factor: float) -> None:
+    x = (np.random.default_rng(columns).standard_normal(columns) + 3).astype(np.float32)
+    a = row(x)
+    sparsify(address(a), address(a), columns, np.float32(factor))
+    exact = truth.sparsify(x[np.newaxis].astype(np.float64), factor=float(np.float32(factor)))
+    np.testing.assert_allclose(result(a, columns), exact[0], atol=2e-6)

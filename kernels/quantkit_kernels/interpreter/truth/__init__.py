@@ -114,6 +114,18 @@ def layer_norm(
     return y.reshape(x.shape)
 
 
+def match_rms(x: Matrix, target: Matrix) -> Matrix:
+    """`x` with the root mean square of `target`; a mean square below 1e-5 counts as that."""
+    wanted, found = (np.square(rows).mean(axis=-1, keepdims=True) for rows in (target, x))
+    return x * np.sqrt(wanted / np.maximum(found, 1e-5))
+
+
+def sparsify(x: Matrix, *, factor: float) -> Matrix:
+    """What `x` has beyond its mean and `factor` of its standard deviations, zero where it has less."""
+    cutoff = x.mean(axis=-1, keepdims=True) + factor * x.std(axis=-1, keepdims=True)
+    return np.maximum(x - cutoff, 0)
+
+
 def gated(gate: Matrix, up: Matrix, *, activation: str) -> Matrix:
     """`activation(gate) * up`."""
     return ACTIVATIONS[activation](gate) * up
