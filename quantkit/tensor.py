@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,32 @@ ANY = "any"
 """The kind in the spec of a tensor that may be of any kind."""
 
 
-DECODERS: Mapping[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = MappingProxyType(
-    {"minus_one": lambda stored: stored - np.float32(1)}
+class Decoder(NamedTuple):
+    """How the numbers of a program are found in those that are stored for them.
+
+    Attributes
+    ----------
+    decode : callable
+        From the stored array to the program's.
+    computes : bool
+        Whether it computes numbers, which are then f32; else it only moves them.
+    """
+
+    decode: Callable[[NDArray[Any]], NDArray[Any]]
+    computes: bool = True
+
+
+def _heads_transposed(stored: NDArray[Any]) -> NDArray[Any]:
+    return stored.swapaxes(1, 2).reshape(-1, stored.shape[1])
+
+
+DECODERS: Mapping[str, Decoder] = MappingProxyType(
+    {
+        "minus_one": Decoder(lambda stored: stored - np.float32(1)),
+        "log_of_minus": Decoder(lambda stored: np.log(-stored)),
+        "heads_transposed": Decoder(_heads_transposed, computes=False),
+    }
 )
-"""How numbers of a program are computed from those that are stored for them, which are f32."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +72,11 @@ class Piece:
         `d`. By default rows stand in their own order.
     decoder : str
         A name of `DECODERS`, or nothing where the numbers are stored as they are.
+    reshaped : bool
+        It may be stored in any shape of as many numbers.
+    order : tuple of int
+        Which stored row each row is, where they stand in another order; which column each column is, if `columns`.
+    columns : bool
     """
 
     name: str
@@ -61,11 +88,14 @@ class Piece:
     transposed: bool = False
     pairs: int = 0
     decoder: str = ""
+    reshaped: bool = False
+    order: tuple[int, ...] = ()
+    columns: bool = False
 
     @property
     def whole(self) -> bool:
         """Whether it is the tensor itself."""
-        in_order = self.index is None and not (self.transposed or self.pairs or self.decoder)
+        in_order = self.index is None and not (self.transposed or self.pairs or self.decoder or self.order)
         return in_order and (self.begin, self.end) == (0, self.period)
 
     @property
@@ -98,7 +128,9 @@ class Piece:
             heads, columns = self.pairs, rows.shape[1:]
             rows = rows.reshape(heads, -1, 2, *columns).swapaxes(1, 2).reshape(-1, *columns)
         if self.decoder:
-            rows = DECODERS[self.decoder](rows)
+            rows = DECODERS[self.decoder].decode(rows)
+        if self.order:
+            rows = rows[:, self.order] if self.columns else rows[list(self.order)]
         if not self.period or len(rows) < self.period:  # all of them, or those that `entries` has cut out already
             return rows[np.newaxis]
         return rows.reshape(-1, self.period, *rows.shape[1:])[:, self.begin : self.end]

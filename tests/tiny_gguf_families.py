@@ -75,6 +75,15 @@ olmo3 olmo3_default_layers exaone4 exaone4_no_window exaone4_default_layers cohe
 hunyuan_v1_dense_biases stablelm mistral_no_window phi phi3 phi3_partial_rope phi3_window_longrope gemma granitemoe
 mixtral olmoe qwen3 qwen3_moe"""
 
+_MLA_YARN = {
+    "beta_fast": 2,
+    "beta_slow": 1,
+    "factor": 40,
+    "mscale": 0.5,
+    "mscale_all_dim": 0.5,
+    "original_max_position_embeddings": 16,
+    "type": "yarn",
+}
 _SMALL_HEADS: dict[str, tuple[int, ...]] = {
     "q_proj.weight": (64, 64),
     "q_proj.bias": (64,),
@@ -101,6 +110,27 @@ CASES: dict[str, Case] = {name: Case(name) for name in _SAME.split()} | {
     "gemma3_text": Case("gemma3_text", {"query_pre_attn_scalar": 32, "sliding_window_pattern": 6}, layers=7),
     "gpt_oss": Case("gpt_oss"),
     "qwen2": Case("qwen2"),
+    "afmoe": Case("afmoe", {"global_attn_every_n_layers": 4}),
+    "deepseek_v2": Case("deepseek_v2", {"rope_scaling": _MLA_YARN}),
+    "deepseek_v3": Case("deepseek_v3"),
+    "ernie4_5_moe": Case("ernie4_5_moe"),
+    "exaone_moe": Case("exaone_moe"),
+    "glm4_moe": Case("glm4_moe"),
+    "glm4_moe_lite": Case("glm4_moe_lite_default_layers", {"first_k_dense_replace": 1}),
+    "gpt_bigcode": Case("gpt_bigcode"),
+    "granitemoehybrid": Case("granitemoehybrid", {"mamba_d_conv": 4, "mamba_expand": 2, "mamba_n_groups": 1}),
+    "granitemoeshared": Case("granitemoeshared"),
+    "jais2": Case("jais2"),
+    "lfm2": Case("lfm2"),
+    "lfm2_moe": Case("lfm2_moe", {"routed_scaling_factor": 1.0}),
+    "mamba2": Case("mamba2"),
+    "minimax_m2": Case("minimax_m2"),
+    "qwen3_5_text": Case("qwen3_5_text"),
+    "qwen3_5_text_tiled": Case("qwen3_5_text_biases", {"hidden_act": "silu"}),
+    "qwen3_5_moe_text": Case("qwen3_5_moe_text"),
+    "qwen3_next": Case("qwen3_next"),
+    "solar_open": Case("solar_open"),
+    "youtu": Case("youtu"),
 }
 
 
@@ -153,10 +183,14 @@ def factors(golden: Mapping[str, Any]) -> Tensors:
 
 
 def digest(tensors: Mapping[str, NDArray[Any]]) -> str:
-    """Return what tells one set of tensors from others, whatever their order."""
+    """Return what tells one set of tensors from others, whatever their order.
+
+    Exponentials count with three digits: libraries differ in their last one.
+    """
     state = hashlib.sha256()
     for name in sorted(tensors):
-        state.update(f"{name} {tensors[name].shape} ".encode() + np.ascontiguousarray(tensors[name]).tobytes())
+        values = tensors[name].astype(np.float16) if name.endswith("ssm_a") else tensors[name]
+        state.update(f"{name} {values.shape} ".encode() + np.ascontiguousarray(values).tobytes())
     return state.hexdigest()[:16]
 
 
@@ -226,7 +260,7 @@ def _stacked(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
             found[name] = values
     for name, stack in stacks.items():
         before, after = name.split("|")
-        if "block_sparse_moe" in before:
+        if "block_sparse_moe" in before or "feed_forward" in before:
             before = before.replace("model.", "").replace("block_sparse_moe", "feed_forward")
         middle = before.rstrip(".") if "layernorm" in before else f"{before}experts"
         found[f"{middle}{after}"] = np.stack(stack)
@@ -236,7 +270,7 @@ def _stacked(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
 def _granite_experts(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
     found: Tensors = {}
     for name, values in tensors.items():
-        if "input_linear" in name:
+        if "block_sparse_moe.input_linear" in name:
             layer, half = name.split(".")[2], values.shape[1] // 2
             found[f"blk.{layer}.ffn_gate_exps.weight"] = values[:, :half]
             found[f"blk.{layer}.ffn_up_exps.weight"] = values[:, half:]
@@ -262,7 +296,135 @@ def _oss_experts(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
     return found
 
 
+def _renamed(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """What ends in `_bias` without being the bias of a matrix."""
+    ends = {"e_score_correction_bias": "e_score_correction.bias", "expert_bias": "expert_bias.bias"}
+    ends |= {"dt_bias": "dt_proj.bias"}
+    found = {}
+    for name, values in tensors.items():
+        for old, new in ends.items():
+            name = name.removesuffix(old) + new if name.endswith(f".{old}") else name
+        found[name] = values
+    return found
+
+
+def _latent_heads(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """Keys and values apart, as stacks of heads; those of keys transposed."""
+    found: Tensors = {}
+    for name, values in tensors.items():
+        if "kv_b_proj" in name:
+            heads = values.reshape(config["num_attention_heads"], -1, values.shape[1])
+            size = config["qk_nope_head_dim"]
+            found[name.replace("kv_b_proj", "k_b_proj")] = heads[:, :size].swapaxes(1, 2)
+            found[name.replace("kv_b_proj", "v_b_proj")] = heads[:, size:]
+        else:
+            found[name] = values
+    return found
+
+
+def _recurrent(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """Kernels of convolutions without their axis of one; `A` itself for its logarithm."""
+    found: Tensors = {}
+    for name, values in tensors.items():
+        if "conv" in name and values.ndim == 3:
+            values = values.squeeze(1)
+        found[name] = -np.exp(values) if name.endswith("A_log") else values
+    return found
+
+
+def _mamba(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """A column for each head, a row for each group."""
+    groups = config.get("n_groups", config.get("mamba_n_groups"))
+    found = dict(tensors)
+    for name, values in tensors.items():
+        if name.endswith((".A_log", ".D")):
+            found[name] = values[:, np.newaxis]
+        elif re.search(r"\.(mixer|mamba)\.norm\.weight", name):
+            found[name] = values.reshape(groups, -1)
+    return found
+
+
+def _delta(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    return _one_more_but(tensors, "linear_attn.norm.weight")
+
+
+def _tiled(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """Value heads by their places in a group, the first of each group first."""
+    keys, values = config["linear_num_key_heads"], config["linear_num_value_heads"]
+    first = 2 * keys * config["linear_key_head_dim"]
+
+    def reordered(array: NDArray[np.float32]) -> NDArray[np.float32]:
+        heads = array.reshape(keys, values // keys, -1, *array.shape[1:])
+        return heads.swapaxes(0, 1).reshape(array.shape)
+
+    found = dict(tensors)
+    for name, array in tensors.items():
+        module = name.partition("linear_attn.")[2]
+        if module.startswith(("in_proj_qkv", "conv1d")):
+            found[name] = np.concatenate([array[:first], reordered(array[first:])])
+        elif module.startswith("out_proj"):
+            found[name] = reordered(array.T).T
+        elif module and not module.startswith("norm"):
+            found[name] = reordered(array)
+    return found
+
+
+def _one_more_but(tensors: Tensors, end: str) -> Tensors:
+    return {
+        name: values + 1 if name.endswith("norm.weight") and not name.endswith(end) else values
+        for name, values in tensors.items()
+    }
+
+
+def _delta_apart(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """Queries, keys and values of all heads, and gates by themselves."""
+    heads, size = config["linear_num_key_heads"], config["linear_key_head_dim"]
+    found: Tensors = {}
+    for name, values in tensors.items():
+        if "in_proj_qkvz" in name:
+            layer, each = name.split(".")[2], values.reshape(heads, -1, values.shape[1])
+            values_size = (each.shape[1] - 2 * size) // 2
+            q, k, v, z = np.split(each, [size, 2 * size, 2 * size + values_size], axis=1)
+            qkv = [part.reshape(-1, values.shape[1]) for part in (q, k, v)]
+            found[f"blk.{layer}.attn_qkv.weight"] = np.concatenate(qkv)
+            found[f"blk.{layer}.attn_gate.weight"] = z.reshape(-1, values.shape[1])
+        else:
+            found[name] = values
+    return found
+
+
+def _shared_apart(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """Gate and up of the MLP that all tokens go to."""
+    found: Tensors = {}
+    for name, values in tensors.items():
+        if "shared_mlp.input_linear" in name:
+            layer, half = name.split(".")[2], len(values) // 2
+            found[f"blk.{layer}.ffn_gate_shexp.weight"] = values[:half]
+            found[f"blk.{layer}.ffn_up_shexp.weight"] = values[half:]
+        else:
+            found[name] = values
+    return found
+
+
 CHANGES: Mapping[str, tuple[Change, ...]] = {
+    "afmoe": (_stacked, _renamed),
+    "deepseek_v2": (_latent_heads, _stacked),
+    "deepseek_v3": (_latent_heads, _stacked, _renamed),
+    "ernie4_5_moe": (_stacked, _renamed),
+    "exaone_moe": (_stacked, _renamed),
+    "glm4_moe": (_stacked, _renamed),
+    "glm4_moe_lite": (_latent_heads, _stacked, _renamed),
+    "granitemoehybrid": (_paired, _shared_apart, _granite_experts, _renamed, _recurrent, _mamba),
+    "granitemoeshared": (_paired, _shared_apart, _granite_experts),
+    "lfm2": (_recurrent,),
+    "lfm2_moe": (_stacked, _renamed, _recurrent),
+    "mamba2": (_renamed, _recurrent, _mamba),
+    "minimax_m2": (_stacked, _renamed),
+    "qwen3_5_text": (_tiled, _renamed, _recurrent, _delta),
+    "qwen3_5_moe_text": (_tiled, _stacked, _renamed, _recurrent, _delta),
+    "qwen3_next": (_stacked, _renamed, _recurrent, _delta, _delta_apart),
+    "solar_open": (_stacked, _renamed),
+    "youtu": (_latent_heads,),
     "llama": (_paired,),
     "arcee": (_paired,),
     "internlm3": (_paired,),

@@ -8,6 +8,7 @@ and those that a recorded program reads.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, QuantkitError
-from quantkit.tensor import Piece, Tensor, TensorSpec
+from quantkit.tensor import DECODERS, Piece, Tensor, TensorSpec
 
 Prefixes = Sequence[tuple[str, str]]
 """How names of tensors begin in a source, and in a program."""
@@ -216,13 +217,13 @@ class ModelSource(ABC):
                 raise self._absence(piece.name, piece.shape)
             stored = self.spec(piece.name)
             file = self.file_of(piece.name)
-            if stored.shape != piece.shape and not (piece.whole and _without_ones(stored.shape, piece.shape)):
+            if stored.shape != piece.shape and not (piece.reshaped and stored.weights == math.prod(piece.shape)):
                 raise self.error(
                     f"{file}: tensor {piece.name!r} has shape {stored.shape}, its configuration asks for {piece.shape}"
                 )
             if not piece.whole and stored.kind not in _PLAIN:
                 raise self.error(f"{file}: tensor {piece.name!r} is {stored.kind}, of which no rows can be taken")
-            if piece.decoder and stored.kind != "f32":
+            if piece.decoder and DECODERS[piece.decoder].computes and stored.kind != "f32":
                 raise self.error(
                     f"{file}: tensor {piece.name!r} is {stored.kind}, not f32, as what it is computed from"
                 )
@@ -304,11 +305,6 @@ class Selection(ModelSource):
 
     def _evidence(self) -> Iterator[bytes]:
         return self._source._evidence()
-
-
-def _without_ones(stored: tuple[int, ...], asked: tuple[int, ...]) -> bool:
-    """Whether a tensor has the shape that is asked for but for leading ones: GGUF files leave them out."""
-    return stored == asked[len(asked) - len(stored) :] and set(asked[: len(asked) - len(stored)]) <= {1}
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

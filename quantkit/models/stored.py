@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from quantkit.models.config import DecoderConfig
 from quantkit.tensor import Piece, TensorSpec
@@ -56,7 +56,7 @@ class Fused:
     def pieces(self, tensors: Mapping[str, TensorSpec], config: DecoderConfig) -> Iterator[tuple[str, Piece]]:
         """Yield the name and the piece of each of a program's tensors that are stored so."""
         groups = getattr(config, self.groups) if self.groups else 1
-        firsts = _ending(self.parts[0], tensors)
+        firsts = [first for first in _ending(self.parts[0], tensors) if first.kind in ("weight", "bias")]
         places = Counter((first.prefix, first.kind) for first in firsts)
         for first in firsts:
             specs = [tensors[first.sibling(part)] for part in self.parts]
@@ -132,7 +132,42 @@ class Split:
                 yield whole.name, Piece(part, (rows // count, *columns))
 
 
-Stored = Fused | Grouped | Split
+@dataclass(frozen=True)
+class Named:
+    """A tensor of the program that a checkpoint stores under another name, as a whole, in any shape.
+
+    Attributes
+    ----------
+    stored : str
+        Its name in the checkpoint, as it ends.
+    tensor : str
+        Its name in the program, as it ends, such as `mixer.A_log`.
+    decoder : str, optional
+        How its numbers are found in what is stored, see `Piece`.
+    order : callable, optional
+        Returns from the config which stored row each row is, or which column each column is, if `columns`.
+    columns : bool
+    """
+
+    stored: str
+    tensor: str
+    decoder: str = ""
+    order: Callable[[Any], tuple[int, ...]] | None = None
+    columns: bool = False
+
+    def pieces(self, tensors: Mapping[str, TensorSpec], config: DecoderConfig) -> Iterator[tuple[str, Piece]]:
+        """Yield the name and the piece of each of a program's tensors that are stored so."""
+        order = () if self.order is None else self.order(config)
+        order = () if order == tuple(range(len(order))) else order
+        for name, spec in tensors.items():
+            if name == self.tensor or name.endswith(f".{self.tensor}"):
+                stored = name.removesuffix(self.tensor) + self.stored
+                reshaped = not self.columns
+                piece = Piece(stored, spec.shape, decoder=self.decoder, reshaped=reshaped, order=order)
+                yield name, replace(piece, columns=self.columns)
+
+
+Stored = Fused | Grouped | Split | Named
 
 
 def described(
@@ -143,15 +178,18 @@ def described(
 ) -> Mapping[str, TensorSpec]:
     """Return a program's tensors with the pieces that a checkpoint may store them in.
 
-    Names of pieces begin as those of the program, or `renamed`: (beginning in the program, in the checkpoint).
+    Names of pieces begin as those of the program, or `renamed`: (beginning in the program, in the checkpoint). Of
+    several rows that have a tensor the first counts.
     """
     ours, theirs = renamed
     pieces: dict[str, list[Piece]] = {}
     for row in rows:
+        found: dict[str, list[Piece]] = {}
         for name, piece in row.pieces(tensors, config):
             if piece.name.startswith(ours):
                 piece = replace(piece, name=theirs + piece.name.removeprefix(ours))
-            pieces.setdefault(name, []).append(piece)
+            found.setdefault(name, []).append(piece)
+        pieces = found | pieces
     return MappingProxyType({name: replace(spec, pieces=tuple(pieces.get(name, ()))) for name, spec in tensors.items()})
 
 

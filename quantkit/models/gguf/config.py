@@ -17,14 +17,14 @@ import numpy as np
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.config import DecoderConfig, shown
 from quantkit.models.gguf.dialect import Dialect, Key
-from quantkit.models.gguf.metadata import Metadata
+from quantkit.models.gguf.metadata import Metadata, shortest
 
 logger = logging.getLogger(__name__)
 
 FIELDS: Mapping[str, Key] = MappingProxyType(
     {
         "hidden_size": Key("embedding_length", int, ...),
-        "intermediate_size": Key("feed_forward_length", int, ...),
+        "intermediate_size": Key("feed_forward_length", int),
         "num_hidden_layers": Key("block_count", int, ...),
         "num_attention_heads": Key("attention.head_count", int, ...),
         "max_position_embeddings": Key("context_length", int, ...),
@@ -45,7 +45,7 @@ def _each(keys: str, *neutral: Any) -> dict[str, tuple[Any, ...]]:
 
 COMPUTING: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     _each("expert_count expert_shared_count expert_weights_scale expert_group_count expert_group_used_count", 0)
-    | _each("leading_dense_block_count nextn_predict_layers interleave_moe_layer_step", 0)
+    | _each("leading_dense_block_count interleave_moe_layer_step", 0)
     | _each("attention.kv_lora_rank attention.q_lora_rank attention.sliding_window attention.shared_kv_layers", 0)
     | _each("attn_logit_softcapping final_logit_softcapping attention.clamp_kqv attention.max_alibi_bias", 0)
     | _each("attention.temperature_scale embedding_length_per_layer_input ssm.state_size shortconv.l_cache", 0)
@@ -73,18 +73,20 @@ def config_of(metadata: Metadata, dialect: Dialect, family: type[DecoderConfig])
             config[name] = value
     heads = config["num_attention_heads"]
     config["num_key_value_heads"] = metadata.get("attention.head_count_kv", int, heads)
-    if min(heads, config["num_key_value_heads"]) < 1:
+    config["num_hidden_layers"] -= metadata.get("nextn_predict_layers", int, 0)
+    if min(heads, config["num_key_value_heads"]) < 1 and not dialect.own_heads:
         raise CheckpointError(f"its metadata gives {heads} heads and {config['num_key_value_heads']} key-value heads")
     config["vocab_size"] = metadata.tensor(EMBEDDING).shape[0]
     config["tie_word_embeddings"] = HEAD not in metadata.tensors
     config |= {field: metadata.has(name) for field, name in dialect.present.items()}
-    config |= _heads(metadata, config, partial=family.default_rotary_part is not None)
+    if not dialect.own_heads:
+        config |= _heads(metadata, config, partial=family.default_rotary_part is not None)
     config["rope_scaling"] = _rope_scaling(metadata, config)
     config |= dialect.fixed
     if dialect.more is not None:
         config |= dialect.more(metadata, config)
-    _check_unasked(metadata)
-    return config
+    _check_unasked(metadata, {**COMPUTING, **dialect.accepted})
+    return {field: value for field, value in config.items() if value is not ...}
 
 
 def layer_types(metadata: Metadata, layers: int, default: list[str]) -> list[str]:
@@ -133,7 +135,7 @@ def _rope_scaling(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, An
 
 
 def _yarn(metadata: Metadata, factor: float | None, original: int | None) -> dict[str, Any]:
-    parameters = {
+    parameters: dict[str, Any] = {
         "rope_type": "yarn",
         "factor": factor,
         "original_max_position_embeddings": original,
@@ -143,6 +145,9 @@ def _yarn(metadata: Metadata, factor: float | None, original: int | None) -> dic
     }
     if metadata.get("rope.scaling.yarn_ext_factor", float, 1.0) != 1.0:
         raise UnsupportedError("its rope.scaling.yarn_ext_factor is not 1")
+    if (multiplier := metadata.get("rope.scaling.yarn_log_multiplier", float)) is not None:
+        all_dim = shortest(10 * multiplier)
+        parameters |= {"mscale": all_dim, "mscale_all_dim": all_dim}
     return {name: value for name, value in parameters.items() if value is not None}
 
 
@@ -201,14 +206,14 @@ def llama3_factors(
         return found
 
 
-def _check_unasked(metadata: Metadata) -> None:
+def _check_unasked(metadata: Metadata, computing: Mapping[str, tuple[Any, ...]]) -> None:
     """Refuse a file that asks for something that its architecture does not compute here."""
     unasked = metadata.unasked()
-    for key, neutral in COMPUTING.items():
+    for key, neutral in computing.items():
         if key in unasked and not any(np.all(unasked[key] == value) for value in neutral):
             raise UnsupportedError(
                 f"its {metadata.architecture}.{key} is {shown(unasked[key])}, which changes what the model computes; "
                 f"quantkit has no such thing for architecture {shown(metadata.architecture)}"
             )
-    if others := unasked.keys() - COMPUTING.keys():
+    if others := unasked.keys() - computing.keys():
         logger.debug("unknown keys are ignored: %s", ", ".join(sorted(others)))

@@ -53,6 +53,11 @@ def _as_tensors(field: str) -> Fields:
     return lambda metadata, config: {field: metadata.tensor("blk.0.ffn_up.weight").shape[0]}
 
 
+def _bigcode(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    """StarCoder has one head of keys."""
+    return {**_as_tensors("n_inner")(metadata, config), "multi_query": True, "num_key_value_heads": ...}
+
+
 def _gemma(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     """The largest Gemma 2 and 3, known by their layers, divide scores by another number than their head size."""
     share = config["hidden_size"] // config["num_attention_heads"]
@@ -65,8 +70,8 @@ def _gemma3(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     return _gemma(metadata, config) | (types if config.get("sliding_window") else {"sliding_window_pattern": 1})
 
 
-def _windowed(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
-    """OLMo 3 and EXAONE 4: three of four layers see a window, unless the file says otherwise."""
+def windowed(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    """OLMo 3 and EXAONE: three of four layers see a window, unless the file says otherwise."""
     layers = config["num_hidden_layers"]
     if not config.get("sliding_window"):
         return {"sliding_window": None, "layer_types": ["full_attention"] * layers}
@@ -121,7 +126,7 @@ _PHI2 = (
 _BIAS = {"use_bias": "attn_output.bias"}
 _BIASES = {"attention_bias": "attn_q.bias"}
 
-DENSE: Mapping[str, Mapping[str, Dialect]] = {
+DENSE: Mapping[str, dict[str, Dialect]] = {
     "llama": {"": Dialect("llama", rows(LLAMA, paired=True))},
     "arcee": {"": Dialect("arcee", rows(BESIDE_BLOCKS | ATTENTION | NORMS_BEFORE | UNGATED, paired=True))},
     "chatglm": {"": Dialect("glm", rows(BESIDE_BLOCKS | ATTENTION | QKV | NORMS_BEFORE | GATED_FUSED))},
@@ -134,7 +139,7 @@ DENSE: Mapping[str, Mapping[str, Dialect]] = {
     "ernie4_5": {"": Dialect("ernie4_5", rows(LLAMA), present=_BIAS)},
     "exaone4": {
         "": Dialect(
-            "exaone4", rows(BESIDE_BLOCKS | ATTENTION | HEAD_NORMS | NORMS_BEHIND | GATED), WINDOW, more=_windowed
+            "exaone4", rows(BESIDE_BLOCKS | ATTENTION | HEAD_NORMS | NORMS_BEHIND | GATED), WINDOW, more=windowed
         )
     },
     "falcon": {
@@ -212,7 +217,7 @@ DENSE: Mapping[str, Mapping[str, Dialect]] = {
             "olmo3",
             rows(BESIDE_BLOCKS | ATTENTION | HEAD_NORMS | NORMS_BEHIND | GATED),
             WINDOW,
-            more=_windowed,
+            more=windowed,
         ),
         "": Dialect("olmo2", rows(BESIDE_BLOCKS | ATTENTION | HEAD_NORMS | NORMS_BEHIND | GATED)),
     },
@@ -243,6 +248,17 @@ DENSE: Mapping[str, Mapping[str, Dialect]] = {
             present={"use_qkv_bias": "attn_q.bias", "qk_layernorm": "attn_q_norm.weight"},
         )
     },
+    "starcoder": {
+        "": Dialect(
+            "gpt_bigcode",
+            rows(_GPT2),
+            {"layer_norm_epsilon": Key("attention.layer_norm_epsilon", float)},
+            present={},
+            more=_bigcode,
+            blocks="transformer.h",
+        )
+    },
+    "jais2": {"": Dialect("jais2", rows(BESIDE_BLOCKS | ATTENTION | NORMS_BEFORE | UNGATED))},
     "starcoder2": {"": Dialect("starcoder2", rows(BESIDE_BLOCKS | ATTENTION | NORMS_BEFORE | UNGATED), present=_BIAS)},
 }
 """Architecture -> sign -> model type: where an architecture is several, a key or tensor tells them apart."""

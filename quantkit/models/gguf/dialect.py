@@ -19,7 +19,7 @@ Names = dict[str, str | tuple[str, ...]]
 
 
 Fields = Callable[[Metadata, Mapping[str, Any]], Mapping[str, Any]]
-"""Returns further fields of a config, from metadata and from the fields so far."""
+"""Returns further fields of a config, from metadata and from the fields so far; `...` leaves one out."""
 
 
 class Key(NamedTuple):
@@ -51,6 +51,10 @@ class Dialect(NamedTuple):
     more : Fields, optional
     blocks : str
         How the program calls its blocks.
+    own_heads : bool
+        Whether `more` reads sizes of heads, which are not those of most architectures.
+    accepted : Mapping
+        Key that changes what others compute -> the values that are this architecture's own.
     """
 
     model_type: str
@@ -60,6 +64,8 @@ class Dialect(NamedTuple):
     fixed: Mapping[str, Any] = MappingProxyType({})
     more: Fields | None = None
     blocks: str = "model.layers"
+    own_heads: bool = False
+    accepted: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
 
 
 def rows(names: Names, *, paired: bool = False, shifted: tuple[str, ...] = ()) -> tuple[Stored, ...]:

@@ -6,7 +6,9 @@ they mean for a model is said in `config.py` and in the tables of architectures;
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -50,15 +52,16 @@ class Metadata:
         return self._key(key) in self._values
 
     def get(self, key: str, kind: type, default: Any = None) -> Any:
-        """Return a value that is one for all layers; raises unless it is of that type."""
+        """Return a value that is one for all layers, or for all that have any; raises unless it is of that type."""
         self._asked.add(key)
         value: Any = self._values.get(self._key(key))
         if value is None:
             return default
         if isinstance(value, np.ndarray):
-            if not len(value) or (value != value[0]).any():
+            values = set(value[value != 0].tolist())
+            if len(values) > 1:
                 raise UnsupportedError(f"its {self._key(key)} differs from layer to layer, which quantkit does not run")
-            value = value[0].item()
+            value = values.pop() if values else kind(0)
         if isinstance(value, bool) != (kind is bool) or not isinstance(value, (kind, int) if kind is float else kind):
             raise CheckpointError(f"its {self._key(key)} is {shown(value)}, not of type {kind.__name__}")
         number: Any = value
@@ -100,8 +103,13 @@ class Metadata:
         return spec
 
     def has(self, name: str) -> bool:
-        """Whether the first block, or what stands beside the blocks, has a tensor."""
-        return f"blk.0.{name}" in self.tensors or name in self.tensors
+        """Whether any block, or what stands beside the blocks, has a tensor."""
+        return name in self._known
+
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        """Names of tensors without their blocks."""
+        return frozenset(re.sub(r"^blk\.\d+\.", "", name) for name in self.tensors)
 
     def unasked(self) -> dict[str, Any]:
         """Return what nobody asked for, of the keys of the architecture."""

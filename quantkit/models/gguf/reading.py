@@ -16,7 +16,7 @@ from quantkit.models.gguf.dialect import Dialect
 from quantkit.models.gguf.metadata import Metadata
 from quantkit.models.gguf.tables import DIALECTS
 from quantkit.models.registry import FAMILIES, Architecture
-from quantkit.models.stored import Fused, Stored
+from quantkit.models.stored import Fused, Named, Stored
 from quantkit.tensor import TensorSpec
 
 BLOCK = "blk."
@@ -73,9 +73,19 @@ def _present(rows: Iterable[Stored], tensors: Iterable[str]) -> tuple[Stored, ..
     """Leave out what the file stores in another way: separate where it could be fused, or the other way round."""
     rows = tuple(rows)
     modules = {match[2] for name in tensors if (match := _BESIDE_BLOCK.fullmatch(name))}
-    there = {part for row in rows if row.module in modules for part in _parts(row)}
-    return tuple(row for row in rows if row.module in modules or there.isdisjoint(_parts(row)))
+    there = {part for row in rows if _module(row) in modules for part in _parts(row)}
+    return tuple(row for row in rows if _module(row) in modules or there.isdisjoint(_parts(row)))
+
+
+def _module(row: Stored) -> str:
+    return row.stored.removesuffix(".weight") if isinstance(row, Named) else row.module
 
 
 def _parts(row: Stored) -> tuple[str, ...]:
-    return row.parts if isinstance(row, Fused) else (row.module,)
+    match row:
+        case Fused():
+            return row.parts
+        case Named():
+            return (row.tensor.removesuffix(".weight"),)
+        case _:
+            return (row.module,)

@@ -160,7 +160,7 @@ def test_refuses(name: str, file: Path) -> None:
 
 
 def test_refuses_other_architectures(file: Path) -> None:
-    with pytest.raises(UnsupportedError, match="has architecture 'bert'; read from GGUF files are arcee, "):
+    with pytest.raises(UnsupportedError, match="has architecture 'bert'; read from GGUF files are afmoe, "):
         bind(formats.open(write(file, architecture="bert")))
 
 
