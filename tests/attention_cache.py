@@ -32,6 +32,7 @@ class Variant(NamedTuple):
     sinks: tuple[float, ...] = ()
     slopes: tuple[float, ...] = ()
     window: int = 0
+    chunked: bool = False
 
     def of_heads(self, heads: int) -> Floats:
         """The sink of each head, f32 [heads]: without sinks one that weighs nothing."""
@@ -92,7 +93,9 @@ class Cache:
         slopes = variant.slopes_of(q.shape[1])
         sinks_at = sinks.ctypes.data if variant.sinks else 0
         slopes_at = slopes.ctypes.data if variant.slopes else 0
-        heads = operands.Heads(self.layer, heads_per_kv, scale, softcap, sinks_at, slopes_at, variant.window)
+        heads = operands.Heads(
+            self.layer, heads_per_kv, scale, softcap, sinks_at, slopes_at, variant.window, int(variant.chunked)
+        )
         left = attend_all(
             heads, rows_of(rows), rows_of(out), span.ctypes.data, counter.ctypes.data, threads, partials.ctypes.data,
             scratch.ctypes.data,
@@ -147,7 +150,10 @@ def exact(q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], **fields: Any) -> N
         scores = variant.softcap * np.tanh(scores / variant.softcap)
     i, j = np.indices(scores.shape[1:])
     scores += variant.slopes_of(len(q))[:, None, None] * (j - i)
-    scores[:, (j > i) | ((i - j >= variant.window) if variant.window else False)] = -np.inf
+    if variant.window:
+        first = i // variant.window * variant.window if variant.chunked else i - variant.window + 1
+        scores[:, j < first] = -np.inf
+    scores[:, j > i] = -np.inf
     sinks = np.broadcast_to(variant.of_heads(len(q))[:, None, None], (*scores.shape[:2], 1))
     scores = np.concatenate([scores, sinks], 2)
     weights = np.exp(scores - scores.max(2, keepdims=True))

@@ -79,6 +79,8 @@ class Attention:
         Whether heads have a learned score `sinks`, see `Recorder.attention`.
     slopes : tuple of float
         By how much the scores of each head fall from position to position, see `Recorder.attention`.
+    chunked : bool
+        Whether windows are chunks, see `Recorder.attention`.
     gate : str
         Module whose logistic function multiplies what heads have seen; "" for none.
     gate_bias : bool
@@ -102,6 +104,7 @@ class Attention:
     clip: float | None = None
     sinks: bool = False
     slopes: tuple[float, ...] = ()
+    chunked: bool = False
     gate: str = ""
     gate_bias: bool = False
     queries: Callable[[Value], Value] | None = None
@@ -122,7 +125,14 @@ class Attention:
         cache = ops.store_kv(k, v, head_dim=config.head_size)
         sinks = f"{module}.sinks" if self.sinks else None
         seen = ops.attention(
-            q, cache, scale=self.scale, softcap=self.softcap, sinks=sinks, slopes=self.slopes, window=window
+            q,
+            cache,
+            scale=self.scale,
+            softcap=self.softcap,
+            sinks=sinks,
+            slopes=self.slopes,
+            window=window,
+            chunked=self.chunked,
         )
         if self.gate:
             gate = ops.linear(x, f"{module}.{self.gate}", q.columns, bias=self.gate_bias)

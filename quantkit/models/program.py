@@ -55,8 +55,9 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a router chose for each token: the experts with their weights, and the rows that go to each."""
+    """What a router chose for each token by its logits: experts with their weights, and the rows that go to each."""
 
+    logits: Value
     routing: Value
     assigned: Assignment
 

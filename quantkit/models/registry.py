@@ -20,7 +20,7 @@ from quantkit.models.families.gemma import gemma, gemma3, gemma3n, gemma4
 from quantkit.models.families.gpt import bloom, gpt2, gptj, neox, opt
 from quantkit.models.families.hybrid import falcon_h1, granitemoehybrid, lfm2, mamba, mamba2, nemotron_h, qwen3_next
 from quantkit.models.families.latent import deepseek, minicpm3
-from quantkit.models.families.mixtures import afmoe, glm4_moe, gpt_oss, mixtral
+from quantkit.models.families.mixtures import afmoe, glm4_moe, gpt_oss, llama4, mixtral
 from quantkit.models.fields import check_unused
 from quantkit.models.program import Program
 from quantkit.models.recorder import Recorder
@@ -119,6 +119,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "mamba2": Family(mamba2.Config, mamba2.mamba2, state_space.STORED, known_as="Mamba-2, Codestral Mamba"),
         "minicpm3": Family(minicpm3.Config, minicpm3.forward, latent_attention.STORED, known_as="MiniCPM3 4B"),
         "minimax_m2": Family(mixtral.MiniMaxConfig, mixtral.minimax_m2, known_as="MiniMax-M2"),
+        "llama4_text": Family(
+            llama4.Config, llama4.forward, llama4.STORED, known_as="Llama 4 Scout and Maverick, text"
+        ),
         "ministral": Family(llama.MistralConfig, llama.mistral, known_as="Ministral 8B"),
         "ministral3": Family(llama.Ministral3Config, llama.ministral3, known_as="Ministral 3"),
         "mistral": Family(llama.MistralConfig, llama.mistral, known_as="Mistral 7B"),

@@ -276,8 +276,8 @@ def _llama3(periods: _Floats, parameters: Parameters, length: int) -> _Scaled:
         _number(parameters, name)
         for name in ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     )
-    if high <= low:
-        raise CheckpointError(f"config.json: high_freq_factor {high} must be greater than low_freq_factor {low}")
+    if high < low:
+        raise CheckpointError(f"config.json: high_freq_factor {high} must not be less than low_freq_factor {low}")
     angles = np.reciprocal(periods)
     wavelengths = 2 * math.pi / angles
     blend = (original / wavelengths - low) / (high - low)

@@ -206,6 +206,7 @@ class Author:
             **bent,
             sinks=self.draw(st.sampled_from([None, next(self.names)])),
             window=self.draw(st.sampled_from([0, 1, 3, 100])),
+            chunked=self.draw(st.booleans()),
         )
 
     def experts(self) -> Value:

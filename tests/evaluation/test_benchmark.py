@@ -23,7 +23,7 @@ from quantkit.evaluation.operations import OUTSIDE, WAITING
 from quantkit.evaluation.roofline import Ceilings, Costs
 from quantkit.generation.loading import load_model
 from quantkit_kernels.ceilings import Probe
-from quantkit_kernels.interpreter.operations import Chunk, Cost, _positions_seen
+from quantkit_kernels.interpreter.operations import OPERATIONS, Chunk, Cost, Load, _positions_seen
 
 
 class NoProbe:
@@ -119,6 +119,16 @@ def test_costs_are_those_of_the_weights_and_the_cache(model: Model) -> None:
 @pytest.mark.parametrize(("count", "depth", "window"), [(1, 0, 9), (7, 0, 3), (5, 10, 12), (4, 20, 3), (3, 2, 100)])
 def test_positions_seen_are_counted_one_by_one(count: int, depth: int, window: int) -> None:
     assert _positions_seen(Chunk(count, depth), window) == sum(min(depth + i + 1, window) for i in range(count))
+
+
+@pytest.mark.parametrize(("count", "depth", "window"), [(1, 0, 9), (7, 0, 3), (5, 10, 12), (4, 20, 3), (9, 5, 6)])
+def test_of_chunked_attention_what_a_chunk_holds_counts(count: int, depth: int, window: int) -> None:
+    fields = {"kv_heads": 1, "heads_per_kv": 1, "head_dim": 1, "v_head_dim": 1, "window": window, "chunked": True}
+    load = Load(count, [Chunk(count, depth)], 1, 0, 1, position_bytes=1, state_bytes=0)
+    cost = OPERATIONS["attention"].work(fields, load)
+    seen = [range(place // window * window, place + 1) for place in range(depth, depth + count)]
+    assert cost.cache_bytes == len({place for places in seen for place in places})
+    assert cost.macs == 2 * sum(map(len, seen))
 
 
 def test_operations_make_up_the_clock_s_time(model: Model) -> None:

@@ -605,6 +605,20 @@ CASES = {
             "sliding_window": 16,
         },
     ),
+    "llama4_text": Case("llama4_text"),
+    "llama4_text_other_layers": Case(
+        "llama4_text",
+        {
+            "attention_bias": True,
+            "attention_chunk_size": 8,
+            "attn_temperature_tuning": False,
+            "layer_types": ["full_attention", "chunked_attention", "chunked_attention"],
+            "moe_layers": [0, 2],
+            "no_rope_layers": [1, 1, 0],
+            "rope_scaling": {**_LLAMA3, "high_freq_factor": 1.0},
+            "use_qk_norm": False,
+        },
+    ),
     "gpt_oss": Case("gpt_oss"),
     "gpt_oss_tight_clamp": Case(
         "gpt_oss",

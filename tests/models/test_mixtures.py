@@ -143,3 +143,21 @@ def test_factors_of_short_and_of_long_texts_that_differ() -> None:
 def test_more_than_two_experts_a_token_of_phimoe() -> None:
     with pytest.raises(UnsupportedError, match=r"^config\.json: num_experts_per_tok is 3; supported is 2$"):
         read(tiny.config_of("phimoe", num_experts_per_tok=3)).record()
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        ({"num_experts_per_tok": 2}, UnsupportedError, "num_experts_per_tok is 2; supported is 1"),
+        ({"layer_types": ["full_attention"] * 2}, UnsupportedError, "layer_types is .*, not chunked_attention or full"),
+        (
+            {"layer_types": ["sliding_attention"] * 3},
+            UnsupportedError,
+            "layer_types is .*, not chunked_attention or full",
+        ),
+        ({"no_rope_layers": [1, 2, 0]}, CheckpointError, "no_rope_layers is .*, not 0 or 1 for each of 3 layers"),
+    ],
+)
+def test_layers_of_llama_4_that_cannot_be(config: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=rf"^config\.json: {message}"):
+        read(tiny.config_of("llama4_text", **config)).record()

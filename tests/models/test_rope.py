@@ -275,8 +275,8 @@ def test_missing_parameters_are_named() -> None:
 
 
 def test_contradicting_parameters_are_refused() -> None:
-    with pytest.raises(CheckpointError, match=r"high_freq_factor 1\.0 must be greater than low_freq_factor 1\.0"):
-        inverse_frequencies(64, 1e4, LLAMA3 | {"high_freq_factor": 1.0}, 8192)
+    with pytest.raises(CheckpointError, match=r"high_freq_factor 0\.5 must not be less than low_freq_factor 1\.0"):
+        inverse_frequencies(64, 1e4, LLAMA3 | {"high_freq_factor": 0.5}, 8192)
 
 
 def test_partial_rotation_is_refused() -> None:

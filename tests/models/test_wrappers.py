@@ -68,6 +68,20 @@ PUBLISHED: dict[str, tuple[Names, str, dict[str, Any]]] = {
         "vision_tower",
         {"vision_config": _VIT | {"image_size": [28, 28], "patch_size": [14, 14]}, "downsample_ratio": 0.5},
     ),
+    "llama4": (
+        OLD,
+        "vision_model",
+        {
+            "vision_config": _VIT
+            | {
+                "model_type": "llama4_vision_model",
+                "intermediate_size": 128,
+                "projector_input_dim": 32,
+                "projector_output_dim": 32,
+                "vision_output_dim": 32,
+            }
+        },
+    ),
     "llava": (OLD, "vision_tower", _CLIP),
     "llava_next": (OLD, "vision_tower", _CLIP),
     "llava_next_video": (OLD, "vision_tower", _CLIP),

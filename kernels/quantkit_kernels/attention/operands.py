@@ -40,6 +40,8 @@ class Heads(NamedTuple):
     """Address of an f32 number for each query head, by which scores fall from position to position; 0 for none."""
     window: int
     """Positions that a query sees, its own included; 0 for all before it."""
+    chunked: int
+    """1: positions stand in chunks of a window's length, and a query sees no other chunk than its own."""
 
 
 class Span(NamedTuple):
@@ -148,6 +150,8 @@ def scratch_bytes(heads_per_kv: int, head_dim: int, v_head_dim: int) -> int:
 
 
 @jit
-def first_seen(position, window):
-    """First position that a query at `position` sees."""
-    return max(0, position - window + 1) if window else 0
+def first_seen(position, heads):
+    """First position that a query at `position` sees; that of a later query is never smaller."""
+    if not heads.window:
+        return 0
+    return position // heads.window * heads.window if heads.chunked else max(0, position - heads.window + 1)

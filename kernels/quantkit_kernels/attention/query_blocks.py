@@ -141,7 +141,7 @@ def _weigh_all(heads, span, queries, cache, table, partial):
     # Two loops: in one, each query would wait for its maximum before its exponentials.
     for query in range(queries.count):
         position = span.position + (queries.first + query) // heads.heads_per_kv
-        first, row = first_seen(position, heads.window), table + SCORES_STRIDE * query
+        first, row = first_seen(position, heads), table + SCORES_STRIDE * query
         if heads.softcap != 0.0:
             peak = _cap_and_mask(heads, row, cache, first, position, heads.softcap)
         elif heads.slopes:

@@ -73,7 +73,7 @@ def attend_segment(heads, span, kv_head, rows, segment, scratch, partial):
     kind, per_kv = heads.layer.kind, heads.heads_per_kv
     if heads.slopes:  # those of the KV head's own queries
         slopes = heads.slopes + 4 * per_kv * kv_head
-        heads = Heads(heads.layer, per_kv, heads.scale, heads.softcap, heads.sinks, slopes, heads.window)
+        heads = Heads(heads.layer, per_kv, heads.scale, heads.softcap, heads.sinks, slopes, heads.window, heads.chunked)
     if kind == F32:
         _many(heads, span, rows, _cache_range(heads, span, kv_head, segment, 4), scratch, partial)
     elif span.tokens > 1:
@@ -91,7 +91,7 @@ def _cache_range(heads, span, kv_head, segment, size):
     layer, base = heads.layer, segment * SEGMENT
     keys = layer.offset + kv_head * head_bytes(layer)
     scales = keys + numbers_bytes(layer, size) if layer.kind == INT8 else 0
-    low = max(first_seen(span.position, heads.window), base)
+    low = max(first_seen(span.position, heads), base)
     high = min(span.position + span.tokens, base + SEGMENT) - 1
     values, newest = keys + key_bytes(layer, size), span.position // PAGE
     return CacheRange(span.pages, keys, values, scales, base, low, high, newest)
@@ -146,7 +146,7 @@ def _seen(heads, span, queries, cache):
     """The positions of a range that any of some queries sees."""
     earliest = span.position + queries.first // heads.heads_per_kv
     latest = span.position + (queries.first + queries.count - 1) // heads.heads_per_kv
-    low = max(first_seen(earliest, heads.window), cache.base)
+    low = max(first_seen(earliest, heads), cache.base)
     high = min(latest, cache.high)
     return CacheRange(cache.pages, cache.keys, cache.values, cache.scales, cache.base, low, high, cache.newest)
 

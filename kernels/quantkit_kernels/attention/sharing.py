@@ -1,4 +1,4 @@
-"""How threads share the attention of a batch over one layer: grouped heads, causal, with or without a sliding window.
+"""How threads share the attention of a batch over one layer: grouped heads, causal, with or without a window.
 
 The logits of a token must not depend on what else is computed. So every query attends to segments of `SEGMENT`
 positions, each with a maximum, a sum and weighted values of its own, and these are merged in order, whatever other
@@ -126,7 +126,7 @@ def _attend_pair(heads, span, kv_head, q, out, scratch):
     """All segments of a span and a KV head."""
     queries, channels = span.tokens * heads.heads_per_kv, padded(heads.layer.v_head_dim)
     partial, total = partial_at(scratch.partial, queries), partial_at(scratch.total, queries)
-    first, last = _segments(span, heads.window)
+    first, last = _segments(span, heads)
     rows = prepare(heads, span, kv_head, q, scratch)
     if first == last:
         attend_segment(heads, span, kv_head, rows, first, scratch, total)
@@ -142,7 +142,7 @@ def _attend_pair(heads, span, kv_head, q, out, scratch):
 def _attend_piece(heads, span, kv_head, piece, rows, out, scratch, pieces):
     """One segment of a split pair; and the merge of all its segments, if it is the last one to be finished."""
     pair, index = piece // pieces.segments, piece % pieces.segments
-    first, last = _segments(span, heads.window)
+    first, last = _segments(span, heads)
     if first + index > last:
         return
     queries, channels = span.tokens * heads.heads_per_kv, padded(heads.layer.v_head_dim)
@@ -173,12 +173,12 @@ def _largest(heads, spans, span_table):
     segments, queries = 1, 0
     for index in range(spans):
         span = _span_at(span_table, index)
-        first, last = _segments(span, heads.window)
+        first, last = _segments(span, heads)
         segments, queries = max(segments, last - first + 1), max(queries, span.tokens * heads.heads_per_kv)
     return segments, queries
 
 
 @jit
-def _segments(span, window):
+def _segments(span, heads):
     """First and last segment that a span sees."""
-    return first_seen(span.position, window) // SEGMENT, (span.position + span.tokens - 1) // SEGMENT
+    return first_seen(span.position, heads) // SEGMENT, (span.position + span.tokens - 1) // SEGMENT

@@ -61,6 +61,7 @@ STEP = np.dtype(
         ("kv_heads", "i8"),
         ("heads_per_kv", "i8"),
         ("window", "i8"),  # positions that a query sees, 0 for all
+        ("chunked", "i8"),  # 1: those are the ones in its own chunk of so many
         ("activation", "i8"),  # place in operations.ACTIVATIONS
         ("heads", "i8"),  # of a state
         ("state_size", "i8"),  # columns of a head's state

@@ -133,8 +133,12 @@ def _product(fields: Mapping[str, Any], load: Load) -> Cost:
 def _attention(fields: Mapping[str, Any], load: Load) -> Cost:
     """Keys and values that any token sees are read once; each token meets those that it sees."""
     window = fields["window"] or sum(chunk.depth + chunk.count for chunk in load.chunks)
-    read = sum(min(chunk.depth + chunk.count, window + chunk.count - 1) for chunk in load.chunks)
-    seen = sum(_positions_seen(chunk, window) for chunk in load.chunks)
+    if fields["chunked"]:
+        read = sum(chunk.depth % window + chunk.count for chunk in load.chunks)
+        seen = sum((chunk.depth + place) % window + 1 for chunk in load.chunks for place in range(chunk.count))
+    else:
+        read = sum(min(chunk.depth + chunk.count, window + chunk.count - 1) for chunk in load.chunks)
+        seen = sum(_positions_seen(chunk, window) for chunk in load.chunks)
     heads = fields["kv_heads"] * fields["heads_per_kv"]
     return Cost(
         load.weight_bytes, read * load.position_bytes, seen * heads * (fields["head_dim"] + fields["v_head_dim"])
@@ -272,7 +276,7 @@ _ROWS = (
         inputs=("q", "cache"),
         weights=("sinks",),
         constant=True,
-        parameters=("kv_heads", "heads_per_kv", "head_dim", "v_head_dim", "scale", "softcap", "window"),
+        parameters=("kv_heads", "heads_per_kv", "head_dim", "v_head_dim", "scale", "softcap", "window", "chunked"),
         shared=True,
         work=_attention,
     ),

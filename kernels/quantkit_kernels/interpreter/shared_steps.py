@@ -47,7 +47,7 @@ def attention(address, counter, part):
     step, now = step_at(address), part_at(part)
     state = pass_at(now.words)
     layer, slopes = layer_of(step, state), step.constant
-    heads = Heads(layer, step.heads_per_kv, step.scale, step.softcap, step.sinks, slopes, step.window)
+    heads = Heads(layer, step.heads_per_kv, step.scale, step.softcap, step.sinks, slopes, step.window, step.chunked)
     spans = state.span_table
     pieces = pieces_of(heads, now.spans, spans, now.threads, state.partials)
     if not is_current(now.shared, now.generation):  # or `pieces` may be those of a later pass

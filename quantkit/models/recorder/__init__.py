@@ -253,6 +253,7 @@ class Recorder(MixtureOperations, RecurrentOperations):
         sinks: str | None = None,
         slopes: tuple[float, ...] = (),
         window: int = 0,
+        chunked: bool = False,
     ) -> Value:
         """Causal attention of each token over the cache -> `[T, heads * v_head_dim]`.
 
@@ -272,6 +273,8 @@ class Recorder(MixtureOperations, RecurrentOperations):
             By how much the scores of each head fall from position to position (ALiBi); none by default.
         window : int
             A token sees itself and the `window - 1` tokens before it; 0 means all.
+        chunked : bool
+            A text stands in chunks of `window` tokens, and a token sees those of its own chunk alone (Llama 4).
         """
         kv_columns = cache.kv_heads * cache.head_dim
         if q.columns % kv_columns or not plain(q):
@@ -291,6 +294,7 @@ class Recorder(MixtureOperations, RecurrentOperations):
             scale=scale,
             softcap=softcap,
             window=window,
+            chunked=chunked,
         )
 
     def gated(self, gate: Value, up: Value, activation: str) -> Value:

@@ -74,14 +74,14 @@ class MixtureOperations(Recording):
             tolerance=tolerance,
         )
         assigned = Assignment(len(self._operations), experts, top_k)
-        return Choice(routing, self._append("assign", (routing,), assigned, experts=experts, top_k=top_k))
+        return Choice(logits, routing, self._append("assign", (routing,), assigned, experts=experts, top_k=top_k))
 
     def scale_choice(self, choice: Choice, weight: str) -> Choice:
         """Multiply a token's weight for each of its experts by the expert's own number of a tensor `[experts]`."""
         assigned = choice.assigned
         tensors = (self._tensor(weight, (assigned.experts,), "norm"),)
         routing = self._record("scale_choice", (choice.routing,), 2 * assigned.top_k, tensors, top_k=assigned.top_k)
-        return Choice(routing, assigned)
+        return Choice(choice.logits, routing, assigned)
 
     def gather(self, x: Value, choice: Choice) -> Value:
         """The rows of a token for each of its experts -> `[T * top_k, columns]`, sorted by expert."""

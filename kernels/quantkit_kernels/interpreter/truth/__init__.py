@@ -187,6 +187,7 @@ def attention(
     scale: float,
     softcap: float,
     window: int,
+    chunked: bool,
 ) -> Matrix:
     """Causal softmax attention; `heads_per_kv` query heads share a KV head; a soft cap or a window of 0 is none.
 
@@ -198,7 +199,7 @@ def attention(
     bottom = np.full((kv_heads, heads_per_kv, 1), -np.inf) if sinks is None else sinks.reshape(kv_heads, -1, 1)
     y = np.zeros((*queries.shape[:-1], v_head_dim))
     for token in range(len(q)):
-        first = max(0, token + 1 - window) if window else 0
+        first = (token // window * window if chunked else max(0, token + 1 - window)) if window else 0
         for head in range(kv_heads):
             scores = queries[token, head] @ keys[first : token + 1, head].T * scale
             if softcap:
