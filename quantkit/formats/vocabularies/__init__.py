@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import CheckpointError
 from quantkit.formats.json_files import parse_object, read_file
+from quantkit.formats.magic import Magic
 
 if TYPE_CHECKING:
     from quantkit.formats.vocabularies.rebuilt import Rebuilt
@@ -40,12 +41,13 @@ def single(file: Path) -> Files:
     from quantkit.formats.vocabularies import tiktoken
 
     content = read_file(file)
-    if content.lstrip()[:1] == b"{":
-        name = "tekken.json" if b'"token_bytes"' in content else TOKENIZER
-    elif tiktoken.looks_like_ranks(content) or content[:1] == b"\n":  # which is how a message of pieces begins
-        name = "tokenizer.model"
-    else:
-        raise CheckpointError(f"{file}: is of no format that quantkit knows")
+    signs = {
+        "tekken.json": content.lstrip()[:1] == b"{" and b'"token_bytes"' in content,
+        TOKENIZER: content.lstrip()[:1] == b"{" and b'"vocab"' in content,
+        "tokenizer.model": tiktoken.looks_like_ranks(content) or content[:1] == b"\n",  # so begins a message of pieces
+    }
+    if (name := next((name for name, shown in signs.items() if shown), None)) is None:
+        raise CheckpointError(f"{file}: is {Magic.UNKNOWN.value}")
     return with_tokenizer({name: file}, file.parent)
 
 
