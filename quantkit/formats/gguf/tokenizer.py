@@ -1,7 +1,7 @@
 """The tokenizer of a GGUF file, rebuilt as the files that a Hugging Face folder would hold.
 
-Three kinds are read (`KINDS`): byte-level BPE, of which the file names the pre-tokenizer (`pre_tokenizers.py`), BPE in
-SentencePiece's spelling, and SentencePiece's scores, of which merges are made (`merges.py`). WordPiece and unigram
+Three kinds are read (`KINDS`): byte-level BPE, whose pre-tokenizer the file names, BPE in SentencePiece's spelling, and
+SentencePiece's scores. What vocabularies in other files need too is in `formats/vocabularies`. WordPiece and unigram
 tokenizers belong to encoders and are refused.
 """
 
@@ -18,9 +18,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from quantkit.errors import UnsupportedError
 from quantkit.formats.gguf.file import GGUFFile
-from quantkit.formats.gguf.merges import merges_of_scores
-from quantkit.formats.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from quantkit.formats.vocabularies.end_tokens import end_tokens
+from quantkit.formats.vocabularies.merges import merges_of_scores
+from quantkit.formats.vocabularies.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 
 logger = logging.getLogger(__name__)
 

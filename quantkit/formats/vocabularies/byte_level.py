@@ -13,8 +13,8 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.formats.gguf.pre_tokenizers import PRE_TOKENIZERS
 from quantkit.formats.json_files import parse_object
+from quantkit.formats.vocabularies.pre_tokenizers import PRE_TOKENIZERS
 from quantkit.formats.vocabularies.rebuilt import Rebuilt, split_bytes
 
 END = "<|endoftext|>"

@@ -20,7 +20,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.formats.gguf.merges import merges_of_scores
+from quantkit.formats.vocabularies.merges import merges_of_scores
 from quantkit.formats.vocabularies.protobuf import fields, signed
 from quantkit.formats.vocabularies.rebuilt import Rebuilt, begin_with
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, normalizers
 
 from quantkit.errors import CheckpointError
-from quantkit.formats.gguf.pre_tokenizers import PRE_TOKENIZERS
+from quantkit.formats.vocabularies.pre_tokenizers import PRE_TOKENIZERS
 from quantkit.formats.vocabularies.rebuilt import Rebuilt, begin_with, bpe_of_ranks
 
 _log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ import tiny
 from nasty_strings import NASTY
 from quantkit.errors import CheckpointError
 from quantkit.formats.gguf.file import GGUFFile
-from quantkit.formats.gguf.merges import merges_of_scores
-from quantkit.formats.gguf.pre_tokenizers import PRE_TOKENIZERS
 from quantkit.formats.gguf.tokenizer import tokenizer_files
+from quantkit.formats.vocabularies.merges import merges_of_scores
+from quantkit.formats.vocabularies.pre_tokenizers import PRE_TOKENIZERS
 from tiny_gguf import ARRAY, BOOL, TEXT, U32, Changes, metadata, write
 
 TOKENS: list[str] = metadata()["tokenizer.ggml.tokens"][0]

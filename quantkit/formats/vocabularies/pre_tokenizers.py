@@ -2,7 +2,8 @@
 
 A GGUF file names its pre-tokenizer (`tokenizer.ggml.pre`) but does not spell it out. `PRE_TOKENIZERS` says what
 llama.cpp does for each name, in the spelling of the models' published tokenizer.json. Names that are not in the table
-are refused, because a wrong split is a wrong answer without an error. `tokenizer.py` builds tokenizers of them.
+are refused, because a wrong split is a wrong answer without an error. Vocabularies of other kinds are split as some of
+these.
 """
 
 from __future__ import annotations
