@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer
+from tokenizers.pre_tokenizers import Split
 
 from nasty_strings import NASTY
 from quantkit.errors import CheckpointError
@@ -117,6 +118,13 @@ def test_special_tokens_of_published_files(ranks: int, special: int, known: dict
     texts = tiktoken.ENCODINGS[ranks].special
     assert len(texts) == len(set(texts)) == special
     assert {text: texts.index(text) for text in known} == known
+
+
+def test_kimi_keeps_han_apart() -> None:
+    (pattern,) = tiktoken.ENCODINGS[163_584].patterns
+    split = Split(Regex(pattern), "isolated")
+    words = [word for word, _ in split.pre_tokenize_str("Hello世界abc don't 12345 a/b/\n\n  x")]
+    assert words == ["Hello", "世界", "abc", " don't", " ", "123", "45", " a", "/b", "/\n\n", " ", " x"]
 
 
 def test_published_files_have_special_tokens_unless_the_config_lists_them(monkeypatch: pytest.MonkeyPatch) -> None:
