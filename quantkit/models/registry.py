@@ -92,6 +92,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "granite": Family(granite.Config, granite.forward, known_as="Granite 3"),
         "granite_swa": Family(granite.SwaConfig, granite.swa, known_as="Granite with windows"),
         "granitemoe": Family(granite.MoeConfig, granite.moe, granite.MOE_STORED, known_as="Granite 3 with experts"),
+        "granitemoe_swa": Family(
+            granite.MoeSwaConfig, granite.moe_swa, granite.MOE_SWA_STORED, known_as="Granite with experts and windows"
+        ),
         "granitemoehybrid": Family(
             granitemoehybrid.Config, granitemoehybrid.forward, granitemoehybrid.STORED, known_as="Granite 4"
         ),
@@ -104,6 +107,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "helium": Family(glm.HeliumConfig, glm.helium, known_as="Helium 1"),
         "hunyuan_v1_dense": Family(hunyuan.Config, hunyuan.dense, known_as="Hunyuan 0.5B to 7B"),
         "hunyuan_v1_moe": Family(hunyuan.MoeConfig, hunyuan.moe, known_as="Hunyuan A13B"),
+        "hy_v3": Family(glm4_moe.HunyuanConfig, glm4_moe.hy_v3, known_as="Hunyuan 3"),
         "hyperclovax": Family(granite.HyperclovaxConfig, granite.hyperclovax, known_as="HyperCLOVA X SEED Think"),
         "internlm3": Family(llama.InternLM3Config, llama.internlm3, known_as="InternLM 3"),
         "iquestcoder": Family(exaone.IQuestConfig, exaone.iquestcoder, known_as="IQuest-Coder V1 40B"),

@@ -619,6 +619,19 @@ CASES = {
             "use_qk_norm": False,
         },
     ),
+    "granitemoe_swa": Case("granitemoe_swa"),
+    "granitemoe_swa_other_layers": Case(
+        "granitemoe_swa",
+        {
+            "layer_rope_theta": None,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "shared_intermediate_size": 0,
+        },
+    ),
+    "hy_v3": Case("hy_v3"),
+    "hy_v3_biases": Case(
+        "hy_v3", {"attention_bias": True, "mlp_bias": True, "mlp_layer_types": ["sparse", "dense", "sparse"]}
+    ),
     "gpt_oss": Case("gpt_oss"),
     "gpt_oss_tight_clamp": Case(
         "gpt_oss",

@@ -47,13 +47,9 @@ class Config(ScaledConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwaConfig(Config):
-    """`config.json` of model type `granite_swa`."""
+class WindowConfig(Config):
+    """The fields that dense models and mixtures with windows have."""
 
-    num_key_value_heads: int | None = 4
-    max_position_embeddings: int = 8192
-    rms_norm_eps: float = 1e-5
-    tie_word_embeddings: bool = True
     sliding_window: int | None = 128
     layer_types: list[Any] | None = None
     layer_rope_theta: list[Any] | None = None
@@ -71,6 +67,16 @@ class SwaConfig(Config):
         if len(thetas) != layers or not all(theta == 0 or is_positive(theta) for theta in thetas):
             raise CheckpointError(f"config.json: layer_rope_theta is {shown(thetas)}, not a base for {layers} layers")
         return thetas
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwaConfig(WindowConfig):
+    """`config.json` of model type `granite_swa`."""
+
+    num_key_value_heads: int | None = 4
+    max_position_embeddings: int = 8192
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +102,22 @@ class MoeSharedConfig(MoeConfig):
     shared_intermediate_size: int = bounded(0, minimum=0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MoeSwaConfig(MoeSharedConfig, WindowConfig):
+    """`config.json` of model type `granitemoe_swa`."""
+
+
 MOE_STORED = (
     Fused("input_linear", ("experts.*.gate_proj", "experts.*.up_proj")),
     Fused("output_linear", ("experts.*.down_proj",)),
     Fused("shared_mlp.input_linear", ("shared_mlp.gate_proj", "shared_mlp.up_proj")),
     Fused("shared_mlp.output_linear", ("shared_mlp.down_proj",)),
+)
+MOE_SWA_STORED = (
+    Fused("router", ("router.layer",)),
+    Fused("experts.gate_up_proj", ("experts.*.gate_proj", "experts.*.up_proj"), weight=""),
+    Fused("experts.down_proj", ("experts.*.down_proj",), weight=""),
+    *MOE_STORED[2:],
 )
 
 
@@ -111,9 +128,7 @@ def forward(config: Config, ops: Recorder) -> None:
 
 def swa(config: SwaConfig, ops: Recorder) -> None:
     """Record the forward pass of a dense model with windows and sinks."""
-    thetas = config.thetas()
-    angles = {theta: rotation(ops, config, parameters_of(config) | {"rope_theta": theta}) for theta in {*thetas} - {0}}
-    layers = _Layers(GatedMLP(ops, *config.mlp), rotations=[angles.get(theta) for theta in thetas], sinks=True)
+    layers = _Layers(GatedMLP(ops, *config.mlp), _rotations(config, ops), sinks=True)
     _forward(config, ops, layers, config.attention_multiplier, 1 / config.logits_scaling)
 
 
@@ -132,13 +147,24 @@ def moe(config: MoeConfig, ops: Recorder) -> None:
 
 def moe_shared(config: MoeSharedConfig, ops: Recorder) -> None:
     """Record the forward pass of a mixture of experts with another one for all tokens."""
+    _granite(config, ops, _with_shared(config, ops), "block_sparse_moe")
+
+
+def moe_swa(config: MoeSwaConfig, ops: Recorder) -> None:
+    """Record the forward pass of a mixture of experts with windows and sinks."""
+    layers = _Layers(_with_shared(config, ops), _rotations(config, ops), "block_sparse_moe", sinks=True)
+    _forward(config, ops, layers, config.attention_multiplier, 1 / config.logits_scaling)
+
+
+def _with_shared(config: MoeSharedConfig, ops: Recorder) -> FeedForward:
+    """Experts, and beside them one for all tokens, if there is one."""
     experts = _experts(config, ops)
     shared = GatedMLP(ops, config.shared_intermediate_size, activation("hidden_act", config.hidden_act))
 
     def both(x: Value, module: str) -> Value:
         return ops.add(experts(x, module), shared(x, f"{module.rpartition('.')[0]}.shared_mlp"))
 
-    _granite(config, ops, both if config.shared_intermediate_size else experts, "block_sparse_moe")
+    return both if config.shared_intermediate_size else experts
 
 
 def _experts(config: MoeConfig, ops: Recorder) -> Experts:
@@ -162,6 +188,13 @@ class _Layers(NamedTuple):
     module: str = "mlp"
     sinks: bool = False
     post_norm: Norm | None = None
+
+
+def _rotations(config: WindowConfig, ops: Recorder) -> list[Value | None]:
+    """The angles of each layer."""
+    thetas = config.thetas()
+    angles = {theta: rotation(ops, config, parameters_of(config) | {"rope_theta": theta}) for theta in {*thetas} - {0}}
+    return [angles.get(theta) for theta in thetas]
 
 
 def _same(config: ScaledConfig, ops: Recorder) -> list[Value]:

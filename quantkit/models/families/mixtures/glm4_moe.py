@@ -3,7 +3,7 @@
 A router's scores are logistic functions of its logits; a bias is added for the choice alone, which may be restricted to
 the best groups of experts. The first layers have a plain MLP. They differ in flags: GLM rotates half of each head's
 channels, dots.llm1 normalizes heads and may have windows, K-EXAONE rotates no heads of the layers that see all tokens,
-Solar Open has experts everywhere, Sarvam stores queries, keys and values as one.
+Solar Open has experts everywhere, Sarvam stores queries, keys and values as one, Hunyuan 3 normalizes heads.
 
 GLM-4.5 Team, "GLM-4.5: Agentic, Reasoning, and Coding (ARC) Foundation Models", 2025. rednote-hilab, "dots.llm1
 Technical Report", 2025. Upstage, "Solar Open Technical Report", 2026. LG AI Research, "K-EXAONE Technical Report",
@@ -16,13 +16,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.config import DecoderConfig, activation, attention_windows, bounded, every_nth_full, shown
 from quantkit.models.decoder import Attention, Experts, FeedForward, GatedMLP, Router, WithShared, pre_norm_decoder
 from quantkit.models.recorder import Recorder
-from quantkit.models.stored import Fused
+from quantkit.models.stored import Fused, Named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,47 @@ class DotsConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExaoneConfig(Config):
+class LayerConfig(Config):
+    """The fields of those that may name the layers with experts."""
+
+    mlp_layer_types: list[Any] | None = None
+
+    @property
+    def sparse(self) -> tuple[bool, ...]:
+        kinds, layers = self.mlp_layer_types, self.num_hidden_layers
+        if kinds is None:
+            return super().sparse
+        if len(kinds) != layers or any(kind not in ("dense", "sparse") for kind in kinds):
+            raise UnsupportedError(
+                f"config.json: mlp_layer_types is {shown(kinds)}, not dense or sparse for each of {layers} layers"
+            )
+        return tuple(kind == "sparse" for kind in kinds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HunyuanConfig(LayerConfig):
+    """`config.json` of model type `hy_v3`."""
+
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"enable_moe_fp32_combine"})
+    SPELLINGS: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "num_local_experts": "n_routed_experts",
+            "num_experts": "n_routed_experts",
+            "num_shared_experts": "n_shared_experts",
+            "router_scaling_factor": "routed_scaling_factor",
+        }
+    )
+    default_theta: ClassVar[float] = 11_158_840.0
+
+    head_dim: int | None = 128
+    mlp_bias: bool = False
+    moe_intermediate_size: int = 1536
+    n_routed_experts: int = bounded(192, maximum=1024)
+    routed_scaling_factor: float = 2.826
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExaoneConfig(LayerConfig):
     """`config.json` of model type `exaone_moe`."""
 
     SPELLINGS: ClassVar[Mapping[str, str]] = MappingProxyType(
@@ -137,18 +177,6 @@ class ExaoneConfig(Config):
     sliding_window: int | None = 4096
     sliding_window_pattern: Any = 4
     layer_types: list[Any] | None = None
-    mlp_layer_types: list[Any] | None = None
-
-    @property
-    def sparse(self) -> tuple[bool, ...]:
-        kinds, layers = self.mlp_layer_types, self.num_hidden_layers
-        if kinds is None:
-            return super().sparse
-        if len(kinds) != layers or any(kind not in ("dense", "sparse") for kind in kinds):
-            raise UnsupportedError(
-                f"config.json: mlp_layer_types is {shown(kinds)}, not dense or sparse for each of {layers} layers"
-            )
-        return tuple(kind == "sparse" for kind in kinds)
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -172,7 +200,7 @@ SARVAM_STORED = (
     Fused("attention.dense", ("self_attn.o_proj",)),
     Fused("attention.query_layernorm", ("self_attn.q_norm",)),
     Fused("attention.key_layernorm", ("self_attn.k_norm",)),
-    Fused("mlp.gate", ("mlp.gate",), bias=".expert_bias"),
+    Named("mlp.gate.expert_bias", "mlp.gate.e_score_correction_bias"),
 )
 
 
@@ -191,18 +219,36 @@ def dots1(config: DotsConfig, ops: Recorder) -> None:
     _forward(config, ops, qk_norm=True, output_bias=config.attention_bias)
 
 
+def hy_v3(config: HunyuanConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    names = _Names("router.gate", "expert_bias", "shared_mlp")
+    _forward(config, ops, names, qk_norm=True, output_bias=config.attention_bias, mlp_bias=config.mlp_bias)
+
+
 def exaone_moe(config: ExaoneConfig, ops: Recorder) -> None:
     """Record the forward pass."""
-    _forward(config, ops, qk_norm=True, correction="e_score_correction_bias")
+    _forward(config, ops, _Names(correction="e_score_correction_bias"), qk_norm=True)
+
+
+class _Names(NamedTuple):
+    """What the parts of a layer's experts are called."""
+
+    router: str = "gate"
+    correction: str = "gate.e_score_correction_bias"
+    shared: str = "shared_experts"
+
+
+_GLM = _Names()
 
 
 def _forward(
     config: Config,
     ops: Recorder,
+    names: _Names = _GLM,
     *,
     qk_norm: bool = False,
     output_bias: bool = False,
-    correction: str = "gate.e_score_correction_bias",
+    mlp_bias: bool = False,
 ) -> None:
     attention = Attention(
         ops,
@@ -216,7 +262,8 @@ def _forward(
         ops,
         config.n_routed_experts,
         config.num_experts_per_tok,
-        correction=correction,
+        name=names.router,
+        correction=names.correction,
         scoring="sigmoid",
         normalize=config.norm_topk_prob,
         factor=config.routed_scaling_factor,
@@ -226,7 +273,8 @@ def _forward(
     )
     act, size = activation("hidden_act", config.hidden_act), config.moe_intermediate_size
     experts = Experts(ops, router, size, partial(ops.gated, activation=act))
-    sparse = WithShared(ops, experts, GatedMLP(ops, size * config.n_shared_experts, act))
-    plain = GatedMLP(ops, config.intermediate_size, act)
+    shared = GatedMLP(ops, size * config.n_shared_experts, act, bias=mlp_bias)
+    sparse = WithShared(ops, experts, shared, names.shared)
+    plain = GatedMLP(ops, config.intermediate_size, act, bias=mlp_bias)
     layers: list[FeedForward] = [sparse if is_sparse else plain for is_sparse in config.sparse]
     pre_norm_decoder(ops, config, attention, layers)
