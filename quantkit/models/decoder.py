@@ -84,6 +84,8 @@ class Attention:
     gate : str
         Module whose logistic function multiplies what heads have seen; "" for none.
     gate_bias : bool
+    gate_by_head : bool
+        Whether it has one column for each head.
     queries : callable, optional
         What else becomes of the queries, once they are rotated.
     query : str
@@ -107,6 +109,7 @@ class Attention:
     chunked: bool = False
     gate: str = ""
     gate_bias: bool = False
+    gate_by_head: bool = False
     queries: Callable[[Value], Value] | None = None
     query: str = "q_proj"
 
@@ -135,10 +138,15 @@ class Attention:
             chunked=self.chunked,
         )
         if self.gate:
-            gate = ops.linear(x, f"{module}.{self.gate}", q.columns, bias=self.gate_bias)
-            seen = ops.gated(gate, seen, "sigmoid")
+            seen = self._gated(x, seen, f"{module}.{self.gate}")
         seen = seen if self.sub_norm is None else self.sub_norm(seen, f"{module}.attn_sub_norm")
         return ops.linear(seen, f"{module}.o_proj", config.hidden_size, bias=self.output_bias, optional_bias=True)
+
+    def _gated(self, x: Value, seen: Value, module: str) -> Value:
+        if not self.gate_by_head:
+            return self.ops.gated(self.ops.linear(x, module, seen.columns, bias=self.gate_bias), seen, "sigmoid")
+        gate = self.ops.linear(x, module, self.config.num_attention_heads, bias=self.gate_bias)
+        return self.ops.scale_rows(seen, self.ops.activate(gate, "sigmoid"))
 
     def _rotated(self, heads: Value, norm: str, rotation: Value | None) -> Value:
         if self.norm is not None and not self.norm_last:

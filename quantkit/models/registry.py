@@ -114,6 +114,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "jais2": Family(neox.Jais2Config, neox.jais2, known_as="Jais 2 8B, 70B"),
         "lfm2": Family(lfm2.Lfm2Config, lfm2.lfm2, lfm2.STORED, known_as="LFM2 350M to 2.6B"),
         "lfm2_moe": Family(lfm2.MoeConfig, lfm2.lfm2_moe, lfm2.STORED, known_as="LFM2 8B-A1B"),
+        "lfm3": Family(lfm2.Lfm3Config, lfm2.lfm3, lfm2.LFM3_STORED, known_as="LFM3 1.7B"),
         "llama": Family(
             llama.LlamaConfig, llama.llama, known_as="Llama 1 to 3.x, SmolLM2, TinyLlama, Yi, DeepSeek-R1-Distill-Llama"
         ),

@@ -49,6 +49,7 @@ WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
         "idefics2": Wrapper("mistral"),
         "idefics3": Wrapper("llama"),
         "internvl": Wrapper("qwen2", tied=True),
+        "lfm2_vl": Wrapper("lfm2", tied=True),
         "llama4": Wrapper("llama4_text"),
         "llava": Wrapper("llama"),
         "llava_next": Wrapper("llama"),

@@ -74,7 +74,7 @@ class Author:
             "store_kv": self.store_kv,
             "attention": self.attention,
             "linear": lambda: self.linear(self.draw(st.sampled_from(COLUMNS))),
-            "scale_rows": lambda: self.ops.scale_rows(self.any(), self.linear(1)),
+            "scale_rows": self.scale_rows,
             "scale_by_weight": self.scale_by_weight,
             "experts": self.experts,
             "short_conv": self.short_conv,
@@ -236,6 +236,11 @@ class Author:
             rows, choice, modules, self.draw(st.sampled_from(COLUMNS)), bias=self.draw(st.booleans())
         )
         return self.ops.combine(self.ops.gated(y, y, "silu") if self.draw(st.booleans()) else y, choice)
+
+    def scale_rows(self) -> Value:
+        x = self.any()
+        parts = self.draw(st.sampled_from([n for n in range(1, x.columns + 1) if x.columns % n == 0]))
+        return self.ops.scale_rows(x, self.linear(parts))
 
     def selective_scan(self) -> Value:
         x = self.any()

@@ -68,6 +68,23 @@ CASES = {
             "tie_embedding": False,
         },
     ),
+    "lfm3": Case("lfm3"),
+    "lfm3_plain": Case(
+        "lfm3",
+        {
+            "attention_bias": True,
+            "conv_L_cache": 4,
+            "conv_bias": True,
+            "layer_types": ["full_attention", "sliding_attention", "conv", "conv", "conv"],
+            "rope_parameters": {
+                "full_attention": {"rope_theta": 5000.0, "rope_type": "default"},
+                "sliding_attention": {"partial_rotary_factor": 0.25, "rope_theta": 500.0, "rope_type": "proportional"},
+            },
+            "tie_word_embeddings": False,
+            "use_attention_gate": False,
+            "use_sandwich_norm": False,
+        },
+    ),
     "lfm2_moe": Case("lfm2_moe"),
     "lfm2_moe_no_bias": Case(
         "lfm2_moe", {"norm_topk_prob": False, "num_dense_layers": 0, "tie_embedding": False, "use_expert_bias": False}

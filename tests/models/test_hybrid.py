@@ -42,6 +42,22 @@ def test_lfm2_layers() -> None:
         record("lfm2_moe", layer_types=...)
 
 
+def test_lfm3_layers() -> None:
+    def windows(**overrides: Any) -> list[int]:
+        program = record("lfm3", **overrides)
+        return [operation.parameters["window"] for operation in program.operations if operation.name == "attention"]
+
+    assert layers(record("lfm3")) == "ccaca"
+    assert windows() == [0, 16]
+    kinds = ["sliding_attention", "conv", "conv", "conv", "full_attention"]
+    assert layers(record("lfm3", layer_types=kinds)) == "accca"
+    assert windows(layer_types=kinds) == [16, 0]
+    with pytest.raises(CheckpointError, match="sliding_attention, but there is no sliding_window"):
+        record("lfm3", sliding_window=None)
+    with pytest.raises(UnsupportedError, match="layer_types has 'mamba'; supported are conv and full_attention and"):
+        record("lfm3", layer_types=["mamba"] * 5)
+
+
 @pytest.mark.parametrize(
     ("overrides", "columns"),
     [

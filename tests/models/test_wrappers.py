@@ -68,6 +68,11 @@ PUBLISHED: dict[str, tuple[Names, str, dict[str, Any]]] = {
         "vision_tower",
         {"vision_config": _VIT | {"image_size": [28, 28], "patch_size": [14, 14]}, "downsample_ratio": 0.5},
     ),
+    "lfm2_vl": (
+        NEW,
+        "model.vision_tower",
+        {"vision_config": _VIT | {"model_type": "siglip2_vision_model", "num_patches": 4}},
+    ),
     "llama4": (
         OLD,
         "vision_model",

@@ -297,7 +297,7 @@ _ROWS = (
         work=_experts,
     ),
     OperationSpec(truth.combine, inputs=("y", "assigned", "routing"), parameters=_CHOICE, scattered=("y", "assigned")),
-    OperationSpec(truth.scale_rows, inputs=("x", "factors"), in_place=("x",)),
+    OperationSpec(truth.scale_rows, inputs=("x", "factors"), parameters=("size",), in_place=("x",)),
     OperationSpec(
         truth.scale_by_weight, inputs=("x",), weights=("weight",), parameters=("weight_columns",), in_place=("x",)
     ),

@@ -57,7 +57,7 @@ def scale_columns(address, part, token):
 def scale_rows(address, part, token):
     step = step_at(address)
     out, a, b = rows_of(step, token, part_at(part).thread)
-    arithmetic.scale(a, get_f32(b), out, step.out_columns)
+    arithmetic.scale_parts(a, b, step.size, out, step.out_columns)
 
 
 @jit(entry=True)

@@ -35,6 +35,17 @@ def scale(x, factor, out, n):
 
 
 @jit
+def scale_parts(x, factors, size, out, n):
+    """`out = x`, every `size` columns times their own of the numbers at `factors`."""
+    if size < n and size % 16:
+        for column in range(n):
+            put_f32(out + 4 * column, get_f32(x + 4 * column) * get_f32(factors + 4 * (column // size)))
+        return
+    for begin in range(0, n, size):
+        scale(x + 4 * begin, get_f32(factors + 4 * (begin // size)), out + 4 * begin, size)
+
+
+@jit
 def scale_by_position(x, position, period, beta, out, n):
     """`out = x * (1 + beta * log(1 + floor(position / period)))`; `period` is a whole number."""
     scale(x, np.float32(1.0 + beta * math.log(1.0 + position // period)), out, n)

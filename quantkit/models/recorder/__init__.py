@@ -330,10 +330,10 @@ class Recorder(MixtureOperations, RecurrentOperations):
         return self._append("select", (x,), Value(len(self._operations), x.columns, selected=True))
 
     def scale_rows(self, x: Value, factors: Value) -> Value:
-        """Multiply each row of `x` by the number that `factors`, `[T, 1]`, has for it."""
-        if factors.columns != 1:
-            raise ValueError(f"scale_rows: {factors.columns} factors for a row")
-        return self._record("scale_rows", (x, factors), x.columns)
+        """Multiply each row of `x` by the numbers that `factors` has for it, one for each of so many equal parts."""
+        if x.columns % factors.columns:
+            raise ValueError(f"scale_rows: {x.columns} columns do not divide into {factors.columns} parts")
+        return self._record("scale_rows", (x, factors), x.columns, size=x.columns // factors.columns)
 
     def scale_by_weight(self, x: Value, weight: str, columns: int) -> Value:
         """Multiply each column of `x` by its own number of a tensor `[columns]`, or all by the only one of `[1]`."""

@@ -61,6 +61,23 @@ def append(a, b, out, parts, size, columns):
     arithmetic.append(a, b, out, parts, size, columns)
 
 
+@jit(entry=True)
+def scale_parts(x, factors, size, out, n):
+    arithmetic.scale_parts(x, factors, size, out, n)
+
+
+@pytest.mark.parametrize(("parts", "size"), [(1, 53), (3, 16), (5, 7), (4, 1), (2, 33)])
+def test_parts_have_factors_of_their_own(parts: int, size: int) -> None:
+    rng = np.random.default_rng(size)
+    values, factors = (
+        rng.standard_normal(parts * size).astype(np.float32),
+        rng.standard_normal(parts).astype(np.float32),
+    )
+    x = row(values)
+    scale_parts(address(x), address(factors), size, address(x), values.size)
+    assert np.array_equal(result(x, values.size), values * np.repeat(factors, size))
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 75), st.booleans(), st.integers(0, 2**32 - 1))
 def test_exact_ones(n: int, in_place: bool, seed: int) -> None:

@@ -297,9 +297,9 @@ def combine(y: Matrix, assigned: Ids, routing: Matrix, *, experts: int, top_k: i
     return (y.reshape(-1, top_k, y.shape[1]) * routing[:, top_k:, None]).sum(axis=1)
 
 
-def scale_rows(x: Matrix, factors: Matrix) -> Matrix:
-    """`x` times a factor for each token."""
-    return x * factors
+def scale_rows(x: Matrix, factors: Matrix, *, size: int) -> Matrix:
+    """`x` times a factor for every `size` columns of each token."""
+    return x * np.repeat(factors, size, axis=1)
 
 
 def scale_by_weight(x: Matrix, weight: Matrix, *, weight_columns: int) -> Matrix:
