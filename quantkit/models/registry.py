@@ -75,6 +75,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "gemma3_text": Family(gemma3.Config, gemma3.forward, known_as="Gemma 3, text"),
         "gemma3n_text": Family(gemma3n.Config, gemma3n.forward, known_as="Gemma 3n, text"),
         "gemma4_text": Family(gemma4.Config, gemma4.forward, gemma4.STORED, known_as="Gemma 4, text"),
+        "gemma4_unified_text": Family(gemma4.UnifiedConfig, gemma4.forward, known_as="Gemma 4 12B, text"),
         "glm": Family(glm.GlmConfig, glm.glm, glm.GLM_STORED, known_as="GLM-4 9B"),
         "glm4": Family(glm.GlmConfig, glm.glm4, glm.GLM_STORED, known_as="GLM-4 9B and 32B of 2025"),
         "glm4_moe_lite": Family(

@@ -46,6 +46,7 @@ WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
         "gemma3": Wrapper("gemma3_text", tied=True),
         "gemma3n": Wrapper("gemma3n_text", tied=True),
         "gemma4": Wrapper("gemma4_text", tied=True),
+        "gemma4_unified": Wrapper("gemma4_unified_text", tied=True),
         "idefics2": Wrapper("mistral"),
         "idefics3": Wrapper("llama"),
         "internvl": Wrapper("qwen2", tied=True),

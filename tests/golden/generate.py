@@ -514,6 +514,7 @@ CASES = {
             "use_double_wide_mlp": False,
         },
     ),
+    "gemma4_unified_text": Case("gemma4_unified_text"),
     "gemma4_text_default_rope": Case(
         "gemma4_text",
         {

@@ -61,6 +61,11 @@ PUBLISHED: dict[str, tuple[Names, str, dict[str, Any]]] = {
     "gemma3": (OLD, "vision_tower", _SIGLIP | {"mm_tokens_per_image": 4}),
     "gemma3n": (NEW, "model.vision_tower", {"audio_config": {}}),
     "gemma4": (NEW, "model.vision_tower", {"audio_config": None, "vision_config": _VIT | {"num_key_value_heads": 2}}),
+    "gemma4_unified": (
+        NEW,
+        "model.embed_vision",
+        {"audio_config": None, "vision_config": {"mm_embed_dim": 32, "mm_posemb_size": 16, "output_proj_dims": 64}},
+    ),
     "idefics2": (IDEFICS, "model.vision_model", {"vision_config": _VIT, "perceiver_config": _PERCEIVER}),
     "idefics3": (IDEFICS, "model.vision_model", {"vision_config": _VIT, "scale_factor": 1}),
     "internvl": (

@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.models.config import attention_windows, every_nth_full, shown
+from quantkit.models.config import attention_windows, bounded, every_nth_full, shown
 from quantkit.models.decoder import Experts, GatedMLP, Norm, Router, embed, head
 from quantkit.models.families import shared_keys
 from quantkit.models.families.shared_keys import Attention, Heads, LayerInputs
@@ -88,6 +88,16 @@ class Config(shared_keys.Config):
                 f"{self.num_attention_heads} query heads"
             )
         return Heads(size, number)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnifiedConfig(Config):
+    """`config.json` of model type `gemma4_unified_text`, which has neither experts nor a second embedding."""
+
+    max_position_embeddings: int = 262_144
+    sliding_window: int | None = 1024
+    use_bidirectional_attention: str | None = "vision"
+    hidden_size_per_layer_input: int = bounded(0, minimum=0)
 
 
 def forward(config: Config, ops: Recorder) -> None:
