@@ -157,14 +157,14 @@ def stored(case: Case, architecture: str) -> Tensors:
     return found
 
 
-def write(path: Path, name: str) -> Path:
-    """Write a case as a GGUF file."""
+def write(path: Path, name: str, changes: Mapping[str, Any] | None = None) -> Path:
+    """Write a case as a GGUF file, with other values of some keys of its architecture."""
     golden = json.loads(FILE.read_text())[name]
     architecture = golden["architecture"]
     tensors = stored(CASES[name], architecture)
     assert digest(tensors) == golden["digest"], "not what llama.cpp's converter writes"
     writer = gguf.GGUFWriter(path, architecture)
-    for key, value in golden["metadata"].items():
+    for key, value in (golden["metadata"] | dict(changes or {})).items():
         _add(writer, f"{architecture}.{key}", value)
     for key, (value, kind) in tiny_gguf.tokenizer_metadata().items():
         writer.add_key_value(key, value, kind)

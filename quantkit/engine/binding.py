@@ -8,7 +8,8 @@ be compared.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +45,9 @@ def bind(source: ModelSource, text_length: int | None = None) -> Bound:
     QuantkitError
         The config asks for what quantkit does not compute, or the tensors are not those that it asks for.
     """
-    architecture = architecture_of(source)
-    program = architecture.record(text_length)
+    with _naming(source):
+        architecture = architecture_of(source)
+        program = architecture.record(text_length)
     prefixes = (*architecture.prefixes, *_bare(source, program))
     for spec in program.tensors.values():
         if spec.aliases and source.copies_differ(spec, prefixes):
@@ -78,12 +80,22 @@ def architecture_of(source: ModelSource) -> Architecture:
     """Read what a model on disk says of itself: its `config.json`, or the metadata of a GGUF file."""
     if source.metadata is None:
         return registry.read(source.config)
+    specs = {name: source.spec(name) for name in source.names}
+    return reading.read(source.metadata, specs, lambda name: source.tensor(name, copy=True).data)
+
+
+@contextmanager
+def _naming(source: ModelSource) -> Iterator[None]:
+    """Let errors about the metadata of a GGUF file name the file; those about a `config.json` name that."""
     try:
-        specs = {name: source.spec(name) for name in source.names}
-        return reading.read(source.metadata, specs, lambda name: source.tensor(name, copy=True).data)
+        yield
     except (CheckpointError, UnsupportedError) as error:
-        prefix = f"{source.path}: "
-        raise type(error)(prefix + str(error).removeprefix(prefix)) from error
+        message = str(error)
+        files = {source.path, *map(source.file_of, source.names)}
+        if source.metadata is None or any(message.startswith(f"{file}: ") for file in files):
+            raise
+        what = "its metadata, as " if message.startswith("config.json: ") else ""
+        raise type(error)(f"{source.path}: {what}{message}") from error
 
 
 def _bare(source: ModelSource, program: Program) -> tuple[tuple[str, str], ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.errors import UnsupportedError
 from quantkit.models.config import shown
 from quantkit.models.fields import check_unused
 from quantkit.models.gguf.config import config_of
@@ -53,11 +53,8 @@ def read(
     dialect = _variant(DIALECTS[metadata.architecture], metadata)
     family = FAMILIES[dialect.model_type]
     config = config_of(metadata, dialect, family.config)
-    try:
-        parsed = family.config.from_dict(config)
-        check_unused(config, parsed)
-    except (CheckpointError, UnsupportedError) as error:
-        raise type(error)(f"its metadata, as {error}") from error
+    parsed = family.config.from_dict(config)
+    check_unused(config, parsed)
     family = family._replace(stored=_present(dialect.rows, tensors))
     return Architecture(parsed, family, config, renamed=(f"{dialect.blocks}.", BLOCK))
 
