@@ -16,8 +16,11 @@ from quantkit.engine.binding import bind
 from quantkit.errors import CheckpointError, UnsupportedError
 from tiny_gguf_families import FILE, write
 
-NAMES: tuple[str, ...] = ("llama", "phi3_partial_rope", "gemma3_text", "mixtral", "deepseek_v3", "lfm2_moe", "granitemoehybrid")
-NAMES = (*NAMES, "qwen3_5_text_tiled", "gpt_oss", "mamba2")
+NAMES = (
+    *("llama", "phi3_partial_rope", "gemma3_text", "mixtral", "deepseek_v3", "lfm2_moe", "granitemoehybrid"),
+    *("qwen3_5_text_tiled", "gpt_oss", "mamba2"),
+)
+
 
 fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
