@@ -252,7 +252,7 @@ class Router:
                 f"to {self.chosen_groups}"
             )
         size = self.experts // self.groups
-        if self.top_k > size * self.chosen_groups or self.group_best > size:
+        if not 0 < self.top_k <= size * self.chosen_groups or self.group_best > size:
             where = f" in {self.chosen_groups} of {self.groups} groups" if self.groups > 1 else ""
             raise CheckpointError(
                 f"config.json: a token goes to {self.top_k} experts{where}, of which there are {self.experts}"
