@@ -89,7 +89,7 @@ def test_damaged_weights(invoke: Invoke, tmp_path: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "mamba"}, ("mamba", "llama", "qwen3")),
+        ({"model_type": "rwkv"}, ("rwkv", "llama", "qwen3")),
         ({"model_type": ...}, ("model_type",)),
         ({"rope_scaling": {"rope_type": "spiral", "factor": 4.0}}, ("spiral",)),
         ({"logits_scaling": 8.0}, ("config.json", "logits_scaling", "8.0")),

@@ -124,8 +124,8 @@ def test_fields_that_contradict_are_refused(overrides: dict[str, Any], message: 
 
 def test_an_unknown_model_type_lists_what_is_supported() -> None:
     supported = ", ".join(FAMILIES)
-    with pytest.raises(UnsupportedError, match=rf"model_type 'mamba' is not supported; supported are {supported}"):
-        record(tiny.config_of("llama") | {"model_type": "mamba"})
+    with pytest.raises(UnsupportedError, match=rf"model_type 'rwkv' is not supported; supported are {supported}"):
+        record(tiny.config_of("llama") | {"model_type": "rwkv"})
     for config in ({}, {"model_type": None}, {"model_type": 3}):
         with pytest.raises(CheckpointError, match="model_type is missing"):
             read(config)

@@ -230,7 +230,7 @@ def test_nan_leaves_nothing(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "options", "error", "words"),
     [
-        ({"model_type": "mamba"}, {}, UnsupportedError, "mamba"),
+        ({"model_type": "rwkv"}, {}, UnsupportedError, "rwkv"),
         ({"num_hidden_layers": 3}, {}, CheckpointError, "model.layers.2"),
         ({}, {"quantize": "int3"}, OptionError, "int3"),
         ({}, {"overrides": [("nothing", "int8")]}, OptionError, "nothing"),

@@ -77,7 +77,7 @@ class Config(MixerConfig):
     tie_word_embeddings: bool = True
     intermediate_size: int = 0
     """Channels of a layer; where a config does not say, as many as `expand` makes."""
-    num_attention_heads: int = 0
+    num_attention_heads: int = 1
     max_position_embeddings: int = 2**20
     """Nothing depends on a position."""
 

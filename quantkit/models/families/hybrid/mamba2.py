@@ -44,7 +44,7 @@ class Config(Mamba2Config):
     mamba_d_state: int = 128
     rms_norm_eps: float = 1e-5
     intermediate_size: int = 0
-    num_attention_heads: int = 0
+    num_attention_heads: int = 1
     max_position_embeddings: int = 2**20
     """Nothing depends on a position."""
 
