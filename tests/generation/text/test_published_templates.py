@@ -1,11 +1,12 @@
 """Chat templates as models are published with them: each renders as transformers renders it, or fails as it does there.
 
 llama.cpp keeps such templates. `QUANTKIT_TEST_LLAMA_CPP` names a folder of its sources; the source distribution of
-llama-cpp-python on PyPI has one.
+llama-cpp-python on PyPI has one. So does axolotl, which is installed without what it depends on.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -50,8 +51,8 @@ CONVERSATIONS: dict[str, Conversation] = {name: (turns, TOOLS) for name, turns i
     "thoughts, no tools": (golden.AGENTS["thoughts"], {}),
     "documents": ([USER], {"documents": [{"title": "T", "text": "a < b"}]}),
 }
-LEAST = 100
-"""Templates that llama.cpp has, at least: files, and texts in one of its tests."""
+LEAST = 140
+"""Templates, at least: files of both, and texts in one of llama.cpp's tests."""
 
 IN_A_TEST = re.compile(r'/\* \.template_str=? \*/ (?:U8C\()?(?:u8)?("(?:[^"\\]|\\.)*")')
 
@@ -61,6 +62,11 @@ def templates() -> Iterator[tuple[str, str]]:
     folder = Path(os.environ["QUANTKIT_TEST_LLAMA_CPP"])
     for file in sorted((folder / "models/templates").glob("*.jinja")):
         yield file.name, file.read_text()
+    spec = importlib.util.find_spec("axolotl")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    for file in sorted(Path(spec.submodule_search_locations[0]).glob("utils/chat_templates/templates/*.jinja")):
+        yield f"axolotl's {file.name}", file.read_text()
     test = folder / "tests/test-chat-template.cpp"
     for number, literal in enumerate(IN_A_TEST.findall(test.read_text())):
         yield f"{test.name}, text {number}", json.loads(literal)
