@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Role = Literal["embedding", "linear", "expert", "router", "head", "norm", "bias", "channels", "unknown"]
+Role = Literal["embedding", "positions", "linear", "expert", "router", "head", "norm", "bias", "channels", "unknown"]
 """What a tensor is for; a quantization recipe chooses its kind by this. A file alone does not know it. `channels` has
 several numbers for each, its rows: the weights of a short convolution, the rates of a state."""
 ANY = "any"

@@ -48,6 +48,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "apertus": Family(llama.ApertusConfig, llama.apertus, llama.APERTUS_STORED, known_as="Apertus 8B, 70B"),
         "arcee": Family(llama.ArceeConfig, llama.arcee, known_as="AFM 4.5B"),
         "bamba": Family(mamba2.BambaConfig, mamba2.bamba, state_space.STORED, known_as="Bamba 9B"),
+        "axk1": Family(deepseek.AxK1Config, deepseek.axk1, latent_attention.STORED, known_as="A.X K1"),
         "biogpt": Family(opt.BioGptConfig, opt.biogpt, opt.BIOGPT_STORED, known_as="BioGPT"),
         "bitnet": Family(llama.BitnetConfig, llama.bitnet, known_as="BitNet b1.58 2B4T"),
         "bloom": Family(bloom.BloomConfig, bloom.bloom, bloom.BLOOM_STORED, known_as="BLOOM, BLOOMZ"),
@@ -155,6 +156,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         ),
         "qwen3_5_text": Family(qwen3_next.Config, qwen3_next.dense, qwen3_next.STORED, known_as="Qwen3.5, text"),
         "qwen3_moe": Family(mixtral.Qwen3MoeConfig, mixtral.qwen3_moe, known_as="Qwen3-30B-A3B, Qwen3-235B-A22B"),
+        "sarvam_mla": Family(
+            deepseek.SarvamConfig, deepseek.deepseek_v3, latent_attention.STORED, known_as="Sarvam 105B"
+        ),
         "sarvam_moe": Family(glm4_moe.SarvamConfig, glm4_moe.glm4_moe, glm4_moe.SARVAM_STORED, known_as="Sarvam 30B"),
         "qwen3_next": Family(
             qwen3_next.NextConfig, qwen3_next.mixture, qwen3_next.NEXT_STORED, known_as="Qwen3-Next-80B-A3B"

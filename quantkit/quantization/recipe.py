@@ -15,7 +15,7 @@ from quantkit.tensor import Role, TensorSpec
 from quantkit_kernels.blocks import KINDS
 
 _ALWAYS: Mapping[Role, str] = {
-    **{"embedding": "int8", "head": "int8"},
+    **{"embedding": "int8", "head": "int8", "positions": "f16"},
     **{"router": "f32", "norm": "f32", "bias": "f32", "channels": "f32"},
 }
 RECIPES: Mapping[str, Mapping[Role, str]] = MappingProxyType(
@@ -25,7 +25,8 @@ RECIPES: Mapping[str, Mapping[Role, str]] = MappingProxyType(
     }
 )
 """Name of a recipe -> role -> kind. Heads stay at int8: they cost little, and every token's logits come from them.
-Routers keep all their bits: they are small, and a token that goes to another expert is another text."""
+Routers keep all their bits: they are small, and a token that goes to another expert is another text. So do learned
+positions nearly: a token reads a single row of them."""
 
 
 def choose(tensors: Mapping[str, TensorSpec], recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, str]:

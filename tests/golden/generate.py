@@ -223,6 +223,11 @@ CASES = {
     ),
     "mpt": Case("mpt"),
     "mpt_clipped": Case("mpt", {"attn_config": {"clip_qkv": 0.8, "softmax_scale": 0.4}, "d_model": 96, "n_heads": 6}),
+    "axk1": Case("axk1"),
+    "axk1_default_layers": Case(
+        "axk1", {"mlp_layer_types": ..., "n_group": 1, "num_hidden_layers": 2, "topk_group": 1, "v_head_dim": 20}
+    ),
+    "sarvam_mla": Case("sarvam_mla"),
     "gpt_neox": Case("gpt_neox"),
     "gpt_neox_in_turn": Case(
         "gpt_neox",

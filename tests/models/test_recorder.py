@@ -35,7 +35,7 @@ def test_positions_are_those_that_every_table_has_rows_for() -> None:
     ops.select(h)
     program = ops.program()
     assert program.learned_positions == 30
-    assert program.tensors["a.weight"] == TensorSpec("a.weight", (32, 8), "embedding")
+    assert program.tensors["a.weight"] == TensorSpec("a.weight", (32, 8), "positions")
 
 
 @pytest.mark.parametrize("end", ["nothing", "all tokens", "cache"])

@@ -40,6 +40,13 @@ def test_a_tied_head_is_the_embedding() -> None:
     assert "lm_head.weight" not in kinds
 
 
+def test_learned_positions_keep_16_bits() -> None:
+    tensors = registry.read(tiny.config_of("gpt2")).record().tensors
+    for recipe in ("int4", "int8"):
+        kinds = choose(tensors, recipe)
+        assert (kinds["transformer.wte.weight"], kinds["transformer.wpe.weight"]) == ("int8", "f16")
+
+
 def test_the_last_override_that_matches_decides(tensors: Tensors) -> None:
     kinds = choose(tensors, "int4", [(r"layers\.0\.", "int8"), (r"layers\.0\.mlp", "bf16"), (r"^lm_head", "f16")])
     assert kinds["model.layers.0.self_attn.q_proj.weight"] == "int8"

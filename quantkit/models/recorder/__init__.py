@@ -46,7 +46,7 @@ class Recorder(MixtureOperations, RecurrentOperations):
 
         The table has `positions + offset` rows; position 0 is row `offset` (GPT-2: 0, OPT: 2).
         """
-        table = self._tensor(f"{module}.weight", (positions + offset, hidden_size), "embedding")
+        table = self._tensor(f"{module}.weight", (positions + offset, hidden_size), "positions")
         return self._record("embed_positions", (), hidden_size, (table,), position_offset=offset)
 
     def scale(self, x: Value, factor: float) -> Value:

@@ -2,7 +2,8 @@
 
 Some experts see all tokens. The others stand in groups: a token goes to experts of its best groups alone. The first
 layers have a plain MLP. V2 scores experts by a softmax; V3 by the logistic function, corrected for the choice by a bias
-that keeps their load even. GLM's may name the layers that have experts; Youtu has none at all.
+that keeps their load even. GLM and A.X K1 may name the layers that have experts, and A.X K1 normalizes what experts
+give; Youtu has none at all.
 
 DeepSeek-AI, "DeepSeek-V2", 2024, and "DeepSeek-V3 Technical Report", 2024. Liu et al., "Muon is Scalable for LLM
 Training" (Moonlight), 2025. Tencent, "Youtu-LLM", 2025.
@@ -18,7 +19,7 @@ from typing import Any, ClassVar
 
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.config import activation, bounded, shown
-from quantkit.models.decoder import Experts, GatedMLP, Router, embed, head
+from quantkit.models.decoder import Experts, GatedMLP, Norm, Router, embed, head
 from quantkit.models.families.latent_attention import LatentAttention, LatentConfig, rotation
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
@@ -107,18 +108,25 @@ class V3Config(ExpertsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Glm4MoeLiteConfig(ExpertsConfig):
-    """`config.json` of model type `glm4_moe_lite`."""
+class SarvamConfig(V3Config):
+    """`config.json` of model type `sarvam_mla`, which has names of its own for two fields and for yarn."""
 
-    max_position_embeddings: int = 202_752
-    rms_norm_eps: float = 1e-5
-    q_lora_rank: int | None = 768
-    qk_nope_head_dim: int = 192
-    v_head_dim: int | None = 256
-    moe_intermediate_size: int = 1536
-    n_routed_experts: int = bounded(64, maximum=1024)
-    num_experts_per_tok: int = 4
-    routed_scaling_factor: float = 1.8
+    ROPE_TYPES: ClassVar[Mapping[str, str]] = MappingProxyType({"deepseek_yarn": "yarn"})
+    SPELLINGS: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {**ExpertsConfig.SPELLINGS, "num_shared_experts": "n_shared_experts"}
+    )
+
+    q_lora_rank: int | None = None
+    n_routed_experts: int = bounded(128, maximum=1024)
+    n_group: int | None = 1
+    topk_group: int | None = 1
+    first_k_dense_replace: int | None = bounded(1, minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersConfig(ExpertsConfig):
+    """The fields of those that may name the layers that have experts."""
+
     mlp_layer_types: list[Any] | None = None
 
     @property
@@ -132,6 +140,34 @@ class Glm4MoeLiteConfig(ExpertsConfig):
                 f"{self.num_hidden_layers} layers"
             )
         return tuple(kind == "sparse" for kind in kinds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AxK1Config(LayersConfig):
+    """`config.json` of model type `axk1`."""
+
+    max_position_embeddings: int = 32_768
+    moe_intermediate_size: int = 2048
+    n_routed_experts: int = bounded(192, maximum=1024)
+    num_experts_per_tok: int = 8
+    n_group: int | None = 8
+    topk_group: int | None = 4
+    routed_scaling_factor: float = 2.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glm4MoeLiteConfig(LayersConfig):
+    """`config.json` of model type `glm4_moe_lite`."""
+
+    max_position_embeddings: int = 202_752
+    rms_norm_eps: float = 1e-5
+    q_lora_rank: int | None = 768
+    qk_nope_head_dim: int = 192
+    v_head_dim: int | None = 256
+    moe_intermediate_size: int = 1536
+    n_routed_experts: int = bounded(64, maximum=1024)
+    num_experts_per_tok: int = 4
+    routed_scaling_factor: float = 1.8
 
 
 def youtu(config: YoutuConfig, ops: Recorder) -> None:
@@ -149,13 +185,33 @@ def deepseek_v2(config: V2Config, ops: Recorder) -> None:
 
 
 def deepseek_v3(config: ExpertsConfig, ops: Recorder) -> None:
-    """Record the forward pass of DeepSeek-V3 and of GLM's that are built alike."""
+    """Record the forward pass of DeepSeek-V3 and of those that are built alike."""
+    _mixture(config, ops, _v3_router(config))
+
+
+def axk1(config: AxK1Config, ops: Recorder) -> None:
+    """Record the forward pass."""
+
+    def post_norm(x: Value, module: str) -> Value:
+        return ops.rms_norm(x, f"{module.rpartition('.')[0]}.post_mlp_layernorm", config.rms_norm_eps)
+
+    _mixture(config, ops, _v3_router(config), post_norm=post_norm)
+
+
+def _v3_router(config: ExpertsConfig) -> dict[str, Any]:
     groups = {"groups": config.n_group or 1, "chosen_groups": config.topk_group or 1, "group_best": 2}
     router = {"scoring": "sigmoid", "correction": "gate.e_score_correction_bias"}
-    _mixture(config, ops, router | groups)
+    return router | groups
 
 
-def _mixture(config: ExpertsConfig, ops: Recorder, routing: Mapping[str, Any], *, mlp_bias: bool = False) -> None:
+def _mixture(
+    config: ExpertsConfig,
+    ops: Recorder,
+    routing: Mapping[str, Any],
+    *,
+    mlp_bias: bool = False,
+    post_norm: Norm = lambda x, module: x,
+) -> None:
     config.check_routing()
     router = Router(
         ops,
@@ -172,7 +228,8 @@ def _mixture(config: ExpertsConfig, ops: Recorder, routing: Mapping[str, Any], *
 
     def sparse(x: Value, module: str) -> Value:
         y = experts(x, module)
-        return ops.add(y, shared(x, f"{module}.shared_experts")) if shared.size else y
+        y = ops.add(y, shared(x, f"{module}.shared_experts")) if shared.size else y
+        return post_norm(y, module)
 
     _forward(config, ops, [sparse if is_sparse else plain for is_sparse in config.sparse])
 
