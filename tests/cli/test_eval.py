@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from golden import generate as golden
 from invocation import Invoke
 
 SMALL = ("-c", 32, "--chunks", 3)
@@ -50,6 +51,14 @@ def test_a_model_beside_itself_does_not_diverge(invoke: Invoke, packed: Path, te
     found = json.loads(invoke("eval", packed, "-f", text, *SMALL, "--reference", packed, "--json").stdout)
     assert found["divergence"]["kl_max"] == 0
     assert found["divergence"]["same_top"]["value"] == 1
+
+
+def test_windows_beyond_the_length_of_short_texts(invoke: Invoke, text: Path, tmp_path: Path) -> None:
+    model = golden.checkpoint(tmp_path / "model", "phi3_long_text")  # 32 tokens are short, 256 the most
+    for size in (32, 64):
+        result = invoke("eval", model, "-f", text, "-c", size, "--chunks", 1)
+        assert result.exit_code == 0, result.stderr
+    assert invoke("eval", model, "-f", text, "-c", 512).exit_code == 2
 
 
 def test_bad_requests(invoke: Invoke, packed: Path, text: Path, tmp_path: Path) -> None:

@@ -258,9 +258,9 @@ def test_llava_leaves_sizes_out() -> None:
         ({"text_config": [1]}, CheckpointError, r"text_config is \[1\], not an object"),
         ({"text_config": {"model_type": 3}}, CheckpointError, "model_type in text_config is 3, not a text"),
         (
-            {"text_config": {"model_type": "opt"}},
+            {"text_config": {"model_type": "rwkv"}},
             UnsupportedError,
-            "'opt' of the text model in 'llava' is not supported",
+            "'rwkv' of the text model in 'llava' is not supported",
         ),
         ({"text_config": {"model_type": "llama", "hidden_size": "x"}}, CheckpointError, "hidden_size is 'x', not"),
         ({"tie_word_embeddings": "yes"}, CheckpointError, "tie_word_embeddings is 'yes', not true or false"),

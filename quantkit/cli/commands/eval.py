@@ -53,7 +53,7 @@ def command(
 
     text = read_text(file)
     explain_bus_errors()
-    loaded, tokenizer = load(model, threads=threads, kv_dtype=kv_dtype)
+    loaded, tokenizer = load(model, threads=threads, context=ctx_size, kv_dtype=kv_dtype)
     with Bar("evaluating") as bar:
         found = perplexity(
             loaded,
@@ -61,7 +61,7 @@ def command(
             ctx_size,
             chunks,
             bos_token_id=tokenizer.bos_token_id if tokenizer.adds_bos else None,
-            reference=load_model(reference, threads=threads) if reference else None,
+            reference=load_model(reference, threads=threads, context=ctx_size) if reference else None,
             progress=lambda done, total, value: bar.update(done, total, f"PPL {value:.4f}"),
         )
     if as_json:
