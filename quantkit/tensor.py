@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -77,6 +77,8 @@ class Piece:
     order : tuple of int
         Which stored row each row is, where they stand in another order; which column each column is, if `columns`.
     columns : bool
+    either_way : bool
+        Its rows may stand the other way as well, side by side or below each other: the stored shape says how.
     """
 
     name: str
@@ -91,6 +93,14 @@ class Piece:
     reshaped: bool = False
     order: tuple[int, ...] = ()
     columns: bool = False
+    either_way: bool = False
+
+    def as_stored(self, shape: tuple[int, ...]) -> Piece:
+        """Return the piece as it is taken from a tensor of some shape: the same, or the other way round."""
+        turned = (*self.shape[:-2], *self.shape[:-3:-1])
+        if not self.either_way or shape == self.shape or shape != turned:
+            return self
+        return replace(self, shape=turned, transposed=not self.transposed)
 
     @property
     def whole(self) -> bool:

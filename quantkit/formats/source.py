@@ -207,7 +207,11 @@ class ModelSource(ABC):
             whole = next((name for name in (spec.name, *spec.aliases) if name in known), None)
             pieces = spec.pieces if whole is None else (Piece(whole, spec.shape),)
             if any(piece.name in known for piece in pieces):
-                found[spec.name] = tuple(replace(piece, name=known.get(piece.name, piece.name)) for piece in pieces)
+                named = (replace(piece, name=known.get(piece.name, piece.name)) for piece in pieces)
+                found[spec.name] = tuple(
+                    piece.as_stored(self.spec(piece.name).shape) if piece.either_way and piece.name in known else piece
+                    for piece in named
+                )
         return found
 
     def _check_pieces(self, pieces: Sequence[Piece], names: Set[str]) -> None:

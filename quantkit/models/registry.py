@@ -259,4 +259,7 @@ def read(config: Mapping[str, Any]) -> Architecture:
     family = FAMILIES[text["model_type"]]
     parsed = family.config.from_dict(text)
     check_unused(text, parsed)
-    return Architecture(parsed, family, text, "" if text is config else model_type)
+    if text is config:
+        return Architecture(parsed, family, text)
+    family = family._replace(stored=(*family.stored, *WRAPPERS[model_type].stored))
+    return Architecture(parsed, family, text, model_type)

@@ -42,6 +42,8 @@ class Fused:
         The field of the config that says how many heads there are, where their rows stand in pairs, see `Piece`.
     decoder : str, optional
         How weights, not biases, are computed from what is stored, see `Piece`.
+    either_way : bool
+        Some checkpoints have matrices transposed, others not, see `Piece`.
     """
 
     module: str
@@ -52,6 +54,7 @@ class Fused:
     bias: str = ".bias"
     pairs: str = ""
     decoder: str = ""
+    either_way: bool = False
 
     def pieces(self, tensors: Mapping[str, TensorSpec], config: DecoderConfig) -> Iterator[tuple[str, Piece]]:
         """Yield the name and the piece of each of a program's tensors that are stored so."""
@@ -68,11 +71,18 @@ class Fused:
             is_weight = first.kind == "weight"
             name = f"{first.prefix}{self.module}{self.weight if is_weight else self.bias}"
             pairs, decoder = getattr(config, self.pairs) if self.pairs else 0, self.decoder if is_weight else ""
+            whole = Piece(
+                name,
+                stack + shape,
+                period=ends[-1],
+                index=first.place,
+                transposed=transposed,
+                pairs=pairs,
+                decoder=decoder,
+                either_way=self.either_way,
+            )
             for spec, begin, end in zip(specs, begins, ends, strict=True):
-                yield (
-                    spec.name,
-                    Piece(name, stack + shape, begin, end, ends[-1], first.place, transposed, pairs, decoder),
-                )
+                yield spec.name, replace(whole, begin=begin, end=end)
 
 
 @dataclass(frozen=True)

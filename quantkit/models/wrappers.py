@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from quantkit.errors import CheckpointError
 from quantkit.models.config import shown
+from quantkit.models.stored import Fused, Stored
 
 
 class Wrapper(NamedTuple):
@@ -28,15 +29,30 @@ class Wrapper(NamedTuple):
         Old files have the fields of the text model at the top level.
     fixed : Mapping
         Fields of the text model that the whole does not heed, with the values that it has instead.
+    stored : tuple of Stored
+        What the whole stores in another way than the text model by itself.
     """
 
     text: str
     tied: bool = False
     flat: bool = False
     fixed: Mapping[str, Any] = MappingProxyType({})
+    stored: tuple[Stored, ...] = ()
 
 
+# As published; transformers saves them the other way.
+_QWEN3_STACKS = (
+    Fused(
+        "mlp.experts.gate_up_proj",
+        ("mlp.experts.*.gate_proj", "mlp.experts.*.up_proj"),
+        transposed=True,
+        weight="",
+        either_way=True,
+    ),
+    Fused("mlp.experts.down_proj", ("mlp.experts.*.down_proj",), transposed=True, weight="", either_way=True),
+)
 _UNSCALED = MappingProxyType({"logit_scale": 1.0})
+_NORMALIZED = MappingProxyType({"norm_topk_prob": True})
 
 WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
     {
@@ -63,6 +79,7 @@ WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
         "qwen3_5": Wrapper("qwen3_5_text"),
         "qwen3_5_moe": Wrapper("qwen3_5_moe_text"),
         "qwen3_vl": Wrapper("qwen3"),
+        "qwen3_vl_moe": Wrapper("qwen3_moe", fixed=_NORMALIZED, stored=_QWEN3_STACKS),
         "smolvlm": Wrapper("llama"),
         "video_llama_3": Wrapper("qwen2"),
         "video_llava": Wrapper("llama"),
@@ -72,7 +89,7 @@ WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
 )
 
 TEXT_TYPES: Mapping[str, str] = MappingProxyType(
-    {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3"}
+    {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe"}
 )
 """`model_type` of a text model that has no other use -> the family that it is."""
 
