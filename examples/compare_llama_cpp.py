@@ -86,6 +86,8 @@ class Quantkit:
             sequences = [stack.enter_context(self._model.new_sequence()) for _ in range(batch)]
             if depth:
                 self._model.forward([(sequence, filling(depth, self.vocabulary)) for sequence in sequences])
+            for sequence in sequences:
+                sequence.keep_state(depth)
 
             def run(steps: Steps) -> float:
                 batches = [list(zip(sequences, step, strict=True)) for step in steps]

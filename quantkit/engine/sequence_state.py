@@ -77,7 +77,7 @@ class SequenceState:
 
     def keep(self, length: int) -> None:
         """Keep the state that it has at `length` tokens, for `truncate`, in place of any other."""
-        self._keep = length
+        self._keep = length or -1  # the beginning needs no state
 
     def begin(self, tokens: int) -> Advance:
         """Return how the next pass, of `tokens` tokens, is to advance it."""
