@@ -18,7 +18,16 @@ from quantkit.models.families import latent_attention, state_space
 from quantkit.models.families.dense import cohere, exaone, glm, granite, hunyuan, llama, nanochat, olmo
 from quantkit.models.families.gemma import gemma, gemma3, gemma3n, gemma4
 from quantkit.models.families.gpt import bloom, gpt2, gptj, neox, opt
-from quantkit.models.families.hybrid import falcon_h1, granitemoehybrid, lfm2, mamba, mamba2, nemotron_h, qwen3_next
+from quantkit.models.families.hybrid import (
+    falcon_h1,
+    granitemoehybrid,
+    lfm2,
+    mamba,
+    mamba2,
+    nemotron_h,
+    olmo_hybrid,
+    qwen3_next,
+)
 from quantkit.models.families.latent import deepseek, minicpm3
 from quantkit.models.families.mixtures import afmoe, glm4_moe, gpt_oss, llama4, mixtral
 from quantkit.models.fields import check_unused
@@ -142,6 +151,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "olmo": Family(olmo.OlmoConfig, olmo.olmo, known_as="OLMo 1"),
         "olmo2": Family(olmo.Olmo2Config, olmo.olmo2, known_as="OLMo 2"),
         "olmo3": Family(olmo.Olmo3Config, olmo.olmo3, known_as="OLMo 3"),
+        "olmo_hybrid": Family(olmo_hybrid.Config, olmo_hybrid.forward, olmo_hybrid.STORED, known_as="OLMo Hybrid"),
         "olmoe": Family(mixtral.OlmoeConfig, mixtral.olmoe, known_as="OLMoE"),
         "opt": Family(opt.OptConfig, opt.opt, opt.OPT_STORED, known_as="OPT 125M to 66B"),
         "persimmon": Family(neox.PersimmonConfig, neox.persimmon, neox.PERSIMMON_STORED, known_as="Persimmon 8B"),

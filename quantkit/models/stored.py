@@ -1,9 +1,9 @@
 """How checkpoints of a family store what its program reads, where that is not one tensor each under the same name.
 
 A family names it in a few rows: `Fused`, several tensors in one (`qkv_proj`, experts in a stack), `Grouped`, several in
-one by turns, and `Split`, one in several. The sizes follow from the program's own tensors. `described` makes of the
-rows the pieces of each tensor; whoever reads a checkpoint reads those, and no format knows a family. Nothing is read
-here.
+one by turns, `Split`, one in equal parts, and `Joined`, one in others. The sizes follow from the program's own tensors.
+`described` makes of the rows the pieces of each tensor; whoever reads a checkpoint reads those, and no format knows a
+family. Nothing is read here.
 """
 
 from __future__ import annotations
@@ -143,6 +143,29 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """A tensor of the program that a checkpoint stores in several, one below the other.
+
+    Attributes
+    ----------
+    module : str
+        The program's module, as its name ends.
+    parts : tuple of (str, str)
+        The checkpoint's modules in order, and the attribute of the config that says how many rows each has.
+    """
+
+    module: str
+    parts: tuple[tuple[str, str], ...]
+
+    def pieces(self, tensors: Mapping[str, TensorSpec], config: DecoderConfig) -> Iterator[tuple[str, Piece]]:
+        """Yield name and piece, from the first rows to the last, of each of a program's tensors that are stored so."""
+        for whole in _ending(self.module, tensors):
+            for part, rows in self.parts:
+                shape = (getattr(config, rows), *tensors[whole.name].shape[1:])
+                yield whole.name, Piece(f"{whole.prefix}{part}.{whole.kind}", shape)
+
+
+@dataclass(frozen=True)
 class Named:
     """A tensor of the program that a checkpoint stores under another name, as a whole, in any shape.
 
@@ -177,7 +200,7 @@ class Named:
                 yield name, replace(piece, columns=self.columns)
 
 
-Stored = Fused | Grouped | Split | Named
+Stored = Fused | Grouped | Split | Joined | Named
 
 
 def described(

@@ -24,6 +24,7 @@ class DeltaNetConfig(DecoderConfig):
     hidden_act: str = "silu"
     attention_bias: bool = False
     layer_types: list[Any] | None = None
+    full_attention_interval: int = 4
     linear_conv_kernel_dim: int = bounded(4, minimum=2, maximum=8)
     linear_num_key_heads: int | None = 16
     linear_num_value_heads: int | None = 32
@@ -65,11 +66,11 @@ class DeltaNetConfig(DecoderConfig):
         """Columns of its values, all heads together."""
         return self.value_heads * self.value_size
 
-    def attends(self, interval: int) -> tuple[bool, ...]:
-        """Whether each layer has attention; where the config does not say so, every layer whose number `interval`
-        divides."""
-        layers = range(1, self.num_hidden_layers + 1)
-        types = self.layer_types or [_LAYER_TYPES[number % interval == 0] for number in layers]
+    @property
+    def attends(self) -> tuple[bool, ...]:
+        """Whether each layer has attention; by default every layer whose number `full_attention_interval` divides."""
+        layers, full = range(1, self.num_hidden_layers + 1), self.full_attention_interval
+        types = self.layer_types or [_LAYER_TYPES[number % full == 0] for number in layers]
         if len(types) != len(layers):
             raise CheckpointError(f"config.json: layer_types has {len(types)} entries for {len(layers)} layers")
         for kind in types:

@@ -31,7 +31,6 @@ class Config(DeltaNetConfig):
     num_key_value_heads: int | None = 4
     head_dim: int | None = 256
     max_position_embeddings: int = 32_768
-    full_attention_interval: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +104,7 @@ def _forward(config: Config, ops: Recorder, layers: list[FeedForward]) -> None:
     )
     angles = rotation(ops, config, parameters_of(config))
     h = embed(ops, config)
-    for layer, (feed_forward, attends) in enumerate(
-        zip(layers, config.attends(config.full_attention_interval), strict=True)
-    ):
+    for layer, (feed_forward, attends) in enumerate(zip(layers, config.attends, strict=True)):
         name = f"model.layers.{layer}"
         x = norm(h, f"{name}.input_layernorm")
         x = attention(x, f"{name}.self_attn", rotation=angles) if attends else delta_net(x, f"{name}.linear_attn")
