@@ -115,6 +115,8 @@ CASES: dict[str, Case] = {name: Case(name) for name in _SAME.split()} | {
     "deepseek_v3": Case("deepseek_v3"),
     "ernie4_5_moe": Case("ernie4_5_moe"),
     "exaone_moe": Case("exaone_moe"),
+    "gemma4_text": Case("gemma4_text"),
+    "gemma4_text_experts": Case("gemma4_text_experts"),
     "glm4_moe": Case("glm4_moe"),
     "glm4_moe_lite": Case("glm4_moe_lite_default_layers", {"first_k_dense_replace": 1}),
     "gpt_bigcode": Case("gpt_bigcode"),
@@ -136,7 +138,7 @@ CASES: dict[str, Case] = {name: Case(name) for name in _SAME.split()} | {
 
 def tensors_of(case: Case) -> Tensors:
     """Name -> values in the Hugging Face folder."""
-    centred = case.model_type.startswith("gemma")
+    centred = case.model_type in tiny.ZERO_CENTRED
     shapes = case.shapes()
     return {name: tiny.weight(name, shape, zero_centred_norms=centred) for name, shape in shapes.items()}
 
@@ -151,7 +153,7 @@ def stored(case: Case, architecture: str) -> Tensors:
     names = gguf.get_tensor_name_map(number, layers)
     found = {}
     for name, values in tensors.items():
-        known = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        known = name if name.startswith("blk.") else names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert known is not None, name
         found[known] = values
     return found
@@ -230,6 +232,18 @@ def _weights_paired(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
 def _one_more(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
     """Norms multiply by `1 + weight`."""
     return {name: values + 1 if name.endswith("norm.weight") else values for name, values in tensors.items()}
+
+
+def _gemma4(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+    """Scales have names of their own."""
+    ends = {"layer_scalar": "layer_output_scale.weight", "router.scale": "ffn_gate_inp.scale"}
+    ends |= {"router.per_expert_scale": "ffn_down_exps.scale"}
+    found = {}
+    for name, values in tensors.items():
+        end = next((end for end in ends if name.endswith(end)), None)
+        is_stack = re.search(r"experts\.\w+$", name)
+        found[f"blk.{name.split('.')[2]}.{ends[end]}" if end else f"{name}.weight" if is_stack else name] = values
+    return found
 
 
 def _transposed(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
@@ -441,6 +455,7 @@ CHANGES: Mapping[str, tuple[Change, ...]] = {
     "gemma": (_one_more,),
     "gemma2": (_one_more,),
     "gemma3_text": (_one_more,),
+    "gemma4_text": (_gemma4,),
     "nemotron": (_one_more,),
     "gpt_oss": (_oss_experts,),
     "gpt2": (_transposed,),

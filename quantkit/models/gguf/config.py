@@ -72,16 +72,18 @@ def config_of(metadata: Metadata, dialect: Dialect, family: type[DecoderConfig])
         if (value := _value(metadata, key)) is not None:
             config[name] = value
     heads = config["num_attention_heads"]
-    config["num_key_value_heads"] = metadata.get("attention.head_count_kv", int, heads)
     config["num_hidden_layers"] -= metadata.get("nextn_predict_layers", int, 0)
-    if min(heads, config["num_key_value_heads"]) < 1 and not dialect.own_heads:
-        raise CheckpointError(f"its metadata gives {heads} heads and {config['num_key_value_heads']} key-value heads")
+    if not dialect.own_heads:
+        kv_heads = config["num_key_value_heads"] = metadata.get("attention.head_count_kv", int, heads)
+        if min(heads, kv_heads) < 1:
+            raise CheckpointError(f"its metadata gives {heads} heads and {kv_heads} key-value heads")
     config["vocab_size"] = metadata.tensor(EMBEDDING).shape[0]
     config["tie_word_embeddings"] = HEAD not in metadata.tensors
     config |= {field: metadata.has(name) for field, name in dialect.present.items()}
     if not dialect.own_heads:
         config |= _heads(metadata, config, partial=family.default_rotary_part is not None)
-    config["rope_scaling"] = _rope_scaling(metadata, config)
+    if not dialect.own_rope:
+        config["rope_scaling"] = _rope_scaling(metadata, config)
     config |= dialect.fixed
     if dialect.more is not None:
         config |= dialect.more(metadata, config)
@@ -96,6 +98,8 @@ def layer_types(metadata: Metadata, layers: int, default: list[str]) -> list[str
 
 
 def _value(metadata: Metadata, key: Key) -> Any:
+    if key.kind is list:
+        return metadata.each(key.name)
     if key.default is ...:
         return metadata.require(key.name, key.kind)
     return metadata.get(key.name, key.kind, key.default)

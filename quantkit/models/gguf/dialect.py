@@ -25,7 +25,8 @@ Fields = Callable[[Metadata, Mapping[str, Any]], Mapping[str, Any]]
 class Key(NamedTuple):
     """Where a field of a config stands: its key, its type, and its value where a file has no such key.
 
-    A field without a default is left out; one that is required has `...` as its default.
+    A field without a default is left out; one that is required has `...` as its default. The type `list` stands for
+    whole numbers that differ from layer to layer.
     """
 
     name: str
@@ -51,8 +52,8 @@ class Dialect(NamedTuple):
     more : Fields, optional
     blocks : str
         How the program calls its blocks.
-    own_heads : bool
-        Whether `more` reads sizes of heads, which are not those of most architectures.
+    own_heads, own_rope : bool
+        Whether `more` reads sizes of heads, or rotary parameters, which are not those of most architectures.
     accepted : Mapping
         Key that changes what others compute -> the values that are this architecture's own.
     """
@@ -65,6 +66,7 @@ class Dialect(NamedTuple):
     more: Fields | None = None
     blocks: str = "model.layers"
     own_heads: bool = False
+    own_rope: bool = False
     accepted: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
 
 

@@ -86,6 +86,15 @@ class Metadata:
             )
         return [bool(flag) for flag in value[:count]]
 
+    def each(self, key: str) -> list[int]:
+        """Return whole numbers that may differ from layer to layer; one alone is that of all layers."""
+        self._asked.add(key)
+        value = np.atleast_1d(np.asarray(self._values.get(self._key(key), [])))
+        if value.ndim != 1 or not len(value) or value.dtype.kind not in "ui":
+            raise CheckpointError(f"its {self._key(key)} is {shown(value)}, not a whole number for each layer")
+        numbers: list[int] = value.tolist()
+        return numbers
+
     def numbers(self, name: str) -> list[float] | None:
         """Return the numbers of a small tensor; None where there is no such tensor."""
         spec = self.tensors.get(name)
