@@ -153,6 +153,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "olmo3": Family(olmo.Olmo3Config, olmo.olmo3, known_as="OLMo 3"),
         "olmo_hybrid": Family(olmo_hybrid.Config, olmo_hybrid.forward, olmo_hybrid.STORED, known_as="OLMo Hybrid"),
         "olmoe": Family(mixtral.OlmoeConfig, mixtral.olmoe, known_as="OLMoE"),
+        "openai-gpt": Family(gpt2.GptConfig, gpt2.openai_gpt, gpt2.GPT2_STORED, known_as="GPT"),
         "opt": Family(opt.OptConfig, opt.opt, opt.OPT_STORED, known_as="OPT 125M to 66B"),
         "persimmon": Family(neox.PersimmonConfig, neox.persimmon, neox.PERSIMMON_STORED, known_as="Persimmon 8B"),
         "phi": Family(neox.PhiConfig, neox.phi, neox.PHI_STORED, known_as="Phi-1, Phi-2"),
@@ -181,6 +182,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         ),
         "starcoder2": Family(neox.Starcoder2Config, neox.starcoder2, neox.STARCODER2_STORED, known_as="StarCoder2"),
         "vaultgemma": Family(gemma.Gemma2Config, gemma.vaultgemma, known_as="VaultGemma 1B"),
+        "xglm": Family(opt.XglmConfig, opt.xglm, opt.OPT_STORED, known_as="XGLM 564M to 7.5B"),
         "youtu": Family(deepseek.YoutuConfig, deepseek.youtu, latent_attention.STORED, known_as="Youtu-LLM 2B"),
     }
 )

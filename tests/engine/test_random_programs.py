@@ -159,7 +159,8 @@ class Author:
     def rotation(self) -> Value:
         pairs = self.draw(st.sampled_from([1, 2, 4, 8, 9, 20]))
         frequencies = tuple(0.7**i for i in range(pairs))
-        self.rotations.append(self.ops.rotation(frequencies, self.draw(st.sampled_from([1.0, 0.7]))))
+        factor, offset = self.draw(st.sampled_from([1.0, 0.7])), self.draw(st.sampled_from([0, 2]))
+        self.rotations.append(self.ops.rotation(frequencies, factor, offset=offset))
         return self.rotations[-1]
 
     def rope(self) -> Value:

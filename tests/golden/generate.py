@@ -228,6 +228,10 @@ CASES = {
         "axk1", {"mlp_layer_types": ..., "n_group": 1, "num_hidden_layers": 2, "topk_group": 1, "v_head_dim": 20}
     ),
     "sarvam_mla": Case("sarvam_mla"),
+    "openai-gpt": Case("openai-gpt"),
+    "openai-gpt_relu": Case("openai-gpt", {"afn": "relu", "tie_word_embeddings": False}),
+    "xglm": Case("xglm"),
+    "xglm_unscaled": Case("xglm", {"scale_embedding": False, "tie_word_embeddings": False}),
     "gpt_neox": Case("gpt_neox"),
     "gpt_neox_in_turn": Case(
         "gpt_neox",
@@ -762,7 +766,9 @@ def transformers_logits(folder: Path, prompt: Sequence[int], *, step: int | None
         for piece, places in zip(ids.split(size, dim=1), positions.split(size, dim=1), strict=True):
             # Bamba would begin at position 0 again.
             answer = model(piece, cache=cache, position_ids=places, use_cache=True)
-            cache = answer.cache
+            cache = getattr(answer, "cache", None)
+            if step and cache is None:  # the first GPT keeps none
+                return transformers_logits(folder, prompt)
             parts.append(answer.logits[0].numpy())
     return np.concatenate(parts)
 

@@ -28,6 +28,7 @@ WITHOUT_DEFAULT: dict[str, dict[str, Any]] = {
     "gptj": {"rotary_dim": 8},
     "lfm2_moe": {"layer_types": ["full_attention", "conv"] * 20},
     "opt": {"ffn_dim": 160},
+    "xglm": {"ffn_dim": 160},
 }
 """Fields that have no default in transformers, or one that fits a single size."""
 WITHOUT_HEADS = ("falcon_mamba", "mamba", "mamba2")

@@ -174,7 +174,7 @@ def test_parameters_are_kept_and_read_only() -> None:
     norm, rotate, _, store, rope, attention, _ = ops.program().operations[1:]
     heads = {"kv_heads": 1, "head_dim": 4, "v_head_dim": 4}
     assert dict(norm.parameters) == {"eps": 1e-5, "size": 4, "weight_columns": 4, "offset": 1.0}
-    assert (rotate.constant, dict(rotate.parameters)) == ((1.0, 0.5), {"factor": 2.0})
+    assert (rotate.constant, dict(rotate.parameters)) == ((1.0, 0.5), {"factor": 2.0, "position_offset": 0})
     assert dict(rope.parameters) == {"head_dim": 4, "begin": 0, "rotary_dim": 4, "interleaved": False}
     assert dict(store.parameters) == heads
     assert dict(attention.parameters) == heads | {"heads_per_kv": 2, "scale": 0.5, "softcap": 30.0, "window": 7}

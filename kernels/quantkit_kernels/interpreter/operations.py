@@ -263,7 +263,7 @@ _ROWS = (
     OperationSpec(
         truth.xielu, inputs=("x",), weights=("alpha_p", "alpha_n", "xielu_beta", "xielu_eps"), in_place=("x",)
     ),
-    OperationSpec(truth.rotation, ("positions",), constant=True, parameters=("factor",)),
+    OperationSpec(truth.rotation, ("positions",), constant=True, parameters=("factor", "position_offset")),
     OperationSpec(
         truth.rope,
         inputs=("x", "rotation"),

@@ -192,7 +192,7 @@ def xielu(address, part, token):
 @jit(entry=True)
 def rotation(address, part, token):
     step, now = step_at(address), part_at(part)
-    position = get_i64(pass_at(now.words).positions + 8 * token)
+    position = get_i64(pass_at(now.words).positions + 8 * token) + step.position_offset
     rotary.rotation(position, step.constant, step.out_columns >> 1, step.factor, row_at(step.out, token, now.thread))
 
 

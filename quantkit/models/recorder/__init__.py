@@ -189,13 +189,14 @@ class Recorder(MixtureOperations, RecurrentOperations):
             tensors.append(self._tensor(f"{module}.bias", (rows,), "bias", optional=optional_bias))
         return self._record("linear", (x,), rows, tuple(tensors))
 
-    def rotation(self, inverse_frequencies: tuple[float, ...], factor: float = 1.0) -> Value:
-        """Cosines, then sines, of `position * inverse_frequencies`, times `factor` -> `[T, 2 * len(...)]`.
+    def rotation(self, inverse_frequencies: tuple[float, ...], factor: float = 1.0, *, offset: int = 0) -> Value:
+        """Cosines, then sines, of `(position + offset) * inverse_frequencies`, times `factor` -> `[T, 2 * len(...)]`.
 
         Record it once per rope variant and share it between layers.
         """
         columns = 2 * len(inverse_frequencies)
-        return self._record("rotation", (), columns, constant=inverse_frequencies, factor=factor)
+        angles = inverse_frequencies
+        return self._record("rotation", (), columns, constant=angles, factor=factor, position_offset=offset)
 
     def rope(
         self, x: Value, rotation: Value, *, head_dim: int | None = None, begin: int = 0, interleaved: bool = False

@@ -149,9 +149,9 @@ def xielu(x: Matrix, alpha_p: Matrix, alpha_n: Matrix, beta: Matrix, eps: Matrix
     return np.where(x > 0, p * x**2, a * (np.expm1(np.minimum(x, eps)) - x)) + beta * x
 
 
-def rotation(positions: Ids, frequencies: Matrix, *, factor: float) -> Matrix:
-    """Cosines, then sines, of `position * frequencies`, times `factor`."""
-    angles = positions[:, None] * frequencies
+def rotation(positions: Ids, frequencies: Matrix, *, factor: float, position_offset: int) -> Matrix:
+    """Cosines, then sines, of `(position + position_offset) * frequencies`, times `factor`."""
+    angles = (positions[:, None] + position_offset) * frequencies
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * factor
 
 

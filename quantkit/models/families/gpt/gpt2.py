@@ -1,10 +1,12 @@
 """GPT-2 and those that are built like it: learned positions, LayerNorms, an MLP without a gate.
 
-They differ in flags and in what they store. GPT-2's matrices are transposed (`Conv1D`). GPT-BigCode (StarCoder) has one
+They differ in flags and in what they store. The matrices of GPT and GPT-2 are transposed (`Conv1D`). The first GPT has
+its norms behind attention and MLP. GPT-BigCode (StarCoder) has one
 KV head for all, or stores queries, keys and values head by head. In GPT-Neo every other layer sees a window, and scores
 are not scaled.
 
-Radford et al., "Language Models are Unsupervised Multitask Learners", 2019. Black et al., "GPT-Neo", 2021. Li et al.,
+Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018, and "Language Models are
+Unsupervised Multitask Learners", 2019. Black et al., "GPT-Neo", 2021. Li et al.,
 "StarCoder: may the source be with you!", 2023.
 """
 
@@ -58,6 +60,17 @@ class Gpt2Config(Config):
         scale = self.head_size**-0.5 if self.scale_attn_weights else 1.0
         by_layer = self.scale_attn_by_inverse_layer_idx
         return [scale / (layer + 1) if by_layer else scale for layer in range(self.num_hidden_layers)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GptConfig(Config):
+    """`config.json` of model type `openai-gpt`, whose MLPs are four times as wide as the hidden size."""
+
+    SPELLINGS: ClassVar[Mapping[str, str]] = MappingProxyType({**Config.SPELLINGS, "afn": "hidden_act"})
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"n_inner"})
+
+    max_position_embeddings: int = 512
+    hidden_act: str = "gelu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +152,22 @@ _EMBEDDING = "transformer.wte"
 def gpt2(config: Gpt2Config, ops: Recorder) -> None:
     """Record the forward pass."""
     _forward(config, ops, config.scales)
+
+
+def openai_gpt(config: GptConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    norm = partial(ops.layer_norm, eps=config.layer_norm_epsilon, bias=True)
+    attention = Attention(ops, config, scale=config.head_size**-0.5, qkv_bias=True, output_bias=True)
+    act = activation("afn", "gelu_new" if config.hidden_act == "gelu" else config.hidden_act)
+    mlp = MLP(ops, 4 * config.hidden_size, act, bias=True)
+    embedding, longest = "transformer.tokens_embed", config.max_position_embeddings
+    positions = ops.embed_positions("transformer.positions_embed", longest, config.hidden_size)
+    h = ops.add(embed(ops, config, embedding), positions)
+    for layer in range(config.num_hidden_layers):
+        name = f"transformer.h.{layer}"
+        h = norm(ops.add(h, attention(h, f"{name}.attn", rotation=None)), f"{name}.ln_1")
+        h = norm(ops.add(h, mlp(h, f"{name}.mlp")), f"{name}.ln_2")
+    head(ops, config, ops.select(h), embedding)
 
 
 def gpt_bigcode(config: BigCodeConfig, ops: Recorder) -> None:

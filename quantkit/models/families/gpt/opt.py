@@ -1,9 +1,11 @@
-"""OPT and BioGPT: learned positions whose table begins with two rows for padding.
+"""OPT, BioGPT and XGLM: positions are added to embeddings, and their table begins with two rows for padding.
 
 They differ in flags. OPT's norms may stand behind attention and MLP instead of before them, and its embeddings may be
-narrower than its layers (OPT-350M has both). BioGPT scales its embeddings.
+narrower than its layers (OPT-350M has both). BioGPT and XGLM scale their embeddings. XGLM's positions are not learned:
+they are sines and cosines.
 
-Zhang et al., "OPT: Open Pre-trained Transformer Language Models", 2022. Luo et al., "BioGPT", 2022.
+Zhang et al., "OPT: Open Pre-trained Transformer Language Models", 2022. Luo et al., "BioGPT", 2022. Lin et al.,
+"Few-shot Learning with Multilingual Language Models", 2022.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import ClassVar
 
+import numpy as np
+
+from quantkit.errors import CheckpointError
 from quantkit.models.config import DecoderConfig, activation
 from quantkit.models.decoder import HEAD, MLP, Attention, embed, head
 from quantkit.models.program import Value
@@ -59,6 +64,25 @@ class BioGptConfig(DecoderConfig):
     scale_embedding: bool = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class XglmConfig(DecoderConfig):
+    """`config.json` of model type `xglm`."""
+
+    SPELLINGS: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "activation_function": "hidden_act",
+            "attention_heads": "num_attention_heads",
+            "d_model": "hidden_size",
+            "ffn_dim": "intermediate_size",
+            "num_layers": "num_hidden_layers",
+        }
+    )
+
+    hidden_act: str = "gelu"
+    tie_word_embeddings: bool = True
+    scale_embedding: bool = True
+
+
 OPT_STORED = (
     Fused("self_attn.out_proj", ("self_attn.o_proj",)),
     Fused("fc1", ("mlp.up_proj",)),
@@ -81,6 +105,7 @@ def opt(config: OptConfig, ops: Recorder) -> None:
         h = ops.linear(h, f"{model}.project_in", config.hidden_size)
     before, bias = config.do_layer_norm_before, config.enable_bias
     act = activation("activation_function", config.hidden_act)
+    h = ops.add(h, _learned_positions(config, ops, model))
     x = ops.select(_layers(config, ops, model, h, norm, act, before=before, bias=bias))
     if before and not config.remove_final_layer_norm:
         x = norm(x, f"{model}.final_layer_norm")
@@ -96,12 +121,40 @@ def biogpt(config: BioGptConfig, ops: Recorder) -> None:
     h = embed(ops, config, embedding)
     if config.scale_embedding:
         h = ops.scale(h, config.hidden_size**0.5)
+    h = ops.add(h, _learned_positions(config, ops, model))
     x = _layers(config, ops, model, h, norm, activation("hidden_act", config.hidden_act))
     head(ops, config, norm(ops.select(x), f"{model}.layer_norm"), embedding)
 
 
+def xglm(config: XglmConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    norm = partial(ops.layer_norm, eps=_EPS, bias=True)
+    h = embed(ops, config)
+    if config.scale_embedding:
+        h = ops.scale(h, config.hidden_size**0.5)
+    h = ops.add(h, _sines(config, ops))
+    x = _layers(config, ops, "model", h, norm, activation("activation_function", config.hidden_act))
+    head(ops, config, norm(ops.select(x), "model.layer_norm"))
+
+
+def _learned_positions(config: OptConfig | BioGptConfig, ops: Recorder, model: str) -> Value:
+    positions, size = config.max_position_embeddings, config.hidden_size
+    return ops.embed_positions(f"{model}.embed_positions", positions, size, offset=_OFFSET)
+
+
+def _sines(config: XglmConfig, ops: Recorder) -> Value:
+    """Sines, then cosines, of positions times frequencies that fall from 1 to 1/10000 -> `[T, hidden_size]`."""
+    half = config.hidden_size // 2
+    if config.hidden_size % 2 or half < 2:
+        raise CheckpointError(f"config.json: d_model {config.hidden_size} does not divide into sines and cosines")
+    step = np.float32(np.log(10_000) / (half - 1))
+    frequencies = np.exp(np.arange(half, dtype=np.float32) * -step)
+    both = ops.rotation(tuple(frequencies.tolist()), offset=_OFFSET)
+    return ops.append(ops.slice(both, half, 2 * half), ops.slice(both, 0, half))
+
+
 def _layers(
-    config: OptConfig | BioGptConfig,
+    config: OptConfig | BioGptConfig | XglmConfig,
     ops: Recorder,
     model: str,
     h: Value,
@@ -114,8 +167,6 @@ def _layers(
     """All layers, with norms before attention and MLP or behind them -> `[T, hidden_size]`."""
     attention = Attention(ops, config, scale=config.head_size**-0.5, qkv_bias=bias, output_bias=bias)
     mlp = MLP(ops, config.intermediate_size, act, bias=bias)
-    positions = config.max_position_embeddings
-    h = ops.add(h, ops.embed_positions(f"{model}.embed_positions", positions, config.hidden_size, offset=_OFFSET))
     for layer in range(config.num_hidden_layers):
         name = f"{model}.layers.{layer}"
         parts: dict[str, Callable[[Value], Value]] = {
