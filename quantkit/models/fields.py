@@ -134,7 +134,7 @@ COMPUTING: Mapping[str, tuple[Any, ...] | Neutral] = MappingProxyType(
         "rope_interleaved rope_interleave rope_traditional use_mrope use_dynamic_ntk use_logn_attn use_mem_rope",
         (False,),
     )
-    | _each("alibi use_alibi learned_pos_emb", (False,))
+    | _each("alibi use_alibi learned_pos_emb use_long_context", (False,))
     # Attention.
     | _each("sliding_window sliding_window_size attention_window_size window_size", _window_beyond_context)
     | _each("layer_types", _full_attention_everywhere)

@@ -27,6 +27,7 @@ from quantkit.models.families.hybrid import (
     nemotron_h,
     olmo_hybrid,
     qwen3_next,
+    zamba2,
 )
 from quantkit.models.families.latent import deepseek, minicpm3
 from quantkit.models.families.mixtures import afmoe, glm4_moe, gpt_oss, llama4, mixtral
@@ -184,6 +185,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "vaultgemma": Family(gemma.Gemma2Config, gemma.vaultgemma, known_as="VaultGemma 1B"),
         "xglm": Family(opt.XglmConfig, opt.xglm, opt.OPT_STORED, known_as="XGLM 564M to 7.5B"),
         "youtu": Family(deepseek.YoutuConfig, deepseek.youtu, latent_attention.STORED, known_as="Youtu-LLM 2B"),
+        "zamba2": Family(zamba2.Config, zamba2.forward, zamba2.STORED, known_as="Zamba2 1.2B, 2.7B, 7B"),
     }
 )
 

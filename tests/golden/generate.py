@@ -437,6 +437,18 @@ CASES = {
             "use_conv_bias": False,
         },
     ),
+    "zamba2": Case("zamba2"),
+    "zamba2_one_block_biases": Case(
+        "zamba2",
+        {
+            "add_bias_linear": True,
+            "intermediate_size": ...,
+            "num_key_value_heads": 2,
+            "num_mem_blocks": 1,
+            "use_mem_rope": False,
+            "use_shared_attention_adapter": False,
+        },
+    ),
     "bamba": Case("bamba"),
     "bamba_biases": Case(
         "bamba", {"attention_bias": True, "mamba_n_groups": 2, "mamba_proj_bias": True, "mlp_bias": True}

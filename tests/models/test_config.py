@@ -31,7 +31,8 @@ WITHOUT_DEFAULT: dict[str, dict[str, Any]] = {
     "xglm": {"ffn_dim": 160},
 }
 """Fields that have no default in transformers, or one that fits a single size."""
-WITHOUT_HEADS = ("falcon_mamba", "mamba", "mamba2")
+OTHER_HEADS = ("falcon_mamba", "mamba", "mamba2", "zamba2")
+"""Families without attention, or with heads of another size."""
 LATENT = [name for name in TYPES if issubclass(FAMILIES[name].config, LatentConfig)]
 
 
@@ -141,7 +142,7 @@ def test_an_unknown_activation_lists_what_is_supported(model_type: str) -> None:
         record(tiny.config_of(model_type, **{field: "mish"}))
 
 
-@pytest.mark.parametrize("model_type", [name for name in TYPES if name not in (*LATENT, *WITHOUT_HEADS)])
+@pytest.mark.parametrize("model_type", [name for name in TYPES if name not in (*LATENT, *OTHER_HEADS)])
 def test_a_missing_head_dim_may_also_be_null(model_type: str) -> None:
     sizes = {"hidden_size": 64, "num_attention_heads": 4, spelled(model_type, "num_key_value_heads"): None}
     tensors = record(tiny.config_of(model_type, head_dim=None, global_head_dim=16, **sizes)).tensors

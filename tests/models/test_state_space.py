@@ -18,7 +18,10 @@ from quantkit.generation.loading import load_model
 from quantkit.models.registry import read
 from quantkit.quantization.conversion import convert
 
-FAMILIES = ["mamba", "falcon_mamba", "jamba", "mamba2", "bamba", "granitemoehybrid", "falcon_h1", "nemotron_h"]
+FAMILIES = [
+    *("mamba", "falcon_mamba", "jamba"),
+    *("mamba2", "bamba", "granitemoehybrid", "falcon_h1", "nemotron_h", "zamba2"),
+]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -84,6 +87,8 @@ def test_what_a_state_has_learned_keeps_its_bits(name: str, tmp_path: Path) -> N
         ("granitemoehybrid", {"num_experts_per_tok": 5}, "a token goes to 5 experts, of which there are 4"),
         ("falcon_h1", {"ssm_multipliers": [1, 2]}, "ssm_multipliers is [1, 2], not a list of 5 numbers"),
         ("falcon_h1", {"mlp_multipliers": [1, "2"]}, "mlp_multipliers is [1, '2']"),
+        ("zamba2", {"layers_block_type": ["attention"] * 5}, "layer_types has 'attention'"),
+        ("zamba2", {"use_long_context": True}, "use_long_context is True"),
         ("nemotron_h", {"hybrid_override_pattern": "MX-"}, "layer_types has 'X'"),
         ("nemotron_h", {"num_experts_per_tok": 4}, "a token goes to 4 experts in 1 of 2 groups"),
     ],

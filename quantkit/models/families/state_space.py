@@ -37,6 +37,16 @@ class Mamba2Config(DecoderConfig):
     time_step_limit: list[Any] | None = None
 
     @property
+    def mamba_act(self) -> str:
+        """Activation of the convolution of a Mamba-2 layer."""
+        return self.hidden_act
+
+    @property
+    def mamba_eps(self) -> float:
+        """Of the norm of a Mamba-2 layer."""
+        return self.rms_norm_eps
+
+    @property
     def mamba_columns(self) -> int:
         """Columns of the heads of a Mamba-2 layer, all together."""
         return self.mamba_expand * self.hidden_size
@@ -113,7 +123,7 @@ class Mamba2:
             parts = zip(factors, (columns, states, states), strict=True)
             gate, steps = ops.scale(gate, gate_factor), ops.scale(steps, step_factor)
             inputs = ops.scale_columns(inputs, tuple(factor for factor, count in parts for _ in range(count)))
-        act = activation("hidden_act", config.hidden_act)
+        act = activation("hidden_act", config.mamba_act)
         inputs = ops.short_conv(
             inputs, f"{module}.conv1d", config.mamba_d_conv, bias=config.mamba_conv_bias, activation=act
         )
@@ -131,7 +141,7 @@ class Mamba2:
         """`y` by its gate, normalized by groups of heads."""
         ops, size = self.ops, y.columns // self.config.mamba_n_groups
         norm = partial(
-            ops.rms_norm, module=f"{module}.norm", eps=self.config.rms_norm_eps, size=size, weight_shape=(y.columns,)
+            ops.rms_norm, module=f"{module}.norm", eps=self.config.mamba_eps, size=size, weight_shape=(y.columns,)
         )
         if self.norm == "before":
             return ops.gated(gate, norm(y), "silu")
