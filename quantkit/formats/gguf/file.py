@@ -168,6 +168,19 @@ class _Cursor:
         # Not every writer keeps to UTF-8; what is not becomes U+FFFD.
         return self._take(int.from_bytes(self._take(8), "little")).decode("utf-8", "replace")
 
+    def _strings(self, count: int) -> list[str]:
+        """As `_string`, for vocabularies: they have half a million of tokens and merges."""
+        data, size, position = self._file.bytes, self._file.size, self.position
+        found = []
+        for _ in range(count):
+            begin = position + 8
+            position = begin + int.from_bytes(data[position:begin], "little")
+            if position > size:
+                raise self._file.fault("is truncated or damaged: its header does not end within the file")
+            found.append(data[begin:position].decode("utf-8", "replace"))
+        self.position = position
+        return found
+
     def _value(self, code: int) -> Any:
         if code == STRING:
             return self._string()
@@ -179,7 +192,7 @@ class _Cursor:
 
     def _array(self, code: int, count: int) -> Any:
         if code == STRING:
-            return [self._string() for _ in range(count)]
+            return self._strings(count)
         if code in NUMBERS:
             dtype = np.dtype("<" + NUMBERS[code])
             return np.frombuffer(self._take(count * dtype.itemsize), dtype)
