@@ -177,7 +177,8 @@ def test_parameters_are_kept_and_read_only() -> None:
     assert (rotate.constant, dict(rotate.parameters)) == ((1.0, 0.5), {"factor": 2.0, "position_offset": 0})
     assert dict(rope.parameters) == {"head_dim": 4, "begin": 0, "rotary_dim": 4, "interleaved": False}
     assert dict(store.parameters) == heads
-    assert dict(attention.parameters) == heads | {"heads_per_kv": 2, "scale": 0.5, "softcap": 30.0, "window": 7}
+    scores = {"scale": 0.5, "softcap": 30.0, "window": 7, "chunked": False}
+    assert dict(attention.parameters) == heads | {"heads_per_kv": 2} | scores
     with pytest.raises(TypeError):
         norm.parameters["eps"] = 0.0  # type: ignore[index]
 
