@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from quantkit.errors import CheckpointError
+
+MOST_TOKENS = 1_000_000
+LONGEST_TOKEN = 1000
+"""Of a vocabulary; and bytes or characters of a token, all of whose parts are looked at. Published ones have 260,000,
+and 200."""
 
 
 class Rebuilt(NamedTuple):
@@ -41,6 +46,7 @@ def bpe_of_ranks(
     special : sequence of str
         Tokens that have the first ids, before rank 0.
     """
+    check_sizes(ranks, file)
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise CheckpointError(f"{file}: the ranks of its tokens are not 0, 1, 2, ...")
     spelled = {token: "".join(map(_LETTERS.__getitem__, token)) for token in ranks}
@@ -54,10 +60,21 @@ def bpe_of_ranks(
     if len(vocabulary) != len(special) + len(ranks):
         raise CheckpointError(f"{file}: a special token is named twice, or as another token")
     pairs_spelled = [(spelled[left], spelled[right]) for left, right in merges]
-    tokenizer = Tokenizer(models.BPE(vocabulary, pairs_spelled, ignore_merges=True))
-    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
-    split_bytes(tokenizer, patterns)
+    try:
+        tokenizer = Tokenizer(models.BPE(vocabulary, pairs_spelled, ignore_merges=True))
+        tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
+        split_bytes(tokenizer, patterns)
+    except Exception as cause:  # the library's errors have no class of their own
+        raise CheckpointError(f"{file}: makes no tokenizer: {cause}") from cause
     return tokenizer
+
+
+def check_sizes(tokens: Collection[str | bytes], file: Path) -> None:
+    """Raise `CheckpointError` when no honest vocabulary has so many tokens, or one so long."""
+    if len(tokens) > MOST_TOKENS:
+        raise CheckpointError(f"{file}: has {len(tokens)} tokens; it is damaged or hostile")
+    if (longest := max(map(len, tokens), default=0)) > LONGEST_TOKEN:
+        raise CheckpointError(f"{file}: has a token of {longest} characters; it is damaged or hostile")
 
 
 def split_bytes(tokenizer: Tokenizer, patterns: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.formats.vocabularies.merges import merges_of_scores
 from quantkit.formats.vocabularies.protobuf import fields, signed
-from quantkit.formats.vocabularies.rebuilt import Rebuilt, begin_with
+from quantkit.formats.vocabularies.rebuilt import MOST_TOKENS, Rebuilt, begin_with, check_sizes
 
 UNIGRAM, BPE = 1, 2
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -64,6 +64,8 @@ class _Model:
         return model
 
     def _add_piece(self, message: bytes) -> None:
+        if len(self.pieces) == MOST_TOKENS:
+            raise ValueError(f"it has more than {MOST_TOKENS} pieces")
         found: dict[int, int | bytes] = dict(fields(message))
         text, score, kind = found.get(1, b""), found.get(2, bytes(4)), found.get(3, NORMAL)
         if not (isinstance(text, bytes) and isinstance(score, bytes) and isinstance(kind, int) and len(score) == 4):
@@ -106,6 +108,7 @@ def rebuilt(content: bytes, file: Path, config: Mapping[str, Any]) -> Rebuilt:
         raise CheckpointError(f"{file}: is no SentencePiece model ({cause}); download it again") from cause
     if not model.pieces or len(set(model.pieces)) != len(model.pieces):
         raise CheckpointError(f"{file}: is no SentencePiece model: it has no pieces, or one of them twice")
+    check_sizes(model.pieces, file)
     if model.trainer.get(24, 0) or not model.normalizer.get(5, 1):
         raise UnsupportedError(f"{file}: its pieces do not begin with their spaces; quantkit reads those that do")
     if model.kind not in (UNIGRAM, BPE):

@@ -32,7 +32,9 @@ def rebuilt(content: bytes, file: Path, config: Mapping[str, Any]) -> Rebuilt:
         pattern = str(settings["pattern"])
         special = _special(found.get("special_tokens"), settings.get("default_num_special_tokens"))
         kept = settings.get("default_vocab_size")
-        entries = found["vocab"] if kept is None else found["vocab"][: kept - len(special)]
+        entries = found["vocab"] if kept is None else found["vocab"][: max(0, kept - len(special))]
+        if not all(type(entry["rank"]) is int for entry in entries):
+            raise ValueError("a rank is no whole number")
         ranks = {base64.b64decode(entry["token_bytes"], validate=True): entry["rank"] for entry in entries}
     except (LookupError, TypeError, ValueError) as cause:
         raise CheckpointError(f"{file}: is no tekken.json: {cause!r:.100}") from cause

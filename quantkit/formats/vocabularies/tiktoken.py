@@ -19,7 +19,7 @@ from tokenizers import AddedToken, normalizers
 
 from quantkit.errors import CheckpointError
 from quantkit.formats.vocabularies.pre_tokenizers import PRE_TOKENIZERS
-from quantkit.formats.vocabularies.rebuilt import Rebuilt, begin_with, bpe_of_ranks
+from quantkit.formats.vocabularies.rebuilt import MOST_TOKENS, Rebuilt, begin_with, bpe_of_ranks
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +116,8 @@ def rebuilt(content: bytes, file: Path, config: Mapping[str, Any]) -> Rebuilt:
 
 
 def _ranks(content: bytes, file: Path) -> dict[bytes, int]:
+    if content.count(b"\n") > MOST_TOKENS:
+        raise CheckpointError(f"{file}: has more than {MOST_TOKENS} lines; it is damaged or hostile")
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), start=1):
         if not line.strip():

@@ -144,6 +144,13 @@ def test_a_line_that_is_no_token_is_named(content: bytes) -> None:
         tiktoken.rebuilt(content, FILE, {})
 
 
+def test_a_long_token_or_too_many_are_refused_at_once() -> None:
+    long, many = base64.b64encode(bytes(10_000_000)) + b" 0\n", b"\n" * 1_000_001
+    for content, message in ((long, "has a token of 10000000 characters"), (many, "has more than 1000000 lines")):
+        with pytest.raises(CheckpointError, match=rf"tokenizer\.model: {message}"):
+            tiktoken.rebuilt(content, FILE, {})
+
+
 @pytest.mark.parametrize("content", [b"AA== 1\n", b"AA== 0\nAQ== 2\n", b"AA== 0\nAQ== 0\n"])
 def test_ranks_with_gaps_are_refused(content: bytes) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.model: the ranks of its tokens are not 0, 1, 2"):
@@ -158,6 +165,9 @@ def test_ranks_with_gaps_are_refused(content: bytes) -> None:
         {"vocab": [{"rank": 0}]},
         {"vocab": [{"rank": 0, "token_bytes": "!"}]},
         {"vocab": {"a": 1}},
+        {"vocab": [{"rank": "0", "token_bytes": "AA=="}]},
+        {"vocab": [{"rank": 0, "token_bytes": base64.b64encode(bytes(1001)).decode()}]},
+        {"config": {"pattern": "("}},
         {"special_tokens": [{"rank": 1, "token_str": "<s>"}]},
         {"special_tokens": ["<s>"]},
         {"config": {"pattern": PATTERN, "default_num_special_tokens": 10**9}},

@@ -130,6 +130,7 @@ def test_unigram_takes_the_likeliest_pieces() -> None:
         (wire.model(WORDS, trainer=wire.number(24, 1)), UnsupportedError, "do not begin with their spaces"),
         (wire.model(WORDS, normalizer=wire.number(5, 0)), UnsupportedError, "do not begin with their spaces"),
         (wire.model(WORDS, normalizer=wire.text(2, b"\xff\xff")), CheckpointError, "make no tokenizer"),
+        (wire.model([("a" * 1001, 0.0, NORMAL)]), CheckpointError, "has a token of 1001 characters"),
         (wire.number(1, 5), CheckpointError, "is no message"),
         (wire.text(1, wire.text(1, b"\xff")), CheckpointError, "is no SentencePiece model"),
     ],
