@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.formats.json_files import parse_object
 from quantkit.formats.vocabularies.pre_tokenizers import PRE_TOKENIZERS
-from quantkit.formats.vocabularies.rebuilt import Rebuilt, split_bytes
+from quantkit.formats.vocabularies.rebuilt import Rebuilt, in_one_line, split_bytes
 
 END = "<|endoftext|>"
 _QWEN = re.compile(r"qwen[23]", re.IGNORECASE)
@@ -43,13 +43,15 @@ def rebuilt(vocab: bytes, merges: bytes, file: Path, config: Mapping[str, Any], 
         When its words end with a mark, as those of CLIP and the first GPT do.
     """
     vocabulary = parse_object(vocab, file)
+    if not all(type(token) is int for token in vocabulary.values()):
+        raise CheckpointError(f"{file}: has a token whose id is no whole number")
     pairs = _pairs(merges, file.with_name("merges.txt"))
     if any(right.endswith("</w>") for _, right in pairs):
         raise UnsupportedError(f"{file}: marks the ends of words; of vocab.json and merges.txt, byte-level BPE is read")
     try:
         tokenizer = Tokenizer(models.BPE(vocabulary, pairs))
     except Exception as cause:  # the library's errors have no class of their own
-        raise CheckpointError(f"{file}: does not fit merges.txt: {cause}") from cause
+        raise CheckpointError(f"{file}: does not fit merges.txt: {in_one_line(cause)}") from cause
     of_qwen = _QWEN.search(str(config.get("tokenizer_class") or model_type)) is not None
     if of_qwen:
         tokenizer.normalizer = normalizers.NFC()

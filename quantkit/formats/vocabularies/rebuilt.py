@@ -65,7 +65,7 @@ def bpe_of_ranks(
         tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
         split_bytes(tokenizer, patterns)
     except Exception as cause:  # the library's errors have no class of their own
-        raise CheckpointError(f"{file}: makes no tokenizer: {cause}") from cause
+        raise CheckpointError(f"{file}: makes no tokenizer: {in_one_line(cause)}") from cause
     return tokenizer
 
 
@@ -75,6 +75,11 @@ def check_sizes(tokens: Collection[str | bytes], file: Path) -> None:
         raise CheckpointError(f"{file}: has {len(tokens)} tokens; it is damaged or hostile")
     if (longest := max(map(len, tokens), default=0)) > LONGEST_TOKEN:
         raise CheckpointError(f"{file}: has a token of {longest} characters; it is damaged or hostile")
+
+
+def in_one_line(cause: Exception) -> str:
+    """Return what an error of the library says, which may take several lines."""
+    return " ".join(str(cause).split())
 
 
 def split_bytes(tokenizer: Tokenizer, patterns: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.formats.vocabularies.merges import merges_of_scores
 from quantkit.formats.vocabularies.protobuf import fields, signed
-from quantkit.formats.vocabularies.rebuilt import MOST_TOKENS, Rebuilt, begin_with, check_sizes
+from quantkit.formats.vocabularies.rebuilt import MOST_TOKENS, Rebuilt, begin_with, check_sizes, in_one_line
 
 UNIGRAM, BPE = 1, 2
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -118,7 +118,7 @@ def rebuilt(content: bytes, file: Path, config: Mapping[str, Any]) -> Rebuilt:
         tokenizer = Tokenizer(_model(model))
         _set_spaces(tokenizer, model, prefix=prefix, everywhere=config.get("legacy") is not False)
     except Exception as cause:  # the library's errors have no class of their own
-        raise CheckpointError(f"{file}: its pieces make no tokenizer: {cause}") from cause
+        raise CheckpointError(f"{file}: its pieces make no tokenizer: {in_one_line(cause)}") from cause
     special = model.texts(CONTROL, UNKNOWN)
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     if bos := model.named.get("bos_token"):
