@@ -27,6 +27,7 @@ from quantkit.models.families.hybrid import (
     nemotron_h,
     olmo_hybrid,
     qwen3_next,
+    recurrent_gemma,
     zamba2,
 )
 from quantkit.models.families.latent import deepseek, minicpm3
@@ -170,6 +171,12 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "qwen3_moe": Family(mixtral.Qwen3MoeConfig, mixtral.qwen3_moe, known_as="Qwen3-30B-A3B, Qwen3-235B-A22B"),
         "sarvam_mla": Family(
             deepseek.SarvamConfig, deepseek.deepseek_v3, latent_attention.STORED, known_as="Sarvam 105B"
+        ),
+        "recurrent_gemma": Family(
+            recurrent_gemma.Config,
+            recurrent_gemma.forward,
+            recurrent_gemma.STORED,
+            known_as="RecurrentGemma 2B, 9B",
         ),
         "sarvam_moe": Family(glm4_moe.SarvamConfig, glm4_moe.glm4_moe, glm4_moe.SARVAM_STORED, known_as="Sarvam 30B"),
         "qwen3_next": Family(

@@ -81,6 +81,7 @@ class Author:
             "ssd": self.ssd,
             "delta_rule": self.delta_rule,
             "selective_scan": self.selective_scan,
+            "rg_lru": self.rg_lru,
         }
 
     def any(self, columns: int = 0) -> Value:
@@ -242,6 +243,10 @@ class Author:
         x = self.any()
         parts = self.draw(st.sampled_from([n for n in range(1, x.columns + 1) if x.columns % n == 0]))
         return self.ops.scale_rows(x, self.linear(parts))
+
+    def rg_lru(self) -> Value:
+        x = self.any()
+        return self.ops.rg_lru(x, self.linear(x.columns), self.any(x.columns), next(self.names))
 
     def selective_scan(self) -> Value:
         x = self.any()

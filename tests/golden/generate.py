@@ -419,6 +419,21 @@ CASES = {
     "falcon_mamba_large_eps": Case(
         "falcon_mamba", {"expand": 16, "intermediate_size": 104, "mixer_rms_eps": 0.1, "use_bias": True}
     ),
+    "recurrent_gemma": Case("recurrent_gemma"),
+    "recurrent_gemma_awkward_sizes": Case(
+        "recurrent_gemma",
+        {
+            "attention_bias": True,
+            "block_types": ...,
+            "head_dim": 20,
+            "hidden_size": 60,
+            "lru_width": 60,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 3,
+            "rope_theta": 500.0,
+            "tie_word_embeddings": False,
+        },
+    ),
     "jamba": Case("jamba"),
     "jamba_one_expert": Case(
         "jamba", {"mamba_dt_rank": "auto", "mamba_proj_bias": True, "num_experts": 1, "tie_word_embeddings": True}
@@ -768,17 +783,19 @@ def transformers_shapes(name: str) -> dict[str, tuple[int, ...]]:
 def transformers_logits(folder: Path, prompt: Sequence[int], *, step: int | None = None) -> NDArray[np.float32]:
     """Return transformers' float32 logits `[T, vocab_size]`, the prompt given whole or `step` tokens at a time."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, DynamicCache
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    cache, parts = None, []
+    # RecurrentGemma returns no cache, and fills the one that it is given.
+    cache = DynamicCache(config=model.config) if model.config.model_type == "recurrent_gemma" else None
+    parts = []
     ids, positions = torch.tensor([list(prompt)]), torch.arange(len(prompt))[None]
     size = step or len(prompt)
     with torch.no_grad():
         for piece, places in zip(ids.split(size, dim=1), positions.split(size, dim=1), strict=True):
             # Bamba would begin at position 0 again.
             answer = model(piece, cache=cache, position_ids=places, use_cache=True)
-            cache = getattr(answer, "cache", None)
+            cache = getattr(answer, "cache", cache)
             if step and cache is None:  # the first GPT keeps none
                 return transformers_logits(folder, prompt)
             parts.append(answer.logits[0].numpy())

@@ -58,6 +58,15 @@ def test_lfm3_layers() -> None:
         record("lfm3", layer_types=["mamba"] * 5)
 
 
+def test_recurrent_gemma_layers() -> None:
+    assert layers(record("recurrent_gemma")) == "cac"
+    assert layers(record("recurrent_gemma", block_types=..., num_hidden_layers=7)) == "ccaccac"
+    with pytest.raises(UnsupportedError, match="block_types has 'mamba'; supported are recurrent and attention"):
+        record("recurrent_gemma", block_types=["mamba"])
+    with pytest.raises(CheckpointError, match="lru_width 66 does not divide into num_attention_heads 4"):
+        record("recurrent_gemma", lru_width=66)
+
+
 @pytest.mark.parametrize(
     ("overrides", "columns"),
     [

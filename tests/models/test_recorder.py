@@ -256,6 +256,15 @@ def test_a_scan_has_a_step_for_each_channel() -> None:
             ops.selective_scan(x, dt, wrong, "scan")
 
 
+def test_a_recurrence_has_gates_for_each_channel() -> None:
+    ops = Recorder()
+    h = ops.embed("embed", 10, 8)
+    assert ops.rg_lru(h, h, h, "lru").columns == 8
+    assert ops._tensors["lru.recurrent_param"] == TensorSpec("lru.recurrent_param", (8,), "bias")
+    with pytest.raises(ValueError, match="lru: gates of 6 and 8 for 8"):
+        ops.rg_lru(h, ops.linear(h, "narrow", 6), h, "lru")
+
+
 def test_rows_of_all_tokens_and_of_wanted_tokens_do_not_mix() -> None:
     ops = Recorder()
     h = ops.embed("embed", 10, 8)

@@ -340,6 +340,14 @@ _ROWS = (
         shared=True,
         work=_state_once,
     ),
+    OperationSpec(
+        truth.rg_lru,
+        inputs=("x", "input_gate", "recurrent_gate"),
+        weights=("weight",),
+        state=lambda fields: State(-(-fields["out_columns"] // LINE), 2 * LINE),
+        shared=True,
+        work=_state_once,
+    ),
 )
 
 OPERATIONS: Mapping[str, OperationSpec] = MappingProxyType({row.name: row for row in _ROWS})

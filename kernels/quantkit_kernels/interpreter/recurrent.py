@@ -15,6 +15,7 @@ from quantkit_kernels.interpreter.records import CHUNK_BYTES, chunk_at, part_at,
 from quantkit_kernels.interpreter.threads import outcome, take_next
 from quantkit_kernels.operands import Rows, from_token
 from quantkit_kernels.recurrent import delta_rule as rules
+from quantkit_kernels.recurrent import rg_lru as units
 from quantkit_kernels.recurrent import selective_scan as selections
 from quantkit_kernels.recurrent import short_conv as convolutions
 from quantkit_kernels.recurrent import ssd as scans
@@ -107,3 +108,13 @@ def selective_scan(address, state, token, tokens, first, last):
     dt, bc = Rows(step.b.address, step.b.stride), Rows(step.c.address, step.c.stride)
     x, dt, bc, out = from_token(x, token), from_token(dt, token), from_token(bc, token), from_token(out, token)
     selections.selective_scan(scan, x, dt, bc, out, state, tokens, first, last)
+
+
+@jit(entry=True)
+def rg_lru(address, state, token, tokens, first, last):
+    """As `short_conv`."""
+    step = step_at(address)
+    x, out = Rows(step.a.address, step.a.stride), Rows(step.out.address, step.out.stride)
+    i, r = Rows(step.b.address, step.b.stride), Rows(step.c.address, step.c.stride)
+    x, i, r, out = from_token(x, token), from_token(i, token), from_token(r, token), from_token(out, token)
+    units.rg_lru(step.out_columns, step.weight, x, i, r, out, state, tokens, first, last)

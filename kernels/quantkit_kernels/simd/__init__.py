@@ -29,6 +29,7 @@ from .arithmetic import (
     power_of_two,
     round_even,
     round_up,
+    square_root,
     store_sums,
     sum_lanes,
     sum_lanes_i32,

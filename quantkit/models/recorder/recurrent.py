@@ -54,6 +54,19 @@ class RecurrentOperations(Recording):
             activation=known(activation),
         )
 
+    def rg_lru(self, x: Value, input_gate: Value, recurrent_gate: Value, module: str) -> Value:
+        """Griffin's recurrence -> `[T, x.columns]`; a channel keeps one number `h`.
+
+        `h = a h + sqrt(1 - a²) i x`, `a = exp(-8 softplus(p) r)`, where `i` and `r` are logistic functions of the gates
+        and `p` is `{module}.recurrent_param`, `[x.columns]`. The first token of a sequence is `i x`.
+        """
+        if {x.columns} != {gate.columns for gate in (input_gate, recurrent_gate)} or not plain(
+            x, input_gate, recurrent_gate
+        ):
+            raise ValueError(f"{module}: gates of {input_gate.columns} and {recurrent_gate.columns} for {x.columns}")
+        weight = self._tensor(f"{module}.recurrent_param", (x.columns,), "bias")
+        return self._record("rg_lru", (x, input_gate, recurrent_gate), x.columns, (weight,))
+
     def selective_scan(self, x: Value, dt: Value, bc: Value, module: str) -> Value:
         """Mamba's recurrence -> `[T, x.columns]`; a channel keeps as many numbers `h` as `B` has columns.
 

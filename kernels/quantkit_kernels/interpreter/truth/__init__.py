@@ -15,6 +15,7 @@ import numpy as np
 
 from quantkit_kernels.interpreter.truth.functions import ACTIVATIONS, Ids, Matrix
 from quantkit_kernels.interpreter.truth.recurrent import delta_rule as delta_rule
+from quantkit_kernels.interpreter.truth.recurrent import rg_lru as rg_lru
 from quantkit_kernels.interpreter.truth.recurrent import selective_scan as selective_scan
 from quantkit_kernels.interpreter.truth.recurrent import short_conv as short_conv
 from quantkit_kernels.interpreter.truth.recurrent import ssd as ssd

@@ -100,6 +100,21 @@ def delta_rule(
     return y.reshape(len(x), -1)
 
 
+def rg_lru(x: Matrix, input_gate: Matrix, recurrent_gate: Matrix, state: State, weight: Matrix) -> Matrix:
+    """Griffin: `h = a h + sqrt(1 - a²) i x`, `a = exp(-8 softplus(weight) r)`, for each channel; at first `h = i x`.
+
+    `i` and `r` are logistic functions of the gates; behind each channel's number stands whether there was a token.
+    """
+    h, begun = state[: 2 * x.shape[1]].reshape(2, -1)
+    i, r = 1 / (1 + np.exp(-input_gate)), 1 / (1 + np.exp(-recurrent_gate))
+    power, y = -8 * np.logaddexp(0, weight) * r, i * x
+    for token in range(len(x)):
+        if begun.any():
+            y[token] = np.exp(power[token]) * h + np.sqrt(-np.expm1(2 * power[token])) * y[token]
+        h[:], begun[:] = y[token], 1
+    return y
+
+
 def selective_scan(
     x: Matrix, dt: Matrix, bc: Matrix, state: State, a_log: Matrix, skip: Matrix, *, state_size: int
 ) -> Matrix:
