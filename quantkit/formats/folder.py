@@ -23,6 +23,7 @@ from quantkit.formats.json_files import read_file, read_object
 from quantkit.formats.magic import Magic, magic_of
 from quantkit.formats.safetensors.file import ALL, SafetensorsFile
 from quantkit.formats.schemes import FIELDS, scheme_of
+from quantkit.formats.schemes.scheme import Part
 from quantkit.formats.source import ModelSource
 from quantkit.formats.vocabularies import VOCABULARIES, with_tokenizer
 from quantkit.tensor import Tensor, TensorSpec
@@ -77,6 +78,8 @@ class FolderSource(ModelSource):
         self._shards = self._open_shards()
         self._parts = self._scheme.encoded([*self._shards, *self._missing]) if self._scheme else {}
         hidden = {part for parts in self._parts.values() for part in parts}
+        if self._scheme:
+            hidden.update(name for name in self._shards if name.endswith(self._scheme.ignored))
         whole = {parts[0]: name for name, parts in self._parts.items()}
         self._names = tuple(
             whole.get(name, name)
@@ -125,8 +128,14 @@ class FolderSource(ModelSource):
 
     def entries(self, name: str, wanted: slice, *, copy: bool = False) -> NDArray[Any]:
         if self._scheme and name in self._parts:
-            reads = [partial(self._shard(part).array, part, copy=copy) for part in self._parts[name]]
-            return self._scheme.decode(reads, wanted)
+            parts = [
+                Part(self._shard(part).header[part], partial(self._shard(part).array, part, copy=copy))
+                for part in self._parts[name]
+            ]
+            try:
+                return self._scheme.decode(parts, wanted)
+            except ValueError as cause:
+                raise CheckpointError(f"{self.file_of(name)}: tensor {name!r} cannot be decoded: {cause}") from cause
         return self._shard(name).array(name, wanted, copy=copy)
 
     def file_of(self, name: str) -> Path:

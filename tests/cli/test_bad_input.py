@@ -96,7 +96,7 @@ def test_damaged_weights(invoke: Invoke, tmp_path: Path, damage: str) -> None:
         ({"hidden_act": "mish"}, ("mish",)),
         ({"hidden_size": "64"}, ("hidden_size",)),
         ({"num_hidden_layers": 3}, ("model.layers.2",)),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ("gptq",)),
+        ({"quantization_config": {"quant_method": "hqq", "bits": 4}}, ("hqq",)),
     ],
 )
 def test_configs_that_cannot_be_run(

@@ -210,20 +210,20 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "a shard too few, no index": (lose_shard_and_index, CheckpointError, "is not all: finish the download"),
     "truncated shard": (truncated, CheckpointError, r"model-00002-of-00002\.safetensors: is truncated"),
     "LFS pointer": (lfs_pointer, CheckpointError, "git lfs pull"),
-    "gptq": (
-        lambda f: edit(f / "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),
+    "bitsandbytes": (
+        lambda f: edit(f / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         UnsupportedError,
-        r"already quantized \(quantization_config: gptq\)",
+        r"already quantized \(quantization_config: bitsandbytes\)",
     ),
-    "fp8": (
-        lambda f: edit(f / "config.json", quantization_config={"quant_method": "fp8"}),
+    "no name": (
+        lambda f: edit(f / "config.json", quantization_config={"load_in_8bit": True}),
         UnsupportedError,
-        r"already quantized \(quantization_config: fp8\)",
+        r"already quantized \(quantization_config: method not named\)",
     ),
     "mlx": (
-        lambda f: edit(f / "config.json", quantization={"bits": 4, "group_size": 64}),
+        lambda f: edit(f / "config.json", quantization={"bits": 4, "group_size": 32, "mode": "mxfp4"}),
         UnsupportedError,
-        r"already quantized \(quantization: method not named\)",
+        r"config\.json: quantization: groups of 32 and mode 'mxfp4' are not supported",
     ),
 }
 

@@ -32,7 +32,11 @@ BITS = {
 }  # fmt: skip
 """Every dtype that the library knows -> bits of an element."""
 ALL = slice(None)
-NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}
+NUMPY = {
+    "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "F8_E4M3": "u1", "F8_E8M0": "u1",
+    "I8": "i1", "I32": "<i4", "U32": "<u4",
+}  # fmt: skip
+"""The dtypes that are read -> how numpy sees their bytes."""
 
 
 class SafetensorsFile:
@@ -59,7 +63,7 @@ class SafetensorsFile:
         self.header, self.metadata = self._read_header()
 
     def array(self, name: str, entries: slice = ALL, *, copy: bool = False) -> NDArray[Any]:
-        """Return a tensor: float32, float16, uint8, or uint16 for the bit patterns of BF16.
+        """Return a tensor: floats and integers as they are, BF16 as uint16 and FP8 as uint8, for their bit patterns.
 
         Parameters
         ----------
@@ -72,7 +76,7 @@ class SafetensorsFile:
         Raises
         ------
         the file's error class
-            When there is no such tensor, its dtype is none of F32, F16, BF16, U8, or the file was truncated meanwhile.
+            When there is no such tensor, its dtype is none of `NUMPY`, or the file was truncated meanwhile.
         """
         entry = self.header.get(name)
         if entry is None:

@@ -11,12 +11,27 @@ from types import MappingProxyType
 from typing import Any
 
 from quantkit.errors import UnsupportedError
+from quantkit.formats.schemes.awq import Awq
 from quantkit.formats.schemes.bitnet import Bitnet
+from quantkit.formats.schemes.compressed_tensors import CompressedTensors
+from quantkit.formats.schemes.fp8 import Fp8
+from quantkit.formats.schemes.gptq import Gptq
+from quantkit.formats.schemes.mlx import Mlx
 from quantkit.formats.schemes.mxfp4 import Mxfp4
 from quantkit.formats.schemes.scheme import Scheme
 
-SCHEMES: Mapping[str, type[Scheme]] = MappingProxyType({"bitnet": Bitnet, "mxfp4": Mxfp4})
-"""`quant_method` -> scheme."""
+SCHEMES: Mapping[str, type[Scheme]] = MappingProxyType(
+    {
+        "awq": Awq,
+        "bitnet": Bitnet,
+        "compressed-tensors": CompressedTensors,
+        "fp8": Fp8,
+        "gptq": Gptq,
+        "mlx": Mlx,
+        "mxfp4": Mxfp4,
+    }
+)
+"""`quant_method` -> scheme; MLX has no such name for its own."""
 FIELDS = ("quantization_config", "quantization", "compression_config")
 """Fields of config.json that say that a checkpoint is quantized: transformers', MLX's, an old one of others."""
 
@@ -32,11 +47,16 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
     for field in FIELDS:
         found = config.get(field)
         if found:
-            method = found.get("quant_method") if isinstance(found, dict) else None
-            if field == FIELDS[0] and isinstance(method, str) and method in SCHEMES:
+            method = _method_of(found) if isinstance(found, dict) else None
+            if isinstance(method, str) and method in SCHEMES:
                 return SCHEMES[method].of(found)
             raise UnsupportedError(
                 f"the checkpoint is already quantized ({field}: {method or 'method not named'}); "
                 f"quantkit packs F16, BF16 and F32 weights, and reads {', '.join(SCHEMES)}: use the original checkpoint"
             )
     return None
+
+
+def _method_of(found: Mapping[str, Any]) -> Any:
+    nameless = {"bits", "group_size"} <= found.keys() and "quant_method" not in found
+    return "mlx" if nameless else found.get("quant_method")

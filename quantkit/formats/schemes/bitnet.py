@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 
 from quantkit.errors import UnsupportedError
 from quantkit.formats.mapped import Entry
-from quantkit.formats.schemes.scheme import Read, Scheme
+from quantkit.formats.schemes.packing import PLAIN, floats
+from quantkit.formats.schemes.scheme import Part, Scheme
 
 WEIGHT, SCALE = ".weight", ".weight_scale"
 LINEAR = "_proj.weight"
 """How names of linear layers end in online checkpoints."""
 ROWS_PER_BYTE = 4
 SMALLEST_MEAN = 1e-5
-_FLOATS = ("BF16", "F16", "F32")
 
 
 class Bitnet(Scheme):
@@ -72,28 +72,21 @@ class Bitnet(Scheme):
     def shape(self, *parts: Entry) -> tuple[int, ...]:
         weight, *scales = parts
         for scale in scales:
-            if scale.dtype not in _FLOATS or scale.shape not in ((), (1,)):
+            if scale.dtype not in PLAIN or scale.shape not in ((), (1,)):
                 raise ValueError(f"its scale is {scale.dtype} of shape {scale.shape}, not one number")
-        if len(weight.shape) != 2 or weight.dtype not in (_FLOATS if self.online else ("U8",)):
+        if len(weight.shape) != 2 or weight.dtype not in (PLAIN if self.online else ("U8",)):
             raise ValueError(f"its weights are {weight.dtype} of shape {weight.shape}")
         rows, columns = weight.shape
         return (rows if self.online else ROWS_PER_BYTE * rows), columns
 
-    def decode(self, parts: Sequence[Read], wanted: slice) -> NDArray[np.float32]:
+    def decode(self, parts: Sequence[Part], wanted: slice) -> NDArray[np.float32]:
         stored = parts[0](slice(None))
         if self.online:
-            weights = _floats(stored)
+            weights = floats(stored)
             mean = np.float32(max(np.abs(weights).mean(dtype=np.float64), SMALLEST_MEAN))
             rounded: NDArray[np.float32] = np.clip(np.rint(weights[wanted] / mean), -1, 1) * mean
             return rounded
-        (scale,) = _floats(parts[1](slice(None))).reshape(-1)
+        (scale,) = floats(parts[1](slice(None))).reshape(-1)
         codes = np.concatenate([stored >> 2 * place & 3 for place in range(ROWS_PER_BYTE)])[wanted]
         ternary = codes.astype(np.float32) - 1
         return ternary / scale if self.divides else ternary * scale
-
-
-def _floats(numbers: NDArray[Any]) -> NDArray[np.float32]:
-    """BF16, F16 or F32 as they are stored -> f32."""
-    if numbers.dtype == np.uint16:
-        return (numbers.astype(np.uint32) << 16).view(np.float32)
-    return numbers.astype(np.float32)

@@ -5,8 +5,8 @@ A stack of matrices `NAME`, `[experts, columns, rows]` where it is not quantized
     NAME_blocks  U8 [experts, rows, columns / 32, 16]   two codes a byte, the lower four bits first
     NAME_scales  U8 [experts, rows, columns / 32]       exponents, 127 more than they stand for; 255 is not a number
 
-A code is a sign (bit 3), two bits of exponent and one of mantissa (E2M1): `CODES` has the sixteen. A number is
-`CODES[code] * 2 ** (scale - 127)`, which bf16 holds exactly: it has two significant bits.
+A code is a sign (bit 3), two bits of exponent and one of mantissa (E2M1): `packing.E2M1` has the sixteen. A number is
+`E2M1[code] * 2 ** (scale - 127)`, which bf16 holds exactly: it has two significant bits.
 
 Open Compute Project, "OCP Microscaling Formats (MX) Specification" 1.0, 2023, sections 5.3.3 and 5.4.1.
 """
@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.formats.mapped import Entry
-from quantkit.formats.schemes.scheme import Read, Scheme
+from quantkit.formats.schemes.packing import E2M1
+from quantkit.formats.schemes.scheme import Part, Scheme
 
 BLOCKS, SCALES = "_blocks", "_scales"
-CODES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 BLOCK_BYTES = 16
 
 
@@ -46,7 +46,7 @@ class Mxfp4(Scheme):
         experts, rows, groups, _ = blocks.shape
         return experts, 2 * BLOCK_BYTES * groups, rows
 
-    def decode(self, parts: Sequence[Read], wanted: slice) -> NDArray[np.uint16]:
+    def decode(self, parts: Sequence[Part], wanted: slice) -> NDArray[np.uint16]:
         blocks, scales = (read(wanted) for read in parts)
         pairs = _pairs()[scales[..., np.newaxis].astype(np.uint16) << 8 | blocks]
         numbers: NDArray[np.uint16] = pairs.view(np.uint16)
@@ -61,6 +61,6 @@ def _pairs() -> NDArray[np.uint32]:
     scales = np.exp2(np.arange(256.0) - 127)
     scales[255] = np.nan
     with np.errstate(over="ignore"):
-        numbers = (np.array(CODES)[codes] * scales[:, np.newaxis, np.newaxis]).astype(np.float32)
+        numbers = (np.array(E2M1)[codes] * scales[:, np.newaxis, np.newaxis]).astype(np.float32)
     bits: NDArray[Any] = (numbers.view(np.uint32) >> 16).astype(np.uint16)
     return bits.view(np.uint32).reshape(-1)

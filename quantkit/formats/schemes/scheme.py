@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from numpy.typing import NDArray
 
 from quantkit.formats.mapped import Entry
 
-Read = Callable[[slice], NDArray[Any]]
-"""Returns some entries of the first axis of a stored tensor."""
+
+@dataclass(frozen=True)
+class Part:
+    """A stored tensor: what the header of its file says of it, and how some entries of its first axis are read."""
+
+    entry: Entry
+    read: Callable[[slice], NDArray[Any]]
+
+    def __call__(self, wanted: slice = slice(None)) -> NDArray[Any]:
+        """Return some entries, or all: FP8 as bytes, BF16 as uint16, everything else as numbers."""
+        return self.read(wanted)
 
 
 class Scheme(ABC):
@@ -21,9 +31,12 @@ class Scheme(ABC):
     ----------
     kind : str
         What decoded tensors are: `f32`, `f16` or `bf16`, whichever holds every number exactly.
+    ignored : tuple of str
+        How names of tensors end that no number of the model depends on, such as scales of activations.
     """
 
     kind: ClassVar[str]
+    ignored: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
@@ -42,5 +55,5 @@ class Scheme(ABC):
         """Return the shape of a decoded tensor; raises `ValueError`, with what is wrong, where parts do not fit."""
 
     @abstractmethod
-    def decode(self, parts: Sequence[Read], wanted: slice) -> NDArray[Any]:
+    def decode(self, parts: Sequence[Part], wanted: slice) -> NDArray[Any]:
         """Return some entries of the first axis of a tensor, as `kind` stores them; no others are read."""

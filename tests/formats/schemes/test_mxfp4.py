@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import stored_parts
 import tiny
 from golden.generate import shapes, token_ids, transformers_logits
 from quantkit import formats
 from quantkit.errors import CheckpointError
+from quantkit.formats.mapped import Entry
 from quantkit.formats.packed import PackedModel
 from quantkit.formats.schemes.mxfp4 import Mxfp4
+from quantkit.formats.schemes.scheme import Part
 from quantkit.generation.loading import load_model
 from quantkit.quantization.conversion import convert
 from quantkit.quantization.dequantization import dequantize
@@ -29,7 +32,7 @@ Tensors = dict[str, tuple[str, NDArray[Any]]]
 
 def decoded(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The rows of one matrix."""
-    bits = Mxfp4().decode([lambda wanted: blocks[np.newaxis], lambda wanted: scales[np.newaxis]], slice(0, 1))[0]
+    bits = stored_parts.decoded(Mxfp4(), ("U8", blocks[np.newaxis]), ("U8", scales[np.newaxis]))[0]
     return numbers_of("bf16", bits, None, bits.shape).T
 
 
@@ -74,7 +77,7 @@ def test_all_bytes_are_what_transformers_makes_of_them() -> None:
     for scale in range(1, 254):
         scales = np.full((1, 256, 1), scale, np.uint8)
         theirs = convert_moe_packed_tensors(torch.from_numpy(blocks), torch.from_numpy(scales))
-        ours = Mxfp4().decode([lambda wanted: blocks, lambda wanted, scales=scales: scales], slice(0, 1))  # type: ignore[misc]
+        ours = stored_parts.decoded(Mxfp4(), ("U8", blocks), ("U8", scales))
         np.testing.assert_array_equal(ours.view(np.int16), theirs.view(torch.int16).numpy())
 
 
@@ -89,8 +92,7 @@ def gpt_oss(folder: Path, spoil: Callable[[Tensors], Any] = lambda tensors: None
             blocks = random.integers(0, 256, (experts, rows, columns // 32, 16), np.uint8)
             scales = random.integers(119, 124, (experts, rows, columns // 32), np.uint8)
             quantized |= {f"{name}_blocks": ("U8", blocks), f"{name}_scales": ("U8", scales)}
-            bits = Mxfp4().decode([lambda wanted, it=blocks: it, lambda wanted, it=scales: it], slice(None))  # type: ignore[misc]
-            plain[name] = ("BF16", bits)
+            plain[name] = ("BF16", stored_parts.decoded(Mxfp4(), ("U8", blocks), ("U8", scales)))
         else:
             plain[name] = quantized[name] = ("BF16", tiny.encode_dtype(tiny.weight(name, shape), "BF16"))
     spoil(quantized)
@@ -139,12 +141,12 @@ def test_the_model_answers_as_in_transformers(tmp_path: Path) -> None:
 def test_one_expert_is_read_alone() -> None:
     read: list[slice] = []
 
-    def part(shape: tuple[int, ...]) -> Callable[[slice], NDArray[np.uint8]]:
+    def part(shape: tuple[int, ...]) -> Part:
         def entries(wanted: slice) -> NDArray[np.uint8]:
             read.append(wanted)
             return np.zeros(shape, np.uint8)[wanted]
 
-        return entries
+        return Part(Entry("U8", shape, 0, 0), entries)
 
     assert Mxfp4().decode([part((9, 6, 2, 16)), part((9, 6, 2))], slice(4, 5)).shape == (1, 64, 6)
     assert read == [slice(4, 5)] * 2

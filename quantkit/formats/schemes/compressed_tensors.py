@@ -1,0 +1,170 @@
+"""compressed-tensors, as llm-compressor writes it: integers or small floats, and scales for rows, groups or blocks.
+
+A matrix `X`, `[rows, columns]`, is stored in one of these ways; which one, its tensors and their dtypes say:
+
+    X.weight_packed  I32 [rows, columns / (32 // bits)]  codes of integers, 2 ** (bits - 1) more than they stand for
+    X.weight_packed  U8 [rows, columns / 2]              codes of FP4, two a byte, the lower four bits first
+    X.weight         I8 or F8_E4M3 [rows, columns]
+    X.weight_scale   F16, BF16, F32; F8_E4M3 (nvfp4) or U8 (mxfp4: powers of two) where codes are FP4
+    X.weight_zero_point    zeros of the integers, packed down the rows as the codes are along them; may be missing
+    X.weight_global_scale  F32 [1], which divides the scales of nvfp4
+    X.weight_g_idx         I32 [columns]: group of each column; may be missing
+
+A number is `scale * (code - zero)`.
+
+The compressed-tensors library, https://github.com/vllm-project/compressed-tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import UnsupportedError
+from quantkit.formats.mapped import Entry
+from quantkit.formats.schemes.packing import E2M1, PLAIN, block_of, codes_of, e4m3, floats, nibbles_of, spread
+from quantkit.formats.schemes.scheme import Part, Scheme
+
+FORMATS = (
+    *("pack-quantized", "int-quantized", "float-quantized", "naive-quantized"),
+    *("nvfp4-pack-quantized", "mxfp4-pack-quantized", "mixed-precision"),
+)
+PACKED, SCALE = ".weight_packed", ".weight_scale"
+BITS = (2, 4, 8)
+"""Of packed integers; codes of others lie in two words, or not, depending on the library's version."""
+OTHERS = (".weight_zero_point", ".weight_global_scale", ".weight_g_idx")
+"""How parts of a module's weight that may be missing are named."""
+
+
+class CompressedTensors(Scheme):
+    """Matrices as the compressed-tensors library stores them.
+
+    Parameters
+    ----------
+    bits : int
+        Of integers that are packed into words.
+    block : tuple of int, optional
+        Rows and columns that share a scale, where these are blocks that the edges may cut.
+    """
+
+    kind = "f32"
+    ignored = (
+        *(".weight_shape", ".input_scale", ".input_zero_point", ".input_global_scale"),
+        *(".output_scale", ".q_scale", ".k_scale", ".v_scale"),
+    )
+
+    def __init__(self, bits: int = 4, block: tuple[int, int] | None = None) -> None:
+        self.bits, self.block = bits, block
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> CompressedTensors:
+        form = config.get("format", "naive-quantized")
+        sparse = config.get("sparsity_config") or {}
+        if form not in FORMATS or (isinstance(sparse, dict) and sparse.get("format", "dense") != "dense"):
+            raise UnsupportedError(f"quantization_config: format {form!r:.60} or its sparsity is not supported")
+        groups = config.get("config_groups")
+        weights = [
+            group["weights"]
+            for group in (groups.values() if isinstance(groups, dict) else ())
+            if isinstance(group, dict) and isinstance(group.get("weights"), dict)
+        ]
+        packed = {each.get("num_bits") for each in weights if each.get("type", "int") == "int"} or {4}
+        blocks = {tuple(each["block_structure"]) for each in weights if isinstance(each.get("block_structure"), list)}
+        bits, block = packed.pop(), next(iter(blocks), None)
+        if packed or len(blocks) > 1:
+            raise UnsupportedError("quantization_config: config_groups of several bits or blocks are not supported")
+        if bits not in BITS or (block and not _is_block(block)):
+            raise UnsupportedError(
+                f"quantization_config: {bits!r:.20} bits and blocks of {block!r:.60} are not supported"
+            )
+        return cls(bits, block)
+
+    def encoded(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        held = set(names)
+        found = {}
+        for module in (name.removesuffix(SCALE) for name in held if name.endswith(SCALE)):
+            weight = module + (PACKED if module + PACKED in held else ".weight")
+            parts = (weight, module + SCALE, *(module + other for other in OTHERS if module + other in held))
+            found[f"{module}.weight"] = parts
+        return found
+
+    def shape(self, *parts: Entry) -> tuple[int, ...]:
+        weight, scale, *others = parts
+        if len(weight.shape) != 2 or weight.dtype not in ("I32", "U8", "I8", "F8_E4M3"):
+            raise ValueError(f"its weights are {weight.dtype} of shape {weight.shape}")
+        if scale.dtype not in (*PLAIN, *(("F8_E4M3", "U8") if weight.dtype == "U8" else ())):
+            raise ValueError(f"its scales are {scale.dtype}")
+        per_entry = {"I32": 32 // self.bits, "U8": 2}.get(weight.dtype, 1)
+        shape = weight.shape[0], weight.shape[1] * per_entry
+        block = self._block(shape, scale.shape)
+        zero, _, order = _sorted(others)
+        zeros = zero and (shape[0] // block[0], shape[1] // block[1])
+        if zeros and weight.dtype == "I32":
+            zeros = -(-zeros[0] // per_entry), zeros[1]
+        if zero and (zero.shape != zeros or zero.dtype != weight.dtype):
+            raise ValueError(f"its zeros are {zero.dtype} of shape {zero.shape}")
+        if order and order.shape != shape[1:]:
+            raise ValueError(f"groups of {order.shape} columns do not fit {shape}")
+        return shape
+
+    def decode(self, parts: Sequence[Part], wanted: slice) -> NDArray[np.float32]:
+        weight, scale, *others = parts
+        shape = self.shape(*(part.entry for part in parts))
+        block, first = self._block(shape, scale.entry.shape), wanted.indices(shape[0])[0]
+        zero, divisor, order = _sorted(others)
+        numbers = self._numbers(weight, wanted)
+        scales: NDArray[np.float32] = e4m3()[scale()] if scale.entry.dtype == "F8_E4M3" else floats(scale())
+        scales = scales.reshape(_matrix(scales.shape))
+        if divisor:
+            scales = scales / divisor().reshape(())
+        zeros = self._zeros(zero, len(scales)) if zero else None
+        if order and (groups := order()).min() >= 0:
+            rows = np.arange(first, first + len(numbers)) // block[0]
+            rows, groups = np.ix_(rows, groups)
+            ordered: NDArray[np.float32] = scales[rows, groups]
+            return (numbers if zeros is None else numbers - zeros[rows, groups]) * ordered
+        if zeros is not None:
+            numbers -= spread(zeros, numbers.shape, block, first)
+        return numbers * spread(scales, numbers.shape, block, first)
+
+    def _block(self, shape: Sequence[int], scales: tuple[int, ...]) -> tuple[int, int]:
+        """Rows and columns that share a scale."""
+        if self.block and _matrix(scales) == (-(-shape[0] // self.block[0]), -(-shape[1] // self.block[1])):
+            return self.block
+        return block_of(shape, _matrix(scales))
+
+    def _numbers(self, weight: Part, wanted: slice) -> NDArray[np.float32]:
+        stored = weight(wanted)
+        if weight.entry.dtype == "I32":
+            return codes_of(stored, self.bits).astype(np.float32) - np.float32(1 << self.bits - 1)
+        if weight.entry.dtype == "U8":
+            return np.array(E2M1, np.float32)[nibbles_of(stored)]
+        numbers: NDArray[np.float32] = e4m3()[stored] if weight.entry.dtype == "F8_E4M3" else stored.astype(np.float32)
+        return numbers
+
+    def _zeros(self, zero: Part, rows: int) -> NDArray[np.float32]:
+        if zero.entry.dtype == "I32":
+            codes = codes_of(zero().T, self.bits).T[:rows]
+            return codes.astype(np.float32) - np.float32(1 << self.bits - 1)
+        return zero().astype(np.float32)
+
+
+def _is_block(sides: tuple[Any, ...]) -> bool:
+    return len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """The shape of scales, one for all numbers, or for each row, as that of a matrix."""
+    return (shape[0], shape[1]) if len(shape) == 2 else (int(np.prod(shape)), 1)
+
+
+def _sorted(others: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """Zeros, divisor and groups of columns among the parts, or their entries, that may be missing."""
+    found = dict.fromkeys(("zero", "divisor", "order"))
+    for other in others:
+        dtype, shape, *_ = getattr(other, "entry", other)
+        found["zero" if len(shape) == 2 else "divisor" if dtype == "F32" else "order"] = other
+    return found["zero"], found["divisor"], found["order"]

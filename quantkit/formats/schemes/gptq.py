@@ -1,0 +1,89 @@
+"""GPTQ, as AutoGPTQ and GPTQModel write it: codes of 2, 3, 4 or 8 bits, and a scale and a zero for each group.
+
+A matrix `X`, `[rows, columns]`, is stored transposed:
+
+    X.qweight  I32 [columns * bits / 32, rows]            codes down the columns, a stream of bits
+    X.qzeros   I32 [groups, rows * bits / 32]             codes along the rows
+    X.scales   F16, BF16 or F32 [groups, rows]
+    X.g_idx    I32 [columns], may be missing              group of each column
+
+A number is `scale * (code - zero)`. The first version of the format (`checkpoint_format` gptq) stores zeros less one.
+
+Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2022.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import UnsupportedError
+from quantkit.formats.mapped import Entry
+from quantkit.formats.schemes.packing import PLAIN, floats, stream_of
+from quantkit.formats.schemes.scheme import Part, Scheme
+
+BITS = (2, 3, 4, 8)
+LESS_ONE = {"gptq": 1, "gptq_v2": 0}
+"""`checkpoint_format` -> what must be added to stored zeros."""
+
+
+class Gptq(Scheme):
+    """Matrices in the format of GPTQ.
+
+    Parameters
+    ----------
+    bits : int
+    less : int
+        What must be added to stored zeros.
+    """
+
+    kind = "f32"
+
+    def __init__(self, bits: int, less: int = 1) -> None:
+        self.bits, self.less = bits, less
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Gptq:
+        bits, form = config.get("bits"), config.get("checkpoint_format", "gptq")
+        if bits not in BITS or form not in LESS_ONE:
+            raise UnsupportedError(
+                f"quantization_config: {bits!r:.20} bits and checkpoint_format {form!r:.60} are not supported"
+            )
+        dynamic = config.get("dynamic")
+        if isinstance(dynamic, dict) and any(not str(name).startswith("-") for name in dynamic):
+            raise UnsupportedError("quantization_config: dynamic says that modules differ, which is not supported")
+        return cls(bits, LESS_ONE[form])
+
+    def encoded(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        held = set(names)
+        found = {}
+        for module in (name.removesuffix(".qweight") for name in held if name.endswith(".qweight")):
+            parts = [f"{module}.qweight", f"{module}.qzeros", f"{module}.scales"]
+            found[f"{module}.weight"] = (*parts, *({f"{module}.g_idx"} & held))
+        return found
+
+    def shape(self, *parts: Entry) -> tuple[int, ...]:
+        weight, zeros, scales, *order = parts
+        if [each.dtype for each in (weight, zeros, *order)] != ["I32"] * (2 + len(order)) or scales.dtype not in PLAIN:
+            raise ValueError(f"its parts are {', '.join(part.dtype for part in parts)}")
+        if not all(len(each.shape) == 2 for each in (weight, zeros, scales)):
+            raise ValueError(f"its codes have shape {weight.shape}")
+        rows, columns = weight.shape[1], weight.shape[0] * 32 // self.bits
+        groups = scales.shape[0]
+        fits = scales.shape == (groups, rows) and zeros.shape == (groups, rows * self.bits // 32)
+        if not fits or (order and order[0].shape != (columns,)) or not groups or (columns % groups and not order):
+            raise ValueError(f"codes of shape {weight.shape} do not fit scales {scales.shape} and zeros {zeros.shape}")
+        return rows, columns
+
+    def decode(self, parts: Sequence[Part], wanted: slice) -> NDArray[np.float32]:
+        words, zero_words, scales, *order = (part() for part in parts)
+        codes = stream_of(words[:, wanted].T, self.bits).astype(np.float32)
+        zeros = stream_of(zero_words, self.bits)[:, wanted].astype(np.float32) + np.float32(self.less)
+        groups = order[0] if order else np.arange(codes.shape[1]) // (codes.shape[1] // len(scales))
+        if groups.min() < 0 or groups.max() >= len(scales):
+            raise ValueError(f"a column is of group {groups.max()}, of which there are {len(scales)}")
+        decoded: NDArray[np.float32] = (codes - zeros.T[:, groups]) * floats(scales[:, wanted]).T[:, groups]
+        return decoded

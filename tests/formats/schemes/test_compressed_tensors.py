@@ -1,0 +1,127 @@
+"""compressed-tensors: typed parts, its own library's files, and checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import quantized
+from quantkit.errors import UnsupportedError
+from quantkit.formats.schemes import scheme_of
+from quantkit.formats.schemes.compressed_tensors import BITS, CompressedTensors
+from stored_parts import decoded
+
+GROUPS = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "group_size": 32}}}
+PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": GROUPS}
+Weights = NDArray[np.float32]
+
+
+def words_of(codes: NDArray[np.uint8], bits: int = 4) -> NDArray[np.int32]:
+    """Codes along the last axis, as many whole ones in a word as there is room for."""
+    per_word = 32 // bits
+    padded = np.pad(codes, [(0, 0), (0, -codes.shape[1] % per_word)]).reshape(len(codes), -1, per_word)
+    places = np.arange(per_word, dtype=np.uint32) * np.uint32(bits)
+    words: NDArray[np.uint32] = (padded.astype(np.uint32) << places).sum(axis=-1, dtype=np.uint32)
+    return words.view(np.int32)
+
+
+def integers(module: str, weight: Weights) -> tuple[quantized.Stored, Weights]:
+    """Groups of 32, with zeros."""
+    groups = weight.reshape(len(weight), -1, 32)
+    scales = ((groups.max(-1) - groups.min(-1)) / 15).astype(np.float16)
+    zeros = np.rint(-8 - groups.min(-1) / scales).clip(-8, 7)
+    codes = np.rint(groups / scales[..., None] + zeros[..., None]).clip(-8, 7)
+    parts: dict[str, tuple[str, NDArray[Any]]] = {
+        ".weight_packed": ("I32", words_of((codes + 8).astype(np.uint8).reshape(weight.shape))),
+        ".weight_scale": ("F16", scales),
+        ".weight_zero_point": ("I32", np.ascontiguousarray(words_of((zeros.T + 8).astype(np.uint8)).T)),
+        ".weight_shape": ("I64", np.array(weight.shape, np.int64)),
+    }
+    numbers = (codes - zeros[..., None]).astype(np.float32) * scales[..., None].astype(np.float32)
+    return parts, numbers.reshape(weight.shape)
+
+
+def bytes_by_rows(module: str, weight: Weights) -> tuple[quantized.Stored, Weights]:
+    scales = (np.abs(weight).max(1, keepdims=True) / 127).astype(np.float32)
+    codes = np.rint(weight / scales).astype(np.int8)
+    parts: dict[str, tuple[str, NDArray[Any]]] = {".weight": ("I8", codes), ".weight_scale": ("F32", scales)}
+    return parts, codes * scales
+
+
+def test_typed_parts() -> None:
+    words, scales = np.array([[0x76543210]], np.int32), np.array([[2.0]], np.float16)
+    assert decoded(CompressedTensors(), ("I32", words), ("F16", scales)).tolist() == [[2 * (c - 8) for c in range(8)]]
+    zeros = np.array([[0x9]], np.int32)  # stands for 1
+    assert decoded(CompressedTensors(), ("I32", words), ("F16", scales), ("I32", zeros))[0, 0] == -18
+    codes, ones = np.array([[0x21, 0xF8]], np.uint8), np.array([[0x40]], np.uint8)  # a scale of 2 in FP8
+    nvfp4 = decoded(CompressedTensors(), ("U8", codes), ("F8_E4M3", ones), ("F32", np.array([4], np.float32)))
+    assert nvfp4.tolist() == [[0.25, 0.5, -0.0, -3.0]]
+    assert decoded(CompressedTensors(), ("U8", codes), ("U8", np.array([[128]], np.uint8))).tolist() == [[1, 2, 0, -12]]
+    fp8 = ("F8_E4M3", np.array([[0x38, 0x40]], np.uint8))
+    assert decoded(CompressedTensors(), fp8, ("BF16", np.array([0x3F00], np.uint16))).tolist() == [[0.5, 1.0]]
+
+
+def test_columns_in_another_order() -> None:
+    random = np.random.default_rng(0)
+    order = random.permutation(64)
+    weight = random.standard_normal((16, 64)).astype(np.float32)
+    parts, expected = integers("", np.ascontiguousarray(weight[:, order]))
+    inverse = np.argsort(order)
+    codes = parts[".weight_packed"][1].view(np.uint32)[..., None] >> np.arange(0, 32, 4, dtype=np.uint32) & 15
+    packed = words_of(codes.reshape(16, 64)[:, inverse].astype(np.uint8))
+    numbers = decoded(
+        CompressedTensors(),
+        ("I32", packed),
+        parts[".weight_scale"],
+        parts[".weight_zero_point"],
+        ("I32", (inverse // 32).astype(np.int32)),
+    )
+    np.testing.assert_array_equal(numbers, expected[:, inverse])
+
+
+def test_a_checkpoint_of_four_bits(tmp_path: Path) -> None:
+    quantized.assert_equal(*quantized.checkpoints(tmp_path, integers, "quantization_config", PACKED))
+
+
+def test_a_checkpoint_of_eight_bits(tmp_path: Path) -> None:
+    config = {**PACKED, "format": "int-quantized"}
+    quantized.assert_equal(*quantized.checkpoints(tmp_path, bytes_by_rows, "quantization_config", config))
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [
+        {"format": "marlin-24"},
+        {"sparsity_config": {"format": "sparse-24-bitmask"}},
+        {"config_groups": {"a": GROUPS["group_0"], "b": {"weights": {"num_bits": 8, "type": "int"}}}},
+        {"config_groups": {"a": {"weights": {"num_bits": 3}}}},
+        {"config_groups": {"a": {"weights": {"num_bits": "4"}}}},
+    ],
+)
+def test_what_is_not_known_is_refused(spoiled: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedError, match="quantization_config: "):
+        scheme_of({"quantization_config": {**PACKED, **spoiled}})
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", BITS)
+def test_words_that_its_library_packs(bits: int, symmetric: bool) -> None:
+    import torch
+    from compressed_tensors.compressors.pack_quantized import pack_to_int32
+
+    random = np.random.default_rng(bits)
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1)
+    codes = random.integers(low, high, (40, 32 // bits * 8), np.int8)
+    zeros = random.integers(low, high, (40, 2), np.int8)
+    scales = random.random((40, 2), np.float32)
+    stored = [("I32", pack_to_int32(torch.from_numpy(codes), bits).numpy()), ("F32", scales)]
+    if not symmetric:
+        stored.append(("I32", pack_to_int32(torch.from_numpy(zeros), bits, packed_dim=0).contiguous().numpy()))
+    wide = np.repeat(np.zeros_like(zeros) if symmetric else zeros, codes.shape[1] // 2, 1)
+    expected = (codes.astype(np.float32) - wide) * np.repeat(scales, codes.shape[1] // 2, 1)
+    np.testing.assert_array_equal(decoded(CompressedTensors(bits), *stored), expected)

@@ -1,0 +1,91 @@
+"""FP8: typed bytes, blocks that the edges cut, stacks, and what transformers makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import quantized
+from quantkit.errors import UnsupportedError
+from quantkit.formats.schemes import scheme_of
+from quantkit.formats.schemes.fp8 import Fp8
+from quantkit.formats.schemes.packing import e4m3
+from stored_parts import decoded
+
+BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
+Weights = NDArray[np.float32]
+
+
+def rounded(numbers: Weights) -> NDArray[np.uint8]:
+    """The nearest code of each number."""
+    table = np.nan_to_num(e4m3(), nan=np.inf)
+    order = np.argsort(table, kind="stable")
+    place = np.searchsorted(table[order], numbers).clip(1, 255)
+    upper = np.abs(table[order][place] - numbers) < np.abs(table[order][place - 1] - numbers)
+    codes: NDArray[np.uint8] = order[place - ~upper].astype(np.uint8)
+    return codes
+
+
+def test_typed_bytes() -> None:
+    codes = np.array([[0x38, 0xB8, 0x40], [0x30, 0x00, 0x01]], np.uint8)  # 1 -1 2, 0.5 0 2 ** -9
+    scales = np.array([[2.0, 4.0]], np.float32)
+    expected = [[2, -2, 8], [1, 0, 2.0**-7]]
+    assert decoded(Fp8((2, 2)), ("F8_E4M3", codes), ("F32", scales)).tolist() == expected
+    assert decoded(Fp8(None), ("F8_E4M3", codes), ("F32", np.array(2.0, np.float32))).tolist()[0] == [2, -2, 4]
+    powers = np.array([[128, 129]], np.uint8)
+    assert decoded(Fp8((2, 2)), ("F8_E4M3", codes), ("F8_E8M0", powers)).tolist() == expected
+
+
+def test_rows_of_blocks_and_matrices_of_stacks() -> None:
+    random = np.random.default_rng(0)
+    codes, scales = random.integers(0, 127, (300, 70), np.uint8), random.random((3, 1), np.float32)
+    whole = decoded(Fp8((128, 128)), ("F8_E4M3", codes), ("F32", scales))
+    for rows in (slice(100, 290), slice(256, 300)):
+        np.testing.assert_array_equal(
+            decoded(Fp8((128, 128)), ("F8_E4M3", codes), ("F32", scales), wanted=rows), whole[rows]
+        )
+    stack = decoded(Fp8((128, 128)), ("F8_E4M3", np.stack([codes] * 2)), ("F32", np.stack([scales] * 2)))
+    np.testing.assert_array_equal(stack[1], whole)
+
+
+@pytest.mark.parametrize("spoiled", ["weight_block_size", "fmt"])
+def test_what_is_not_known_is_refused(spoiled: str) -> None:
+    with pytest.raises(UnsupportedError, match=spoiled):
+        scheme_of({"quantization_config": {**BLOCKS, spoiled: ["e5m2"]}})
+
+
+def test_scales_that_do_not_fit() -> None:
+    codes = ("F8_E4M3", np.zeros((4, 4), np.uint8))
+    for other in (("F32", np.ones((1, 2), np.float32)), ("I32", np.ones((2, 2), np.int32))):
+        with pytest.raises(ValueError, match="scales"):
+            decoded(Fp8((2, 2)), codes, other)
+
+
+def encode(module: str, weight: Weights) -> tuple[quantized.Stored, Weights]:
+    scales = np.full([-(-side // 128) for side in weight.shape], np.abs(weight).max() / 448, np.float32)
+    codes = rounded(weight / scales[0, 0])
+    parts: dict[str, tuple[str, NDArray[Any]]] = {
+        ".weight": ("F8_E4M3", codes),
+        ".weight_scale_inv": ("F32", scales),
+    }
+    return parts, e4m3()[codes] * scales[0, 0]
+
+
+def test_a_checkpoint(tmp_path: Path) -> None:
+    quantized.assert_equal(*quantized.checkpoints(tmp_path, encode, "quantization_config", BLOCKS))
+
+
+@pytest.mark.live
+def test_blocks_are_what_transformers_makes_of_them() -> None:
+    import torch
+    from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
+
+    random = np.random.default_rng(0)
+    codes, scales = random.integers(0, 127, (300, 200), np.uint8), random.random((3, 2), np.float32)
+    weight = torch.from_numpy(codes).view(torch.float8_e4m3fn)
+    theirs = _dequantize_fp8_weight(weight, torch.from_numpy(scales), [128, 128], torch.float32)
+    np.testing.assert_array_equal(decoded(Fp8((128, 128)), ("F8_E4M3", codes), ("F32", scales)), theirs.numpy())
