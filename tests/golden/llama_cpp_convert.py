@@ -36,6 +36,7 @@ def convert(model: Path, file: Path) -> None:
     known = ModelBase.load_hparams(model, False) | json.loads((model / "config.json").read_text())
     ModelBase.load_hparams = staticmethod(lambda folder, is_mistral_format: dict(known))
     found = get_model_class(get_model_architecture(known, ModelType.TEXT), mmproj=False)
+    found = getattr(found, "Ministral3Model", found)  # which a Mistral3Model asks for everything
     kind = type(found.__name__, (found,), {"model_arch": found.model_arch, "no_mtp": True, "set_vocab": set_vocab})
     with torch.inference_mode():
         kind(model, gguf.LlamaFileType.ALL_F32, file).write()

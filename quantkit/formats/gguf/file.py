@@ -175,7 +175,7 @@ class _Cursor:
         for _ in range(count):
             begin = position + 8
             position = begin + int.from_bytes(data[position:begin], "little")
-            if position > size:
+            if position > size or position - begin > MAX_BYTES:
                 raise self._file.fault("is truncated or damaged: its header does not end within the file")
             found.append(data[begin:position].decode("utf-8", "replace"))
         self.position = position

@@ -48,6 +48,14 @@ def _phi3(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     return fields | {"original_max_position_embeddings": original or config["max_position_embeddings"]}
 
 
+def _ministral3(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Its yarn grows with a factor for long texts, and is not scaled: the key holds `mscale_all_dim` itself."""
+    scale = metadata.get("rope.scaling.yarn_log_multiplier", float, 1.0)
+    beta = config["llama_4_scaling_beta"]
+    scaling = {**(config["rope_scaling"] or {}), "mscale": scale, "mscale_all_dim": scale, "llama_4_scaling_beta": beta}
+    return {"rope_scaling": scaling, "llama_4_scaling_beta": ...}
+
+
 def _as_tensors(field: str) -> Fields:
     """The size of the MLP as its matrix has it: the converter writes four times the hidden size, whatever it is."""
     return lambda metadata, config: {field: metadata.tensor("blk.0.ffn_up.weight").shape[0]}
@@ -205,6 +213,15 @@ DENSE: Mapping[str, dict[str, Dialect]] = {
     },
     "granite": {"": Dialect("granite", rows(LLAMA, paired=True), GRANITE)},
     "hunyuan-dense": {"": Dialect("hunyuan_v1_dense", rows(LLAMA | _HUNYUAN))},
+    "mistral3": {
+        "attention.temperature_scale": Dialect(
+            "ministral3",
+            rows(LLAMA, paired=True),
+            {"llama_4_scaling_beta": Key("attention.temperature_scale", float, ...)},
+            more=_ministral3,
+        ),
+        "": Dialect("mistral", rows(LLAMA, paired=True), fixed={"sliding_window": None}),
+    },
     "nemotron": {
         "": Dialect(
             "nemotron",

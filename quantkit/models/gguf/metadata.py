@@ -48,9 +48,6 @@ class Metadata:
             raise CheckpointError("its metadata has no general.architecture")
         self.architecture = architecture
 
-    def __contains__(self, key: str) -> bool:
-        return self._key(key) in self._values
-
     def get(self, key: str, kind: type, default: Any = None) -> Any:
         """Return a value that is one for all layers, or for all that have any; raises unless it is of that type."""
         self._asked.add(key)
@@ -66,6 +63,10 @@ class Metadata:
             raise CheckpointError(f"its {self._key(key)} is {shown(value)}, not of type {kind.__name__}")
         number: Any = value
         return shortest(number) if kind is float else number
+
+    def says(self, key: str) -> bool:
+        """Whether a key has another value than 0."""
+        return bool(np.any(self._values.get(self._key(key), 0)))
 
     def require(self, key: str, kind: type) -> Any:
         """Return a value as `get`; raises `CheckpointError` where there is none."""

@@ -61,9 +61,7 @@ def read(
 
 def _variant(dialects: Mapping[str, Dialect], metadata: Metadata) -> Dialect:
     """Return the model type that a file of this architecture is: the first whose telling key or tensor it has."""
-    return next(
-        dialect for sign, dialect in dialects.items() if not sign or metadata.get(sign, int) or metadata.has(sign)
-    )
+    return next(dialect for sign, dialect in dialects.items() if not sign or metadata.says(sign) or metadata.has(sign))
 
 
 def _present(rows: Iterable[Stored], tensors: Iterable[str]) -> tuple[Stored, ...]:
