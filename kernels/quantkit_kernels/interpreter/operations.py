@@ -221,6 +221,12 @@ class OperationSpec:
         return self.work is _weight_rows
 
 
+def _ssd(fields: Mapping[str, Any], load: Load) -> Cost:
+    """A token's outer product is added to the matrix of a head, which its `C` then meets."""
+    macs = 2 * fields["heads"] * fields["head_dim"] * fields["state_size"] * load.tokens
+    return _state_once(fields, load) + Cost(macs=macs)
+
+
 def _ssd_state(fields: Mapping[str, Any]) -> State:
     """Units are rows of one head; the last ones of a head may be fewer."""
     units = fields["heads"] * -(-fields["head_dim"] // STATE_ROWS)
@@ -320,7 +326,7 @@ _ROWS = (
         parameters=("heads", "head_dim", "groups", "state_size", "dt_min", "dt_max"),
         state=_ssd_state,
         shared=True,
-        work=_state_once,
+        work=_ssd,
     ),
     OperationSpec(
         truth.delta_rule,
