@@ -9,8 +9,10 @@ compares the same cases with transformers itself as well. `REAL` are those that 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
+from quantkit.models.gguf.tables import DIALECTS
 from quantkit.models.registry import FAMILIES
 from quantkit.models.wrappers import WRAPPERS
 
@@ -27,12 +29,25 @@ def status(model_type: str) -> str:
 
 
 def table() -> str:
-    """Return the table's rows, and the multimodal models below them, in Markdown."""
+    """Return the table's rows, and the multimodal models and GGUF's architectures below them, in Markdown."""
     rows = [f"| `{name}` | {family.known_as} | {status(name)} |" for name, family in FAMILIES.items()]
     head = ("| `model_type` | models | checked by |", "|---|---|---|")
-    parts = ", ".join(f"`{name}`" for name in WRAPPERS)
-    text = textwrap.fill(f"Of multimodal models the text part runs: {parts}.", 120, break_on_hyphens=False)
-    return "\n".join((*head, *rows, "", text))
+    return "\n".join(
+        (
+            *head,
+            *rows,
+            "",
+            listing("Of multimodal models the text part runs", WRAPPERS),
+            "",
+            listing("GGUF files of these architectures are read", DIALECTS),
+        )
+    )
+
+
+def listing(what: str, names: Iterable[str]) -> str:
+    """Return a paragraph of names."""
+    text = f"{what}: {', '.join(f'`{name}`' for name in names)}."
+    return textwrap.fill(text, 120, break_on_hyphens=False)
 
 
 def rewrite(readme: str) -> str:
