@@ -115,7 +115,7 @@ def convert(
     Parameters
     ----------
     source : path
-        A Hugging Face folder or a GGUF file with F16, BF16 or F32 weights.
+        A Hugging Face folder with F16, BF16 or F32 weights, or a GGUF file.
     output : path
         Folder to write. It appears when it is complete.
     quantize : {"int4", "int8"}
