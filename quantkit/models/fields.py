@@ -167,13 +167,17 @@ IGNORED = _names(
     num_logits_to_keep chunk_size_feed_forward torchscript use_bfloat16 tie_encoder_decoder tie_last_hidden_states
     is_decoder attn_implementation _attn_implementation _attn_implementation_autoset use_flash_attn
     attention_softmax_in_fp32 scale_attention_softmax_in_fp32 reorder_and_upcast_attn residual_in_fp32 slow_but_exact
-    pretraining_tp gradient_checkpointing"""
+    pretraining_tp gradient_checkpointing chunk_size mamba_chunk_size use_mamba_kernels use_mem_eff_path use_mambapy
+    use_associative_scan mamba_ssm_cache_dtype moe_shared_expert_overlap n_ctx"""
     # Training.
     """ attention_dropout hidden_dropout hidden_dropout_prob residual_dropout resid_dropout resid_pdrop embd_pdrop
+    activation_dropout attention_probs_dropout_prob
     emb_pdrop attn_pdrop embed_dropout embedding_dropout classifier_dropout summary_first_dropout dropout layerdrop
     summary_type summary_use_proj summary_activation summary_proj_to_labels
     initializer_range embedding_initializer_range init_std init_device rescale_prenorm_residual router_aux_loss_coef
-    router_jitter_noise input_jitter_noise z_loss_coefficient num_mtp_layers num_nextn_predict_layers"""
+    router_jitter_noise input_jitter_noise z_loss_coefficient num_mtp_layers num_nextn_predict_layers
+    mtp_layers_block_type w_init_variance_scale time_step_floor time_step_init_scheme time_step_max time_step_min
+    time_step_scale time_step_rank linear_a_log_max linear_a_log_min linear_dt_init_floor linear_dt_max linear_dt_min"""
     # Defaults of generation; `generation_config.json` has those that count.
     """ do_sample temperature top_k top_p min_p typical_p repetition_penalty length_penalty diversity_penalty
     no_repeat_ngram_size encoder_no_repeat_ngram_size num_beams num_beam_groups num_return_sequences max_length

@@ -511,6 +511,7 @@ CASES = {
             "norm_topk_prob": False,
             "num_hidden_layers": ...,
             "tie_word_embeddings": True,
+            "time_step_min": 0.8,
             "use_bias": True,
         },
     ),

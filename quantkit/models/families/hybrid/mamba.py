@@ -30,14 +30,7 @@ STORED = (
 
 @dataclass(frozen=True, kw_only=True)
 class MixerConfig(DecoderConfig):
-    """The fields of families with layers of Mamba, as Jamba spells them. Others say how steps began in training."""
-
-    IGNORED: ClassVar[frozenset[str]] = frozenset(
-        {
-            *("time_step_floor", "time_step_init_scheme", "time_step_max", "time_step_min", "time_step_scale"),
-            *("use_associative_scan", "use_mamba_kernels", "use_mambapy"),
-        }
-    )
+    """The fields of families with layers of Mamba, as Jamba spells them."""
 
     hidden_act: str = "silu"
     mamba_d_state: int = bounded(16, maximum=256)

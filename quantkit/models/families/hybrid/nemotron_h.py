@@ -8,6 +8,7 @@ NVIDIA, "Nemotron-H: A Family of Accurate and Efficient Hybrid Mamba-Transformer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +47,7 @@ class Config(Mamba2Config):
             "use_bias": "mamba_proj_bias",
             "mamba_hidden_act": "hidden_act",
             "mamba_dt_limit": "time_step_limit",
+            "mamba_dt_min": "time_step_min",
             "layer_norm_epsilon": "rms_norm_eps",
             "layers_block_type": "layer_types",
             "num_local_experts": "n_routed_experts",
@@ -63,6 +65,7 @@ class Config(Mamba2Config):
     mamba_d_head: int = 64
     mamba_n_groups: int = 8
     mamba_d_state: int = 128
+    time_step_min: float = 0.001
     hybrid_override_pattern: str | None = None
     layer_types: list[Any] | None = None
     n_routed_experts: int = bounded(8, maximum=1024)
@@ -74,6 +77,11 @@ class Config(Mamba2Config):
     topk_group: int = 1
     norm_topk_prob: bool = True
     routed_scaling_factor: float = 1.0
+
+    @property
+    def step_limits(self) -> tuple[float, float]:
+        """As transformers has them, whatever `time_step_limit` says."""
+        return self.time_step_min, math.inf
 
     @property
     def mamba_columns(self) -> int:

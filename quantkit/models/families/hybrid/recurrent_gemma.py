@@ -34,7 +34,7 @@ class Config(DecoderConfig):
     """`config.json` of model type `recurrent_gemma`."""
 
     SPELLINGS: ClassVar[Mapping[str, str]] = MappingProxyType({"sliding_window": "attention_window_size"})
-    IGNORED: ClassVar[frozenset[str]] = frozenset({"hidden_act", "w_init_variance_scale"})
+    IGNORED: ClassVar[frozenset[str]] = frozenset({"hidden_act"})
     default_rotary_part: ClassVar[float | None] = 0.5
 
     max_position_embeddings: int = 8192
