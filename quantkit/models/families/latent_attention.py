@@ -4,7 +4,7 @@ A query head has columns that are rotated, behind others that are not. All key h
 come straight from the input; the others, and the values, come from the latent. Values may have another size than keys.
 
 The cache holds keys and values as heads, not latents. Of a token of DeepSeek-V2-Lite those are 5,120 numbers a layer
-where the latent and the shared columns are 576, so that from a depth of about 4,000 tokens on, a decode step reads as
+where the latent and the shared columns are 576, so that from a depth of about 5,000 tokens on, a decode step reads as
 many bytes of cache as of weights. In return each (query, position) costs 320 multiply-adds a head instead of 1,088,
 which is what a prompt is bound by; attention is that of all families; and the numbers are those of transformers,
 which expands latents as well.
