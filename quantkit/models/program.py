@@ -1,7 +1,7 @@
 """The program: the flat list of operations that a forward pass recorded.
 
 It knows every operation in order and every tensor that it needs, with its shape and role, so the same recording checks
-a checkpoint, plans memory and runs. `recorder.py` has the operations that families record, `quantkit.engine.lowering`
+a checkpoint, plans memory and runs. `recorder/` has the operations that families record, `quantkit.engine.lowering`
 makes the steps of a program that the compiled interpreter runs, and `quantkit.quantization` reads only its tensors.
 Nothing is computed here and no file is read.
 """

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models import refused
 from quantkit.models.config import DecoderConfig, shown
-from quantkit.models.families import latent_attention, state_space
+from quantkit.models.config.fields import check_unused
+from quantkit.models.decoder import latent_attention, state_space
 from quantkit.models.families.dense import cohere, exaone, glm, granite, hunyuan, llama, nanochat, olmo
 from quantkit.models.families.gemma import gemma, gemma3, gemma3n, gemma4
 from quantkit.models.families.gpt import bloom, gpt2, gptj, neox, opt
@@ -32,7 +33,6 @@ from quantkit.models.families.hybrid import (
 )
 from quantkit.models.families.latent import deepseek, minicpm3
 from quantkit.models.families.mixtures import afmoe, glm4_moe, gpt_oss, llama4, mixtral
-from quantkit.models.fields import check_unused
 from quantkit.models.program import Program
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import context_of

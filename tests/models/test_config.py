@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import tiny
 from golden.generate import CASES
 from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
-from quantkit.models.families.latent_attention import LatentConfig
-from quantkit.models.fields import COMPUTING
+from quantkit.models.config.fields import COMPUTING
+from quantkit.models.decoder.latent_attention import LatentConfig
 from quantkit.models.program import Program
 from quantkit.models.registry import FAMILIES, read
 

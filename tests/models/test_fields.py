@@ -9,7 +9,7 @@ import pytest
 
 import tiny
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.models.fields import COMPUTING, IGNORED
+from quantkit.models.config.fields import COMPUTING, IGNORED
 from quantkit.models.registry import FAMILIES, read
 
 TYPES = list(tiny.FAMILIES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quantkit.models.families.delta_net import DeltaNetConfig
+from quantkit.models.decoder.delta_net import DeltaNetConfig
 from quantkit.models.gguf.dense import ATTENTION, BESIDE_BLOCKS, GATED, GRANITE, HEAD_NORMS, NORMS_BEFORE, SHIFTED
 from quantkit.models.gguf.dialect import Dialect, Key, Names, rows
 from quantkit.models.gguf.metadata import Metadata

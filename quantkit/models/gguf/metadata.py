@@ -1,7 +1,7 @@
 """The metadata of one GGUF file: values by the keys of its architecture, each checked when it is asked for.
 
 Keys are those of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, without the architecture before them. What
-they mean for a model is said in `config.py` and in the tables of architectures; no file is known here.
+they mean for a model is said in `config/` and in the tables of architectures; no file is known here.
 """
 
 from __future__ import annotations

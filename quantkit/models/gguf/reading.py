@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from quantkit.errors import UnsupportedError
 from quantkit.models.config import shown
-from quantkit.models.fields import check_unused
+from quantkit.models.config.fields import check_unused
 from quantkit.models.gguf.config import config_of
 from quantkit.models.gguf.dialect import Dialect
 from quantkit.models.gguf.metadata import Metadata

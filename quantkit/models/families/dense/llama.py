@@ -38,7 +38,7 @@ class Config(DecoderConfig):
 
     @property
     def activation(self) -> str:
-        """The MLP's, by the name that `decoder.py` has for it."""
+        """The MLP's, by the name that `decoder/` has for it."""
         return activation("hidden_act", self.hidden_act)
 
 

@@ -20,9 +20,8 @@ from typing import Any, ClassVar
 
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.config import bounded, shown
-from quantkit.models.decoder import Norm, embed, head
-from quantkit.models.families import shared_keys
-from quantkit.models.families.shared_keys import Attention, LayerInputs
+from quantkit.models.decoder import Norm, embed, head, shared_keys
+from quantkit.models.decoder.shared_keys import Attention, LayerInputs
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import beside, parameters_by_type

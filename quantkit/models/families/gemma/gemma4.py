@@ -18,9 +18,8 @@ from typing import Any, ClassVar
 
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.config import attention_windows, bounded, every_nth_full, shown
-from quantkit.models.decoder import Experts, GatedMLP, Norm, Router, embed, head
-from quantkit.models.families import shared_keys
-from quantkit.models.families.shared_keys import Attention, Heads, LayerInputs
+from quantkit.models.decoder import Experts, GatedMLP, Norm, Router, embed, head, shared_keys
+from quantkit.models.decoder.shared_keys import Attention, Heads, LayerInputs
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
 from quantkit.models.stored import Fused

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from quantkit.errors import CheckpointError
 from quantkit.models.config import activation, shown
 from quantkit.models.decoder import Attention, embed, head, rotation
-from quantkit.models.families.state_space import Mamba2, Mamba2Config
+from quantkit.models.decoder.state_space import Mamba2, Mamba2Config
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of

@@ -14,9 +14,8 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from quantkit.models.config import activation, bounded
-from quantkit.models.decoder import Attention, Experts, GatedMLP, Router, embed, head, rotation
-from quantkit.models.families import state_space
-from quantkit.models.families.state_space import Mamba2, Mamba2Config, layer_kinds
+from quantkit.models.decoder import Attention, Experts, GatedMLP, Router, embed, head, rotation, state_space
+from quantkit.models.decoder.state_space import Mamba2, Mamba2Config, layer_kinds
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of

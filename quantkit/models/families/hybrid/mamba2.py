@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from quantkit.errors import CheckpointError
 from quantkit.models.config import activation, bounded, shown
 from quantkit.models.decoder import Attention, GatedMLP, embed, head, rotation
-from quantkit.models.families.state_space import Mamba2, Mamba2Config
+from quantkit.models.decoder.state_space import Mamba2, Mamba2Config
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from quantkit.models.config import activation, bounded
 from quantkit.models.decoder import MLP, Attention, Router, embed, head
-from quantkit.models.families.state_space import Mamba2, Mamba2Config, layer_kinds
+from quantkit.models.decoder.state_space import Mamba2, Mamba2Config, layer_kinds
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
 

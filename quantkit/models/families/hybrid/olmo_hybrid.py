@@ -13,7 +13,7 @@ from functools import partial
 
 from quantkit.models.config import activation
 from quantkit.models.decoder import Attention, GatedMLP, embed, head, rotation
-from quantkit.models.families.delta_net import DeltaNet, DeltaNetConfig
+from quantkit.models.decoder.delta_net import DeltaNet, DeltaNetConfig
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
 from quantkit.models.stored import Fused, Joined

@@ -15,8 +15,8 @@ from typing import ClassVar
 
 from quantkit.models.config import activation, bounded
 from quantkit.models.decoder import Attention, FeedForward, GatedMLP, embed, head, rotation
-from quantkit.models.families.delta_net import DeltaNet, DeltaNetConfig
-from quantkit.models.families.qwen_experts import QwenExpertsConfig, feed_forwards
+from quantkit.models.decoder.delta_net import DeltaNet, DeltaNetConfig
+from quantkit.models.decoder.qwen_experts import QwenExpertsConfig, feed_forwards
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
 from quantkit.models.stored import Fused, Grouped

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.config import activation, bounded, shown
 from quantkit.models.decoder import Experts, GatedMLP, Norm, Router, embed, head
-from quantkit.models.families.latent_attention import LatentAttention, LatentConfig, rotation
+from quantkit.models.decoder.latent_attention import LatentAttention, LatentConfig, rotation
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
 

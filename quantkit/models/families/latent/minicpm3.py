@@ -10,7 +10,7 @@ from functools import partial
 
 from quantkit.models.config import activation
 from quantkit.models.decoder import GatedMLP, embed, head
-from quantkit.models.families.latent_attention import LatentAttention, LatentConfig, rotation
+from quantkit.models.decoder.latent_attention import LatentAttention, LatentConfig, rotation
 from quantkit.models.recorder import Recorder
 
 

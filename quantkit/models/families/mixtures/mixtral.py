@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from quantkit.errors import UnsupportedError
 from quantkit.models.config import DecoderConfig, activation, bounded, shown
 from quantkit.models.decoder import Attention, Experts, FeedForward, Norm, Router, pre_norm_decoder
-from quantkit.models.families.qwen_experts import QwenExpertsConfig, feed_forwards
+from quantkit.models.decoder.qwen_experts import QwenExpertsConfig, feed_forwards
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
 

@@ -2,7 +2,8 @@
 
 A family's `forward` makes its parts once, from its config, and arranges them in each layer: which norms stand where,
 and what is added to what. A part that is called records its operations, under the names of tensors that most
-checkpoints use. `families/` has the arrangements, `recorder.py` the operations.
+checkpoints use. `families/` has the arrangements, `recorder/` the operations. The modules beside have the larger parts:
+latent attention, recurrent layers, keys and values that layers share, and Qwen's experts.
 """
 
 from __future__ import annotations
