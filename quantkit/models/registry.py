@@ -6,8 +6,9 @@ understands, and `forward`, which reads like the forward pass. No file, no kerne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -15,24 +16,6 @@ from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models import refused
 from quantkit.models.config import DecoderConfig, shown
 from quantkit.models.config.fields import check_unused
-from quantkit.models.decoder import latent_attention, state_space
-from quantkit.models.families.dense import cohere, exaone, glm, granite, hunyuan, llama, nanochat, olmo
-from quantkit.models.families.gemma import gemma, gemma3, gemma3n, gemma4
-from quantkit.models.families.gpt import bloom, gpt2, gptj, neox, opt
-from quantkit.models.families.hybrid import (
-    falcon_h1,
-    granitemoehybrid,
-    lfm2,
-    mamba,
-    mamba2,
-    nemotron_h,
-    olmo_hybrid,
-    qwen3_next,
-    recurrent_gemma,
-    zamba2,
-)
-from quantkit.models.families.latent import deepseek, minicpm3
-from quantkit.models.families.mixtures import afmoe, glm4_moe, gpt_oss, llama4, mixtral
 from quantkit.models.program import Program
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import context_of
@@ -53,148 +36,210 @@ class Family(NamedTuple):
     known_as: str = ""
 
 
-FAMILIES: Mapping[str, Family] = MappingProxyType(
+class Row(NamedTuple):
+    """Where a family stands, by names: its module is imported when it is asked for, since a process runs one model."""
+
+    module: str
+    """Of `quantkit.models.families`."""
+    config: str
+    forward: str
+    stored: str = ""
+    """Name in the module; with dots, in another module of `quantkit.models`."""
+    known_as: str = ""
+
+    def load(self) -> Family:
+        """Import the family."""
+        module = import_module(f"quantkit.models.families.{self.module}")
+        elsewhere, _, name = self.stored.rpartition(".")
+        holder = import_module(f"quantkit.models.{elsewhere}") if elsewhere else module
+        stored = getattr(holder, name) if name else ()
+        return Family(getattr(module, self.config), getattr(module, self.forward), stored, self.known_as)
+
+
+class Families(Mapping[str, Family]):
+    """Families by their `model_type`, each imported when it is asked for."""
+
+    def __init__(self, rows: Mapping[str, Row]) -> None:
+        self._rows = rows
+
+    def __getitem__(self, model_type: str) -> Family:
+        return self._rows[model_type].load()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __contains__(self, model_type: object) -> bool:
+        return model_type in self._rows
+
+
+ROWS: Mapping[str, Row] = MappingProxyType(
     {
-        "afmoe": Family(afmoe.Config, afmoe.forward, known_as="Trinity Nano, Mini and Large"),
-        "apertus": Family(llama.ApertusConfig, llama.apertus, llama.APERTUS_STORED, known_as="Apertus 8B, 70B"),
-        "arcee": Family(llama.ArceeConfig, llama.arcee, known_as="AFM 4.5B"),
-        "bamba": Family(mamba2.BambaConfig, mamba2.bamba, state_space.STORED, known_as="Bamba 9B"),
-        "axk1": Family(deepseek.AxK1Config, deepseek.axk1, latent_attention.STORED, known_as="A.X K1"),
-        "biogpt": Family(opt.BioGptConfig, opt.biogpt, opt.BIOGPT_STORED, known_as="BioGPT"),
-        "bitnet": Family(llama.BitnetConfig, llama.bitnet, known_as="BitNet b1.58 2B4T"),
-        "bloom": Family(bloom.BloomConfig, bloom.bloom, bloom.BLOOM_STORED, known_as="BLOOM, BLOOMZ"),
-        "codegen": Family(gptj.CodegenConfig, gptj.codegen, gptj.CODEGEN_STORED, known_as="CodeGen 350M to 16B"),
-        "cohere": Family(cohere.CohereConfig, cohere.cohere, known_as="Command R, Aya"),
-        "cohere2": Family(cohere.Cohere2Config, cohere.cohere2, known_as="Command R7B, Command A"),
-        "cwm": Family(exaone.CwmConfig, exaone.cwm, known_as="CWM 32B"),
-        "deepseek_v2": Family(
-            deepseek.V2Config, deepseek.deepseek_v2, latent_attention.STORED, known_as="DeepSeek-V2, V2-Lite, Coder-V2"
+        "afmoe": Row("mixtures.afmoe", "Config", "forward", known_as="Trinity Nano, Mini and Large"),
+        "apertus": Row("dense.llama", "ApertusConfig", "apertus", "APERTUS_STORED", known_as="Apertus 8B, 70B"),
+        "arcee": Row("dense.llama", "ArceeConfig", "arcee", known_as="AFM 4.5B"),
+        "axk1": Row("latent.deepseek", "AxK1Config", "axk1", "decoder.latent_attention.STORED", known_as="A.X K1"),
+        "bamba": Row("hybrid.mamba2", "BambaConfig", "bamba", "decoder.state_space.STORED", known_as="Bamba 9B"),
+        "biogpt": Row("gpt.opt", "BioGptConfig", "biogpt", "BIOGPT_STORED", known_as="BioGPT"),
+        "bitnet": Row("dense.llama", "BitnetConfig", "bitnet", known_as="BitNet b1.58 2B4T"),
+        "bloom": Row("gpt.bloom", "BloomConfig", "bloom", "BLOOM_STORED", known_as="BLOOM, BLOOMZ"),
+        "codegen": Row("gpt.gptj", "CodegenConfig", "codegen", "CODEGEN_STORED", known_as="CodeGen 350M to 16B"),
+        "cohere": Row("dense.cohere", "CohereConfig", "cohere", known_as="Command R, Aya"),
+        "cohere2": Row("dense.cohere", "Cohere2Config", "cohere2", known_as="Command R7B, Command A"),
+        "cwm": Row("dense.exaone", "CwmConfig", "cwm", known_as="CWM 32B"),
+        "deepseek_v2": Row(
+            "latent.deepseek",
+            "V2Config",
+            "deepseek_v2",
+            "decoder.latent_attention.STORED",
+            known_as="DeepSeek-V2, V2-Lite, Coder-V2",
         ),
-        "deepseek_v3": Family(
-            deepseek.V3Config, deepseek.deepseek_v3, latent_attention.STORED, known_as="DeepSeek-V3, R1, Moonlight"
+        "deepseek_v3": Row(
+            "latent.deepseek",
+            "V3Config",
+            "deepseek_v3",
+            "decoder.latent_attention.STORED",
+            known_as="DeepSeek-V3, R1, Moonlight",
         ),
-        "dots1": Family(glm4_moe.DotsConfig, glm4_moe.dots1, known_as="dots.llm1"),
-        "ernie4_5": Family(glm.ErnieConfig, glm.ernie4_5, known_as="ERNIE 4.5 0.3B"),
-        "ernie4_5_moe": Family(glm.ErnieMoeConfig, glm.ernie4_5_moe, known_as="ERNIE 4.5 21B-A3B, 300B-A47B"),
-        "exaone": Family(exaone.ExaoneConfig, exaone.exaone, exaone.EXAONE_STORED, known_as="EXAONE 3.0, 3.5, Deep"),
-        "exaone4": Family(olmo.Exaone4Config, olmo.exaone4, known_as="EXAONE 4.0"),
-        "exaone_moe": Family(glm4_moe.ExaoneConfig, glm4_moe.exaone_moe, known_as="K-EXAONE"),
-        "falcon": Family(neox.FalconConfig, neox.falcon, neox.FALCON_STORED, known_as="Falcon 7B, 40B"),
-        "flex_olmo": Family(olmo.FlexOlmoConfig, olmo.flex_olmo, known_as="FlexOlmo"),
-        "falcon_h1": Family(falcon_h1.Config, falcon_h1.forward, state_space.STORED, known_as="Falcon-H1 0.5B to 34B"),
-        "gemma": Family(gemma.GemmaConfig, gemma.gemma, known_as="Gemma 1"),
-        "gemma2": Family(gemma.Gemma2Config, gemma.gemma2, known_as="Gemma 2"),
-        "gemma3_text": Family(gemma3.Config, gemma3.forward, known_as="Gemma 3, text"),
-        "gemma3n_text": Family(gemma3n.Config, gemma3n.forward, known_as="Gemma 3n, text"),
-        "gemma4_text": Family(gemma4.Config, gemma4.forward, gemma4.STORED, known_as="Gemma 4, text"),
-        "gemma4_unified_text": Family(gemma4.UnifiedConfig, gemma4.forward, known_as="Gemma 4 12B, text"),
-        "glm": Family(glm.GlmConfig, glm.glm, glm.GLM_STORED, known_as="GLM-4 9B"),
-        "glm4": Family(glm.GlmConfig, glm.glm4, glm.GLM_STORED, known_as="GLM-4 9B and 32B of 2025"),
-        "glm4_moe_lite": Family(
-            deepseek.Glm4MoeLiteConfig, deepseek.deepseek_v3, latent_attention.STORED, known_as="GLM-4.7-Flash"
+        "dots1": Row("mixtures.glm4_moe", "DotsConfig", "dots1", known_as="dots.llm1"),
+        "ernie4_5": Row("dense.glm", "ErnieConfig", "ernie4_5", known_as="ERNIE 4.5 0.3B"),
+        "ernie4_5_moe": Row("dense.glm", "ErnieMoeConfig", "ernie4_5_moe", known_as="ERNIE 4.5 21B-A3B, 300B-A47B"),
+        "exaone": Row("dense.exaone", "ExaoneConfig", "exaone", "EXAONE_STORED", known_as="EXAONE 3.0, 3.5, Deep"),
+        "exaone4": Row("dense.olmo", "Exaone4Config", "exaone4", known_as="EXAONE 4.0"),
+        "exaone_moe": Row("mixtures.glm4_moe", "ExaoneConfig", "exaone_moe", known_as="K-EXAONE"),
+        "falcon": Row("gpt.neox", "FalconConfig", "falcon", "FALCON_STORED", known_as="Falcon 7B, 40B"),
+        "falcon_h1": Row(
+            "hybrid.falcon_h1", "Config", "forward", "decoder.state_space.STORED", known_as="Falcon-H1 0.5B to 34B"
         ),
-        "glm4_moe": Family(glm4_moe.GlmConfig, glm4_moe.glm4_moe, known_as="GLM-4.5 and 4.6, GLM-4.5-Air"),
-        "gpt2": Family(gpt2.Gpt2Config, gpt2.gpt2, gpt2.GPT2_STORED, known_as="GPT-2"),
-        "gpt_bigcode": Family(
-            gpt2.BigCodeConfig, gpt2.gpt_bigcode, gpt2.BIGCODE_STORED, known_as="StarCoder, SantaCoder"
+        "falcon_mamba": Row("hybrid.mamba", "FalconConfig", "falcon_mamba", "STORED", known_as="Falcon Mamba 7B"),
+        "flex_olmo": Row("dense.olmo", "FlexOlmoConfig", "flex_olmo", known_as="FlexOlmo"),
+        "gemma": Row("gemma.gemma", "GemmaConfig", "gemma", known_as="Gemma 1"),
+        "gemma2": Row("gemma.gemma", "Gemma2Config", "gemma2", known_as="Gemma 2"),
+        "gemma3_text": Row("gemma.gemma3", "Config", "forward", known_as="Gemma 3, text"),
+        "gemma3n_text": Row("gemma.gemma3n", "Config", "forward", known_as="Gemma 3n, text"),
+        "gemma4_text": Row("gemma.gemma4", "Config", "forward", "STORED", known_as="Gemma 4, text"),
+        "gemma4_unified_text": Row("gemma.gemma4", "UnifiedConfig", "forward", known_as="Gemma 4 12B, text"),
+        "glm": Row("dense.glm", "GlmConfig", "glm", "GLM_STORED", known_as="GLM-4 9B"),
+        "glm4": Row("dense.glm", "GlmConfig", "glm4", "GLM_STORED", known_as="GLM-4 9B and 32B of 2025"),
+        "glm4_moe": Row("mixtures.glm4_moe", "GlmConfig", "glm4_moe", known_as="GLM-4.5 and 4.6, GLM-4.5-Air"),
+        "glm4_moe_lite": Row(
+            "latent.deepseek",
+            "Glm4MoeLiteConfig",
+            "deepseek_v3",
+            "decoder.latent_attention.STORED",
+            known_as="GLM-4.7-Flash",
         ),
-        "gpt_neo": Family(gpt2.NeoConfig, gpt2.gpt_neo, gpt2.NEO_STORED, known_as="GPT-Neo 125M to 2.7B"),
-        "gpt_neox": Family(neox.NeoXConfig, neox.gpt_neox, neox.NEOX_STORED, known_as="Pythia, GPT-NeoX 20B"),
-        "gpt_oss": Family(gpt_oss.Config, gpt_oss.forward, gpt_oss.STORED, known_as="gpt-oss 20B, 120B"),
-        "gptj": Family(gptj.Config, gptj.gptj, gptj.GPTJ_STORED, known_as="GPT-J 6B"),
-        "granite": Family(granite.Config, granite.forward, known_as="Granite 3"),
-        "granite_swa": Family(granite.SwaConfig, granite.swa, known_as="Granite with windows"),
-        "granitemoe": Family(granite.MoeConfig, granite.moe, granite.MOE_STORED, known_as="Granite 3 with experts"),
-        "granitemoe_swa": Family(
-            granite.MoeSwaConfig, granite.moe_swa, granite.MOE_SWA_STORED, known_as="Granite with experts and windows"
+        "gpt2": Row("gpt.gpt2", "Gpt2Config", "gpt2", "GPT2_STORED", known_as="GPT-2"),
+        "gpt_bigcode": Row(
+            "gpt.gpt2", "BigCodeConfig", "gpt_bigcode", "BIGCODE_STORED", known_as="StarCoder, SantaCoder"
         ),
-        "granitemoehybrid": Family(
-            granitemoehybrid.Config, granitemoehybrid.forward, granitemoehybrid.STORED, known_as="Granite 4"
+        "gpt_neo": Row("gpt.gpt2", "NeoConfig", "gpt_neo", "NEO_STORED", known_as="GPT-Neo 125M to 2.7B"),
+        "gpt_neox": Row("gpt.neox", "NeoXConfig", "gpt_neox", "NEOX_STORED", known_as="Pythia, GPT-NeoX 20B"),
+        "gpt_oss": Row("mixtures.gpt_oss", "Config", "forward", "STORED", known_as="gpt-oss 20B, 120B"),
+        "gptj": Row("gpt.gptj", "Config", "gptj", "GPTJ_STORED", known_as="GPT-J 6B"),
+        "granite": Row("dense.granite", "Config", "forward", known_as="Granite 3"),
+        "granite_swa": Row("dense.granite", "SwaConfig", "swa", known_as="Granite with windows"),
+        "granitemoe": Row("dense.granite", "MoeConfig", "moe", "MOE_STORED", known_as="Granite 3 with experts"),
+        "granitemoe_swa": Row(
+            "dense.granite", "MoeSwaConfig", "moe_swa", "MOE_SWA_STORED", known_as="Granite with experts and windows"
         ),
-        "granitemoeshared": Family(
-            granite.MoeSharedConfig,
-            granite.moe_shared,
-            granite.MOE_STORED,
+        "granitemoehybrid": Row("hybrid.granitemoehybrid", "Config", "forward", "STORED", known_as="Granite 4"),
+        "granitemoeshared": Row(
+            "dense.granite",
+            "MoeSharedConfig",
+            "moe_shared",
+            "MOE_STORED",
             known_as="Granite 3 with experts and a shared one",
         ),
-        "helium": Family(glm.HeliumConfig, glm.helium, known_as="Helium 1"),
-        "hunyuan_v1_dense": Family(hunyuan.Config, hunyuan.dense, known_as="Hunyuan 0.5B to 7B"),
-        "hunyuan_v1_moe": Family(hunyuan.MoeConfig, hunyuan.moe, known_as="Hunyuan A13B"),
-        "hy_v3": Family(glm4_moe.HunyuanConfig, glm4_moe.hy_v3, known_as="Hunyuan 3"),
-        "hyperclovax": Family(granite.HyperclovaxConfig, granite.hyperclovax, known_as="HyperCLOVA X SEED Think"),
-        "internlm3": Family(llama.InternLM3Config, llama.internlm3, known_as="InternLM 3"),
-        "iquestcoder": Family(exaone.IQuestConfig, exaone.iquestcoder, known_as="IQuest-Coder V1 40B"),
-        "jais2": Family(neox.Jais2Config, neox.jais2, known_as="Jais 2 8B, 70B"),
-        "lfm2": Family(lfm2.Lfm2Config, lfm2.lfm2, lfm2.STORED, known_as="LFM2 350M to 2.6B"),
-        "lfm2_moe": Family(lfm2.MoeConfig, lfm2.lfm2_moe, lfm2.STORED, known_as="LFM2 8B-A1B"),
-        "lfm3": Family(lfm2.Lfm3Config, lfm2.lfm3, lfm2.LFM3_STORED, known_as="LFM3 1.7B"),
-        "llama": Family(
-            llama.LlamaConfig, llama.llama, known_as="Llama 1 to 3.x, SmolLM2, TinyLlama, Yi, DeepSeek-R1-Distill-Llama"
+        "helium": Row("dense.glm", "HeliumConfig", "helium", known_as="Helium 1"),
+        "hunyuan_v1_dense": Row("dense.hunyuan", "Config", "dense", known_as="Hunyuan 0.5B to 7B"),
+        "hunyuan_v1_moe": Row("dense.hunyuan", "MoeConfig", "moe", known_as="Hunyuan A13B"),
+        "hy_v3": Row("mixtures.glm4_moe", "HunyuanConfig", "hy_v3", known_as="Hunyuan 3"),
+        "hyperclovax": Row("dense.granite", "HyperclovaxConfig", "hyperclovax", known_as="HyperCLOVA X SEED Think"),
+        "internlm3": Row("dense.llama", "InternLM3Config", "internlm3", known_as="InternLM 3"),
+        "iquestcoder": Row("dense.exaone", "IQuestConfig", "iquestcoder", known_as="IQuest-Coder V1 40B"),
+        "jais2": Row("gpt.neox", "Jais2Config", "jais2", known_as="Jais 2 8B, 70B"),
+        "jamba": Row("hybrid.mamba", "JambaConfig", "jamba", "STORED", known_as="Jamba 1.5, Jamba 3B"),
+        "lfm2": Row("hybrid.lfm2", "Lfm2Config", "lfm2", "STORED", known_as="LFM2 350M to 2.6B"),
+        "lfm2_moe": Row("hybrid.lfm2", "MoeConfig", "lfm2_moe", "STORED", known_as="LFM2 8B-A1B"),
+        "lfm3": Row("hybrid.lfm2", "Lfm3Config", "lfm3", "LFM3_STORED", known_as="LFM3 1.7B"),
+        "llama": Row(
+            "dense.llama",
+            "LlamaConfig",
+            "llama",
+            known_as="Llama 1 to 3.x, SmolLM2, TinyLlama, Yi, DeepSeek-R1-Distill-Llama",
         ),
-        "falcon_mamba": Family(mamba.FalconConfig, mamba.falcon_mamba, mamba.STORED, known_as="Falcon Mamba 7B"),
-        "jamba": Family(mamba.JambaConfig, mamba.jamba, mamba.STORED, known_as="Jamba 1.5, Jamba 3B"),
-        "mamba": Family(mamba.Config, mamba.mamba, mamba.STORED, known_as="Mamba 130M to 2.8B"),
-        "mamba2": Family(mamba2.Config, mamba2.mamba2, state_space.STORED, known_as="Mamba-2, Codestral Mamba"),
-        "minicpm3": Family(minicpm3.Config, minicpm3.forward, latent_attention.STORED, known_as="MiniCPM3 4B"),
-        "minimax_m2": Family(mixtral.MiniMaxConfig, mixtral.minimax_m2, known_as="MiniMax-M2"),
-        "llama4_text": Family(
-            llama4.Config, llama4.forward, llama4.STORED, known_as="Llama 4 Scout and Maverick, text"
+        "llama4_text": Row(
+            "mixtures.llama4", "Config", "forward", "STORED", known_as="Llama 4 Scout and Maverick, text"
         ),
-        "ministral": Family(llama.MistralConfig, llama.mistral, known_as="Ministral 8B"),
-        "ministral3": Family(llama.Ministral3Config, llama.ministral3, known_as="Ministral 3"),
-        "mistral": Family(llama.MistralConfig, llama.mistral, known_as="Mistral 7B"),
-        "mixtral": Family(mixtral.MixtralConfig, mixtral.mixtral, known_as="Mixtral 8x7B, 8x22B"),
-        "mpt": Family(bloom.MptConfig, bloom.mpt, bloom.MPT_STORED, known_as="MPT 7B, 30B"),
-        "nanochat": Family(nanochat.Config, nanochat.forward, nanochat.STORED, known_as="nanochat"),
-        "nemotron": Family(neox.NemotronConfig, neox.nemotron, known_as="Minitron, Nemotron 4"),
-        "nemotron_h": Family(
-            nemotron_h.Config, nemotron_h.forward, state_space.STORED, known_as="Nemotron-H, Nemotron Nano 2 and 3"
+        "mamba": Row("hybrid.mamba", "Config", "mamba", "STORED", known_as="Mamba 130M to 2.8B"),
+        "mamba2": Row(
+            "hybrid.mamba2", "Config", "mamba2", "decoder.state_space.STORED", known_as="Mamba-2, Codestral Mamba"
         ),
-        "olmo": Family(olmo.OlmoConfig, olmo.olmo, known_as="OLMo 1"),
-        "olmo2": Family(olmo.Olmo2Config, olmo.olmo2, known_as="OLMo 2"),
-        "olmo3": Family(olmo.Olmo3Config, olmo.olmo3, known_as="OLMo 3"),
-        "olmo_hybrid": Family(olmo_hybrid.Config, olmo_hybrid.forward, olmo_hybrid.STORED, known_as="OLMo Hybrid"),
-        "olmoe": Family(mixtral.OlmoeConfig, mixtral.olmoe, known_as="OLMoE"),
-        "openai-gpt": Family(gpt2.GptConfig, gpt2.openai_gpt, gpt2.GPT2_STORED, known_as="GPT"),
-        "opt": Family(opt.OptConfig, opt.opt, opt.OPT_STORED, known_as="OPT 125M to 66B"),
-        "persimmon": Family(neox.PersimmonConfig, neox.persimmon, neox.PERSIMMON_STORED, known_as="Persimmon 8B"),
-        "phi": Family(neox.PhiConfig, neox.phi, neox.PHI_STORED, known_as="Phi-1, Phi-2"),
-        "phi3": Family(llama.Phi3Config, llama.phi3, llama.PHI3_STORED, known_as="Phi-3, Phi-3.5, Phi-4"),
-        "phimoe": Family(mixtral.PhiMoeConfig, mixtral.phimoe, known_as="Phi-3.5-MoE, Phi-mini-MoE, Phi-tiny-MoE"),
-        "qwen2": Family(llama.Qwen2Config, llama.qwen2, known_as="Qwen2, Qwen2.5"),
-        "qwen2_moe": Family(mixtral.Qwen2MoeConfig, mixtral.qwen2_moe, known_as="Qwen1.5-MoE, Qwen2-57B-A14B"),
-        "qwen3": Family(llama.Qwen3Config, llama.qwen3, known_as="Qwen3"),
-        "qwen3_5_moe_text": Family(
-            qwen3_next.MoeConfig, qwen3_next.mixture, qwen3_next.MOE_STORED, known_as="Qwen3.5-35B-A3B and larger, text"
+        "minicpm3": Row(
+            "latent.minicpm3", "Config", "forward", "decoder.latent_attention.STORED", known_as="MiniCPM3 4B"
         ),
-        "qwen3_5_text": Family(qwen3_next.Config, qwen3_next.dense, qwen3_next.STORED, known_as="Qwen3.5, text"),
-        "qwen3_moe": Family(mixtral.Qwen3MoeConfig, mixtral.qwen3_moe, known_as="Qwen3-30B-A3B, Qwen3-235B-A22B"),
-        "sarvam_mla": Family(
-            deepseek.SarvamConfig, deepseek.deepseek_v3, latent_attention.STORED, known_as="Sarvam 105B"
+        "minimax_m2": Row("mixtures.mixtral", "MiniMaxConfig", "minimax_m2", known_as="MiniMax-M2"),
+        "ministral": Row("dense.llama", "MistralConfig", "mistral", known_as="Ministral 8B"),
+        "ministral3": Row("dense.llama", "Ministral3Config", "ministral3", known_as="Ministral 3"),
+        "mistral": Row("dense.llama", "MistralConfig", "mistral", known_as="Mistral 7B"),
+        "mixtral": Row("mixtures.mixtral", "MixtralConfig", "mixtral", known_as="Mixtral 8x7B, 8x22B"),
+        "mpt": Row("gpt.bloom", "MptConfig", "mpt", "MPT_STORED", known_as="MPT 7B, 30B"),
+        "nanochat": Row("dense.nanochat", "Config", "forward", "STORED", known_as="nanochat"),
+        "nemotron": Row("gpt.neox", "NemotronConfig", "nemotron", known_as="Minitron, Nemotron 4"),
+        "nemotron_h": Row(
+            "hybrid.nemotron_h",
+            "Config",
+            "forward",
+            "decoder.state_space.STORED",
+            known_as="Nemotron-H, Nemotron Nano 2 and 3",
         ),
-        "recurrent_gemma": Family(
-            recurrent_gemma.Config,
-            recurrent_gemma.forward,
-            recurrent_gemma.STORED,
-            known_as="RecurrentGemma 2B, 9B",
+        "olmo": Row("dense.olmo", "OlmoConfig", "olmo", known_as="OLMo 1"),
+        "olmo2": Row("dense.olmo", "Olmo2Config", "olmo2", known_as="OLMo 2"),
+        "olmo3": Row("dense.olmo", "Olmo3Config", "olmo3", known_as="OLMo 3"),
+        "olmo_hybrid": Row("hybrid.olmo_hybrid", "Config", "forward", "STORED", known_as="OLMo Hybrid"),
+        "olmoe": Row("mixtures.mixtral", "OlmoeConfig", "olmoe", known_as="OLMoE"),
+        "openai-gpt": Row("gpt.gpt2", "GptConfig", "openai_gpt", "GPT2_STORED", known_as="GPT"),
+        "opt": Row("gpt.opt", "OptConfig", "opt", "OPT_STORED", known_as="OPT 125M to 66B"),
+        "persimmon": Row("gpt.neox", "PersimmonConfig", "persimmon", "PERSIMMON_STORED", known_as="Persimmon 8B"),
+        "phi": Row("gpt.neox", "PhiConfig", "phi", "PHI_STORED", known_as="Phi-1, Phi-2"),
+        "phi3": Row("dense.llama", "Phi3Config", "phi3", "PHI3_STORED", known_as="Phi-3, Phi-3.5, Phi-4"),
+        "phimoe": Row("mixtures.mixtral", "PhiMoeConfig", "phimoe", known_as="Phi-3.5-MoE, Phi-mini-MoE, Phi-tiny-MoE"),
+        "qwen2": Row("dense.llama", "Qwen2Config", "qwen2", known_as="Qwen2, Qwen2.5"),
+        "qwen2_moe": Row("mixtures.mixtral", "Qwen2MoeConfig", "qwen2_moe", known_as="Qwen1.5-MoE, Qwen2-57B-A14B"),
+        "qwen3": Row("dense.llama", "Qwen3Config", "qwen3", known_as="Qwen3"),
+        "qwen3_5_moe_text": Row(
+            "hybrid.qwen3_next", "MoeConfig", "mixture", "MOE_STORED", known_as="Qwen3.5-35B-A3B and larger, text"
         ),
-        "sarvam_moe": Family(glm4_moe.SarvamConfig, glm4_moe.glm4_moe, glm4_moe.SARVAM_STORED, known_as="Sarvam 30B"),
-        "qwen3_next": Family(
-            qwen3_next.NextConfig, qwen3_next.mixture, qwen3_next.NEXT_STORED, known_as="Qwen3-Next-80B-A3B"
+        "qwen3_5_text": Row("hybrid.qwen3_next", "Config", "dense", "STORED", known_as="Qwen3.5, text"),
+        "qwen3_moe": Row("mixtures.mixtral", "Qwen3MoeConfig", "qwen3_moe", known_as="Qwen3-30B-A3B, Qwen3-235B-A22B"),
+        "qwen3_next": Row("hybrid.qwen3_next", "NextConfig", "mixture", "NEXT_STORED", known_as="Qwen3-Next-80B-A3B"),
+        "recurrent_gemma": Row(
+            "hybrid.recurrent_gemma", "Config", "forward", "STORED", known_as="RecurrentGemma 2B, 9B"
         ),
-        "seed_oss": Family(llama.SeedConfig, llama.seed_oss, known_as="Seed-OSS 36B"),
-        "smollm3": Family(llama.SmolLM3Config, llama.smollm3, known_as="SmolLM3"),
-        "solar_open": Family(glm4_moe.SolarConfig, glm4_moe.solar_open, known_as="Solar Open 100B"),
-        "stablelm": Family(
-            neox.StableLmConfig, neox.stablelm, neox.STABLELM_STORED, known_as="StableLM 2, StableLM Zephyr"
+        "sarvam_mla": Row(
+            "latent.deepseek", "SarvamConfig", "deepseek_v3", "decoder.latent_attention.STORED", known_as="Sarvam 105B"
         ),
-        "starcoder2": Family(neox.Starcoder2Config, neox.starcoder2, neox.STARCODER2_STORED, known_as="StarCoder2"),
-        "vaultgemma": Family(gemma.Gemma2Config, gemma.vaultgemma, known_as="VaultGemma 1B"),
-        "xglm": Family(opt.XglmConfig, opt.xglm, opt.OPT_STORED, known_as="XGLM 564M to 7.5B"),
-        "youtu": Family(deepseek.YoutuConfig, deepseek.youtu, latent_attention.STORED, known_as="Youtu-LLM 2B"),
-        "zamba2": Family(zamba2.Config, zamba2.forward, zamba2.STORED, known_as="Zamba2 1.2B, 2.7B, 7B"),
+        "sarvam_moe": Row("mixtures.glm4_moe", "SarvamConfig", "glm4_moe", "SARVAM_STORED", known_as="Sarvam 30B"),
+        "seed_oss": Row("dense.llama", "SeedConfig", "seed_oss", known_as="Seed-OSS 36B"),
+        "smollm3": Row("dense.llama", "SmolLM3Config", "smollm3", known_as="SmolLM3"),
+        "solar_open": Row("mixtures.glm4_moe", "SolarConfig", "solar_open", known_as="Solar Open 100B"),
+        "stablelm": Row(
+            "gpt.neox", "StableLmConfig", "stablelm", "STABLELM_STORED", known_as="StableLM 2, StableLM Zephyr"
+        ),
+        "starcoder2": Row("gpt.neox", "Starcoder2Config", "starcoder2", "STARCODER2_STORED", known_as="StarCoder2"),
+        "vaultgemma": Row("gemma.gemma", "Gemma2Config", "vaultgemma", known_as="VaultGemma 1B"),
+        "xglm": Row("gpt.opt", "XglmConfig", "xglm", "OPT_STORED", known_as="XGLM 564M to 7.5B"),
+        "youtu": Row(
+            "latent.deepseek", "YoutuConfig", "youtu", "decoder.latent_attention.STORED", known_as="Youtu-LLM 2B"
+        ),
+        "zamba2": Row("hybrid.zamba2", "Config", "forward", "STORED", known_as="Zamba2 1.2B, 2.7B, 7B"),
     }
 )
+
+FAMILIES: Mapping[str, Family] = Families(ROWS)
 
 
 @dataclass(frozen=True)

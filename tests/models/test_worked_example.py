@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -46,8 +45,8 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
-    row = eval(f"{{{block('registry.py')}}}", {"Family": registry.Family, "sparrow": module})
-    monkeypatch.setattr(registry, "FAMILIES", MappingProxyType({**registry.FAMILIES, **row}))
+    row = eval(f"{{{block('registry.py')}}}", {"Row": registry.Row})
+    monkeypatch.setattr(registry, "FAMILIES", registry.Families({**registry.ROWS, **row}))
     monkeypatch.setattr(tiny, "FAMILIES", tiny.FAMILIES | eval(f"{{{block('tiny.py')}}}"))
     tensors = registry.read(tiny.config_of("sparrow")).record().tensors.values()
     stored = {piece.name: piece.shape for spec in tensors for piece in spec.pieces or (spec,)}
