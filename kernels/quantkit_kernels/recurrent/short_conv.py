@@ -3,7 +3,8 @@
     out[t] = activation(bias + w[0] x[t - taps + 1] + ... + w[taps - 1] x[t])
 
 A sequence's state is what the next tokens still need: its last `taps - 1` inputs. A unit is `UNIT` channels, whose
-state stands together, the earliest token first. Tokens of the same pass are read from where they are.
+state stands together, the earliest token first. Tokens of the same pass are read from where they are. Where there
+are four taps, as in most models, the last inputs stay in registers.
 
 `interpreter/recurrent.py` calls it; Poli et al., "Hyena Hierarchy", 2023, have such convolutions in a language model.
 """
@@ -51,27 +52,59 @@ def short_conv(convolution, x, out, state, tokens, first, last):
     """
     past = convolution.taps - 1
     for unit in range(first, last):
-        kept, place = state + unit * past * LINE, unit * LINE
+        kept, place, left = state + unit * past * LINE, unit * LINE, convolution.channels - unit * UNIT
         source, target = Rows(x.address + place, x.stride), Rows(out.address + place, out.stride)
-        _channels(convolution, unit, source, target, kept, tokens)
-        left = convolution.channels - unit * UNIT
-        for number in range(past):
-            store(kept + number * LINE, _input(source, kept, number + tokens - past, past, left))
+        if past == 3 and left >= UNIT:
+            _four_taps(convolution, unit, source, target, kept, tokens)
+        else:
+            _any_taps(convolution, unit, source, target, kept, tokens)
+            for number in range(past):
+                store(kept + number * LINE, _input(source, kept, number + tokens - past, past, left))
 
 
 @jit
-def _channels(convolution, unit, x, out, state, tokens):
-    """The outputs of one unit."""
-    past, left = convolution.taps - 1, convolution.channels - unit * UNIT
+def _bias(convolution, unit):
+    """What the sums of a unit begin with."""
+    return load_line_f32(convolution.bias + unit * LINE) if convolution.bias else zeros_wide(1, 1)
+
+
+@jit
+def _weight(convolution, unit, tap):
+    """The weights of a unit for one tap."""
     stride = (convolution.channels + UNIT - 1) // UNIT * LINE
-    weight = convolution.weight + unit * LINE
-    start = zeros_wide(1, 1)
-    if convolution.bias:
-        start = load_line_f32(convolution.bias + unit * LINE)
+    return load_line_f32(convolution.weight + unit * LINE + tap * stride)
+
+
+@jit
+def _four_taps(convolution, unit, x, out, state, tokens):
+    """The outputs of one whole unit, whose last inputs stay in registers; advances its state."""
+    start = _bias(convolution, unit)
+    u, v, w, z = (
+        _weight(convolution, unit, 0),
+        _weight(convolution, unit, 1),
+        _weight(convolution, unit, 2),
+        _weight(convolution, unit, 3),
+    )
+    a, b, c = load_line_f32(state), load_line_f32(state + LINE), load_line_f32(state + 2 * LINE)
+    for token in range(tokens):
+        d = load_line_f32(x.address + token * x.stride)
+        y = fma(z, d, fma(w, c, fma(v, b, fma(u, a, start))))
+        store(out.address + token * out.stride, activated(y, convolution.activation))
+        a, b, c = b, c, d
+    store(state, a)
+    store(state + LINE, b)
+    store(state + 2 * LINE, c)
+
+
+@jit
+def _any_taps(convolution, unit, x, out, state, tokens):
+    """The outputs of one unit; its state stays as it is."""
+    past, left = convolution.taps - 1, convolution.channels - unit * UNIT
+    start = _bias(convolution, unit)
     for token in range(tokens):
         y = start
         for tap in range(convolution.taps):
-            y = fma(load_line_f32(weight + tap * stride), _input(x, state, token + tap - past, past, left), y)
+            y = fma(_weight(convolution, unit, tap), _input(x, state, token + tap - past, past, left), y)
         store(out.address + token * out.stride, activated(y, convolution.activation))
 
 
