@@ -65,6 +65,8 @@ class Piece:
         Of every `period` rows those from `begin` up to `end`; a period of 0 takes all rows.
     index : int, optional
         Which matrix or vector of the stack, such as an expert.
+    stacked : int
+        Of so many matrices the stack consists, which stand below each other in one; 0: it has an axis of its own.
     transposed : bool
         The rows stand side by side, as columns.
     pairs : int
@@ -94,6 +96,7 @@ class Piece:
     order: tuple[int, ...] = ()
     columns: bool = False
     either_way: bool = False
+    stacked: int = 0
 
     def as_stored(self, shape: tuple[int, ...]) -> Piece:
         """Return the piece as it is taken from a tensor of some shape: the same, or the other way round."""
@@ -111,7 +114,8 @@ class Piece:
     @property
     def rows(self) -> int:
         """How many rows it has."""
-        shape = self.shape if self.index is None else self.shape[1:]
+        shape = self.shape if self.index is None or self.stacked else self.shape[1:]
+        shape = (shape[0] // self.stacked, *shape[1:]) if self.stacked else shape
         count = shape[-1] if self.transposed else math.prod(shape[:1])  # a scalar is one row
         return count // self.period * (self.end - self.begin) if self.period else count
 
@@ -119,7 +123,8 @@ class Piece:
     def entries(self) -> slice:
         """Entries of the tensor's first axis that hold the rows; the others need not be read."""
         if self.index is not None:
-            return slice(self.index, self.index + 1)
+            size = self.shape[0] // self.stacked if self.stacked else 1
+            return slice(self.index * size, (self.index + 1) * size)
         if self.transposed or self.period != self.shape[0]:
             return slice(0, self.shape[0])
         return slice(self.begin, self.end)
@@ -132,7 +137,7 @@ class Piece:
         ndarray
             `[repetitions, rows, cols]` or `[repetitions, rows]`: what was taken of each `period` of rows.
         """
-        rows = entries if self.index is None else entries[0]
+        rows = entries if self.index is None or self.stacked else entries[0]
         rows = rows.T if self.transposed else rows
         if self.pairs:
             heads, columns = self.pairs, rows.shape[1:]

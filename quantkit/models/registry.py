@@ -89,6 +89,7 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         "cohere": Row("dense.cohere", "CohereConfig", "cohere", known_as="Command R, Aya"),
         "cohere2": Row("dense.cohere", "Cohere2Config", "cohere2", known_as="Command R7B, Command A"),
         "cwm": Row("dense.exaone", "CwmConfig", "cwm", known_as="CWM 32B"),
+        "dbrx": Row("mixtures.dbrx", "Config", "forward", "STORED", known_as="DBRX"),
         "deepseek_v2": Row(
             "latent.deepseek",
             "V2Config",

@@ -44,6 +44,8 @@ class Fused:
         How weights, not biases, are computed from what is stored, see `Piece`.
     either_way : bool
         Some checkpoints have matrices transposed, others not, see `Piece`.
+    flat : bool
+        The matrices of a stack stand below each other in one.
     """
 
     module: str
@@ -55,6 +57,7 @@ class Fused:
     pairs: str = ""
     decoder: str = ""
     either_way: bool = False
+    flat: bool = False
 
     def pieces(self, tensors: Mapping[str, TensorSpec], config: DecoderConfig) -> Iterator[tuple[str, Piece]]:
         """Yield the name and the piece of each of a program's tensors that are stored so."""
@@ -68,18 +71,20 @@ class Fused:
             transposed = self.transposed and bool(columns)
             shape = (*columns, rows) if transposed else (rows, *columns)
             stack = () if first.place is None else (places[first.prefix, first.kind],)
+            stacked = stack[0] if stack and self.flat else 0
             is_weight = first.kind == "weight"
             name = f"{first.prefix}{self.module}{self.weight if is_weight else self.bias}"
             pairs, decoder = getattr(config, self.pairs) if self.pairs else 0, self.decoder if is_weight else ""
             whole = Piece(
                 name,
-                stack + shape,
+                (stacked * shape[0], *shape[1:]) if stacked else stack + shape,
                 period=ends[-1],
                 index=first.place,
                 transposed=transposed,
                 pairs=pairs,
                 decoder=decoder,
                 either_way=self.either_way,
+                stacked=stacked,
             )
             for spec, begin, end in zip(specs, begins, ends, strict=True):
                 yield spec.name, replace(whole, begin=begin, end=end)

@@ -699,6 +699,21 @@ CASES = {
             "tie_word_embeddings": True,
         },
     ),
+    "dbrx": Case("dbrx"),
+    "dbrx_others": Case(
+        "dbrx",
+        {
+            "attn_config": {"clip_qkv": 2.5, "kv_n_heads": 1, "rope_theta": 10000.0},
+            "ffn_config": {
+                "ffn_act_fn": {"name": "gelu"},
+                "ffn_hidden_size": 32,
+                "moe_normalize_expert_weights": None,
+                "moe_num_experts": 4,
+                "moe_top_k": 2,
+            },
+            "rope_theta": 10000.0,
+        },
+    ),
     "mixtral": Case("mixtral"),
     "olmo_hybrid": Case("olmo_hybrid"),
     "olmo_hybrid_defaults": Case(

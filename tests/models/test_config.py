@@ -43,7 +43,13 @@ def record(config: dict[str, Any]) -> Program:
 def spelled(model_type: str, field: str) -> str:
     """How the tiny config of a family spells a field."""
     spellings = FAMILIES[model_type].config.SPELLINGS.items()
-    return next((name for name, ours in spellings if ours == field and name in tiny.FAMILIES[model_type]), field)
+    return next((name for name, ours in spellings if ours == field and has(tiny.FAMILIES[model_type], name)), field)
+
+
+def has(fields: dict[str, Any], name: str) -> bool:
+    """Whether a config has a field, which may be that of an object within: `attn_config.kv_n_heads`."""
+    first, _, rest = name.partition(".")
+    return first in fields and (not rest or has(fields[first], rest))
 
 
 def windows(program: Program) -> list[int]:
@@ -285,6 +291,23 @@ def test_gpt_neo_says_how_often_types_of_layers_come(types: list[Any], message: 
 def test_mpt_without_what_transformers_lacks(field: str, value: Any, message: str) -> None:
     with pytest.raises(QuantkitError, match=message):
         record(tiny.config_of("mpt", **{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"attn_config": {"clip_qkv": "much"}}, r"attn_config\.clip_qkv is 'much', not a positive number"),
+        ({"attn_config": {"rope_theta": 5e4}}, r"attn_config\.rope_theta is 50000\.0, but rope_theta is 500000"),
+        ({"attn_config": {"kv_n_heads": 3}}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
+        ({"ffn_config": {"moe_top_k": 7, "moe_num_experts": 6}}, "a token goes to 7 experts, of which there are 6"),
+        ({"ffn_config": {"moe_normalize_expert_weights": 2}}, "weights is 2.0; supported are 1 and null"),
+        ({"ffn_config": {"ffn_act_fn": {"name": "mish"}}}, r"ffn_config\.ffn_act_fn\.name 'mish' is not supported"),
+        ({"tie_word_embeddings": True}, "dbrx has a head of its own"),
+    ],
+)
+def test_what_dbrx_says_in_parts(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(QuantkitError, match=message):
+        record(tiny.config_of("dbrx", **fields))
 
 
 @pytest.mark.parametrize("model_type", ["codegen", "gptj"])

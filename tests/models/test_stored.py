@@ -233,6 +233,20 @@ def test_one_expert_is_read_alone(tmp_path: Path) -> None:
     assert spec.pieces[0].entries == slice(1, 2)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_experts_below_each_other_in_one_matrix(transposed: bool, tmp_path: Path) -> None:
+    module = "down_proj" if transposed else "up_proj"
+    row = Fused("mlp.experts.all", (f"mlp.experts.*.{module}",), weight="", flat=True, transposed=transposed)
+    specs = {name: spec for name, spec in experts().items() if f"{module}.weight" in name}
+    stored = np.arange(EXPERTS * 6 * 4, dtype=np.float32).reshape(EXPERTS * 6, 4)
+    source = checkpoint(tmp_path / "model", {"model.layers.0.mlp.experts.all": stored}, "F32")
+    selection = formats.open(source).select(described(specs, [row], SIZES))
+    for expert, name in enumerate(specs):
+        rows = stored[6 * expert : 6 * expert + 6]
+        np.testing.assert_array_equal(selection.tensor(name).data, rows.T if transposed else rows)
+        assert selection.tensor(name).shape == specs[name].shape
+
+
 def test_a_stack_of_another_size_is_refused(tmp_path: Path) -> None:
     row = Fused("mlp.experts.up", ("mlp.experts.*.up_proj",), weight="", bias="_bias")
     specs = {name: spec for name, spec in experts().items() if "up_proj.weight" in name}
