@@ -80,6 +80,7 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         "afmoe": Row("mixtures.afmoe", "Config", "forward", known_as="Trinity Nano, Mini and Large"),
         "apertus": Row("dense.llama", "ApertusConfig", "apertus", "APERTUS_STORED", known_as="Apertus 8B, 70B"),
         "arcee": Row("dense.llama", "ArceeConfig", "arcee", known_as="AFM 4.5B"),
+        "aria_text": Row("mixtures.mixtral", "AriaConfig", "aria", "ARIA_STORED", known_as="Aria, text"),
         "axk1": Row("latent.deepseek", "AxK1Config", "axk1", "decoder.latent_attention.STORED", known_as="A.X K1"),
         "bamba": Row("hybrid.mamba2", "BambaConfig", "bamba", "decoder.state_space.STORED", known_as="Bamba 9B"),
         "biogpt": Row("gpt.opt", "BioGptConfig", "biogpt", "BIOGPT_STORED", known_as="BioGPT"),
@@ -138,6 +139,9 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         ),
         "gpt_neo": Row("gpt.gpt2", "NeoConfig", "gpt_neo", "NEO_STORED", known_as="GPT-Neo 125M to 2.7B"),
         "gpt_neox": Row("gpt.neox", "NeoXConfig", "gpt_neox", "NEOX_STORED", known_as="Pythia, GPT-NeoX 20B"),
+        "gpt_neox_japanese": Row(
+            "gpt.neox", "JapaneseConfig", "japanese", "JAPANESE_STORED", known_as="GPT-NeoX Japanese 2.7B"
+        ),
         "gpt_oss": Row("mixtures.gpt_oss", "Config", "forward", "STORED", known_as="gpt-oss 20B, 120B"),
         "gptj": Row("gpt.gptj", "Config", "gptj", "GPTJ_STORED", known_as="GPT-J 6B"),
         "granite": Row("dense.granite", "Config", "forward", known_as="Granite 3"),

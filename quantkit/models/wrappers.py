@@ -56,6 +56,7 @@ _NORMALIZED = MappingProxyType({"norm_topk_prob": True})
 
 WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
     {
+        "aria": Wrapper("aria_text"),
         "aya_vision": Wrapper("cohere2", tied=True, fixed=_UNSCALED),
         "cohere2_vision": Wrapper("cohere2", tied=True, fixed=_UNSCALED),
         "exaone4_5": Wrapper("exaone4"),

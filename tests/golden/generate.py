@@ -699,6 +699,30 @@ CASES = {
             "tie_word_embeddings": True,
         },
     ),
+    "aria_text": Case("aria_text"),
+    "aria_text_biases": Case(
+        "aria_text",
+        {
+            "attention_bias": True,
+            "head_dim": 32,
+            "hidden_act": "silu",
+            "mlp_bias": True,
+            "moe_num_shared_experts": 1,
+            "moe_topk": 3,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gpt_neox_japanese": Case("gpt_neox_japanese"),
+    "gpt_neox_japanese_partial": Case(
+        "gpt_neox_japanese",
+        {
+            "intermediate_multiple_size": 4,
+            "num_hidden_layers": 3,
+            "rotary_emb_base": 500,
+            "rotary_pct": 0.5,
+            "tie_word_embeddings": False,
+        },
+    ),
     "dbrx": Case("dbrx"),
     "dbrx_others": Case(
         "dbrx",

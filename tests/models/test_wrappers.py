@@ -55,6 +55,7 @@ _PERCEIVER = {
 }
 
 PUBLISHED: dict[str, tuple[Names, str, dict[str, Any]]] = {
+    "aria": (OLD, "vision_tower", {"vision_config": _VIT | {"model_type": "idefics3_vision"}}),
     "aya_vision": (OLD, "vision_tower", _SIGLIP),
     "cohere2_vision": (OLD, "vision_tower", _SIGLIP),
     "exaone4_5": (NEW, "model.visual", {"vision_config": _QWEN | {"num_key_value_heads": 2}}),

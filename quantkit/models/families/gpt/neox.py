@@ -4,7 +4,7 @@ They differ in flags. In GPT-NeoX (Pythia) and Phi (1 to 2) attention and MLP re
 side; in StableLM the config says whether. Phi and StableLM then have one norm for both. Starcoder2 sees a window and
 rotates whole heads. StableLM's MLP is gated; each of its heads may have a norm of its own. Nemotron's norms multiply by
 `1 + weight`. Falcon has one norm or two for attention and MLP, and sizes that it spells in a way of its own. Persimmon
-normalizes heads, Jais 2 rotates whole ones.
+normalizes heads, Jais 2 rotates whole ones. GPT-NeoX Japanese has no biases but one, behind its last attention.
 
 Black et al., "GPT-NeoX-20B", 2022. Li et al., "Textbooks Are All You Need II: phi-1.5", 2023. Lozhkov et al.,
 "StarCoder 2 and The Stack v2", 2024. Bellagente et al., "Stable LM 2 1.6B Technical Report", 2024. Parmar et al.,
@@ -15,7 +15,7 @@ Persimmon-8B", 2023. Inception, "Jais 2", 2025.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
@@ -26,7 +26,7 @@ from quantkit.models.decoder import EMBEDDING, MLP, Attention, GatedMLP, Norm, e
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
-from quantkit.models.stored import Fused, Split
+from quantkit.models.stored import Fused, Named, Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,18 @@ class NeoXConfig(Config):
 
     use_parallel_residual: bool = True
     attention_bias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class JapaneseConfig(Config):
+    """`config.json` of model type `gpt_neox_japanese`; its MLPs are so many times as wide as the hidden size."""
+
+    SPELLINGS: ClassVar[Mapping[str, str]] = NeoXConfig.SPELLINGS
+    default_rotary_part: ClassVar[float | None] = 1.0
+
+    intermediate_size: int = 0
+    intermediate_multiple_size: int = 4
+    tie_word_embeddings: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +178,7 @@ NEOX_STORED = (
     Fused("mlp.dense_4h_to_h", ("mlp.down_proj",)),
     Fused("embed_out", ("lm_head",)),
 )
+JAPANESE_STORED = (Named("attention.dense_bias", "self_attn.o_proj.bias"), *NEOX_STORED)
 _NORMED_HEADS = (
     Fused("self_attn.dense", ("self_attn.o_proj",)),
     Fused("self_attn.q_layernorm", ("self_attn.q_norm",)),
@@ -216,6 +229,8 @@ class _Layer(NamedTuple):
     mlp: Callable[[Value, str], Value]
     parallel: bool = False
     norms: tuple[str, ...] = _BEFORE_EACH
+    last: Attention | None = None
+    """Attention of the last layer, where it is another."""
 
 
 def gpt_neox(config: NeoXConfig, ops: Recorder) -> None:
@@ -225,6 +240,18 @@ def gpt_neox(config: NeoXConfig, ops: Recorder) -> None:
     layer = _Layer(norm, attention, _mlp(config, ops), config.use_parallel_residual)
     embedding = "gpt_neox.embed_in"
     x = _body(config, ops, layer, blocks="gpt_neox.layers", last_norm="gpt_neox.final_layer_norm", embedding=embedding)
+    head(ops, config, x, embedding)
+
+
+def japanese(config: JapaneseConfig, ops: Recorder) -> None:
+    """Record the forward pass."""
+    norm = partial(ops.layer_norm, eps=config.layer_norm_eps, bias=True)
+    attention = Attention(ops, config, scale=config.head_size**-0.5)
+    mlp = MLP(ops, config.intermediate_multiple_size * config.hidden_size, activation("hidden_act", config.hidden_act))
+    layer = _Layer(norm, attention, mlp, last=replace(attention, output_bias=True))
+    base = "gpt_neox_japanese"
+    embedding, last_norm = f"{base}.embed_in", f"{base}.final_layer_norm"
+    x = _body(config, ops, layer, blocks=f"{base}.layers", last_norm=last_norm, embedding=embedding)
     head(ops, config, x, embedding)
 
 
@@ -324,7 +351,8 @@ def _body(
         name = f"{blocks}.{number}"
         first, *second = layer.norms
         x = layer.norm(h, f"{name}.{first}")
-        attended = ops.add(h, layer.attention(x, f"{name}.self_attn", rotation=angles, window=window))
+        attention = layer.last if layer.last and number == config.num_hidden_layers - 1 else layer.attention
+        attended = ops.add(h, attention(x, f"{name}.self_attn", rotation=angles, window=window))
         for norm in second:
             x = layer.norm(h if layer.parallel else attended, f"{name}.{norm}")
         h = ops.add(attended, layer.mlp(x, f"{name}.mlp"))

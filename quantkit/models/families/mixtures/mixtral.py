@@ -3,11 +3,11 @@
 They differ in flags. Qwen2-MoE adds an expert that all tokens go to, weighed by a gate of its own; Qwen3-MoE normalizes
 heads; OLMoE normalizes queries and keys as a whole, and so does MiniMax-M2, which chooses experts by sigmoids and
 biases, and rotates a part of each head. Phi-3.5-MoE has LayerNorms, and a way of its own to weigh experts. In Qwen's,
-some layers may have a plain MLP.
+some layers may have a plain MLP. Aria has experts that all tokens go to, and stores the others transposed, in stacks.
 
 Jiang et al., "Mixtral of Experts", 2024. Yang et al., "Qwen2 Technical Report", 2024, and "Qwen3 Technical Report",
 2025. MiniMax, "MiniMax-M2", 2025. Muennighoff et al., "OLMoE: Open Mixture-of-Experts Language Models", 2024. Abdin et
-al., "Phi-3 Technical Report", 2024.
+al., "Phi-3 Technical Report", 2024. Li et al., "Aria: An Open Multimodal Native Mixture-of-Experts Model", 2024.
 """
 
 from __future__ import annotations
@@ -20,10 +20,20 @@ from typing import Any, ClassVar
 
 from quantkit.errors import UnsupportedError
 from quantkit.models.config import DecoderConfig, activation, bounded, shown
-from quantkit.models.decoder import Attention, Experts, FeedForward, Norm, Router, pre_norm_decoder
+from quantkit.models.decoder import (
+    Attention,
+    Experts,
+    FeedForward,
+    GatedMLP,
+    Norm,
+    Router,
+    WithShared,
+    pre_norm_decoder,
+)
 from quantkit.models.decoder.qwen_experts import QwenExpertsConfig, feed_forwards
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of
+from quantkit.models.stored import Fused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +82,23 @@ class PhiMoeConfig(MixtralConfig):
                 f"config.json: short_mscale is {shown(short)} and long_mscale {shown(long)}; supported are equal ones"
             )
         return parameters if short is None else {**parameters, "attention_factor": short}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AriaConfig(Config):
+    """`config.json` of model type `aria_text`; what else it says of experts, such as their size, is of older files."""
+
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    moe_num_experts: int = bounded(8, maximum=1024)
+    moe_num_shared_experts: int = 2
+    moe_topk: int = 2
+
+
+ARIA_STORED = (
+    Fused("mlp.experts.fc1", ("mlp.experts.*.gate_proj", "mlp.experts.*.up_proj"), transposed=True),
+    Fused("mlp.experts.fc2", ("mlp.experts.*.down_proj",), transposed=True),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +205,18 @@ def minimax_m2(config: MiniMaxConfig, ops: Recorder) -> None:
     attention = Attention(ops, config, config.head_size**-0.5, norm=norm)
     layers = [experts] * config.num_hidden_layers
     pre_norm_decoder(ops, config, attention, layers, rope=config.rope, module="block_sparse_moe")
+
+
+def aria(config: AriaConfig, ops: Recorder) -> None:
+    """Record the forward pass; `hidden_act` is that of the experts that all tokens go to, the others have SiLU."""
+    size, bias = config.intermediate_size, config.attention_bias
+    router = Router(
+        ops, config.moe_num_experts, config.moe_topk, name="router", scoring="softmax_of_chosen", normalize=False
+    )
+    act = activation("hidden_act", config.hidden_act)
+    shared = GatedMLP(ops, size * config.moe_num_shared_experts, act, bias=config.mlp_bias)
+    experts = WithShared(ops, Experts(ops, router, size, partial(ops.gated, activation="silu")), shared)
+    _forward(config, ops, [experts] * config.num_hidden_layers, qkv_bias=bias, output_bias=bias)
 
 
 def olmoe(config: OlmoeConfig, ops: Recorder) -> None:
