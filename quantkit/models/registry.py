@@ -89,6 +89,7 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         "codegen": Row("gpt.gptj", "CodegenConfig", "codegen", "CODEGEN_STORED", known_as="CodeGen 350M to 16B"),
         "cohere": Row("dense.cohere", "CohereConfig", "cohere", known_as="Command R, Aya"),
         "cohere2": Row("dense.cohere", "Cohere2Config", "cohere2", known_as="Command R7B, Command A"),
+        "cohere2_moe": Row("dense.cohere", "Cohere2MoeConfig", "cohere2_moe", known_as="Command A+, North Mini Code"),
         "cwm": Row("dense.exaone", "CwmConfig", "cwm", known_as="CWM 32B"),
         "dbrx": Row("mixtures.dbrx", "Config", "forward", "STORED", known_as="DBRX"),
         "deepseek_v2": Row(

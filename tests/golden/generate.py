@@ -723,6 +723,31 @@ CASES = {
             "tie_word_embeddings": False,
         },
     ),
+    "cohere2_moe": Case("cohere2_moe"),
+    "cohere2_moe_others": Case(
+        "cohere2_moe",
+        {
+            "attention_bias": True,
+            "expert_selection_fn": "softmax",
+            "first_k_dense_replace": ...,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
+            "mlp_layer_types": ["sparse", "dense", "dense", "sparse"],
+            "num_shared_experts": 1,
+            "prefix_dense_sliding_window_pattern": 2,
+            "rms_norm_eps": 1e-5,
+            "shared_expert_combination_strategy": "sum",
+            "tie_word_embeddings": False,
+        },
+    ),
+    "cohere2_moe_unnormalized": Case(
+        "cohere2_moe",
+        {
+            "first_k_dense_replace": 2,
+            "norm_topk_prob": False,
+            "num_shared_experts": 0,
+            "prefix_dense_sliding_window_pattern": 2,
+        },
+    ),
     "dbrx": Case("dbrx"),
     "dbrx_others": Case(
         "dbrx",

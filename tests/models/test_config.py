@@ -310,6 +310,34 @@ def test_what_dbrx_says_in_parts(fields: dict[str, Any], message: str) -> None:
         record(tiny.config_of("dbrx", **fields))
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("expert_selection_fn", "argmax", "expert_selection_fn is 'argmax'; supported are softmax and sigmoid"),
+        ("shared_expert_combination_strategy", "max", "strategy is 'max'; supported are average and sum"),
+        ("mlp_layer_types", ["dense"], "mlp_layer_types has 1 entries for 4 layers"),
+        ("mlp_layer_types", ["moe"] * 4, "mlp_layer_types has 'moe'; supported are dense and sparse"),
+        ("layer_types", ["full_attention"] * 3, "layer_types has 3 entries for 4 layers"),
+        ("num_experts_per_tok", 7, "a token goes to 7 experts, of which there are 6"),
+    ],
+)
+def test_how_cohere_mixes_experts(field: str, value: Any, message: str) -> None:
+    with pytest.raises(QuantkitError, match=message):
+        record(tiny.config_of("cohere2_moe", **{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "windows", "rotated"),
+    [(1, (0, 0, 16, 16), (True, True, True, True)), (2, (16, 0, 16, 16), (True, False, True, True))],
+)
+def test_cohere_rotates_plain_layers_that_all_see_all(
+    pattern: int, windows: tuple[int, ...], rotated: tuple[bool, ...]
+) -> None:
+    fields = {"first_k_dense_replace": 2, "prefix_dense_sliding_window_pattern": pattern}
+    config = read(tiny.config_of("cohere2_moe", **fields)).config
+    assert (config.windows, config.rotated) == (windows, rotated)
+
+
 @pytest.mark.parametrize("model_type", ["codegen", "gptj"])
 def test_gptj_rotates_a_part_of_its_heads(model_type: str) -> None:
     for rotary_dim in (7, 18):

@@ -215,13 +215,15 @@ def attention_windows(layer_types: list[Any] | None, default: list[str], sliding
     return tuple(sliding_window or 0 if kind == "sliding_attention" else 0 for kind in kinds)
 
 
-def checked_layers(layer_types: list[Any], known: Sequence[str], layers: int) -> list[str]:
-    """Return a config's `layer_types`, of which there must be one for each layer, and all of them known."""
+def checked_layers(
+    layer_types: list[Any], known: Sequence[str], layers: int, field_name: str = "layer_types"
+) -> list[str]:
+    """Return a field with the types of layers, of which there must be one for each layer, and all of them known."""
     if len(layer_types) != layers:
-        raise CheckpointError(f"config.json: layer_types has {len(layer_types)} entries for {layers} layers")
+        raise CheckpointError(f"config.json: {field_name} has {len(layer_types)} entries for {layers} layers")
     for kind in layer_types:
         if kind not in known:
-            raise UnsupportedError(f"config.json: layer_types has {shown(kind)}; supported are {' and '.join(known)}")
+            raise UnsupportedError(f"config.json: {field_name} has {shown(kind)}; supported are {' and '.join(known)}")
     return layer_types
 
 
