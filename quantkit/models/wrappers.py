@@ -26,7 +26,7 @@ class Wrapper(NamedTuple):
     tied : bool
         Whether the head is tied to the embedding, where no config says it.
     flat : bool
-        Old files have the fields of the text model at the top level.
+        Files, or old ones, have the fields of the text model at the top level.
     fixed : Mapping
         Fields of the text model that the whole does not heed, with the values that it has instead.
     stored : tuple of Stored
@@ -74,6 +74,7 @@ WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
         "llava_next_video": Wrapper("llama"),
         "llava_onevision": Wrapper("qwen2"),
         "mistral3": Wrapper("mistral", tied=True),
+        "phi4_multimodal": Wrapper("phi3", flat=True),
         "qwen2_5_vl": Wrapper("qwen2", flat=True),
         "qwen2_audio": Wrapper("qwen2"),
         "qwen2_vl": Wrapper("qwen2", flat=True),

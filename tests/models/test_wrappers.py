@@ -31,7 +31,7 @@ Names = dict[str, str]
 OLD: Names = {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."}
 NEW: Names = {"model.": "model.language_model."}
 IDEFICS: Names = {"model.": "model.text_model."}
-QWEN2: Names = {}
+FLAT: Names = {}
 
 _SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 _VIT = _SIZES | {"image_size": 28, "patch_size": 14, "num_channels": 3}
@@ -98,10 +98,19 @@ PUBLISHED: dict[str, tuple[Names, str, dict[str, Any]]] = {
     "llava_next_video": (OLD, "vision_tower", _CLIP),
     "llava_onevision": (OLD, "vision_tower", _SIGLIP),
     "mistral3": (OLD, "vision_tower", {"vision_config": _VIT | {"model_type": "pixtral", "head_dim": 16}}),
-    "qwen2_5_vl": (QWEN2, "visual", {"vision_config": _QWEN | {"fullatt_block_indexes": [0]}}),
+    "phi4_multimodal": (
+        FLAT,
+        "model.embed_tokens_extend",
+        {
+            "audio_config": {"hidden_size": 32, "intermediate_size": 64, "num_blocks": 1, "num_attention_heads": 2}
+            | {"ext_pw_out_channel": 32, "depthwise_separable_out_channel": 32, "nemo_conv_channels": 32},
+            "vision_config": _SIZES | {"crop_size": 28, "image_size": 28, "num_hidden_layers": 2},
+        },
+    ),
+    "qwen2_5_vl": (FLAT, "visual", {"vision_config": _QWEN | {"fullatt_block_indexes": [0]}}),
     "qwen2_audio": (OLD, "audio_tower", {"audio_config": _AUDIO}),
     "qwen2_vl": (
-        QWEN2,
+        FLAT,
         "visual",
         {"vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2}},
     ),
@@ -139,7 +148,9 @@ def wrapped(model_type: str, **changes: Any) -> dict[str, Any]:
         if model_type.startswith("qwen3_vl"):
             text["rope_scaling"] = {"rope_type": "default", "mrope_interleaved": True} | text["rope_scaling"]
             del text["rope_scaling"]["type"]
-    own = {"model_type": model_type, "architectures": ["ForConditionalGeneration"], "text_config": text}
+    own: dict[str, Any] = {"model_type": model_type, "architectures": ["ForConditionalGeneration"], "text_config": text}
+    if model_type == "phi4_multimodal":  # it has no other form
+        own = own.pop("text_config") | own
     return own | PUBLISHED[model_type][2]
 
 
