@@ -296,6 +296,7 @@ def test_mpt_without_what_transformers_lacks(field: str, value: Any, message: st
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"attn_config": [8]}, r"attn_config is \[8\], not an object"),
         ({"attn_config": {"clip_qkv": "much"}}, r"attn_config\.clip_qkv is 'much', not a positive number"),
         ({"attn_config": {"rope_theta": 5e4}}, r"attn_config\.rope_theta is 50000\.0, but rope_theta is 500000"),
         ({"attn_config": {"kv_n_heads": 3}}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
@@ -305,9 +306,14 @@ def test_mpt_without_what_transformers_lacks(field: str, value: Any, message: st
         ({"tie_word_embeddings": True}, "dbrx has a head of its own"),
     ],
 )
-def test_what_dbrx_says_in_parts(fields: dict[str, Any], message: str) -> None:
+def test_what_dbrx_cannot_say_in_parts(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(QuantkitError, match=message):
         record(tiny.config_of("dbrx", **fields))
+
+
+def test_fields_of_the_parts_of_dbrx_count_there_alone() -> None:
+    fields = {"intermediate_size": 96, "hidden_act": "gelu", "clip_qkv": 3.0, "num_key_value_heads": 4}
+    assert record(tiny.config_of("dbrx", **fields)) == record(tiny.config_of("dbrx"))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,6 @@ _EPS = 1e-5
 class Config(DecoderConfig):
     """`config.json` of model type `dbrx`; the fields of its parts are spelled with a dot."""
 
-    IGNORED: ClassVar[frozenset[str]] = frozenset(_PARTS)
     SPELLINGS: ClassVar[Mapping[str, str]] = MappingProxyType(
         {
             "attn_config.clip_qkv": "clip_qkv",
@@ -47,6 +46,8 @@ class Config(DecoderConfig):
         }
     )
 
+    attn_config: Mapping[str, Any] | None = None
+    ffn_config: Mapping[str, Any] | None = None
     num_key_value_heads: int | None = 1
     intermediate_size: int = 3584
     clip_qkv: float | None = None
@@ -57,7 +58,10 @@ class Config(DecoderConfig):
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Self:
-        return super().from_dict({**_flat({part: config.get(part) for part in _PARTS}), **config})
+        # Fields of the parts count there alone; the base of rotary embedding is read at the top level as well.
+        parts = {ours for theirs, ours in cls.SPELLINGS.items() if theirs.startswith(_PARTS)} - {"rope_theta"}
+        plain = {name: value for name, value in config.items() if name not in parts}
+        return super().from_dict({**_flat({part: config.get(part) for part in _PARTS}), **plain})
 
 
 STORED = (
