@@ -32,12 +32,14 @@ class Case:
     """A tiny checkpoint: its `model_type`, and what its config.json says beyond the family's.
 
     Where there is a `context`, the model is opened for so many tokens, and rope turns otherwise than for fewer:
-    transformers then needs the whole prompt at once.
+    transformers then needs the whole prompt at once. So it does where the steps of a state space are `clamped`, since
+    token by token it does not clamp them.
     """
 
     model_type: str
     overrides: dict[str, Any] = field(default_factory=dict)
     context: int | None = None
+    clamped: bool = False
 
 
 # Wavelengths of a tiny head reach from 6 to thousands of tokens: these make all three of llama3's ranges count.
@@ -512,8 +514,10 @@ CASES = {
             "num_hidden_layers": ...,
             "tie_word_embeddings": True,
             "time_step_min": 0.8,
+            "mamba_proj_bias": True,
             "use_bias": True,
         },
+        clamped=True,
     ),
     "gemma3n_text": Case("gemma3n_text"),
     "gemma3n_text_defaults": Case(

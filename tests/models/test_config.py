@@ -24,11 +24,14 @@ TYPES = list(tiny.FAMILIES)
 WITHOUT_DEFAULT: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 8},
     "deepseek_v2": {"num_experts_per_tok": 6},
+    "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 20]]},
     "gptj": {"rotary_dim": 8},
     "lfm2_moe": {"layer_types": ["full_attention", "conv"] * 20},
+    "mamba2": {"num_heads": 40},
     "opt": {"ffn_dim": 160},
     "xglm": {"ffn_dim": 160},
+    "zamba2": {"num_hidden_layers": 54},
 }
 """Fields that have no default in transformers, or one that fits a single size."""
 OTHER_HEADS = ("falcon_mamba", "mamba", "mamba2", "zamba2")
@@ -155,6 +158,14 @@ def test_a_missing_head_dim_may_also_be_null(model_type: str) -> None:
     ends = (".q_proj.weight", ".q_proj.query.weight")
     queries = [spec.shape for name, spec in tensors.items() if name.endswith(ends)]
     assert set(queries) == {(64, 64)}
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_the_nearest_class_has_the_last_word_on_a_default(model_type: str) -> None:
+    config = FAMILIES[model_type].config
+    for known in dataclasses.fields(config):
+        nearest: Any = next(each for each in config.__mro__ if known.name in vars(each).get("__annotations__", {}))
+        assert known.default == nearest.__dataclass_fields__[known.name].default, known.name
 
 
 def test_a_field_by_the_name_of_its_family() -> None:

@@ -38,6 +38,7 @@ class NextConfig(QwenExpertsConfig, Config):
     """`config.json` of model type `qwen3_next`."""
 
     num_key_value_heads: int | None = 2
+    head_dim: int | None = 256
     num_experts: int = bounded(512, minimum=0, maximum=1024)
     num_experts_per_tok: int = 10
     moe_intermediate_size: int = 512
