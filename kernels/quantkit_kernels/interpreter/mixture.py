@@ -9,7 +9,6 @@ from __future__ import annotations
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.interpreter.records import part_at, pass_at, row_at, row_count, rows_of, step_at
 from quantkit_kernels.interpreter.threads import outcome, take_next
-from quantkit_kernels.linear import product
 from quantkit_kernels.linear.experts import expert_tiles
 from quantkit_kernels.linear.packed import ROW_TILES
 from quantkit_kernels.operands import Matrix, Rows
@@ -75,12 +74,11 @@ def expert_linear(address, counter, part):
     shape = Matrix(0, 0, 0, step.out_columns, step.in_columns)
     x, y = Rows(step.a.address, step.a.stride), Rows(step.out.address, step.out.stride)
     chunk = max(1, min(step.tiles, pieces // (PIECES * now.threads)) // ROW_TILES) * ROW_TILES
-    operands = product.operands_on_stack()
     turn = taken = 0
     while True:
         turn, first, last = take_next(counter, now, turn, pieces, ROW_TILES, chunk)
         if first == last:
             return outcome(pieces, taken)
         end = min(last, get_i32(table) * tiles)
-        expert_tiles(step.weight, table, step.experts, shape, x, y, first, end, operands)
+        expert_tiles(step.weight, table, step.experts, shape, x, y, first, end)
         taken += last - first

@@ -29,7 +29,6 @@ def linear(address, counter, part):
     # Many tokens make a chunk long work: threads are to finish together.
     unit = ROW_TILES if tokens > 1 else 1
     chunk = max(1, step.tiles * MANY // max(tokens, MANY) // unit) * unit
-    operands = product.operands_on_stack()
     turn = taken = 0
     while True:
         turn, first, last = take_next(counter, now, turn, tiles, unit, chunk)
@@ -37,7 +36,7 @@ def linear(address, counter, part):
             return outcome(tiles, taken)
         matrix = Matrix(step.weight, step.row_scales, step.bias, step.out_columns, step.in_columns)
         x, y = Rows(step.a.address, step.a.stride), Rows(step.out.address, step.out.stride)
-        product.multiply(step.product, operands, matrix, x, y, tokens, first, last)
+        product.multiply(step.product, matrix, x, y, tokens, first, last)
         taken += last - first
 
 

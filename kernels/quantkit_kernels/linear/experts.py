@@ -18,7 +18,7 @@ EXPERT_FIELDS = 4
 
 
 @jit
-def expert_tiles(weights, table, experts, shape, x, y, first, last, operands):
+def expert_tiles(weights, table, experts, shape, x, y, first, last):
     """Pieces `first` to `last`; `shape` is a `Matrix` without addresses, `x` and `y` are sorted by expert."""
     tiles = (shape.rows + 7) >> 3
     while first < last:
@@ -30,5 +30,5 @@ def expert_tiles(weights, table, experts, shape, x, y, first, last, operands):
         fields = weights + 8 * EXPERT_FIELDS * expert
         matrix = Matrix(get_i64(fields), get_i64(fields + 8), get_i64(fields + 16), shape.rows, shape.columns)
         source, target = Rows(x.address + row * x.stride, x.stride), Rows(y.address + row * y.stride, y.stride)
-        product.multiply(get_i64(fields + 24), operands, matrix, source, target, rows, tile, end)
+        product.multiply(get_i64(fields + 24), matrix, source, target, rows, tile, end)
         first += end - tile

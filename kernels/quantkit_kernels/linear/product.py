@@ -22,16 +22,14 @@ OPERANDS = np.dtype([
 ])  # fmt: skip
 """What a product takes besides row tiles: the fields of a `Matrix` and of two `Rows`, and how many tokens."""
 
-operands_at, operands_on_stack = record_at(OPERANDS), record_on_stack(OPERANDS)
+_operands_at, _operands_on_stack = record_at(OPERANDS), record_on_stack(OPERANDS)
 
 
 @jit
-def multiply(product, operands, matrix, x, y, tokens, first, last):
-    """Row tiles `first` to `last` of a matrix, for all tokens.
-
-    `product` is the address of one of `PRODUCTS`, `operands` that of memory for `OPERANDS`.
-    """
-    to = operands_at(operands)
+def multiply(product, matrix, x, y, tokens, first, last):
+    """Row tiles `first` to `last` of a matrix, for all tokens; `product` is the address of one of `PRODUCTS`."""
+    operands = _operands_on_stack()
+    to = _operands_at(operands)
     to.data, to.row_scales, to.bias = matrix.data, matrix.row_scales, matrix.bias
     to.rows, to.columns, to.tokens = matrix.rows, matrix.columns, tokens
     to.x, to.x_stride, to.y, to.y_stride = x.address, x.stride, y.address, y.stride
@@ -40,7 +38,7 @@ def multiply(product, operands, matrix, x, y, tokens, first, last):
 
 @jit
 def _operands(address):
-    of = operands_at(address)
+    of = _operands_at(address)
     matrix = Matrix(of.data, of.row_scales, of.bias, of.rows, of.columns)
     return matrix, Rows(of.x, of.x_stride), Rows(of.y, of.y_stride), of.tokens
 
