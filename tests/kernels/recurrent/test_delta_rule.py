@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from arrays import UNTOUCHED, address
+from arrays import address
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.interpreter import truth
 from quantkit_kernels.interpreter.operations import BLOCK, OPERATIONS
 from quantkit_kernels.operands import Rows
 from quantkit_kernels.recurrent import delta_rule
 from quantkit_kernels.recurrent.delta_rule import DeltaRule
+from recurrent_layers import advanced
 
 TOLERANCE = 2e-6
 """Of sums over a state's rows and over tokens, relative to the largest output."""
@@ -67,27 +68,14 @@ class Layer:
 
     def run(self, chunks: Sequence[int] = (TOKENS,), cut: int = 0) -> NDArray[np.float32]:
         """Return the outputs for a sequence that comes in chunks, units below `cut` first."""
-        x, a, b = padded(self.x), padded(self.a), padded(self.b)
-        out = np.full((TOKENS, -(-self.columns // 16) * 16 + 16), UNTOUCHED, np.float32)
         keep = OPERATIONS["delta_rule"].state
         assert keep is not None
-        units, floats = keep(self.shape._asdict())
-        state = np.zeros(units * floats + 16, np.float32)
-        state[-16:] = UNTOUCHED
-        begin = 0
-        for count in chunks:
-            rows = [Rows(address(rows[begin:]), rows.strides[0]) for rows in (x, a, b, out)]
-            for first, last in ((0, cut), (cut, units)):
-                advance(self.layer, *rows, address(state), count, first, last)
-            begin += count
-        assert (state[-16:] == UNTOUCHED).all()
-        assert (out[:, self.columns :] == UNTOUCHED).all()
-        return out[:, : self.columns]
+        state = keep(self.shape._asdict())
 
+        def call(rows: list[Rows], memory: int, count: int, first: int, last: int) -> None:
+            advance(self.layer, *rows, memory, count, first, last)
 
-def padded(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows padded to whole lines with NaN."""
-    return np.pad(x, ((0, 0), (0, -x.shape[1] % 16)), constant_values=np.nan)
+        return advanced(call, (self.x, self.a, self.b), self.columns, state, chunks, cut)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
