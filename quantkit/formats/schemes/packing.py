@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit_kernels.blocks import dequantize
+
 Floats = NDArray[np.float32]
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
@@ -22,12 +24,10 @@ PLAIN = ("F32", "F16", "BF16")
 
 def floats(stored: NDArray[Any]) -> Floats:
     """F32, F16 and BF16 as they are stored -> f32; one byte is a power of two (E8M0)."""
-    if stored.dtype == np.uint16:
-        return (stored.astype(np.uint32) << 16).view(np.float32)
     if stored.dtype == np.uint8:
         powers: Floats = np.exp2(stored.astype(np.float32) - np.float32(127))
         return powers
-    return stored.astype(np.float32)
+    return dequantize("bf16" if stored.dtype == np.uint16 else "f32", stored, None, stored.shape)
 
 
 @cache
