@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.models.config import DecoderConfig, activation, bounded, shown
+from quantkit.errors import CheckpointError
+from quantkit.models.config import DecoderConfig, activation, bounded, checked_layers
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
 
@@ -71,14 +71,7 @@ class DeltaNetConfig(DecoderConfig):
         """Whether each layer has attention; by default every layer whose number `full_attention_interval` divides."""
         layers, full = range(1, self.num_hidden_layers + 1), self.full_attention_interval
         types = self.layer_types or [_LAYER_TYPES[number % full == 0] for number in layers]
-        if len(types) != len(layers):
-            raise CheckpointError(f"config.json: layer_types has {len(types)} entries for {len(layers)} layers")
-        for kind in types:
-            if kind not in _LAYER_TYPES:
-                raise UnsupportedError(
-                    f"config.json: layer_types has {shown(kind)}; supported are {' and '.join(_LAYER_TYPES)}"
-                )
-        return tuple(kind == "full_attention" for kind in types)
+        return tuple(kind == "full_attention" for kind in checked_layers(types, _LAYER_TYPES, len(layers)))
 
     def _check_heads(self) -> None:
         super()._check_heads()

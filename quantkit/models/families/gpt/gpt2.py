@@ -1,13 +1,12 @@
 """GPT-2 and those that are built like it: learned positions, LayerNorms, an MLP without a gate.
 
 They differ in flags and in what they store. The matrices of GPT and GPT-2 are transposed (`Conv1D`). The first GPT has
-its norms behind attention and MLP. GPT-BigCode (StarCoder) has one
-KV head for all, or stores queries, keys and values head by head. In GPT-Neo every other layer sees a window, and scores
-are not scaled.
+its norms behind attention and MLP. GPT-BigCode (StarCoder) has one KV head for all, or stores queries, keys and values
+head by head. In GPT-Neo every other layer sees a window, and scores are not scaled.
 
 Radford et al., "Improving Language Understanding by Generative Pre-Training", 2018, and "Language Models are
-Unsupervised Multitask Learners", 2019. Black et al., "GPT-Neo", 2021. Li et al.,
-"StarCoder: may the source be with you!", 2023.
+Unsupervised Multitask Learners", 2019. Black et al., "GPT-Neo", 2021. Li et al., "StarCoder: may the source be with
+you!", 2023.
 """
 
 from __future__ import annotations
@@ -19,31 +18,17 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.models.config import DecoderConfig, activation, shown
+from quantkit.models.config import activation, gpt, shown
 from quantkit.models.decoder import MLP, Attention, embed, head
 from quantkit.models.recorder import Recorder
 from quantkit.models.stored import Fused
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(DecoderConfig):
-    """The fields that all of them have; `n_inner` stands for the `intermediate_size` of others."""
+class Config(gpt.GptConfig):
+    """The fields that all of them have."""
 
-    SPELLINGS: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {
-            "activation_function": "hidden_act",
-            "n_embd": "hidden_size",
-            "n_head": "num_attention_heads",
-            "n_layer": "num_hidden_layers",
-            "n_positions": "max_position_embeddings",
-        }
-    )
-
-    intermediate_size: int = 0
-    n_inner: int | None = None
     max_position_embeddings: int = 1024
-    hidden_act: str = "gelu_new"
-    layer_norm_epsilon: float = 1e-5
     tie_word_embeddings: bool = True
 
 
@@ -185,7 +170,7 @@ def _forward(config: Config, ops: Recorder, scales: Sequence[float], *, qkv_bias
     norm = partial(ops.layer_norm, eps=config.layer_norm_epsilon, bias=True)
     attention = Attention(ops, config, scale=1.0, qkv_bias=qkv_bias, output_bias=True)
     act = activation("activation_function", config.hidden_act)
-    mlp = MLP(ops, config.n_inner or 4 * config.hidden_size, act, bias=True)
+    mlp = MLP(ops, config.mlp_columns, act, bias=True)
 
     positions = ops.embed_positions("transformer.wpe", config.max_position_embeddings, config.hidden_size)
     h = ops.add(embed(ops, config, _EMBEDDING), positions)

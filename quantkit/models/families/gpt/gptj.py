@@ -7,14 +7,13 @@ Wang and Komatsuzaki, "GPT-J-6B", 2021. Nijkamp et al., "CodeGen", 2022.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
 from typing import ClassVar
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.models.config import DecoderConfig, activation
+from quantkit.models.config import activation
+from quantkit.models.config.gpt import GptConfig
 from quantkit.models.decoder import MLP, Attention, embed, head
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import rotary
@@ -22,23 +21,9 @@ from quantkit.models.stored import Fused
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(DecoderConfig):
-    """`config.json` of model type `gptj`; `n_inner` stands for the `intermediate_size` of others."""
+class Config(GptConfig):
+    """`config.json` of model type `gptj`."""
 
-    SPELLINGS: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {
-            "activation_function": "hidden_act",
-            "n_embd": "hidden_size",
-            "n_head": "num_attention_heads",
-            "n_layer": "num_hidden_layers",
-            "n_positions": "max_position_embeddings",
-        }
-    )
-
-    intermediate_size: int = 0
-    n_inner: int | None = None
-    hidden_act: str = "gelu_new"
-    layer_norm_epsilon: float = 1e-5
     rotary_dim: int = 64
 
 
@@ -76,7 +61,7 @@ def gptj(config: Config, ops: Recorder) -> None:
     norm = partial(ops.layer_norm, eps=config.layer_norm_epsilon, bias=True)
     attention = Attention(ops, config, scale=config.head_size**-0.5, interleaved=True)
     act = activation("activation_function", config.hidden_act)
-    mlp = MLP(ops, config.n_inner or 4 * config.hidden_size, act, bias=True)
+    mlp = MLP(ops, config.mlp_columns, act, bias=True)
     theta, longest = {"rope_theta": config.default_theta}, config.max_position_embeddings
     angles = ops.rotation(*rotary(theta, head_dim=config.rotary_dim, context_length=longest))
 

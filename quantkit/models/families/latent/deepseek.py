@@ -11,7 +11,7 @@ Training" (Moonlight), 2025. Tencent, "Youtu-LLM", 2025.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -19,13 +19,10 @@ from typing import Any, ClassVar
 
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.config import activation, bounded, shown
-from quantkit.models.decoder import Experts, GatedMLP, Norm, Router, embed, head
+from quantkit.models.decoder import Experts, FeedForward, GatedMLP, Norm, Router, WithShared, embed, head
 from quantkit.models.decoder.latent_attention import LatentAttention, LatentConfig, rotation
 from quantkit.models.program import Value
 from quantkit.models.recorder import Recorder
-
-FeedForward = Callable[[Value, str], Value]
-"""Records what a layer does behind attention: `feed_forward(x, module)`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,12 +221,11 @@ def _mixture(
     act, size = activation("hidden_act", config.hidden_act), config.moe_intermediate_size
     experts = Experts(ops, router, size, partial(ops.gated, activation=act))
     shared = GatedMLP(ops, size * (config.n_shared_experts or 0), act, bias=mlp_bias)
+    mixture = WithShared(ops, experts, shared) if shared.size else experts
     plain = GatedMLP(ops, config.intermediate_size, act, bias=mlp_bias)
 
     def sparse(x: Value, module: str) -> Value:
-        y = experts(x, module)
-        y = ops.add(y, shared(x, f"{module}.shared_experts")) if shared.size else y
-        return post_norm(y, module)
+        return post_norm(mixture(x, module), module)
 
     _forward(config, ops, [sparse if is_sparse else plain for is_sparse in config.sparse])
 
