@@ -21,8 +21,9 @@ from quantkit import formats, user_cache
 from quantkit.errors import PackedModelError
 from quantkit.formats.output import lock
 from quantkit.formats.packed import FORMAT_VERSION, PackedModel, is_packed
-from quantkit.quantization.conversion import Progress, convert
+from quantkit.quantization.conversion import convert
 from quantkit.quantization.encode import ENCODER_VERSION
+from quantkit.quantization.report import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from quantkit.generation.loading import load_model
 from quantkit.models.decoder import Router
 from quantkit.models.recorder import Recorder
 from quantkit.models.registry import read
-from quantkit.quantization.conversion import Progress, convert
+from quantkit.quantization.conversion import convert
+from quantkit.quantization.report import Progress
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from quantkit.errors import CheckpointError, OptionError, PackedModelError, Quan
 from quantkit.formats.packed import PackedModel, verify
 from quantkit.formats.safetensors.file import SafetensorsFile
 from quantkit.models.registry import read
-from quantkit.quantization.conversion import Progress, convert
+from quantkit.quantization.conversion import convert
+from quantkit.quantization.report import Progress
 from quantkit.tensor import Piece
 from quantkit_kernels import blocks
 

@@ -17,8 +17,9 @@ import tiny
 from quantkit.errors import CheckpointError
 from quantkit.formats.packed import is_packed, verify
 from quantkit.quantization import packed_copies
-from quantkit.quantization.conversion import Progress, convert
+from quantkit.quantization.conversion import convert
 from quantkit.quantization.packed_copies import packed_copy
+from quantkit.quantization.report import Progress
 
 
 @pytest.fixture(autouse=True)

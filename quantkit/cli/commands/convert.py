@@ -12,7 +12,7 @@ from quantkit.cli.progress import Bar
 from quantkit.cli.streams import echo
 
 if TYPE_CHECKING:
-    from quantkit.quantization.conversion import Report
+    from quantkit.quantization.report import Report
 
 BITS = {"4": "int4", "8": "int8"}
 
