@@ -14,9 +14,8 @@ import tiny
 from quantkit import formats
 from quantkit.formats.packed import PackedModel
 from quantkit.quantization.conversion import convert
+from stored_parts import Stored
 
-Stored = Mapping[str, tuple[str, NDArray[Any]]]
-"""Tensors as a file has them, each with its dtype."""
 Encode = Callable[[str, NDArray[np.float32]], tuple[Stored, NDArray[np.float32]]]
 """The parts of a linear layer's weight, by what follows the module's name, and the numbers that they stand for."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -9,16 +10,21 @@ from numpy.typing import NDArray
 from quantkit.formats.mapped import Entry
 from quantkit.formats.schemes.scheme import Part, Scheme
 
-
-def part(dtype: str, array: NDArray[Any]) -> Part:
-    """A stored tensor of a dtype in the spelling of safetensors."""
-    return Part(Entry(dtype, array.shape, 0, array.nbytes), lambda wanted: array[wanted] if array.ndim else array)
+Stored = Mapping[str, tuple[str, NDArray[Any]]]
+"""Tensors as a file has them, each with its dtype in the spelling of safetensors, by their names."""
 
 
-def decoded(scheme: Scheme, *stored: tuple[str, NDArray[Any]], wanted: slice = slice(None)) -> NDArray[Any]:
-    """What a scheme makes of the parts of a tensor; the shape that it announces is asserted."""
-    parts = [part(*each) for each in stored]
-    shape = scheme.shape(*(each.entry for each in parts))
+def part(name: str, dtype: str, array: NDArray[Any]) -> Part:
+    """A stored tensor."""
+    entry = Entry(dtype, array.shape, 0, array.nbytes)
+    return Part(name, entry, lambda wanted: array[wanted] if array.ndim else array)
+
+
+def decoded(scheme: Scheme, stored: Stored, *, wanted: slice = slice(None)) -> NDArray[Any]:
+    """What a scheme makes of the one tensor that it finds among these; the shape that it announces is asserted."""
+    (names,) = scheme.encoded(stored).values()
+    parts = [part(name, *stored[name]) for name in names]
+    shape = scheme.shape(parts)
     numbers = scheme.decode(parts, wanted)
     assert numbers.shape == (len(range(shape[0])[wanted]), *shape[1:])
     return numbers

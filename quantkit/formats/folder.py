@@ -108,9 +108,8 @@ class FolderSource(ModelSource):
 
     def spec(self, name: str) -> TensorSpec:
         if self._scheme and name in self._parts:
-            parts = [self._shard(part).header[part] for part in self._parts[name]]
             try:
-                return TensorSpec(name, self._scheme.shape(*parts), kind=self._scheme.kind)
+                return TensorSpec(name, self._scheme.shape(self._parts_of(name)), kind=self._scheme.kind)
             except ValueError as cause:
                 raise CheckpointError(f"{self.file_of(name)}: tensor {name!r} cannot be decoded: {cause}") from cause
         shard = self._shard(name)
@@ -128,12 +127,8 @@ class FolderSource(ModelSource):
 
     def entries(self, name: str, wanted: slice, *, copy: bool = False) -> NDArray[Any]:
         if self._scheme and name in self._parts:
-            parts = [
-                Part(self._shard(part).header[part], partial(self._shard(part).array, part, copy=copy))
-                for part in self._parts[name]
-            ]
             try:
-                return self._scheme.decode(parts, wanted)
+                return self._scheme.decode(self._parts_of(name, copy=copy), wanted)
             except ValueError as cause:
                 raise CheckpointError(f"{self.file_of(name)}: tensor {name!r} cannot be decoded: {cause}") from cause
         return self._shard(name).array(name, wanted, copy=copy)
@@ -154,6 +149,11 @@ class FolderSource(ModelSource):
 
     def _why_missing(self, name: str) -> str:
         return self._missing.get(name, "")
+
+    def _parts_of(self, name: str, *, copy: bool = False) -> list[Part]:
+        """Return the stored tensors that a tensor is decoded from."""
+        shards = {part: self._shard(part) for part in self._parts[name]}
+        return [Part(part, shard.header[part], partial(shard.array, part, copy=copy)) for part, shard in shards.items()]
 
     def _shard(self, name: str) -> SafetensorsFile:
         shard = self._shards.get(name)

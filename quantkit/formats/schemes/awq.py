@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import UnsupportedError
-from quantkit.formats.mapped import Entry
 from quantkit.formats.schemes.packing import PLAIN, codes_of, floats
 from quantkit.formats.schemes.scheme import Part, Scheme
 
@@ -48,7 +47,7 @@ class Awq(Scheme):
         modules = [name.removesuffix(".qweight") for name in names if name.endswith(".qweight")]
         return {f"{it}.weight": (f"{it}.qweight", f"{it}.qzeros", f"{it}.scales") for it in modules}
 
-    def shape(self, *parts: Entry) -> tuple[int, ...]:
+    def shape(self, parts: Sequence[Part]) -> tuple[int, ...]:
         weight, zeros, scales = parts
         if (weight.dtype, zeros.dtype) != ("I32", "I32") or scales.dtype not in PLAIN:
             raise ValueError(f"its parts are {', '.join(part.dtype for part in parts)}")

@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import UnsupportedError
-from quantkit.formats.mapped import Entry
 from quantkit.formats.schemes.packing import PLAIN, floats
 from quantkit.formats.schemes.scheme import Part, Scheme
 
@@ -69,7 +68,7 @@ class Bitnet(Scheme):
         modules = [name.removesuffix(SCALE) for name in names if name.endswith(SCALE)]
         return {module + WEIGHT: (module + WEIGHT, module + SCALE) for module in modules}
 
-    def shape(self, *parts: Entry) -> tuple[int, ...]:
+    def shape(self, parts: Sequence[Part]) -> tuple[int, ...]:
         weight, *scales = parts
         for scale in scales:
             if scale.dtype not in PLAIN or scale.shape not in ((), (1,)):

@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import UnsupportedError
-from quantkit.formats.mapped import Entry
 from quantkit.formats.schemes.packing import E2M1, PLAIN, block_of, codes_of, e4m3, floats, nibbles_of, spread
 from quantkit.formats.schemes.scheme import Part, Scheme
 
@@ -91,7 +90,7 @@ class CompressedTensors(Scheme):
             found[f"{module}.weight"] = parts
         return found
 
-    def shape(self, *parts: Entry) -> tuple[int, ...]:
+    def shape(self, parts: Sequence[Part]) -> tuple[int, ...]:
         weight, scale, *others = parts
         if len(weight.shape) != 2 or weight.dtype not in ("I32", "U8", "I8", "F8_E4M3"):
             raise ValueError(f"its weights are {weight.dtype} of shape {weight.shape}")
@@ -112,11 +111,11 @@ class CompressedTensors(Scheme):
 
     def decode(self, parts: Sequence[Part], wanted: slice) -> NDArray[np.float32]:
         weight, scale, *others = parts
-        shape = self.shape(*(part.entry for part in parts))
-        block, first = self._block(shape, scale.entry.shape), wanted.indices(shape[0])[0]
+        shape = self.shape(parts)
+        block, first = self._block(shape, scale.shape), wanted.indices(shape[0])[0]
         zero, divisor, order = _sorted(others)
         numbers = self._numbers(weight, wanted)
-        scales: NDArray[np.float32] = e4m3()[scale()] if scale.entry.dtype == "F8_E4M3" else floats(scale())
+        scales: NDArray[np.float32] = e4m3()[scale()] if scale.dtype == "F8_E4M3" else floats(scale())
         scales = scales.reshape(_matrix(scales.shape))
         if divisor:
             scales = scales / divisor().reshape(())
@@ -138,15 +137,15 @@ class CompressedTensors(Scheme):
 
     def _numbers(self, weight: Part, wanted: slice) -> NDArray[np.float32]:
         stored = weight(wanted)
-        if weight.entry.dtype == "I32":
+        if weight.dtype == "I32":
             return codes_of(stored, self.bits).astype(np.float32) - np.float32(1 << self.bits - 1)
-        if weight.entry.dtype == "U8":
+        if weight.dtype == "U8":
             return np.array(E2M1, np.float32)[nibbles_of(stored)]
-        numbers: NDArray[np.float32] = e4m3()[stored] if weight.entry.dtype == "F8_E4M3" else stored.astype(np.float32)
+        numbers: NDArray[np.float32] = e4m3()[stored] if weight.dtype == "F8_E4M3" else stored.astype(np.float32)
         return numbers
 
     def _zeros(self, zero: Part, rows: int) -> NDArray[np.float32]:
-        if zero.entry.dtype == "I32":
+        if zero.dtype == "I32":
             codes = codes_of(zero().T, self.bits).T[:rows]
             return codes.astype(np.float32) - np.float32(1 << self.bits - 1)
         return zero().astype(np.float32)
@@ -161,10 +160,8 @@ def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
     return (shape[0], shape[1]) if len(shape) == 2 else (int(np.prod(shape)), 1)
 
 
-def _sorted(others: Sequence[Any]) -> tuple[Any, Any, Any]:
-    """Zeros, divisor and groups of columns among the parts, or their entries, that may be missing."""
-    found = dict.fromkeys(("zero", "divisor", "order"))
-    for other in others:
-        dtype, shape, *_ = getattr(other, "entry", other)
-        found["zero" if len(shape) == 2 else "divisor" if dtype == "F32" else "order"] = other
-    return found["zero"], found["divisor"], found["order"]
+def _sorted(others: Sequence[Part]) -> tuple[Part | None, Part | None, Part | None]:
+    """Zeros, divisor and groups of columns among the parts that may be missing."""
+    found = {end: part for part in others for end in OTHERS if part.name.endswith(end)}
+    zero, divisor, order = map(found.get, OTHERS)
+    return zero, divisor, order

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import UnsupportedError
-from quantkit.formats.mapped import Entry
 from quantkit.formats.schemes.packing import PLAIN, e4m3, floats, spread
 from quantkit.formats.schemes.scheme import Part, Scheme
 
@@ -57,7 +56,7 @@ class Fp8(Scheme):
         modules = [name.removesuffix(SCALE) for name in names if name.endswith(SCALE)]
         return {module + WEIGHT: (module + WEIGHT, module + SCALE) for module in modules}
 
-    def shape(self, *parts: Entry) -> tuple[int, ...]:
+    def shape(self, parts: Sequence[Part]) -> tuple[int, ...]:
         weight, scale = parts
         if weight.dtype != "F8_E4M3" or scale.dtype not in (*PLAIN, "F8_E8M0"):
             raise ValueError(f"its weights are {weight.dtype} and its scales {scale.dtype}")
@@ -73,7 +72,7 @@ class Fp8(Scheme):
         numbers: NDArray[np.float32] = e4m3()[parts[0](wanted)]
         if self.block is None:
             return numbers * floats(parts[1]()).reshape(())
-        shape = parts[0].entry.shape
+        shape = parts[0].shape
         if len(shape) > 2:
             return numbers * spread(floats(parts[1](wanted)), numbers.shape, self.block)
         return numbers * spread(floats(parts[1]()), numbers.shape, self.block, wanted.indices(shape[0])[0])

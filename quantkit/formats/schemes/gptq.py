@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import UnsupportedError
-from quantkit.formats.mapped import Entry
 from quantkit.formats.schemes.packing import PLAIN, floats, stream_of
 from quantkit.formats.schemes.scheme import Part, Scheme
 
@@ -65,7 +64,7 @@ class Gptq(Scheme):
             found[f"{module}.weight"] = (*parts, *({f"{module}.g_idx"} & held))
         return found
 
-    def shape(self, *parts: Entry) -> tuple[int, ...]:
+    def shape(self, parts: Sequence[Part]) -> tuple[int, ...]:
         weight, zeros, scales, *order = parts
         if [each.dtype for each in (weight, zeros, *order)] != ["I32"] * (2 + len(order)) or scales.dtype not in PLAIN:
             raise ValueError(f"its parts are {', '.join(part.dtype for part in parts)}")

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import UnsupportedError
-from quantkit.formats.mapped import Entry
 from quantkit.formats.schemes.packing import PLAIN, floats, stream_of
 from quantkit.formats.schemes.scheme import Part, Scheme
 
@@ -56,7 +55,7 @@ class Mlx(Scheme):
         modules = [name.removesuffix(".scales") for name in names if name.endswith(".scales")]
         return {f"{it}.weight": (f"{it}.weight", f"{it}.scales", f"{it}.biases") for it in modules}
 
-    def shape(self, *parts: Entry) -> tuple[int, ...]:
+    def shape(self, parts: Sequence[Part]) -> tuple[int, ...]:
         weight, scales, biases = parts
         if weight.dtype != "U32" or scales.dtype not in PLAIN or biases.dtype not in PLAIN:
             raise ValueError(f"its parts are {', '.join(part.dtype for part in parts)}")

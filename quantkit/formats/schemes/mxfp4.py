@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.formats.mapped import Entry
 from quantkit.formats.schemes.packing import E2M1
 from quantkit.formats.schemes.scheme import Part, Scheme
 
@@ -37,7 +36,7 @@ class Mxfp4(Scheme):
         ends = (name.removesuffix(end) for name in names for end in (BLOCKS, SCALES) if name.endswith(end))
         return {name: (name + BLOCKS, name + SCALES) for name in ends}
 
-    def shape(self, *parts: Entry) -> tuple[int, ...]:
+    def shape(self, parts: Sequence[Part]) -> tuple[int, ...]:
         blocks, scales = parts
         if blocks.dtype != "U8" or scales.dtype != "U8":
             raise ValueError(f"its blocks are {blocks.dtype} and its scales {scales.dtype}, not U8")

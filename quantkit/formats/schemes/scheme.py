@@ -14,10 +14,19 @@ from quantkit.formats.mapped import Entry
 
 @dataclass(frozen=True)
 class Part:
-    """A stored tensor: what the header of its file says of it, and how some entries of its first axis are read."""
+    """A stored tensor: its name, what the header of its file says of it, and how entries of its first axis are read."""
 
+    name: str
     entry: Entry
     read: Callable[[slice], NDArray[Any]]
+
+    @property
+    def dtype(self) -> str:
+        return self.entry.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape
 
     def __call__(self, wanted: slice = slice(None)) -> NDArray[Any]:
         """Return some entries, or all: FP8 as bytes, BF16 as uint16, everything else as numbers."""
@@ -51,8 +60,11 @@ class Scheme(ABC):
         """
 
     @abstractmethod
-    def shape(self, *parts: Entry) -> tuple[int, ...]:
-        """Return the shape of a decoded tensor; raises `ValueError`, with what is wrong, where parts do not fit."""
+    def shape(self, parts: Sequence[Part]) -> tuple[int, ...]:
+        """Return the shape of a decoded tensor; raises `ValueError`, with what is wrong, where parts do not fit.
+
+        Of their contents, no more is read than says what the others hold.
+        """
 
     @abstractmethod
     def decode(self, parts: Sequence[Part], wanted: slice) -> NDArray[Any]:

@@ -13,7 +13,7 @@ import quantized
 from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
 from quantkit.formats.schemes.awq import ORDER, Awq
-from stored_parts import decoded
+from stored_parts import Stored, decoded
 
 CONFIG = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
 Weights = NDArray[np.float32]
@@ -26,7 +26,7 @@ def words_of(codes: NDArray[np.uint8]) -> NDArray[np.int32]:
     return words.view(np.int32)
 
 
-def encode(module: str, weight: Weights) -> tuple[quantized.Stored, Weights]:
+def encode(module: str, weight: Weights) -> tuple[Stored, Weights]:
     groups = weight.T.reshape(-1, 32, len(weight))
     scales = ((groups.max(1) - groups.min(1)) / 15).astype(np.float16)
     zeros = np.rint(-groups.min(1) / scales).clip(0, 15)
@@ -43,7 +43,7 @@ def encode(module: str, weight: Weights) -> tuple[quantized.Stored, Weights]:
 def test_typed_words() -> None:
     weight = np.array([[0x75316420]], np.int32)  # one column; rows 0 to 7 have the codes 0 to 7
     zeros, scales = np.array([[0x11111111]], np.int32), np.full((1, 8), 0.5, np.float16)
-    numbers = decoded(Awq(), ("I32", weight), ("I32", zeros), ("F16", scales))
+    numbers = decoded(Awq(), {".qweight": ("I32", weight), ".qzeros": ("I32", zeros), ".scales": ("F16", scales)})
     assert numbers.tolist() == [[(code - 1) / 2] for code in range(8)]
 
 
@@ -59,6 +59,5 @@ def test_what_is_not_known_is_refused(spoiled: dict[str, Any]) -> None:
 
 def test_parts_that_do_not_fit() -> None:
     parts, _ = encode("", np.eye(8, 32, dtype=np.float32))
-    weight, zeros, scales = parts.values()
     with pytest.raises(ValueError, match="do not fit"):
-        decoded(Awq(), weight, zeros, ("F16", scales[1][:, :4]))
+        decoded(Awq(), {**parts, ".scales": ("F16", parts[".scales"][1][:, :4])})

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import stored_parts
 import tiny
 from golden.generate import shapes, token_ids
 from quantkit import formats
@@ -22,11 +23,16 @@ from quantkit_kernels.blocks import dequantize as numbers_of
 
 AUTO = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"}
 ONLINE = AUTO | {"quantization_mode": "online"}
+DTYPES = {"B": "U8", "H": "BF16", "e": "F16", "f": "F32"}
 Tensors = dict[str, tuple[str, NDArray[Any]]]
 
 
-def decoded(scheme: Bitnet, *stored: NDArray[Any], rows: slice = slice(None)) -> NDArray[np.float32]:
-    return scheme.decode([lambda wanted, it=one: it[wanted] for one in stored], rows)  # type: ignore[misc]
+def decoded(scheme: Bitnet, *arrays: NDArray[Any], rows: slice = slice(None)) -> NDArray[np.float32]:
+    """The numbers of a matrix that is stored in these parts."""
+    stored = zip(("x_proj.weight", "x_proj.weight_scale"), arrays, strict=False)
+    return stored_parts.decoded(
+        scheme, {name: (DTYPES[array.dtype.char], array) for name, array in stored}, wanted=rows
+    )
 
 
 def test_bytes_typed_by_hand() -> None:

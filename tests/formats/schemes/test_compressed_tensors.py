@@ -13,7 +13,7 @@ import quantized
 from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
 from quantkit.formats.schemes.compressed_tensors import BITS, CompressedTensors
-from stored_parts import decoded
+from stored_parts import Stored, decoded
 
 GROUPS = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "group_size": 32}}}
 PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": GROUPS}
@@ -29,7 +29,7 @@ def words_of(codes: NDArray[np.uint8], bits: int = 4) -> NDArray[np.int32]:
     return words.view(np.int32)
 
 
-def integers(module: str, weight: Weights) -> tuple[quantized.Stored, Weights]:
+def integers(module: str, weight: Weights) -> tuple[Stored, Weights]:
     """Groups of 32, with zeros."""
     groups = weight.reshape(len(weight), -1, 32)
     scales = ((groups.max(-1) - groups.min(-1)) / 15).astype(np.float16)
@@ -45,7 +45,7 @@ def integers(module: str, weight: Weights) -> tuple[quantized.Stored, Weights]:
     return parts, numbers.reshape(weight.shape)
 
 
-def bytes_by_rows(module: str, weight: Weights) -> tuple[quantized.Stored, Weights]:
+def bytes_by_rows(module: str, weight: Weights) -> tuple[Stored, Weights]:
     scales = (np.abs(weight).max(1, keepdims=True) / 127).astype(np.float32)
     codes = np.rint(weight / scales).astype(np.int8)
     parts: dict[str, tuple[str, NDArray[Any]]] = {".weight": ("I8", codes), ".weight_scale": ("F32", scales)}
@@ -53,16 +53,28 @@ def bytes_by_rows(module: str, weight: Weights) -> tuple[quantized.Stored, Weigh
 
 
 def test_typed_parts() -> None:
-    words, scales = np.array([[0x76543210]], np.int32), np.array([[2.0]], np.float16)
-    assert decoded(CompressedTensors(), ("I32", words), ("F16", scales)).tolist() == [[2 * (c - 8) for c in range(8)]]
+    scheme = CompressedTensors()
+    packed: Stored = {
+        ".weight_packed": ("I32", np.array([[0x76543210]], np.int32)),
+        ".weight_scale": ("F16", np.array([[2.0]], np.float16)),
+    }
+    assert decoded(scheme, packed).tolist() == [[2 * (c - 8) for c in range(8)]]
     zeros = np.array([[0x9]], np.int32)  # stands for 1
-    assert decoded(CompressedTensors(), ("I32", words), ("F16", scales), ("I32", zeros))[0, 0] == -18
-    codes, ones = np.array([[0x21, 0xF8]], np.uint8), np.array([[0x40]], np.uint8)  # a scale of 2 in FP8
-    nvfp4 = decoded(CompressedTensors(), ("U8", codes), ("F8_E4M3", ones), ("F32", np.array([4], np.float32)))
-    assert nvfp4.tolist() == [[0.25, 0.5, -0.0, -3.0]]
-    assert decoded(CompressedTensors(), ("U8", codes), ("U8", np.array([[128]], np.uint8))).tolist() == [[1, 2, 0, -12]]
-    fp8 = ("F8_E4M3", np.array([[0x38, 0x40]], np.uint8))
-    assert decoded(CompressedTensors(), fp8, ("BF16", np.array([0x3F00], np.uint16))).tolist() == [[0.5, 1.0]]
+    assert decoded(scheme, {**packed, ".weight_zero_point": ("I32", zeros)})[0, 0] == -18
+    codes, ones = ("U8", np.array([[0x21, 0xF8]], np.uint8)), np.array([[0x40]], np.uint8)  # a scale of 2 in FP8
+    nvfp4: Stored = {
+        ".weight_packed": codes,
+        ".weight_scale": ("F8_E4M3", ones),
+        ".weight_global_scale": ("F32", np.array([4], np.float32)),
+    }
+    assert decoded(scheme, nvfp4).tolist() == [[0.25, 0.5, -0.0, -3.0]]
+    mxfp4: Stored = {".weight_packed": codes, ".weight_scale": ("U8", np.array([[128]], np.uint8))}
+    assert decoded(scheme, mxfp4).tolist() == [[1, 2, 0, -12]]
+    fp8: Stored = {
+        ".weight": ("F8_E4M3", np.array([[0x38, 0x40]], np.uint8)),
+        ".weight_scale": ("BF16", np.array([0x3F00], np.uint16)),
+    }
+    assert decoded(scheme, fp8).tolist() == [[0.5, 1.0]]
 
 
 def test_columns_in_another_order() -> None:
@@ -75,10 +87,7 @@ def test_columns_in_another_order() -> None:
     packed = words_of(codes.reshape(16, 64)[:, inverse].astype(np.uint8))
     numbers = decoded(
         CompressedTensors(),
-        ("I32", packed),
-        parts[".weight_scale"],
-        parts[".weight_zero_point"],
-        ("I32", (inverse // 32).astype(np.int32)),
+        {**parts, ".weight_packed": ("I32", packed), ".weight_g_idx": ("I32", (inverse // 32).astype(np.int32))},
     )
     np.testing.assert_array_equal(numbers, expected[:, inverse])
 
@@ -119,9 +128,11 @@ def test_words_that_its_library_packs(bits: int, symmetric: bool) -> None:
     codes = random.integers(low, high, (40, 32 // bits * 8), np.int8)
     zeros = random.integers(low, high, (40, 2), np.int8)
     scales = random.random((40, 2), np.float32)
-    stored = [("I32", pack_to_int32(torch.from_numpy(codes), bits).numpy()), ("F32", scales)]
+    words = pack_to_int32(torch.from_numpy(codes), bits).numpy()
+    stored = {".weight_packed": ("I32", words), ".weight_scale": ("F32", scales)}
     if not symmetric:
-        stored.append(("I32", pack_to_int32(torch.from_numpy(zeros), bits, packed_dim=0).contiguous().numpy()))
+        packed = pack_to_int32(torch.from_numpy(zeros), bits, packed_dim=0).contiguous().numpy()
+        stored[".weight_zero_point"] = ("I32", packed)
     wide = np.repeat(np.zeros_like(zeros) if symmetric else zeros, codes.shape[1] // 2, 1)
     expected = (codes.astype(np.float32) - wide) * np.repeat(scales, codes.shape[1] // 2, 1)
-    np.testing.assert_array_equal(decoded(CompressedTensors(bits), *stored), expected)
+    np.testing.assert_array_equal(decoded(CompressedTensors(bits), stored), expected)

@@ -14,7 +14,7 @@ from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
 from quantkit.formats.schemes.fp8 import Fp8
 from quantkit.formats.schemes.packing import e4m3
-from stored_parts import decoded
+from stored_parts import Stored, decoded
 
 BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
 Weights = NDArray[np.float32]
@@ -30,25 +30,27 @@ def rounded(numbers: Weights) -> NDArray[np.uint8]:
     return codes
 
 
+def stored(codes: NDArray[np.uint8], scales: NDArray[Any], dtype: str = "F32") -> Stored:
+    return {".weight": ("F8_E4M3", codes), ".weight_scale_inv": (dtype, scales)}
+
+
 def test_typed_bytes() -> None:
     codes = np.array([[0x38, 0xB8, 0x40], [0x30, 0x00, 0x01]], np.uint8)  # 1 -1 2, 0.5 0 2 ** -9
     scales = np.array([[2.0, 4.0]], np.float32)
     expected = [[2, -2, 8], [1, 0, 2.0**-7]]
-    assert decoded(Fp8((2, 2)), ("F8_E4M3", codes), ("F32", scales)).tolist() == expected
-    assert decoded(Fp8(None), ("F8_E4M3", codes), ("F32", np.array(2.0, np.float32))).tolist()[0] == [2, -2, 4]
+    assert decoded(Fp8((2, 2)), stored(codes, scales)).tolist() == expected
+    assert decoded(Fp8(None), stored(codes, np.array(2.0, np.float32))).tolist()[0] == [2, -2, 4]
     powers = np.array([[128, 129]], np.uint8)
-    assert decoded(Fp8((2, 2)), ("F8_E4M3", codes), ("F8_E8M0", powers)).tolist() == expected
+    assert decoded(Fp8((2, 2)), stored(codes, powers, "F8_E8M0")).tolist() == expected
 
 
 def test_rows_of_blocks_and_matrices_of_stacks() -> None:
     random = np.random.default_rng(0)
     codes, scales = random.integers(0, 127, (300, 70), np.uint8), random.random((3, 1), np.float32)
-    whole = decoded(Fp8((128, 128)), ("F8_E4M3", codes), ("F32", scales))
+    whole = decoded(Fp8((128, 128)), stored(codes, scales))
     for rows in (slice(100, 290), slice(256, 300)):
-        np.testing.assert_array_equal(
-            decoded(Fp8((128, 128)), ("F8_E4M3", codes), ("F32", scales), wanted=rows), whole[rows]
-        )
-    stack = decoded(Fp8((128, 128)), ("F8_E4M3", np.stack([codes] * 2)), ("F32", np.stack([scales] * 2)))
+        np.testing.assert_array_equal(decoded(Fp8((128, 128)), stored(codes, scales), wanted=rows), whole[rows])
+    stack = decoded(Fp8((128, 128)), stored(np.stack([codes] * 2), np.stack([scales] * 2)))
     np.testing.assert_array_equal(stack[1], whole)
 
 
@@ -59,20 +61,16 @@ def test_what_is_not_known_is_refused(spoiled: str) -> None:
 
 
 def test_scales_that_do_not_fit() -> None:
-    codes = ("F8_E4M3", np.zeros((4, 4), np.uint8))
-    for other in (("F32", np.ones((1, 2), np.float32)), ("I32", np.ones((2, 2), np.int32))):
+    codes = np.zeros((4, 4), np.uint8)
+    for other in (stored(codes, np.ones((1, 2), np.float32)), stored(codes, np.ones((2, 2), np.int32), "I32")):
         with pytest.raises(ValueError, match="scales"):
-            decoded(Fp8((2, 2)), codes, other)
+            decoded(Fp8((2, 2)), other)
 
 
-def encode(module: str, weight: Weights) -> tuple[quantized.Stored, Weights]:
+def encode(module: str, weight: Weights) -> tuple[Stored, Weights]:
     scales = np.full([-(-side // 128) for side in weight.shape], np.abs(weight).max() / 448, np.float32)
     codes = rounded(weight / scales[0, 0])
-    parts: dict[str, tuple[str, NDArray[Any]]] = {
-        ".weight": ("F8_E4M3", codes),
-        ".weight_scale_inv": ("F32", scales),
-    }
-    return parts, e4m3()[codes] * scales[0, 0]
+    return stored(codes, scales), e4m3()[codes] * scales[0, 0]
 
 
 def test_a_checkpoint(tmp_path: Path) -> None:
@@ -88,4 +86,4 @@ def test_blocks_are_what_transformers_makes_of_them() -> None:
     codes, scales = random.integers(0, 127, (300, 200), np.uint8), random.random((3, 2), np.float32)
     weight = torch.from_numpy(codes).view(torch.float8_e4m3fn)
     theirs = _dequantize_fp8_weight(weight, torch.from_numpy(scales), [128, 128], torch.float32)
-    np.testing.assert_array_equal(decoded(Fp8((128, 128)), ("F8_E4M3", codes), ("F32", scales)), theirs.numpy())
+    np.testing.assert_array_equal(decoded(Fp8((128, 128)), stored(codes, scales)), theirs.numpy())

@@ -13,7 +13,7 @@ import quantized
 from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
 from quantkit.formats.schemes.gptq import BITS, Gptq
-from stored_parts import decoded
+from stored_parts import Stored, decoded
 
 CONFIG = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": True, "sym": False}
 GROUP = 32
@@ -26,7 +26,7 @@ def words_of(codes: NDArray[np.uint8], bits: int) -> NDArray[np.int32]:
     return np.packbits(stream, axis=-1, bitorder="little").view(np.int32)
 
 
-def encoded(weight: Weights, bits: int, less: int, groups: NDArray[np.int32]) -> tuple[quantized.Stored, Weights]:
+def encoded(weight: Weights, bits: int, less: int, groups: NDArray[np.int32]) -> tuple[Stored, Weights]:
     """The parts of a matrix whose columns are of these groups, and the numbers that they stand for."""
     scales, zeros = np.empty((2, len(np.unique(groups)), len(weight)), np.float32)
     for group in range(len(scales)):
@@ -46,11 +46,10 @@ def encoded(weight: Weights, bits: int, less: int, groups: NDArray[np.int32]) ->
 def test_typed_words() -> None:
     eight = np.full((1, 8), 0x76543210, np.int32)  # each of eight rows has the codes 0 to 7
     zeros, scales = np.array([[0x76543210]], np.int32), np.full((1, 8), 0.5, np.float16)
-    numbers = decoded(Gptq(4), ("I32", eight), ("I32", zeros), ("F16", scales))
+    stored: Stored = {".qweight": ("I32", eight), ".qzeros": ("I32", zeros), ".scales": ("F16", scales)}
+    numbers = decoded(Gptq(4), stored)
     assert numbers.tolist() == [[(code - zero - 1) / 2 for code in range(8)] for zero in range(8)]
-    assert decoded(Gptq(4, 0), ("I32", eight), ("I32", zeros), ("F16", scales))[0].tolist() == [
-        code / 2 for code in range(8)
-    ]
+    assert decoded(Gptq(4, 0), stored)[0].tolist() == [code / 2 for code in range(8)]
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -61,15 +60,16 @@ def test_every_width(bits: int, less: int, in_order: bool) -> None:
     weight = random.standard_normal((64, 96)).astype(np.float32)
     groups = np.arange(96, dtype=np.int32) // GROUP
     parts, expected = encoded(weight, bits, less, groups if in_order else random.permutation(groups))
-    stored = [parts[end] for end in (".qweight", ".qzeros", ".scales", ".g_idx")]
-    np.testing.assert_array_equal(decoded(Gptq(bits, less), *stored), expected)
-    np.testing.assert_array_equal(decoded(Gptq(bits, less), *stored, wanted=slice(8, 33)), expected[8:33])
+    np.testing.assert_array_equal(decoded(Gptq(bits, less), parts), expected)
+    np.testing.assert_array_equal(decoded(Gptq(bits, less), parts, wanted=slice(8, 33)), expected[8:33])
     if in_order:
-        np.testing.assert_array_equal(decoded(Gptq(bits, less), *stored[:3]), expected)
+        np.testing.assert_array_equal(
+            decoded(Gptq(bits, less), {name: parts[name] for name in parts if name != ".g_idx"}), expected
+        )
 
 
 def test_a_checkpoint(tmp_path: Path) -> None:
-    def encode(module: str, weight: Weights) -> tuple[quantized.Stored, Weights]:
+    def encode(module: str, weight: Weights) -> tuple[Stored, Weights]:
         groups = np.random.default_rng(0).permutation(np.arange(weight.shape[1], dtype=np.int32) // GROUP)
         return encoded(weight, 4, 1, groups)
 
@@ -85,4 +85,4 @@ def test_what_is_not_known_is_refused(spoiled: dict[str, Any]) -> None:
 def test_a_group_that_is_not_there() -> None:
     parts, _ = encoded(np.eye(8, 32, dtype=np.float32), 4, 0, np.zeros(32, np.int32))
     with pytest.raises(ValueError, match="group 7"):
-        decoded(Gptq(4), *list(parts.values())[:3], ("I32", np.full(32, 7, np.int32)))
+        decoded(Gptq(4), {**parts, ".g_idx": ("I32", np.full(32, 7, np.int32))})

@@ -13,13 +13,13 @@ import quantized
 from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
 from quantkit.formats.schemes.mlx import BITS, Mlx
-from stored_parts import decoded
+from stored_parts import Stored, decoded
 
 CONFIG = {"bits": 4, "group_size": 64}
 Weights = NDArray[np.float32]
 
 
-def encode(module: str, weight: Weights) -> tuple[quantized.Stored, Weights]:
+def encode(module: str, weight: Weights) -> tuple[Stored, Weights]:
     groups = weight.reshape(len(weight), -1, 64)
     biases = groups.min(-1).astype(np.float16)
     scales = ((groups.max(-1) - biases) / 15).astype(np.float16)
@@ -38,7 +38,7 @@ def encode(module: str, weight: Weights) -> tuple[quantized.Stored, Weights]:
 def test_typed_words() -> None:
     words = np.array([[0x76543210]], np.uint32)
     scales, biases = np.array([[0.5]], np.float16), np.array([[-1]], np.float16)
-    numbers = decoded(Mlx(8), ("U32", words), ("F16", scales), ("F16", biases))
+    numbers = decoded(Mlx(8), {".weight": ("U32", words), ".scales": ("F16", scales), ".biases": ("F16", biases)})
     assert numbers.tolist() == [[code / 2 - 1 for code in range(8)]]
 
 
@@ -56,7 +56,7 @@ def test_mlx_decodes_the_same(bits: int, group_size: int) -> None:
     weight = np.random.default_rng(bits).standard_normal((16, 256)).astype(np.float32)
     stored = mx.quantize(mx.array(weight), group_size=group_size, bits=bits)
     words, scales, biases = (np.array(each) for each in stored)
-    ours = decoded(Mlx(group_size), ("U32", words), ("F32", scales), ("F32", biases))
+    ours = decoded(Mlx(group_size), {".weight": ("U32", words), ".scales": ("F32", scales), ".biases": ("F32", biases)})
     theirs = np.array(mx.dequantize(*stored, group_size=group_size, bits=bits))
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
 
@@ -70,4 +70,4 @@ def test_what_is_not_known_is_refused(spoiled: dict[str, Any]) -> None:
 def test_parts_that_do_not_fit() -> None:
     ones = ("F16", np.ones((1, 1), np.float16))
     with pytest.raises(ValueError, match="do not fit"):
-        decoded(Mlx(64), ("U32", np.zeros((1, 7), np.uint32)), ones, ones)
+        decoded(Mlx(64), {".weight": ("U32", np.zeros((1, 7), np.uint32)), ".scales": ones, ".biases": ones})

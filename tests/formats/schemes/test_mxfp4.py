@@ -30,9 +30,13 @@ QUANTIZED = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*
 Tensors = dict[str, tuple[str, NDArray[Any]]]
 
 
+def stored(blocks: NDArray[np.uint8], scales: NDArray[np.uint8], name: str = "") -> Tensors:
+    return {f"{name}_blocks": ("U8", blocks), f"{name}_scales": ("U8", scales)}
+
+
 def decoded(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The rows of one matrix."""
-    bits = stored_parts.decoded(Mxfp4(), ("U8", blocks[np.newaxis]), ("U8", scales[np.newaxis]))[0]
+    bits = stored_parts.decoded(Mxfp4(), stored(blocks[np.newaxis], scales[np.newaxis]))[0]
     return numbers_of("bf16", bits, None, bits.shape).T
 
 
@@ -77,7 +81,7 @@ def test_all_bytes_are_what_transformers_makes_of_them() -> None:
     for scale in range(1, 254):
         scales = np.full((1, 256, 1), scale, np.uint8)
         theirs = convert_moe_packed_tensors(torch.from_numpy(blocks), torch.from_numpy(scales))
-        ours = stored_parts.decoded(Mxfp4(), ("U8", blocks), ("U8", scales))
+        ours = stored_parts.decoded(Mxfp4(), stored(blocks, scales))
         np.testing.assert_array_equal(ours.view(np.int16), theirs.view(torch.int16).numpy())
 
 
@@ -91,8 +95,9 @@ def gpt_oss(folder: Path, spoil: Callable[[Tensors], Any] = lambda tensors: None
             random = np.random.default_rng(list(name.encode()))
             blocks = random.integers(0, 256, (experts, rows, columns // 32, 16), np.uint8)
             scales = random.integers(119, 124, (experts, rows, columns // 32), np.uint8)
-            quantized |= {f"{name}_blocks": ("U8", blocks), f"{name}_scales": ("U8", scales)}
-            plain[name] = ("BF16", stored_parts.decoded(Mxfp4(), ("U8", blocks), ("U8", scales)))
+            parts = stored(blocks, scales, name)
+            quantized |= parts
+            plain[name] = ("BF16", stored_parts.decoded(Mxfp4(), parts))
         else:
             plain[name] = quantized[name] = ("BF16", tiny.encode_dtype(tiny.weight(name, shape), "BF16"))
     spoil(quantized)
@@ -146,7 +151,7 @@ def test_one_expert_is_read_alone() -> None:
             read.append(wanted)
             return np.zeros(shape, np.uint8)[wanted]
 
-        return Part(Entry("U8", shape, 0, 0), entries)
+        return Part("", Entry("U8", shape, 0, 0), entries)
 
     assert Mxfp4().decode([part((9, 6, 2, 16)), part((9, 6, 2))], slice(4, 5)).shape == (1, 64, 6)
     assert read == [slice(4, 5)] * 2
