@@ -35,8 +35,8 @@ def open(path: str | os.PathLike[str]) -> ModelSource:
     """
     path = Path(os.path.expanduser(path))
     if path.is_dir():
-        from quantkit.formats.folder import FolderSource
         from quantkit.formats.packed import PackedModel, is_packed
+        from quantkit.formats.safetensors.folder import FolderSource
 
         return PackedModel(path) if is_packed(path) else FolderSource(path)
     kind = magic_of(path)

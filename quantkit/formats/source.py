@@ -1,8 +1,8 @@
 """What a model on disk offers, whatever its format: configuration, small files, specs of tensors, lazily read tensors.
 
-`folder.py`, `gguf/` and `packed.py` implement `ModelSource`; `quantkit.formats.open` returns the right one. Everybody
-else sees this class alone. A source knows nothing of architectures: `select` brings together the tensors that it holds
-and those that a recorded program reads.
+`safetensors/folder.py`, `gguf/` and `packed.py` implement `ModelSource`; `quantkit.formats.open` returns the right one.
+Everybody else sees this class alone. A source knows nothing of architectures: `select` brings together the tensors that
+it holds and those that a recorded program reads.
 """
 
 from __future__ import annotations

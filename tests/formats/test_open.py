@@ -12,10 +12,10 @@ import tiny
 import tiny_gguf
 from quantkit import formats
 from quantkit.errors import CheckpointError, QuantkitError, UnsupportedError
-from quantkit.formats.folder import FolderSource
 from quantkit.formats.gguf.checkpoint import GGUFSource
 from quantkit.formats.magic import HEAD_BYTES, Magic, recognize
 from quantkit.formats.packed import PackedModel
+from quantkit.formats.safetensors.folder import FolderSource
 from quantkit.quantization.conversion import convert
 
 HEADS = {

@@ -1,1 +1,1 @@
-"""Safetensors files: what is in one, and how one is written."""
+"""Safetensors files: what is in one, how one is written, and the checkpoint folders that hold them."""
