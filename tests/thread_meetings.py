@@ -55,7 +55,7 @@ class _Memory:
             self._add(slot, token_bytes)
         for step in plan.steps:
             for buffer in (step.output, *step.inputs):
-                if buffer.is_output or not buffer.token_bytes:
+                if buffer.outside >= 0 or not buffer.token_bytes:
                     self._add(self._place(buffer), buffer.token_bytes or 1)
 
     def _add(self, place: object, token_bytes: int) -> None:
@@ -64,8 +64,8 @@ class _Memory:
             self.size += TOKENS * token_bytes
 
     def _place(self, buffer: Buffer) -> object:
-        if buffer.is_output:
-            return "logits"
+        if buffer.outside >= 0:
+            return "outside", buffer.outside
         return buffer.slot if buffer.token_bytes else buffer
 
     def touched(self, step: Step, buffer: Buffer, place: int) -> NDArray[np.bool_]:

@@ -1,8 +1,8 @@
 """Which buffers of a plan share memory: the arena of a pass.
 
 A value takes the memory of another only behind a barrier, so that sharing memory never asks for one; or in place, row
-by row. What lives inside of fused token steps alone needs one row for each thread; what the logits are computed from in
-place lies where they do. `lowering.py` makes the steps and their barriers.
+by row. What lives inside of fused token steps alone needs one row for each thread; what an output is computed from in
+place lies where it does, in the caller's memory. `lowering.py` makes the steps and their barriers.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Lives:
 def assign_memory(steps: Sequence[Step]) -> tuple[list[int], int]:
     """Give each buffer its memory; returns the slots' bytes per token and the bytes of a thread's own."""
     lives = _Lives(steps)
-    _place_output(steps, lives)
+    _place_outputs(steps, lives)
     slots: list[int] = []
     free_from: list[int] = []
     """For each slot the first section in which it may be taken."""
@@ -64,7 +64,7 @@ def assign_memory(steps: Sequence[Step]) -> tuple[list[int], int]:
     for index, step in enumerate(steps):
         output = step.output
         local = local if index and steps[index - 1].fused > 1 else 0
-        if not output.token_bytes or output.slot >= 0 or output.is_output:
+        if not output.token_bytes or output.slot >= 0 or output.outside >= 0:
             continue
         if lives.last_use[output] < index + step.fused and not step.spec.shared:
             output.local = local
@@ -82,12 +82,12 @@ def assign_memory(steps: Sequence[Step]) -> tuple[list[int], int]:
     return slots, local_bytes
 
 
-def _place_output(steps: Sequence[Step], lives: _Lives) -> None:
-    """Let what the logits are computed from in place lie where they do."""
+def _place_outputs(steps: Sequence[Step], lives: _Lives) -> None:
+    """Let what an output is computed from in place lie where it does."""
     for index, step in reversed(list(enumerate(steps))):
-        if step.output.is_output:
-            for x in lives.overwritable(index, step)[:1]:
-                x.is_output = True
+        if step.output.outside >= 0:
+            for x in [each for each in lives.overwritable(index, step) if each.outside < 0][:1]:
+                x.outside = step.output.outside
 
 
 def _take_slot(slots: list[int], free: list[int], size: int) -> int:

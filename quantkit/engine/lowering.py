@@ -115,13 +115,13 @@ class Plan:
         }
 
     @property
-    def output_rows(self) -> list[tuple[int, str]]:
-        """Step, and field of `layout.STEP`, of all rows that lie where the caller wants the logits."""
+    def outside_rows(self) -> list[tuple[int, str, int]]:
+        """Step, field of `layout.STEP`, and `Buffer.outside`, of all rows that are the caller's."""
         return [
-            (index, name)
+            (index, name, buffer.outside)
             for index, step in enumerate(self.steps)
             for name, buffer in _rows_of(step)
-            if buffer.is_output
+            if buffer.outside >= 0
         ]
 
     def arena_bytes(self, capacity: int, threads: int) -> int:
@@ -129,7 +129,7 @@ class Plan:
         return sum(self.slots) * capacity + self.local_bytes * threads
 
     def table(self, at: Addresses, capacity: int, threads: int) -> NDArray[np.void]:
-        """Write the steps down -> `layout.STEP` `[steps]`; addresses of the output are left out."""
+        """Write the steps down -> `layout.STEP` `[steps]`; addresses of the caller's rows are left out."""
         starts = at.arena + capacity * np.concatenate([[0], np.cumsum(self.slots)])
         table = np.zeros(len(self.steps), STEP)
         following = (0, 0)
@@ -191,10 +191,12 @@ def plan(program: Program, kinds: Mapping[str, str]) -> Plan:
         The kind of each of its tensors: packed kinds take quantized activations.
     """
     lowering = _Lowering(kinds)
+    lowering.buffers |= {value.index: _buffer(value) for value in program.inputs}
     for operation in program.operations:
         lowering.add(operation)
     steps = lowering.steps
-    lowering.buffers[program.logits.index].is_output = True
+    for number, value in enumerate((*program.inputs, *program.outputs)):
+        lowering.buffers[value.index].outside = number
     _place_barriers(steps)
     _fuse(steps)
     slots, local_bytes = assign_memory(steps)

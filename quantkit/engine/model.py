@@ -24,7 +24,7 @@ from quantkit.engine.sequence_state import StatePool
 from quantkit.engine.workers import WorkerPool
 from quantkit.errors import GenerationError, OptionError
 from quantkit.formats.source import ModelSource
-from quantkit.models.program import Program
+from quantkit.models.program import Program, Value
 from quantkit.tensor import Tensor
 from quantkit_kernels.attention.operands import SPAN_TOKENS, scratch_bytes
 from quantkit_kernels.attention.sharing import partials_bytes
@@ -97,7 +97,9 @@ class Model:
         self._states = StatePool(self._plan.state_bytes) if self._plan.state_bytes else None
         self._lock = self._pages.lock
         self._table = self._plan.table(self._addresses(), PASS_TOKENS, threads)
-        self._outputs = [self._table[name]["address"][index:][:1] for index, name in self._plan.output_rows]
+        self._outside = [
+            (self._table[name]["address"][index:][:1], number) for index, name, number in self._plan.outside_rows
+        ]
         self._inputs = np.zeros((4, PASS_TOKENS), np.int64)
         self._spans = np.zeros((PASS_TOKENS, 4), np.int64)
         self._chunks = np.zeros(PASS_TOKENS, CHUNK)
@@ -189,8 +191,7 @@ class Model:
         if len({id(sequence) for sequence, _ in arrays}) < len(arrays):
             raise GenerationError("a sequence stands in the batch twice")
         rows = sum(len(ids) for _, ids in arrays) if every else len(arrays)
-        columns = self.program.logits.columns
-        logits = np.empty((rows, -(-columns // LINE_FLOATS) * LINE_FLOATS), np.float32)
+        logits = empty_rows(self.program.logits, rows)
         done = 0
         with self._lock:
             if self._pool.closed:
@@ -199,8 +200,35 @@ class Model:
                 sequence.reserve(len(ids))
             entries = [(sequence, sequence.take_behind(), ids) for sequence, ids in arrays]
             for chunks in _passes(entries, every, chunk):
-                done += self._run(chunks, logits[done:])
-        return logits[:, :columns]
+                done += self._run(chunks, [logits[done:].ctypes.data])
+        return logits[:, : self.program.logits.columns]
+
+    def compute(
+        self, token_ids: Batch[int], inputs: Batch[NDArray[np.float32]], outputs: Batch[NDArray[np.float32]]
+    ) -> None:
+        """Run a text, from its beginning, through a part of a program, and want all of its tokens.
+
+        Parameters
+        ----------
+        token_ids : sequence of int
+        inputs, outputs : sequence of ndarray
+            Rows of `program.inputs`, which are read, and of `program.outputs`, which are written; shaped as by
+            `empty_rows`. Where a token has several rows, those of each `PASS_TOKENS` tokens are sorted by expert.
+        """
+        tokens = self._checked(token_ids)
+        values, arrays = (*self.program.inputs, *self.program.outputs), (*inputs, *outputs)
+        for value, array in zip(values, arrays, strict=True):
+            shape = empty_rows(value, len(tokens)).shape
+            if (array.shape, array.dtype, array.flags.c_contiguous) != (shape, np.dtype(np.float32), True):
+                raise ValueError(f"rows of {value} are not f32 {shape}")
+        with self._lock, self.new_sequence() as sequence:
+            sequence.reserve(len(tokens))
+            for chunks in _passes([(sequence, [], tokens)], True, PASS_TOKENS):
+                first = sequence.length
+                places = [
+                    first * value.per_token * array.strides[0] for value, array in zip(values, arrays, strict=True)
+                ]
+                self._run(chunks, [array.ctypes.data + place for array, place in zip(arrays, places, strict=True)])
 
     @contextlib.contextmanager
     def time_steps(self) -> Iterator[NDArray[np.int64]]:
@@ -246,8 +274,8 @@ class Model:
             raise GenerationError(f"token id {array[outside][0]} is outside the vocabulary of {self.vocab_size}")
         return tokens
 
-    def _run(self, chunks: list[_Chunk], logits: NDArray[np.float32]) -> int:
-        """Run one pass; returns how many rows of `logits` it wrote."""
+    def _run(self, chunks: list[_Chunk], outside: list[int]) -> int:
+        """Run one pass over the caller's rows at some addresses; returns how many tokens it wanted."""
         ids, positions, pages, wanted_tokens = self._inputs
         token = wanted = spans = 0
         for number, chunk in enumerate(chunks):
@@ -266,8 +294,8 @@ class Model:
         words = self._pool.words
         words["tokens"], words["wanted"], words["spans"] = token, wanted, spans
         words["chunks"] = len(chunks) if self._states else 0
-        for address in self._outputs:
-            address[0] = logits.ctypes.data
+        for address, number in self._outside:
+            address[0] = outside[number]
         self._pool.run()
         if words["saturated"] and not self._saturated:
             self._saturated = True
@@ -342,6 +370,11 @@ class Model:
         memory = np.zeros(size + 64, np.uint8)
         self._keep.append(memory)
         return int(memory.ctypes.data + -memory.ctypes.data % 64)
+
+
+def empty_rows(value: Value, tokens: int) -> NDArray[np.float32]:
+    """Return memory for the rows of a value, of so many tokens; columns are padded to whole cache lines."""
+    return np.empty((tokens * value.per_token, -(-value.columns // LINE_FLOATS) * LINE_FLOATS), np.float32)
 
 
 def _matrix(tensor: Tensor) -> Weight:

@@ -25,15 +25,15 @@ class Buffer:
         Which slot of the arena holds it, -1 for none.
     local : int
         Where it lies in each thread's own memory, if it lives only inside of fused token steps: one row is enough.
-    is_output : bool
-        It lies where the caller wants the logits.
+    outside : int
+        Which of the caller's rows hold it, those of the inputs of a program and then those of its outputs; -1: none.
     """
 
     row_bytes: int = 0
     per_token: int = 1
     slot: int = -1
     local: int = -1
-    is_output: bool = False
+    outside: int = -1
 
     @property
     def token_bytes(self) -> int:

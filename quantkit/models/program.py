@@ -8,6 +8,7 @@ Nothing is computed here and no file is read.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -88,19 +89,27 @@ class Operation:
 
 @dataclass(frozen=True)
 class Program:
-    """A recorded forward pass: token ids in, logits `[wanted tokens, columns]` out."""
+    """A recorded forward pass, token ids in, logits `[wanted tokens, columns]` out; or a part of one (`parts.py`)."""
 
     operations: tuple[Operation, ...]
     tensors: Mapping[str, TensorSpec]
-    logits: Value
+    outputs: tuple[Value, ...]
+    """What it leaves for the caller: the logits, or what later parts read."""
     spare: frozenset[str] = frozenset()
     """Tensors that checkpoints may have, though nothing reads them."""
+    inputs: tuple[Value, ...] = ()
+    """What it reads of earlier parts: nothing, if it is no part."""
+
+    @property
+    def logits(self) -> Value:
+        """The last of its outputs."""
+        return self.outputs[-1]
 
     @property
     def vocab_size(self) -> int:
-        """Token ids that its embedding has rows for."""
+        """Token ids that its embedding has rows for; a part without one takes any."""
         embedded = [self.tensors[each.tensors[0]].shape[0] for each in self.operations if each.name == "embed"]
-        return min(embedded)
+        return min(embedded, default=sys.maxsize)
 
     @property
     def learned_positions(self) -> int | None:
@@ -130,7 +139,7 @@ class Recording:
         if not isinstance(logits, Value) or not logits.selected:
             raise ValueError("a program ends with the logits of the selected tokens")
         tensors = MappingProxyType(dict(self._tensors))
-        return Program(tuple(self._operations), tensors, logits, frozenset(self._spare))
+        return Program(tuple(self._operations), tensors, (logits,), frozenset(self._spare))
 
     def spare(self, *tensors: str) -> None:
         """Name tensors that checkpoints may have, though nothing reads them."""

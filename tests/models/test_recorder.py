@@ -30,7 +30,7 @@ def test_ids_are_those_that_every_embedding_has_rows_for() -> None:
 def test_positions_are_those_that_every_table_has_rows_for() -> None:
     ops = Recorder()
     h = ops.embed("embed", 10, 8)
-    assert Program((), {}, h).learned_positions is None
+    assert Program((), {}, (h,)).learned_positions is None
     h = ops.add(ops.embed_positions("a", 30, 8, offset=2), ops.embed_positions("b", 31, 8))
     ops.select(h)
     program = ops.program()
