@@ -13,6 +13,7 @@ from typing import Any
 from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes.awq import Awq
 from quantkit.formats.schemes.bitnet import Bitnet
+from quantkit.formats.schemes.bnb import Bnb
 from quantkit.formats.schemes.compressed_tensors import CompressedTensors
 from quantkit.formats.schemes.fp8 import Fp8
 from quantkit.formats.schemes.gptq import Gptq
@@ -24,6 +25,7 @@ SCHEMES: Mapping[str, type[Scheme]] = MappingProxyType(
     {
         "awq": Awq,
         "bitnet": Bitnet,
+        "bitsandbytes": Bnb,
         "compressed-tensors": CompressedTensors,
         "fp8": Fp8,
         "gptq": Gptq,
@@ -31,7 +33,9 @@ SCHEMES: Mapping[str, type[Scheme]] = MappingProxyType(
         "mxfp4": Mxfp4,
     }
 )
-"""`quant_method` -> scheme; MLX has no such name for its own."""
+"""`quant_method` -> scheme."""
+UNNAMED = MappingProxyType({"mlx": {"bits", "group_size"}, "bitsandbytes": {"load_in_8bit"}})
+"""`quant_method` -> fields that say so where it is not named."""
 FIELDS = ("quantization_config", "quantization", "compression_config")
 """Fields of config.json that say that a checkpoint is quantized: transformers', MLX's, an old one of others."""
 
@@ -58,5 +62,6 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
 
 
 def _method_of(found: Mapping[str, Any]) -> Any:
-    nameless = {"bits", "group_size"} <= found.keys() and "quant_method" not in found
-    return "mlx" if nameless else found.get("quant_method")
+    """The name of a method; MLX and old checkpoints of bitsandbytes have none, but fields of their own."""
+    unnamed = (method for method, fields in UNNAMED.items() if fields <= found.keys())
+    return found["quant_method"] if "quant_method" in found else next(unnamed, None)

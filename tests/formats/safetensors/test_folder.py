@@ -210,13 +210,13 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "a shard too few, no index": (lose_shard_and_index, CheckpointError, "is not all: finish the download"),
     "truncated shard": (truncated, CheckpointError, r"model-00002-of-00002\.safetensors: is truncated"),
     "LFS pointer": (lfs_pointer, CheckpointError, "git lfs pull"),
-    "bitsandbytes": (
-        lambda f: edit(f / "config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+    "quark": (
+        lambda f: edit(f / "config.json", quantization_config={"quant_method": "quark"}),
         UnsupportedError,
-        r"already quantized \(quantization_config: bitsandbytes\)",
+        r"already quantized \(quantization_config: quark\)",
     ),
     "no name": (
-        lambda f: edit(f / "config.json", quantization_config={"load_in_8bit": True}),
+        lambda f: edit(f / "config.json", quantization_config={"bits": 8}),
         UnsupportedError,
         r"already quantized \(quantization_config: method not named\)",
     ),
