@@ -25,7 +25,7 @@ stands elsewhere.
 
 `f16`, `bf16` and `f32` are plain row-major numbers; numpy has no bf16, so its bit patterns are carried as uint16.
 
-`linear/packed.py` and `rows/embedding.py` compute with these bytes, `search.py` finds codes and scales; all are tested
+`linear/packed.py` and `rows/embedding.py` compute with these bytes, `packing/` finds codes and scales; all are tested
 against the functions below.
 """
 

@@ -1,6 +1,6 @@
 """From float weights to the bytes of any kind, and back; how much was lost on the way.
 
-The search for codes is compiled (`quantkit_kernels.search`); this cuts a tensor into stripes of rows, so that memory
+The search for codes is compiled (`quantkit_kernels.packing`); this cuts a tensor into stripes of rows, so that memory
 stays bounded and all cores work. `recipe.py` chooses kinds. No file is known here.
 """
 
@@ -137,12 +137,12 @@ def _squared_error(weights: NDArray[np.float32], rounded: NDArray[np.float32]) -
 
 
 def _encode_blocks(kind: str) -> _Encoder:
-    from quantkit_kernels import search
+    from quantkit_kernels.packing import search
 
-    kernel = {"int4": search.quantize_int4, "int8": search.quantize_int8}[kind]
+    kernel = {"int4": search.search_int4, "int8": search.search_int8}[kind]
 
     def encode(weights: NDArray[np.float32], data: NDArray[Any], row_scales: NDArray[np.float32]) -> float:
-        return float(kernel(weights, data, row_scales, 0, len(data)))
+        return float(kernel(weights, data, row_scales).sum())
 
     return encode
 

@@ -110,6 +110,7 @@ from .scalars import (
     nanoseconds,
     prefetch,
     put_f32,
+    put_f64,
     put_i32,
     put_i64,
     record_at,

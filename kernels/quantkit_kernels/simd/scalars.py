@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.numpy_support import from_dtype
 
-from .vectors import F32, I8, I32, I64, call_llvm, load_at, store_at
+from .vectors import F32, F64, I8, I32, I64, call_llvm, load_at, store_at
 
 
 def _scalar_loader(kind: Any, result: Any) -> Any:
@@ -84,6 +84,7 @@ get_f32 = _scalar_loader(F32, types.float32)
 put_i32 = _scalar_storer(I32, types.int32)
 put_i64 = _scalar_storer(I64, types.int64)
 put_f32 = _scalar_storer(F32, types.float32)
+put_f64 = _scalar_storer(F64, types.float64)
 
 
 @intrinsic

@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic, models, register_model
 
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
-F16, F32 = ir.HalfType(), ir.FloatType()
+F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
 ELEMENTS = {"i8": I8, "i16": I16, "i32": I32, "f32": F32}
 PER_LANE = {"i8": 4, "i16": 2, "i32": 1, "f32": 1}
 """Elements in the 32 bits of a lane."""

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from quantkit_kernels import blocks, search
+from quantkit_kernels import blocks
+from quantkit_kernels.packing.search import search_int4, search_int8
 
-SEARCHES = {"int4": search.quantize_int4, "int8": search.quantize_int8}
+SEARCHES = {"int4": search_int4, "int8": search_int8}
 GAUSSIAN_ERROR = {"int4": 4.9e-3, "int8": 4.5e-5}
 """Relative squared errors that normally distributed weights must stay below (measured: 4.75e-3 and 3.9e-5)."""
 
@@ -25,8 +26,11 @@ def packed(
     assert scales_shape is not None
     data, row_scales = np.full(data_shape, 0xAA, np.uint8), np.full(scales_shape, np.nan, np.float32)
     shares = shares or [(0, tiles)]
-    error = sum(SEARCHES[kind](weights, data, row_scales, first, last) for first, last in shares)
-    return data, row_scales, error
+    errors = [
+        SEARCHES[kind](weights[8 * first : 8 * last], data[first:last], row_scales[first:last])
+        for first, last in shares
+    ]
+    return data, row_scales, float(np.concatenate(errors).sum())
 
 
 def errors(kind: str, weights: NDArray[np.float32]) -> NDArray[np.float64]:

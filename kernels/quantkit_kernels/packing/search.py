@@ -1,0 +1,186 @@
+"""The search for scales and mins: which ones lose least of weights that no source has quantized.
+
+A lane is a row: the eight rows of a tile are searched at once, group by group. `tiles.py` rounds and writes what is
+found; `quantkit.quantization.encode` chooses kinds, widens weights to f32 and shares stripes of rows between threads.
+
+The search for int4 has three steps.
+
+1. Each group of 32 weights is fitted by itself. 21 ranges are tried, from wider than the group's own to clipping one
+   tail or both. A range gives codes; least squares gives the scale and min that fit these codes best; they give better
+   codes, and so on.
+2. The largest scale and the largest min of a row become the units of its u8 scales and i8 mins.
+3. For each group, its scale and min are rounded to these units. They and their neighbours, one unit up and down, are
+   tried with the codes that suit them, and the pair with the least squared error is written.
+
+All weights have the same importance. Measured on SmolLM2 (mean KL divergence from fp16, linear layers packed): 0.091;
+with the importance sqrt(mean square of the group) + |w| of llama.cpp's k-quants 0.105; without the neighbours 0.095.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.packing.tiles import (
+    COLUMN_BYTES,
+    GROUP_BYTES,
+    INT4_BLOCK,
+    INT8_BLOCK,
+    PAIR_BYTES,
+    Blocks,
+    load_tile,
+    ratio,
+    write_int4,
+    write_int8,
+)
+from quantkit_kernels.simd import (
+    absolute,
+    fma,
+    load_f32,
+    maximum,
+    minimum,
+    put_f64,
+    round_even,
+    round_up,
+    splat,
+    store,
+    where_less,
+    zeros,
+)
+
+WIDTHS = (1.03, 0.985, 0.93, 0.875, 0.82, 0.765, 0.71)
+"""Widths of the ranges that are tried for a group of int4, relative to the group's own range."""
+SHIFTS = (-0.04, 0.0, 0.04)
+"""Distances of their centres from its centre, relative to the same range."""
+REFITS = 3
+"""Times that the codes of a candidate are rounded to its fit, and fitted again."""
+
+
+def search_int4(
+    weights: NDArray[np.float32], data: NDArray[np.uint8], row_scales: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Find int4 blocks.
+
+    Parameters
+    ----------
+    weights : ndarray
+        f32 `[rows, columns]`, C-contiguous, finite.
+    data, row_scales : ndarray
+        Written: uint8 `[tiles, groups, 144]` and f32 `[tiles, 2, 8]`, C-contiguous.
+
+    Returns
+    -------
+    ndarray
+        f64 `[tiles]`: sums of squared errors.
+    """
+    return _search_tiles(_int4_tiles, weights, data, row_scales)
+
+
+def search_int8(
+    weights: NDArray[np.float32], data: NDArray[np.uint8], row_scales: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """As `search_int4`, for int8: data `[tiles, groups, 264]`, row scales `[tiles, 1, 8]`."""
+    return _search_tiles(_int8_tiles, weights, data, row_scales)
+
+
+def _search_tiles(kernel, weights, data, row_scales):
+    rows, columns = weights.shape
+    tiles, groups, _ = data.shape
+    errors, scratch = np.empty(tiles), np.empty(8 * columns + 16 * groups, np.float32)
+    addresses = (array.ctypes.data for array in (data, row_scales, errors, scratch))
+    kernel(weights.ctypes.data, rows, columns, *addresses)
+    return errors
+
+
+@jit(entry=True)
+def _int4_tiles(weights, rows, columns, data, row_scales, errors, scratch):
+    groups = (columns + 31) >> 5
+    found = scratch + COLUMN_BYTES * columns
+    for number in range((rows + 7) >> 3):
+        tile = load_tile(weights, rows, columns, number, scratch)
+        blocks = Blocks(data + INT4_BLOCK * groups * number, row_scales + 64 * number)
+        put_f64(errors + 8 * number, _int4_tile(tile, found, blocks))
+
+
+@jit(entry=True)
+def _int8_tiles(weights, rows, columns, data, row_scales, errors, scratch):
+    groups = (columns + 31) >> 5
+    found = scratch + COLUMN_BYTES * columns
+    for number in range((rows + 7) >> 3):
+        tile = load_tile(weights, rows, columns, number, scratch)
+        blocks = Blocks(data + INT8_BLOCK * groups * number, row_scales + 32 * number)
+        put_f64(errors + 8 * number, _int8_tile(tile, found, blocks))
+
+
+@jit
+def _int4_tile(tile, found, blocks):
+    """Pack one tile, with `found` as scratch of f32 `[groups, 2, 8]`; returns its squared error."""
+    largest_scale, largest_min = zeros(1, 1), zeros(1, 1)
+    for group in range((tile.columns + 31) >> 5):
+        scale, low = _search(tile.x + GROUP_BYTES * group, min(tile.columns - 32 * group, 32))
+        store(found + PAIR_BYTES * group, scale)
+        store(found + PAIR_BYTES * group + 32, low)
+        largest_scale = maximum(largest_scale, scale)
+        largest_min = maximum(largest_min, absolute(low))
+    return write_int4(tile, found, largest_scale / splat(255.0), largest_min / splat(127.0), blocks)
+
+
+@jit
+def _search(x, count):
+    """The best scale and min of one group of 8 rows, not yet rounded: `w` is about `scale * code + min`."""
+    zero = zeros(1, 1)
+    low = high = load_f32(x)
+    total = zero
+    for k in range(count):
+        w = load_f32(x + COLUMN_BYTES * k)
+        low, high, total = minimum(low, w), maximum(high, w), total + w
+    mean = total / splat(count)
+    best_gain, best_scale, best_min = splat(-1.0), zero, mean
+    middle, extent = (low + high) * splat(0.5), high - low
+    for candidate in range(len(WIDTHS) * len(SHIFTS)):
+        width, shift = WIDTHS[candidate // len(SHIFTS)], SHIFTS[candidate % len(SHIFTS)]
+        start = middle + extent * splat(shift - 0.5 * width)
+        inverse = ratio(splat(15.0), extent * splat(width))
+        scale, least, gain = _fit(x, count, start, inverse, mean)
+        for _ in range(REFITS):
+            scale, least, gain = _fit(x, count, least, ratio(splat(1.0), scale), mean)
+        best_scale = where_less(best_gain, gain, scale, best_scale)
+        best_min = where_less(best_gain, gain, least, best_min)
+        best_gain = maximum(best_gain, gain)
+    return best_scale, best_min
+
+
+@jit
+def _fit(x, count, start, inverse, mean):
+    """Fit scale and min to the codes `(w - start) * inverse` by least squares; `mean` is that of the weights.
+
+    Returns scale, min, and the gain: how much smaller the squared error is than that of the best constant.
+    """
+    zero, top = zeros(1, 1), splat(15.0)
+    codes, squares, products = zero, zero, zero
+    for k in range(count):
+        w = load_f32(x + COLUMN_BYTES * k)
+        code = minimum(maximum(round_even((w - start) * inverse), zero), top)
+        codes, squares, products = codes + code, fma(code, code, squares), fma(code, w - mean, products)
+    mean_code = codes / splat(count)
+    scale = maximum(ratio(products, squares - mean_code * codes), zero)
+    return scale, mean - scale * mean_code, scale * products
+
+
+@jit
+def _int8_tile(tile, found, blocks):
+    """Pack one tile, with `found` as scratch of f32 `[groups, 2, 8]`; returns its squared error.
+
+    A group's scale is the smallest that clips none of its weights.
+    """
+    top = splat(127.0)
+    # One part in a million above 1 / 127, so that rounding does not clip the largest weight.
+    step = splat((1.0 + 1e-6) / (127.0 * 255.0))
+    for group in range((tile.columns + 31) >> 5):
+        start = tile.x + GROUP_BYTES * group
+        largest = zeros(1, 1)
+        for k in range(min(tile.columns - 32 * group, 32)):
+            largest = maximum(largest, absolute(load_f32(start + COLUMN_BYTES * k)))
+        store(found + 32 * group, minimum(round_up(largest / (step * top)), splat(255.0)))
+    return write_int8(tile, found, step, blocks)

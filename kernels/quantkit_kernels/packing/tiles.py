@@ -1,0 +1,190 @@
+"""A tile of eight rows on its way into blocks: turned so that a lane is a row, scaled to 1, rounded and written.
+
+`search.py` and `kept.py` find scales and mins, each in its own way; from there on their ways are one. `blocks.py`
+specifies what is written.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from quantkit_kernels.blocks import KINDS
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.simd import (
+    absolute,
+    fma,
+    get_f32,
+    load_f32,
+    maximum,
+    minimum,
+    put_f32,
+    round_even,
+    splat,
+    splat_i32,
+    store,
+    store_bytes,
+    to_i32,
+    where_less,
+    zeros,
+)
+
+COLUMN_BYTES = 32
+"""Bytes of one column of a tile: 8 rows of f32."""
+GROUP_BYTES = 32 * COLUMN_BYTES
+PAIR_BYTES = 64
+"""Bytes of what is found for one group of int4: f32 `[2, 8]`, scales and mins."""
+INT4_BLOCK, INT8_BLOCK = KINDS["int4"].block_bytes, KINDS["int8"].block_bytes
+
+
+class Tile(NamedTuple):
+    """The weights of eight rows, relative to the largest magnitude of each."""
+
+    x: int
+    """f32 `[columns, 8]`"""
+    columns: int
+    peak: object
+    """The magnitudes."""
+
+
+class Blocks(NamedTuple):
+    """Where a tile is written."""
+
+    data: int
+    row_scales: int
+
+
+@jit
+def load_tile(weights, rows, columns, tile, target):
+    """Turn one tile of f32 `[rows, columns]` at `target`, and divide each row by its largest magnitude.
+
+    Then no square overflows.
+    """
+    transpose(weights + 32 * tile * columns, min(rows - 8 * tile, 8), columns, target)
+    peak = zeros(1, 1)
+    for column in range(columns):
+        peak = maximum(peak, absolute(load_f32(target + COLUMN_BYTES * column)))
+    for column in range(columns):
+        place = target + COLUMN_BYTES * column
+        store(place, ratio(load_f32(place), peak))
+    return Tile(target, columns, peak)
+
+
+@jit
+def transpose(source, rows, columns, target):
+    """f32 `[rows <= 8, columns]` -> `[columns, 8]`; missing rows are zero."""
+    for column in range(columns):
+        for row in range(8):
+            place = source + 4 * (row * columns + column)
+            put_f32(target + COLUMN_BYTES * column + 4 * row, get_f32(place) if row < rows else 0.0)
+
+
+@jit
+def ratio(a, b):
+    """`a / b`, and 0 where `b` is not above 0."""
+    zero = zeros(1, 1)
+    return where_less(zero, b, a / b, zero)
+
+
+@jit
+def nearest_code(w, offset, inverse):
+    """The int4 code of a weight, for a min and the inverse of a scale."""
+    return minimum(maximum(round_even((w - offset) * inverse), zeros(1, 1)), splat(15.0))
+
+
+@jit
+def write_int4(tile, found, scale_unit, min_unit, blocks):
+    """Round the scales and mins of a tile, at `found` f32 `[groups, 2, 8]`, find codes, and pack.
+
+    Returns the squared error of the tile, f64; what was found is no longer there.
+    """
+    store(blocks.row_scales, scale_unit * tile.peak)
+    store(blocks.row_scales + 32, min_unit * tile.peak)
+    errors = zeros(1, 1)
+    for group in range((tile.columns + 31) >> 5):
+        place, start = found + PAIR_BYTES * group, tile.x + GROUP_BYTES * group
+        count = min(tile.columns - 32 * group, 32)
+        found_scale, found_min = load_f32(place), load_f32(place + 32)
+        data = blocks.data + INT4_BLOCK * group
+        errors = errors + _write_int4_block(start, count, found_scale, found_min, scale_unit, min_unit, data)
+    return _total_error(errors, tile.peak, found)
+
+
+@jit
+def _write_int4_block(x, count, scale, low, scale_unit, min_unit, data):
+    """Round a group's scale and min to their units, find codes, and pack; returns the squared errors of the 8 rows."""
+    zero = zeros(1, 1)
+    near_scale, near_min = round_even(ratio(scale, scale_unit)), round_even(ratio(low, min_unit))
+    best_scale, best_min, least = zero, zero, splat(math.inf)
+    for neighbour in range(9):
+        scale_code = minimum(maximum(near_scale + splat(neighbour // 3 - 1), zero), splat(255.0))
+        min_code = minimum(maximum(near_min + splat(neighbour % 3 - 1), splat(-127.0)), splat(127.0))
+        stored, offset = scale_code * scale_unit, min_code * min_unit
+        inverse = ratio(splat(1.0), stored)
+        errors = zero
+        for k in range(count):
+            w = load_f32(x + COLUMN_BYTES * k)
+            error = fma(stored, nearest_code(w, offset, inverse), offset) - w
+            errors = fma(error, error, errors)
+        best_scale = where_less(errors, least, scale_code, best_scale)
+        best_min = where_less(errors, least, min_code, best_min)
+        least = minimum(errors, least)
+    offset, inverse = best_min * min_unit, ratio(splat(1.0), best_scale * scale_unit)
+    for chunk in range(4):
+        packed = to_i32(zero)
+        for byte in range(4):
+            nibbles = to_i32(zero)
+            for half in range(2):
+                k = 8 * chunk + 4 * half + byte
+                if k < count:
+                    code = nearest_code(load_f32(x + COLUMN_BYTES * k), offset, inverse)
+                    nibbles = nibbles + to_i32(code) * splat_i32(1 << 4 * half)
+            packed = packed + nibbles * splat_i32(1 << 8 * byte)
+        store(data + 32 * chunk, packed)
+    store_bytes(data + 128, 4, to_i32(best_scale))
+    store_bytes(data + 136, 4, to_i32(best_min))
+    return least
+
+
+@jit
+def write_int8(tile, found, step, blocks):
+    """Find the codes of a tile, for the u8 scales at `found` f32 `[groups, 8]` and their unit `step`, and pack.
+
+    Returns the squared error of the tile, f64. `found` has 64 bytes at least; what was found is no longer there.
+    """
+    store(blocks.row_scales, step * tile.peak)
+    errors, top = zeros(1, 1), splat(127.0)
+    for group in range((tile.columns + 31) >> 5):
+        start = tile.x + GROUP_BYTES * group
+        count = min(tile.columns - 32 * group, 32)
+        data = blocks.data + INT8_BLOCK * group
+        scale_code = load_f32(found + 32 * group)
+        stored = scale_code * step
+        inverse = ratio(splat(1.0), stored)
+        for chunk in range(8):
+            packed = to_i32(zeros(1, 1))
+            for byte in range(4):
+                k = 4 * chunk + byte
+                if k < count:
+                    w = load_f32(start + COLUMN_BYTES * k)
+                    code = minimum(maximum(round_even(w * inverse), splat(-127.0)), top)
+                    error = stored * code - w
+                    errors = fma(error, error, errors)
+                    packed = packed + (to_i32(code) & splat_i32(255)) * splat_i32(1 << 8 * byte)
+            store(data + 32 * chunk, packed)
+        store_bytes(data + 256, 4, to_i32(scale_code))
+    return _total_error(errors, tile.peak, found)
+
+
+@jit
+def _total_error(errors, peak, scratch):
+    """Sum of the squared errors of a tile's rows, in f64; `errors` are relative to `peak` squared."""
+    store(scratch, errors)
+    store(scratch + 32, peak)
+    total = 0.0
+    for row in range(8):
+        unit = np.float64(get_f32(scratch + 32 + 4 * row))
+        total += get_f32(scratch + 4 * row) * unit * unit
+    return total
