@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.config import DecoderConfig
 from quantkit.models.program import Choice, Value
 from quantkit.models.recorder import Recorder
 from quantkit.models.rope import parameters_of, rotary
+from quantkit_kernels.interpreter.operations import MOST_EXPERTS
 
 EMBEDDING, HEAD = "model.embed_tokens", "lm_head"
 XIELU = "xielu"
@@ -247,6 +248,8 @@ class Router:
     group_best: int = 1
 
     def __post_init__(self) -> None:
+        if self.experts > MOST_EXPERTS:
+            raise UnsupportedError(f"config.json: has {self.experts} experts; supported are up to {MOST_EXPERTS}")
         if self.experts % self.groups or not self.chosen_groups <= self.groups:
             raise CheckpointError(
                 f"config.json: {self.experts} experts do not divide into {self.groups} groups, of which a token goes "

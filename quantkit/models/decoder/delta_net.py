@@ -26,10 +26,10 @@ class DeltaNetConfig(DecoderConfig):
     layer_types: list[Any] | None = None
     full_attention_interval: int = 4
     linear_conv_kernel_dim: int = bounded(4, minimum=2, maximum=8)
-    linear_num_key_heads: int | None = 16
-    linear_num_value_heads: int | None = 32
-    linear_key_head_dim: int | None = 128
-    linear_value_head_dim: int | None = 128
+    linear_num_key_heads: int | None = bounded(16, maximum=1024)
+    linear_num_value_heads: int | None = bounded(32, maximum=1024)
+    linear_key_head_dim: int | None = bounded(128, maximum=1024)
+    linear_value_head_dim: int | None = bounded(128, maximum=1024)
 
     @property
     def key_heads(self) -> int:

@@ -72,7 +72,9 @@ def config_of(metadata: Metadata, dialect: Dialect, family: type[DecoderConfig])
         if (value := _value(metadata, key)) is not None:
             config[name] = value
     heads = config["num_attention_heads"]
-    config["num_hidden_layers"] -= metadata.get("nextn_predict_layers", int, 0)
+    layers = config["num_hidden_layers"] = config["num_hidden_layers"] - metadata.get("nextn_predict_layers", int, 0)
+    if not 0 < layers <= len(metadata.tensors):  # before anything is made for each of them
+        raise CheckpointError(f"its metadata gives {layers} layers, and the file holds {len(metadata.tensors)} tensors")
     if not dialect.own_heads:
         kv_heads = config["num_key_value_heads"] = metadata.get("attention.head_count_kv", int, heads)
         if min(heads, kv_heads) < 1:

@@ -257,7 +257,7 @@ def _granite(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **_mamba(metadata, config),
         **{name: config[name] for name in ("num_attention_heads", "num_key_value_heads", "rope_theta")},
-        "intermediate_size": config.get("intermediate_size") or config["shared_intermediate_size"],
+        "intermediate_size": config.get("intermediate_size") or config.get("shared_intermediate_size"),
         "shared_intermediate_size": config.get("shared_intermediate_size") or config.get("intermediate_size"),
         "layer_types": ["attention" if flag else "mamba" for flag in attends],
         "position_embedding_type": "rope" if turns else "nope",

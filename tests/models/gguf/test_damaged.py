@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +87,21 @@ def test_any_value_of_any_key(data: st.DataObject, tmp_path: Path) -> None:
     keys = [*json.loads(FILE.read_text())[name]["metadata"], "rope.scaling.type", "attention.sliding_window_pattern"]
     changes: dict[str, Any] = data.draw(st.dictionaries(st.sampled_from(keys), VALUES, min_size=1, max_size=2))
     use(write(tmp_path / "x.gguf", name, changes))
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Two gigabytes more than the process has: what is made for each of a billion layers ends in a `MemoryError`."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**31, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@pytest.mark.parametrize("name", json.loads(FILE.read_text()))
+def test_huge_numbers(name: str, tmp_path: Path, little_memory: None) -> None:
+    for key, value in json.loads(FILE.read_text())[name]["metadata"].items():
+        if type(value) in (int, list):
+            for huge in (2**31 - 1, 100_000):
+                use(write(tmp_path / "x.gguf", name, {key: [huge] * len(value) if isinstance(value, list) else huge}))

@@ -142,7 +142,7 @@ REFUSED: dict[str, tuple[Changes, type[Exception], str]] = {
     "heads of each layer": ({"llama.attention.head_count": ([4, 2], ARRAY)}, UnsupportedError, "from layer to layer"),
     "missing key": ({"llama.block_count": None}, CheckpointError, "has no llama.block_count"),
     "wrong type": ({"llama.block_count": ("two", TEXT)}, CheckpointError, "'two', not of type int"),
-    "absurd": ({"llama.block_count": (10**9, U32)}, CheckpointError, "as config.json: num_hidden_layers is 1000000000"),
+    "absurd": ({"llama.block_count": (10**9, U32)}, CheckpointError, "gives 1000000000 layers, and the file holds"),
     "unknown rope": ({"llama.rope.scaling.type": ("new", TEXT)}, UnsupportedError, "has rope scaling 'new'"),
     "a cap": ({"llama.attn_logit_softcapping": (50.0, F32)}, UnsupportedError, "attn_logit_softcapping is 50.0, which"),
     "not causal": ({"llama.attention.causal": (False, BOOL)}, UnsupportedError, "attention.causal is False, which"),
