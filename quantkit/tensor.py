@@ -129,6 +129,20 @@ class Piece:
             return slice(0, self.shape[0])
         return slice(self.begin, self.end)
 
+    def places(self) -> NDArray[np.intp] | None:
+        """Return which entry of the tensor's first axis each row is; None where rows are no entries, or far apart."""
+        moved = bool(self.decoder) and not DECODERS[self.decoder].computes
+        inside = self.transposed or (self.index is not None and not self.stacked) or not self.shape
+        if moved or inside or (self.order and not self.columns):
+            return None
+        entries = np.arange(self.entries.start, self.entries.stop)
+        return replace(self, decoder="", order=()).view(entries).reshape(-1)
+
+    def numbers(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return what stands in some rows: stored ones, at `places`, decoded and with their columns in order."""
+        rows = DECODERS[self.decoder].decode(rows) if self.decoder else rows
+        return rows[:, self.order] if self.columns else rows
+
     def view(self, entries: NDArray[Any]) -> NDArray[Any]:
         """Find its rows among the `entries` of the stored tensor, without copying more than their order asks for.
 

@@ -111,21 +111,35 @@ def write_packed(
 
 
 class PackedWriter:
-    """Takes the tensors of a packed folder, in any order; `write_packed` makes it."""
+    """Takes the tensors of a packed folder, in any order, whole or in stripes; `write_packed` makes it."""
 
     def __init__(self, weights: SafetensorsWriter) -> None:
         self._weights = weights
+        self._digest = hashlib.sha256()
+        self._row_scales: list[NDArray[np.float32]] = []
         self.tensors: dict[str, dict[str, Any]] = {}
 
     def add(self, name: str, tensor: Tensor, relative_error: float = 0.0) -> None:
         """Write a tensor; its squared error relative to the source goes into the manifest, unless nothing was lost."""
-        digest = hashlib.sha256()
-        for key, array in ((name, tensor.data), (row_scales_name(name), tensor.row_scales)):
-            if array is not None:
-                digest.update(as_bytes(array))
-                self._weights.write(key, [array])
+        self.append(name, tensor.data, tensor.row_scales)
+        self.finish(name, relative_error)
+
+    def append(self, name: str, data: NDArray[Any], row_scales: NDArray[np.float32] | None) -> None:
+        """Write the next rows of a tensor, whole tiles or up to its last row; `finish` comes before the next tensor."""
+        self._digest.update(as_bytes(data))
+        self._weights.append(name, data)
+        if row_scales is not None:
+            self._row_scales.append(row_scales)
+
+    def finish(self, name: str, relative_error: float = 0.0) -> None:
+        """Note that all rows of a tensor were given, and what was lost, as `add` does."""
+        for part in self._row_scales:
+            self._digest.update(as_bytes(part))
+        if self._row_scales:
+            self._weights.write(row_scales_name(name), self._row_scales)
         lost = {"relative_error": relative_error} if relative_error else {}
-        self.tensors[name] = {**lost, "sha256": digest.hexdigest()}
+        self.tensors[name] = {**lost, "sha256": self._digest.hexdigest()}
+        self._digest, self._row_scales = hashlib.sha256(), []
 
 
 class PackedModel(ModelSource):

@@ -35,8 +35,8 @@ _BLOCK = re.compile(r".*?\.\d+\.")
 _PLAIN = ("f32", "f16", "bf16")
 """Kinds of which rows can be taken: those of blocks share blocks with others."""
 
-_COMPARED_BYTES = 1 << 24
-"""Bytes of two tensors that are compared at a time."""
+_COMPARED_WEIGHTS = 1 << 22
+"""Weights of two tensors that are compared at a time."""
 
 
 class ModelSource(ABC):
@@ -115,8 +115,22 @@ class ModelSource(ABC):
         """
         known = self._known(prefixes)
         names = [known[name] for name in (spec.name, *spec.aliases) if name in known]
-        copies = [self.tensor(name, copy=True) for name in names] if names[1:] else []
-        return any(not _alike(copies[0], other) for other in copies[1:])
+        return any(not self._alike(names[0], other) for other in names[1:])
+
+    def _alike(self, one: str, other: str) -> bool:
+        """Whether two tensors are of the same kind, shape and bytes; some rows of both are in memory at once."""
+        first, second = self.spec(one), self.spec(other)
+        if (first.kind, first.shape) != (second.kind, second.shape):
+            return False
+        if first.kind not in _PLAIN or not first.shape:
+            left, right = self.tensor(one, copy=True), self.tensor(other, copy=True)
+            return all(map(np.array_equal, _bytes_of(left), _bytes_of(right)))
+        step = max(1, _COMPARED_WEIGHTS * first.shape[0] // max(1, first.weights))
+        for begin in range(0, first.shape[0], step):
+            here, there = (self.entries(name, slice(begin, begin + step), copy=True) for name in (one, other))
+            if not np.array_equal(here.view(np.uint8), there.view(np.uint8)):
+                return False
+        return True
 
     def identity(self) -> str:
         """Return a SHA-256 that changes whenever a byte of the model on this disk changes.
@@ -304,6 +318,41 @@ class Selection(ModelSource):
         data = np.concatenate(rows) if rows[1:] else np.ascontiguousarray(rows[0])
         return Tensor(spec.kind, spec.shape, data.reshape(spec.shape))
 
+    def reads_rows(self, name: str) -> bool:
+        """Whether `entries` reads some rows of a tensor without reading all."""
+        return self._places(name) is not None
+
+    def entries(self, name: str, wanted: slice, *, copy: bool = False) -> NDArray[Any]:
+        found = self._places(name)
+        if found is None:
+            return self.tensor(name, copy=copy).data[wanted]
+        if not found:
+            return np.zeros(self._tensors[name].shape, np.float32)[wanted]
+        first, last, _ = wanted.indices(sum(len(places) for _, places in found))
+        parts = []
+        for piece, places in found:
+            parts.append((piece, places[max(first, 0) : max(last, 0)]))
+            first, last = first - len(places), last - len(places)
+        rows = [self._rows(piece, places, copy=copy) for piece, places in parts if len(places)]
+        return np.concatenate(rows) if rows[1:] else rows[0]
+
+    def _places(self, name: str) -> list[tuple[Piece, NDArray[np.intp]]] | None:
+        """Return the pieces of a tensor, and which stored rows are theirs; None where a row is no stored row."""
+        found = []
+        for piece in self._found.get(name, ()):
+            places = piece.places()
+            if places is None or piece.shape != self._source.spec(piece.name).shape:
+                return None
+            found.append((piece, places))
+        return found
+
+    def _rows(self, piece: Piece, places: NDArray[np.intp], *, copy: bool) -> NDArray[Any]:
+        """Read the stored rows at some places, which are near one another."""
+        first, last = int(places.min()), int(places.max()) + 1
+        stored = self._source.entries(piece.name, slice(first, last), copy=copy)
+        in_order = np.array_equal(places, np.arange(first, last))
+        return piece.numbers(stored if in_order else stored[places - first])
+
     def file_of(self, name: str) -> Path:
         return self._source.file_of(self._found[name][0].name) if name in self._found else self.path
 
@@ -311,14 +360,9 @@ class Selection(ModelSource):
         return self._source._evidence()
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    if (one.kind, one.shape) != (other.kind, other.shape):
-        return False
-    rows = max(1, _COMPARED_BYTES * len(one.data) // max(1, one.data.nbytes))
-    parts = [(one.data[at : at + rows], other.data[at : at + rows]) for at in range(0, len(one.data), rows)]
-    if one.row_scales is not None and other.row_scales is not None:
-        parts.append((one.row_scales, other.row_scales))
-    return all(np.array_equal(left.view(np.uint8), right.view(np.uint8)) for left, right in parts)
+def _bytes_of(tensor: Tensor) -> list[NDArray[np.uint8]]:
+    arrays = (tensor.data, tensor.row_scales)
+    return [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in arrays if array is not None]
 
 
 def _in_block(name: str) -> str:

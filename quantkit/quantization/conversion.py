@@ -1,22 +1,23 @@
-"""From a checkpoint to a packed folder, one tensor at a time.
+"""From a checkpoint to a packed folder, one stripe of rows after the other.
 
-`plan.py` has refused everything that can be refused before the first weight is read. Memory then holds one tensor, read
-whole, so that a source which is truncated meanwhile is an error and no signal.
+`plan.py` has refused everything that can be refused before the first weight is read, `pipeline.py` reads and encodes,
+and what it yields is written here, in order, to its place in the file.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 
 from quantkit import formats
 from quantkit.engine.machine import peak_memory, usable_cores
 from quantkit.errors import CheckpointError
 from quantkit.formats.output import check_output
 from quantkit.formats.packed import PackedWriter, write_packed
-from quantkit.formats.source import ModelSource
 from quantkit.generation.options import is_whole, require
+from quantkit.quantization.pipeline import Stripe, encoded_stripes
 from quantkit.quantization.plan import Plan, make_plan
 from quantkit.quantization.report import Progress, Report, by_kind
 from quantkit.tensor import TensorSpec
@@ -88,24 +89,42 @@ def _pack(
 ) -> dict[str, float]:
     """Write the packed folder; returns each tensor's relative error."""
     source, identity = plan.source, plan.source.identity()
-    errors: dict[str, float] = {}
     done, total = 0, sum(spec.weights for spec in plan.specs.values())
+    kinds = {name: (spec.kind,) for name, spec in plan.specs.items()}
     with write_packed(output, source.config, plan.specs, source.files, plan.about, force=force) as writer:
-        for name, spec in plan.specs.items():
-            errors[name] = _pack_tensor(source, spec, writer, threads)
-            done += spec.weights
-            if progress:
-                progress(Progress(name, done, total))
+        growing = _Growing(writer, plan.specs)
+        with closing(encoded_stripes(source, kinds, threads)) as stripes:
+            for stripe in stripes:
+                growing.append(stripe)
+                if stripe.last:
+                    done += plan.specs[stripe.name].weights
+                    if progress:
+                        progress(Progress(stripe.name, done, total))
         if formats.open(source.path).identity() != identity:
             raise CheckpointError(f"{source.path}: was changed while it was packed; pack it again")
-    return errors
+    return growing.errors
 
 
-def _pack_tensor(source: ModelSource, spec: TensorSpec, writer: PackedWriter, threads: int) -> float:
-    """Read a tensor, write it in the kind of its spec, forget it; returns its relative error."""
-    from quantkit.quantization.encode import quantize  # heavy: after everything that can be refused
+class _Growing:
+    """A packed folder that is being written, stripe by stripe.
 
-    label = f"{source.file_of(spec.name)}: tensor {spec.name!r}"
-    packed, error = quantize(source.tensor(spec.name, copy=True), spec.kind, label=label, threads=threads)
-    writer.add(spec.name, packed, error)
-    return error
+    Attributes
+    ----------
+    errors : dict of str to float
+        Relative error of each tensor that is complete.
+    """
+
+    def __init__(self, writer: PackedWriter, specs: Mapping[str, TensorSpec]) -> None:
+        self._writer, self._specs = writer, specs
+        self._error = self._squares = 0.0
+        self.errors: dict[str, float] = {}
+
+    def append(self, stripe: Stripe) -> None:
+        """Write a stripe, in the kind that its tensor has in this folder."""
+        part = stripe.encoded[self._specs[stripe.name].kind]
+        self._writer.append(stripe.name, part.data, part.row_scales)
+        self._error, self._squares = self._error + part.error, self._squares + part.squares
+        if stripe.last:
+            self.errors[stripe.name] = self._error / (self._squares or 1.0)
+            self._writer.finish(stripe.name, self.errors[stripe.name])
+            self._error = self._squares = 0.0

@@ -1,14 +1,15 @@
 """From float weights to the bytes of any kind, and back; how much was lost on the way.
 
 The search for codes is compiled (`quantkit_kernels.packing`); this cuts a tensor into stripes of rows, so that memory
-stays bounded and all cores work. `recipe.py` chooses kinds. No file is known here.
+stays bounded and all cores work. `recipe.py` chooses kinds, `pipeline.py` reads stripes ahead. No file is known here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,56 @@ ENCODER_VERSION = 1
 """Goes up when the same weights become other bytes, so that nobody takes old packed copies for new ones."""
 STRIPE_WEIGHTS = 1 << 18
 """About how many weights are worked on at once by each thread: 1 MB of f32, which stays in its cache."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Some rows of a tensor in some kind, and what was lost.
+
+    Attributes
+    ----------
+    data, row_scales : ndarray, and ndarray or None
+        As of `Tensor`.
+    error, squares : float
+        Sums of the squared errors, and of the squared weights.
+    """
+
+    data: NDArray[Any]
+    row_scales: NDArray[np.float32] | None
+    error: float
+    squares: float
+
+
+def encode(
+    stored: NDArray[Any], stored_kind: str, kinds: Collection[str], *, label: str = "tensor"
+) -> dict[str, Encoded]:
+    """Return rows of a tensor in other kinds; errors as of `quantize`.
+
+    Parameters
+    ----------
+    stored : ndarray
+        Rows of a tensor of kind f32, f16 or bf16: whole tiles, or up to its last row.
+    stored_kind : str
+    kinds : collection of str
+        Names of `blocks.KINDS`.
+    label : str
+        Names file and tensor in messages.
+    """
+    stored = np.ascontiguousarray(stored)
+    weights = dequantize_rows(stored_kind, stored, None, stored.shape)
+    if not np.isfinite(weights).all():
+        raise CheckpointError(f"{label} holds NaN or infinity; the checkpoint is damaged")
+    squares = float(np.square(weights, dtype=np.float64).sum())
+    found = {}
+    for kind in kinds:
+        data_shape, scales_shape = expected_shapes(kind, weights.shape)
+        data = np.empty(data_shape, _DTYPES[kind])
+        row_scales = None if scales_shape is None else np.empty(scales_shape, np.float32)
+        error = (_encode_blocks(kind) if scales_shape else _ENCODERS[kind])(weights, data, row_scales)
+        if not np.isfinite(error):
+            raise CheckpointError(f"{label} holds weights that are too large for {kind}; keep it in f32")
+        found[kind] = Encoded(data, row_scales, error, squares)
+    return found
 
 
 def quantize(tensor: Tensor, kind: str, *, label: str = "tensor", threads: int = 1) -> tuple[Tensor, float]:
@@ -54,30 +105,19 @@ def quantize(tensor: Tensor, kind: str, *, label: str = "tensor", threads: int =
     if not tensor.shape:
         vector, error = quantize(_as_vector(tensor), kind, label=label)
         return replace(vector, shape=(), data=vector.data.reshape(())), error
-    data_shape, scales_shape = expected_shapes(kind, tensor.shape)
-    data = np.empty(data_shape, _DTYPES[kind])
-    row_scales = None if scales_shape is None else np.empty(scales_shape, np.float32)
-    encode = _encode_blocks(kind) if scales_shape else _ENCODERS[kind]
-
-    def convert(rows: slice) -> tuple[float, float]:
-        weights = dequantize_rows(tensor.kind, tensor.data[rows], None, tensor.data[rows].shape)
-        if not np.isfinite(weights).all():
-            raise CheckpointError(f"{label} holds NaN or infinity; the checkpoint is damaged")
-        target = _tiles(rows) if row_scales is not None else rows
-        error = encode(weights, data[target], None if row_scales is None else row_scales[target])
-        if not np.isfinite(error):
-            raise CheckpointError(f"{label} holds weights that are too large for {kind}; keep it in f32")
-        return error, float(np.square(weights, dtype=np.float64).sum())
-
     with ThreadPoolExecutor(threads) as pool:
-        errors, squares = zip(*pool.map(convert, _stripes(tensor.shape)), strict=True)
-    return Tensor(kind, tensor.shape, data, row_scales), sum(errors) / (sum(squares) or 1.0)
+        parts = (tensor.data[rows] for rows in stripes(tensor.shape))
+        found = [*pool.map(lambda part: encode(part, tensor.kind, (kind,), label=label)[kind], parts)]
+    row_scales = [part.row_scales for part in found if part.row_scales is not None]
+    data = np.concatenate([part.data for part in found])
+    packed = Tensor(kind, tensor.shape, data, np.concatenate(row_scales) if row_scales else None)
+    return packed, sum(part.error for part in found) / (sum(part.squares for part in found) or 1.0)
 
 
 def dequantize(tensor: Tensor) -> Iterator[NDArray[np.float32]]:
     """Yield a tensor's weights as f32, in stripes of whole rows from first to last; a scalar is a row."""
     tensor = tensor if tensor.shape else _as_vector(tensor)
-    for rows in _stripes(tensor.shape):
+    for rows in stripes(tensor.shape):
         part = _tiles(rows) if tensor.row_scales is not None else rows
         shape = (len(range(*rows.indices(tensor.shape[0]))), *tensor.shape[1:])
         yield dequantize_rows(
@@ -99,15 +139,15 @@ def _as_vector(scalar: Tensor) -> Tensor:
     return replace(scalar, shape=(1,), data=scalar.data.reshape(1))
 
 
-def _stripes(shape: tuple[int, ...]) -> list[slice]:
-    """Cut rows into stripes of whole tiles."""
-    columns = int(np.prod(shape[1:], dtype=np.int64))
-    step = max(1, STRIPE_WEIGHTS // (ROWS * max(1, columns))) * ROWS
-    return [slice(begin, begin + step) for begin in range(0, shape[0], step)]
+def stripes(shape: tuple[int, ...], weights: int | None = None) -> list[slice]:
+    """Cut the rows of a tensor into stripes of whole tiles, of about so many weights each."""
+    columns = max(1, math.prod(shape[1:]))
+    step = max(1, (STRIPE_WEIGHTS if weights is None else weights) // (ROWS * columns)) * ROWS
+    return [slice(begin, min(begin + step, shape[0])) for begin in range(0, shape[0], step)]
 
 
 def _tiles(rows: slice) -> slice:
-    return slice(rows.start // ROWS, rows.stop // ROWS)
+    return slice(rows.start // ROWS, -(-rows.stop // ROWS))
 
 
 _Encoder = Callable[[NDArray[np.float32], NDArray[Any], Any], float]

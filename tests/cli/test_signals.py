@@ -19,15 +19,15 @@ from quantkit.cli.signals import cleaning_up
 CONVERT = """
 import os, signal, sys
 from quantkit.cli import main
-from quantkit.quantization import encode
+from quantkit.quantization import pipeline
 
-number, original = int(sys.argv.pop(1)), encode.quantize
+number, original = int(sys.argv.pop(1)), pipeline.encode
 
 def interrupted(*args, **options):
     os.kill(os.getpid(), number)  # in the middle of the work
     return original(*args, **options)
 
-encode.quantize = interrupted
+pipeline.encode = interrupted
 main()
 """
 

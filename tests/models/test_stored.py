@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import tiny
 from quantkit import formats
+from quantkit.engine.binding import bind
 from quantkit.errors import CheckpointError
 from quantkit.formats.packed import PackedModel
 from quantkit.generation.loading import load_model
@@ -132,6 +133,22 @@ def test_ways_to_store(way: str, dtype: str, family: Callable[..., None], tmp_pa
     assert set(first.names) == set(second.names)
     for name in first.names:
         assert first.manifest["tensors"][name] == second.manifest["tensors"][name]
+
+
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize("way", ALTERNATING)
+def test_rows_are_those_of_the_tensor(way: str, copy: bool, family: Callable[..., None], tmp_path: Path) -> None:
+    row, change = ALTERNATING[way]
+    family(row)
+    tensors = weights(tiny.config_of(), "BF16")
+    other = bind(formats.open(checkpoint(tmp_path / "other", change(tensors), "BF16"))).weights
+    for name in other.names:
+        whole = other.tensor(name).data
+        for rows in (slice(0, 3), slice(5, 37), slice(8, len(whole)), slice(len(whole) - 1, len(whole))):
+            np.testing.assert_array_equal(other.entries(name, rows, copy=copy), whole[rows], err_msg=name)
+    inside = {name for name in other.names if not other.reads_rows(name)}
+    transposed = {"side by side": QKV, "transposed alone": ("mlp.down_proj",)}.get(way, ())
+    assert inside == {name for name in other.names if any(f"{module}.weight" in name for module in transposed)}
 
 
 @pytest.mark.parametrize("way", ALTERNATING)

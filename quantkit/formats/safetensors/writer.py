@@ -89,12 +89,23 @@ class SafetensorsWriter:
 
     def write(self, name: str, parts: Iterable[NDArray[Any]]) -> None:
         """Write a tensor, given as arrays one after the other."""
-        begin, size = self._missing.pop(name)
-        self._file.seek(begin)
         for part in parts:
-            size -= self._file.write(as_bytes(part))
-        if size:
-            raise ValueError(f"{name}: {size} bytes are missing")
+            self.append(name, part)
+        if name in self._missing:
+            raise ValueError(f"{name}: {self._missing[name][1]} bytes are missing")
+
+    def append(self, name: str, part: NDArray[Any]) -> None:
+        """Write the bytes of a tensor that follow those written before; other tensors may come in between."""
+        begin, left = self._missing.get(name, (0, 0))
+        content = as_bytes(part)
+        if content.nbytes > left:
+            raise ValueError(f"{name}: {content.nbytes - left} bytes too many")
+        self._file.seek(begin)
+        self._file.write(content)
+        if content.nbytes == left:
+            self._missing.pop(name, None)
+        else:
+            self._missing[name] = (begin + content.nbytes, left - content.nbytes)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -64,6 +64,17 @@ def test_parts_are_written_one_after_the_other(tmp_path: Path) -> None:
     assert file.array("b").tolist() == [9]
 
 
+def test_tensors_that_grow_in_turn(tmp_path: Path) -> None:
+    with SafetensorsWriter(tmp_path / "x", {"a": ("U8", (4,)), "b": ("F32", (2, 1))}, {}) as writer:
+        for row in range(2):
+            writer.append("b", np.array([[row]], np.float32))
+            writer.append("a", np.array([row, row], np.uint8))
+        with pytest.raises(ValueError, match="a: 1 bytes too many"):
+            writer.append("a", np.array([1], np.uint8))
+    file = SafetensorsFile(tmp_path / "x")
+    assert (file.array("a").tolist(), file.array("b").tolist()) == ([0, 0, 1, 1], [[0], [1]])
+
+
 def test_bytes_by_hand(tmp_path: Path) -> None:
     with SafetensorsWriter(tmp_path / "x", {"a": ("U8", (2,))}, {"format": "pt"}) as writer:
         writer.write("a", [np.array([1, 2], np.uint8)])
