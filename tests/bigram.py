@@ -50,6 +50,7 @@ class BigramModel(Model):
     def __init__(self, table: NDArray[np.float32], context_length: int = 64) -> None:
         self.table = np.asarray(table, np.float32)
         self.context_length = context_length
+        self.threads = 2
         self.sequences: list[BigramSequence] = []
         self.most_rows = 0
 

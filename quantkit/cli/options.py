@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,25 @@ kv_option = click.option(
     callback=lambda ctx, param, value: KV_DTYPES[value],
     help="Precision of the KV cache.",
 )
+
+
+def plot_option(text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make the option `--plot FILE`; `text` says what is drawn."""
+
+    def check(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+        if value is not None and value.suffix not in (".png", ".svg"):
+            raise click.BadParameter(f"{value} ends neither in .png nor in .svg", ctx, param)
+        return value
+
+    return click.option(
+        "--plot",
+        metavar="FILE",
+        type=path,
+        callback=check,
+        help=f"Draw {text} into a .png or .svg file (needs the extra `plot`).",
+    )
+
+
 output_option = click.option("-o", "--output", type=path, required=True, metavar="DIR", help="Folder to write.")
 force_option = click.option("--force", is_flag=True, help="Replace DIR if it exists.")
 

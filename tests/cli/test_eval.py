@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from golden import generate as golden
 from invocation import Invoke
+from quantkit.evaluation.estimates import QUANTILES
 
 SMALL = ("-c", 32, "--chunks", 3)
+VALUE = {"value", "error"}
 
 
 @pytest.fixture
@@ -45,6 +48,73 @@ def test_a_model_beside_its_checkpoint(invoke: Invoke, packed: Path, checkpoint:
     )
     found = json.loads(invoke("eval", packed, "-f", text, *SMALL, "--reference", checkpoint, "--json").stdout)
     assert 0 < found["divergence"]["mean_kl"]["value"] < 1
+
+
+FIGURES = {
+    "reference_perplexity", "perplexity_ratio", "perplexity_difference", "log_perplexity_ratio", "mean_kl", "mean_dp",
+    "rms_dp", "same_top",
+}  # fmt: skip
+"""Keys of the divergence that hold a value and its error."""
+
+
+def test_json_has_all_figures_with_their_errors(invoke: Invoke, packed: Path, checkpoint: Path, text: Path) -> None:
+    asked = ("eval", packed, "-f", text, *SMALL, "-t", 1, "--kv-bits", 8, "--json")
+    found = json.loads(invoke(*asked, "--reference", checkpoint).stdout)
+    told = {name: found[name] for name in ("model", "reference", "file", "kv_dtype", "threads")}
+    assert told == {
+        "model": str(packed), "reference": str(checkpoint), "file": str(text), "kv_dtype": "int8", "threads": 1,
+    }  # fmt: skip
+    assert (found["windows"], found["context"], found["tokens"]) == (3, 32, 45)
+    assert 0 < found["model_size"] < (packed / "model.safetensors").stat().st_size
+    assert found["perplexity"]["error"] > 0
+    divergence = found["divergence"]
+    assert {
+        name for name, value in divergence.items() if set(value if isinstance(value, dict) else ()) == VALUE
+    } == FIGURES
+    for name in ("kl", "dp"):
+        quantiles = [divergence[f"{name}_quantiles"][str(share)] for share in QUANTILES]
+        assert all(set(each) == VALUE for each in quantiles)
+        ranked = [divergence[f"{name}_min"], *(each["value"] for each in quantiles), divergence[f"{name}_max"]]
+        assert ranked == sorted(ranked)
+    alone = json.loads(invoke(*asked).stdout)
+    assert (alone["reference"], alone["divergence"]) == (None, None)
+    assert alone["perplexity"] == found["perplexity"]
+
+
+def test_help_names_every_key(invoke: Invoke, packed: Path, checkpoint: Path, text: Path) -> None:
+    found = json.loads(invoke("eval", packed, "-f", text, *SMALL, "--reference", checkpoint, "--json").stdout)
+    shown = invoke("eval", "--help").stdout
+    for key in (*found, *found["divergence"]):
+        assert key in shown
+
+
+def test_several_models_beside_one_reference(invoke: Invoke, packed: Path, checkpoint: Path, text: Path) -> None:
+    asked = ("-f", text, *SMALL, "--reference", checkpoint)
+    result = invoke("eval", packed, checkpoint, *asked)
+    assert result.exit_code == 0, result.stderr
+    headers, first, second, read = result.stdout.splitlines()
+    names = [headers.index(name) for name in ("model", "size", "perplexity", "ratio", "mean KL", "RMS Δp", "same top")]
+    assert names == sorted(names)
+    assert (first.split()[0], second.split()[0]) == (str(packed), str(checkpoint))
+    assert "100.00% ± 0.00%" in second
+    assert read.startswith("45 tokens scored in 3 windows of 32; perplexity of the reference: ")
+    both = json.loads(invoke("eval", packed, checkpoint, *asked, "--json").stdout)
+    for model, found in zip((packed, checkpoint), both, strict=True):
+        assert found == json.loads(invoke("eval", model, *asked, "--json").stdout)
+    alone = invoke("eval", packed, checkpoint, "-f", text, *SMALL).stdout
+    assert "KL" not in alone
+
+
+def test_models_that_read_other_tokens_cannot_be_compared(
+    invoke: Invoke, packed: Path, checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = []
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    result = invoke("eval", packed, other, "-f", text, *SMALL)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{other}: reads the text as other tokens than {packed}" in result.stderr
 
 
 def test_a_model_beside_itself_does_not_diverge(invoke: Invoke, packed: Path, text: Path) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantkit.cli.commands.bench_output import FORMS, row
-from quantkit.cli.options import Command, integers, kv_option, model_argument, path
+from quantkit.cli.options import Command, integers, kv_option, model_argument, plot_option
 from quantkit.cli.streams import echo, printable
 
 if TYPE_CHECKING:
@@ -33,12 +33,6 @@ def _list_option(
     )
 
 
-def _check_plot(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    if value is not None and value.suffix not in (".png", ".svg"):
-        raise click.BadParameter(f"{value} ends neither in .png nor in .svg", ctx, param)
-    return value
-
-
 @click.command("bench", cls=Command, short_help="Measure the speed of prompts and generation.")
 @model_argument
 @_list_option("-p", "--n-prompt", minimum=0, text="Prompt lengths.", default="512")
@@ -53,13 +47,7 @@ def _check_plot(ctx: click.Context, param: click.Parameter, value: Path | None) 
 @click.option("--no-warmup", is_flag=True, help="Time the first run of each test as well.")
 @click.option("-o", "--output", default="md", show_default=True, type=click.Choice(list(FORMS)), help="Form of output.")
 @click.option("--ops", is_flag=True, help="Show where the time goes, by operation (one more run of each test).")
-@click.option(
-    "--plot",
-    metavar="FILE",
-    type=path,
-    callback=_check_plot,
-    help="Draw speeds and rooflines into a .png or .svg file (needs the extra `plot`).",
-)
+@plot_option("speeds and rooflines")
 def command(
     model: Path,
     n_prompt: tuple[int, ...],
