@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from quantkit.errors import OptionError as OptionError
     from quantkit.errors import PackedModelError as PackedModelError
     from quantkit.errors import QuantkitError as QuantkitError
+    from quantkit.errors import StrictError as StrictError
     from quantkit.errors import UnsupportedError as UnsupportedError
     from quantkit.evaluation.quality import perplexity as perplexity
     from quantkit.generation.loading import load as load
@@ -43,6 +44,7 @@ _MODULES = {
     "OptionError": "errors",
     "PackedModelError": "errors",
     "QuantkitError": "errors",
+    "StrictError": "errors",
     "UnsupportedError": "errors",
     "perplexity": "evaluation.quality",
     "GenerationResponse": "generation.stream",

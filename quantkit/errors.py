@@ -1,9 +1,16 @@
-"""The package's exceptions. Each is raised where the cause is known and names the file or option at fault.
+"""The package's exceptions, and its notices: what is wrong with a model, and what is worked around.
 
-The command line prints `str(error)` in one line and exits with 1; a traceback is shown only with `--debug`.
+Each error is raised where the cause is known and names the file or option at fault. The command line prints
+`str(error)` in one line and exits with 1; a traceback is shown only with `--debug`. A notice tells of a fallback or of
+something left out: it is logged, and `convert` collects all of them, which `strict` turns into one error.
 """
 
 from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 
 class QuantkitError(Exception):
@@ -29,3 +36,33 @@ class GenerationError(QuantkitError):
 
 class OptionError(QuantkitError):
     """An option has a value that quantkit does not accept."""
+
+
+class StrictError(QuantkitError):
+    """With `strict`, what else is a notice: something would be left out, or stand in for what is missing."""
+
+
+_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
+
+
+def notice(logger: logging.Logger, message: str, level: int = logging.WARNING) -> None:
+    """Tell of something that is left out of a model, or that stands in for what is missing.
+
+    It is logged, and given to whoever collects notices at the time: what is silent by default, at `logging.DEBUG`, is
+    collected as well.
+    """
+    logger.log(level, "%s", message)
+    found = _collected.get()
+    if found is not None and message not in found:
+        found.append(message)
+
+
+@contextmanager
+def collecting_notices() -> Iterator[list[str]]:
+    """Yield a list that grows by each `notice` of this thread while the block runs, each message once."""
+    found: list[str] = []
+    before = _collected.set(found)
+    try:
+        yield found
+    finally:
+        _collected.reset(before)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.errors import CheckpointError, UnsupportedError, notice
 from quantkit.formats.source import ModelSource, Selection
 from quantkit.models import registry
 from quantkit.models.gguf import reading
@@ -52,13 +52,15 @@ def bind(source: ModelSource, text_length: int | None = None) -> Bound:
     for spec in program.tensors.values():
         if spec.aliases and source.copies_differ(spec, prefixes):
             names = " and ".join(map(repr, (spec.name, *spec.aliases)))
-            logger.warning("%s: %s differ: they are not tied, though the configuration says so", source.path, names)
+            notice(logger, f"{source.path}: {names} differ: they are not tied, though the configuration says so")
             architecture = architecture.untied()
             program = architecture.record(text_length)
     weights = source.select(program.tensors, prefixes, architecture.source, program.spare)
     _check_routers(program, weights)
     if weights.unused:
-        logger.warning("%s: %s", source.path, _left_out(weights.unused, architecture.part_of))
+        notice(logger, f"{source.path}: {_left_out(weights.unused, architecture.part_of)}")
+    if weights.absent:
+        notice(logger, f"{source.path}: {_made_up(weights.absent)}", logging.DEBUG)
     return Bound(architecture, program, weights)
 
 
@@ -109,5 +111,14 @@ def _left_out(names: Sequence[str], part_of: str) -> str:
     if part_of:
         modules = dict.fromkeys(name.removeprefix("model.").partition(".")[0] for name in names)
         return f"{part_of} runs as text only; left out: {', '.join(modules)} ({len(names)} tensors)"
+    return f"the model does not use {_named(names)}; left out"
+
+
+def _made_up(names: Sequence[str]) -> str:
+    """Say which tensors of a program a checkpoint lacks."""
+    return f"has no {_named(names)}; zeros stand in for what is missing"
+
+
+def _named(names: Sequence[str]) -> str:
     more = f" and {len(names) - 1} more, such as {names[-1]!r}" if names[1:] else ""
-    return f"the model does not use tensor {names[0]!r}{more}; left out"
+    return f"tensor {names[0]!r}{more}"

@@ -268,6 +268,8 @@ class Selection(ModelSource):
     ----------
     unused : tuple of str
         Tensors of the source that are left out, harmless ones excepted.
+    absent : tuple of str
+        Tensors of the program that the source lacks; they are zeros.
     """
 
     def __init__(
@@ -281,6 +283,7 @@ class Selection(ModelSource):
         self.path, self.error, self.unused = source.path, source.error, tuple(unused)
         self._config = config
         self._source, self._tensors, self._found = source, tensors, found
+        self.absent = tuple(name for name in tensors if name not in found)
         order = {name: place for place, name in enumerate(source.names)}
         self._names = tuple(
             sorted(tensors, key=lambda name: order[found[name][0].name] if name in found else len(order))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from quantkit.errors import UnsupportedError
+from quantkit.errors import UnsupportedError, notice
 from quantkit.formats.gguf.file import GGUFFile
 from quantkit.formats.vocabularies.end_tokens import end_tokens
 from quantkit.formats.vocabularies.merges import merges_of_scores
@@ -166,7 +166,7 @@ class _Tokens:
     def _byte_level(self) -> Tokenizer:
         """BPE whose tokens are spelled in GPT-2's alphabet."""
         if "tokenizer.ggml.pre" not in self._file.metadata:
-            logger.warning("%s: names no pre-tokenizer; text is split as by default", self._file.path)
+            notice(logger, f"{self._file.path}: names no pre-tokenizer; text is split as by default")
         tokenizer = self._bpe(self._merges(), ignore_merges=self._pre.whole_words)
         splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in self._pre.patterns]
         byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

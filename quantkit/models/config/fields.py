@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from quantkit.errors import UnsupportedError
+from quantkit.errors import UnsupportedError, notice
 from quantkit.models.config import DecoderConfig, shown
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def check_unused(config: Mapping[str, Any], parsed: DecoderConfig) -> None:
                 f"quantkit has no {field} for model_type {shown(config.get('model_type'))}"
             )
     if unknown := unused - COMPUTING.keys():
-        logger.debug("config.json: unknown fields are ignored: %s", ", ".join(sorted(unknown)))
+        notice(logger, f"config.json: unknown fields are ignored: {', '.join(sorted(unknown))}", logging.DEBUG)
 
 
 def _is_neutral(value: Any, neutral: tuple[Any, ...] | Neutral, parsed: DecoderConfig) -> bool:
@@ -154,9 +154,9 @@ SWITCHES: Mapping[str, str] = MappingProxyType({"sliding_window": "use_sliding_w
 
 IGNORED = _names(
     # What the file is about, and who wrote it.
-    """model_type architectures auto_map _name_or_path name_or_path _commit_hash transformers_version torch_dtype dtype
-    tokenizer_class unsloth_fixed unsloth_version is_llama_config transformers.js_config finetuning_task id2label
-    label2id num_labels problem_type task_specific_params"""
+    """model_type architectures auto_map _name_or_path _model_name_or_path name_or_path _commit_hash
+    transformers_version torch_dtype dtype tokenizer_class unsloth_fixed unsloth_version is_llama_config
+    transformers.js_config finetuning_task id2label label2id num_labels problem_type task_specific_params"""
     # How tensors are stored; `quantkit.formats` reads these.
     """ quantization_config quantization compression_config"""
     # Tokens; the tokenizer reads them.

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.errors import CheckpointError, UnsupportedError, notice
 from quantkit.models.config import DecoderConfig, shown
 from quantkit.models.gguf.dialect import Dialect, Key
 from quantkit.models.gguf.metadata import Metadata, shortest
@@ -222,4 +222,4 @@ def _check_unasked(metadata: Metadata, computing: Mapping[str, tuple[Any, ...]])
                 f"quantkit has no such thing for architecture {shown(metadata.architecture)}"
             )
     if others := unasked.keys() - computing.keys():
-        logger.debug("unknown keys are ignored: %s", ", ".join(sorted(others)))
+        notice(logger, f"unknown keys of its metadata are ignored: {', '.join(sorted(others))}", logging.DEBUG)
