@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from quantkit.formats.packed import write_packed
 from quantkit.models.registry import read
 from quantkit.quantization.encode import quantize
-from quantkit.quantization.recipe import choose
+from quantkit.quantization.recipe import Recipe, choose
 from quantkit.tensor import Tensor, TensorSpec
 
 Matrix = NDArray[np.float32]
@@ -83,8 +83,8 @@ def numbers(shape: tuple[int, ...], role: str, variant: int) -> Matrix:
 
 def write_int4(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, TensorSpec]) -> None:
     """Write the packed folder."""
-    kinds = choose(tensors, "int4")
-    specs = {name: TensorSpec(name, spec.shape, spec.role, kinds[name]) for name, spec in tensors.items()}
+    chosen = choose(tensors, Recipe("int4"))
+    specs = {name: TensorSpec(name, spec.shape, spec.role, chosen[name].kind) for name, spec in tensors.items()}
 
     @cache
     def packed(shape: tuple[int, ...], role: str, kind: str, variant: int) -> tuple[Tensor, float]:

@@ -19,6 +19,7 @@ from quantkit.formats.packed import PackedWriter, write_packed
 from quantkit.generation.options import is_whole, require
 from quantkit.quantization.pipeline import Stripe, encoded_stripes
 from quantkit.quantization.plan import Plan, make_plan
+from quantkit.quantization.recipe import Recipe
 from quantkit.quantization.report import Progress, Report, by_kind
 from quantkit.tensor import TensorSpec
 
@@ -26,11 +27,12 @@ from quantkit.tensor import TensorSpec
 def convert(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    quantize: str = "int4",
+    quantize: str | Recipe = "int4",
     *,
     overrides: Sequence[tuple[str, str]] = (),
     threads: int | None = None,
     force: bool = False,
+    strict: bool = False,
     progress: Callable[[Progress], None] | None = None,
     dry_run: bool = False,
 ) -> Report:
@@ -42,14 +44,19 @@ def convert(
         A Hugging Face folder with F16, BF16 or F32 weights, or a GGUF file.
     output : path
         Folder to write. It appears when it is complete.
-    quantize : {"int4", "int8"}
-        Kind of the linear layers; embedding and head become int8, norms and biases f32.
+    quantize : {"int4", "int8"} or Recipe
+        Kind of the linear layers; embedding and head become int8, norms and biases f32. Or a whole recipe, such as
+        `read_recipe` reads from a file.
     overrides : sequence of (regular expression, kind)
-        Kinds of the matrices whose names the expressions are found in; the last match decides.
+        Kinds of the matrices whose names the expressions are found in; the last match decides. They come after those of
+        a recipe.
     threads : int, optional
         Default: the physical cores that this process may use. The result does not depend on it.
     force : bool
         Replace `output` if it exists, provided that quantkit wrote every file in it.
+    strict : bool
+        Refuse a checkpoint of which something would be left out, or stand in for what is missing: tensors and fields of
+        config.json that the model does not use, a head that is not tied as the config says, a missing tokenizer, ...
     progress : callable, optional
         Called after each tensor.
     dry_run : bool
@@ -61,11 +68,14 @@ def convert(
         When the checkpoint is damaged, incomplete, holds NaN or infinity, or is of a kind that quantkit does not run.
     OptionError
         For unknown kinds, overrides that match nothing, or `threads` that is no whole number from 1 up.
+    StrictError
+        With `strict`, naming all that would be left out or made up.
     PackedModelError
         When the output exists or cannot be written.
     """
     start = time.perf_counter()
-    plan = make_plan(source, quantize, overrides)
+    recipe = (quantize if isinstance(quantize, Recipe) else Recipe(quantize)).with_overrides(overrides)
+    plan = make_plan(source, recipe, strict=strict)
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
     check_output(output, force=force, source=plan.source.path)
     errors = {} if dry_run else _pack(plan, output, force=force, threads=threads or usable_cores(), progress=progress)
@@ -73,6 +83,7 @@ def convert(
         kinds=by_kind(plan.specs),
         source_bytes=plan.source.nbytes,
         unused=plan.source.unused,
+        notices=plan.notices,
         seconds=time.perf_counter() - start,
         peak_rss=peak_memory(),
         errors=errors,

@@ -16,11 +16,11 @@ from typing import Any
 
 from quantkit import formats
 from quantkit.engine.binding import bind
-from quantkit.errors import UnsupportedError
+from quantkit.errors import StrictError, UnsupportedError, collecting_notices, notice
 from quantkit.formats.output import as_json
 from quantkit.formats.packed import PackedModel
 from quantkit.formats.source import ModelSource, Selection
-from quantkit.quantization.recipe import choose
+from quantkit.quantization.recipe import Recipe, choose
 from quantkit.tensor import TensorSpec
 
 logger = logging.getLogger(__name__)
@@ -39,35 +39,50 @@ class Plan:
         The tensors that the model reads.
     specs : Mapping of str to TensorSpec
         The tensors to write, in the order of the source's bytes.
-    options : Mapping
-        What quantkit.json says of the options.
+    reasons : Mapping of str to str
+        Why each has its kind.
+    recipe : Recipe
+    notices : tuple of str
+        What is left out, and what stands in for something that is missing.
     """
 
     source: Selection
     specs: Mapping[str, TensorSpec]
-    options: Mapping[str, Any]
+    reasons: Mapping[str, str]
+    recipe: Recipe
+    notices: tuple[str, ...]
 
     @property
     def about(self) -> dict[str, Any]:
         """What quantkit.json says of the source and the options."""
         source = {"name": _name_of(self.source.path), "dtype": _stored_dtype(self.source)}
-        return {"source": source, "options": self.options}
+        return {"source": source, "options": self.recipe.options}
 
 
-def make_plan(path: str | os.PathLike[str], recipe: str, overrides: Sequence[tuple[str, str]]) -> Plan:
+def make_plan(path: str | os.PathLike[str], recipe: Recipe, *, strict: bool = False) -> Plan:
     """Open a checkpoint and choose a kind for each tensor; raises what `convert` raises for both."""
-    model = formats.open(path)
-    if isinstance(model, PackedModel):
-        raise UnsupportedError(f"{model.path}: is packed already; convert the checkpoint that it was made of")
-    bound = bind(model)
-    source, tensors = bound.weights, bound.program.tensors
-    _check_text_files(source)
-    kinds = choose(tensors, recipe, overrides)
+    with collecting_notices() as notices:
+        model = formats.open(path)
+        if isinstance(model, PackedModel):
+            raise UnsupportedError(f"{model.path}: is packed already; convert the checkpoint that it was made of")
+        bound = bind(model)
+        source, tensors = bound.weights, bound.program.tensors
+        _check_text_files(source)
+    if strict and notices:
+        raise StrictError(f"{source.path}: refused by --strict: {_listed(notices)}")
+    chosen = choose(tensors, recipe)
     return Plan(
         source,
-        {name: replace(tensors[name], kind=kinds[name]) for name in source.names},
-        {"quantize": recipe, "overrides": [list(override) for override in overrides]},
+        {name: replace(tensors[name], kind=chosen[name].kind) for name in source.names},
+        {name: chosen[name].reason for name in source.names},
+        recipe,
+        tuple(notices),
     )
+
+
+def _listed(notices: Sequence[str]) -> str:
+    """Number messages where there are several."""
+    return "; ".join(f"({i}) {message}" for i, message in enumerate(notices, 1)) if notices[1:] else notices[0]
 
 
 def _check_text_files(source: ModelSource) -> None:
@@ -75,7 +90,7 @@ def _check_text_files(source: ModelSource) -> None:
     from quantkit.generation.text.tokenizer import Tokenizer
 
     if "tokenizer.json" not in source.files:
-        logger.warning("%s: has no tokenizer.json; the packed model will not take text", source.path)
+        notice(logger, f"{source.path}: has no tokenizer.json; the packed model will not take text")
         return
     tokenizer = Tokenizer({**source.files, "config.json": as_json(source.config)}, source.path)
     tokenizer.detokenizer()  # whose section of tokenizer.json is read when the first answer needs it

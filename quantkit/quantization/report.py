@@ -57,6 +57,8 @@ class Report:
         The most bytes that this process had in memory at once until now.
     unused : tuple of str
         Tensors of the checkpoint that the model does not use; they were left out.
+    notices : tuple of str
+        What is said of this and of all else that was left out, or that stands in for something missing.
     errors : Mapping of str to float
         Each tensor's squared error, relative to its sum of squares.
     """
@@ -64,6 +66,7 @@ class Report:
     kinds: tuple[KindReport, ...]
     source_bytes: int
     unused: tuple[str, ...]
+    notices: tuple[str, ...]
     seconds: float
     peak_rss: int
     errors: Mapping[str, float] = field(default_factory=dict)

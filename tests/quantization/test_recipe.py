@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import pytest
 
 import tiny
 from quantkit.errors import OptionError
 from quantkit.models import registry
-from quantkit.quantization.recipe import choose
-from quantkit.tensor import TensorSpec
+from quantkit.quantization.recipe import RECIPES, Override, Recipe, choose
+from quantkit.tensor import Role, TensorSpec
 
 Tensors = Mapping[str, TensorSpec]
+
+
+def kinds_of(tensors: Tensors, quantize: str = "int4", overrides: Sequence[tuple[str, str]] = ()) -> dict[str, str]:
+    recipe = Recipe(quantize).with_overrides(overrides)
+    return {name: choice.kind for name, choice in choose(tensors, recipe).items()}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +27,7 @@ def tensors() -> Tensors:
 
 
 def test_linear_layers_become_int4_and_heads_int8(tensors: Tensors) -> None:
-    kinds = choose(tensors, "int4")
+    kinds = kinds_of(tensors)
     assert kinds.keys() == tensors.keys()
     assert kinds["model.layers.1.mlp.down_proj.weight"] == "int4"
     assert kinds["model.embed_tokens.weight"] == "int8"
@@ -31,11 +37,11 @@ def test_linear_layers_become_int4_and_heads_int8(tensors: Tensors) -> None:
 
 
 def test_int8_is_int8_throughout(tensors: Tensors) -> None:
-    assert {kind for name, kind in choose(tensors, "int8").items() if tensors[name].role == "linear"} == {"int8"}
+    assert {kind for name, kind in kinds_of(tensors, "int8").items() if tensors[name].role == "linear"} == {"int8"}
 
 
 def test_a_tied_head_is_the_embedding() -> None:
-    kinds = choose(registry.read(tiny.config_of("qwen3")).record().tensors, "int4")
+    kinds = kinds_of(registry.read(tiny.config_of("qwen3")).record().tensors)
     assert kinds["model.embed_tokens.weight"] == "int8"
     assert "lm_head.weight" not in kinds
 
@@ -43,12 +49,12 @@ def test_a_tied_head_is_the_embedding() -> None:
 def test_learned_positions_keep_16_bits() -> None:
     tensors = registry.read(tiny.config_of("gpt2")).record().tensors
     for recipe in ("int4", "int8"):
-        kinds = choose(tensors, recipe)
+        kinds = kinds_of(tensors, recipe)
         assert (kinds["transformer.wte.weight"], kinds["transformer.wpe.weight"]) == ("int8", "f16")
 
 
 def test_the_last_override_that_matches_decides(tensors: Tensors) -> None:
-    kinds = choose(tensors, "int4", [(r"layers\.0\.", "int8"), (r"layers\.0\.mlp", "bf16"), (r"^lm_head", "f16")])
+    kinds = kinds_of(tensors, "int4", [(r"layers\.0\.", "int8"), (r"layers\.0\.mlp", "bf16"), (r"^lm_head", "f16")])
     assert kinds["model.layers.0.self_attn.q_proj.weight"] == "int8"
     assert kinds["model.layers.0.mlp.up_proj.weight"] == "bf16"
     assert kinds["model.layers.1.mlp.up_proj.weight"] == "int4"
@@ -56,7 +62,7 @@ def test_the_last_override_that_matches_decides(tensors: Tensors) -> None:
 
 
 def test_norms_and_biases_stay(tensors: Tensors) -> None:
-    kinds = choose(tensors, "int4", [("", "f16")])
+    kinds = kinds_of(tensors, "int4", [("", "f16")])
     assert {kinds[name] for name, spec in tensors.items() if spec.role in ("norm", "bias")} == {"f32"}
     assert {kinds[name] for name, spec in tensors.items() if spec.role not in ("norm", "bias")} == {"f16"}
 
@@ -75,5 +81,23 @@ def test_bad_options_are_named(
     tensors: Tensors, recipe: str, overrides: list[tuple[str, str]], words: list[str]
 ) -> None:
     with pytest.raises(OptionError) as caught:
-        choose(tensors, recipe, overrides)
+        kinds_of(tensors, recipe, overrides)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_each_kind_has_a_reason(tensors: Tensors) -> None:
+    choices = choose(tensors, Recipe("int8", (Override("down_proj", "f16"),)))
+    reasons = {name: choice.reason for name, choice in choices.items()}
+    assert reasons["model.layers.0.mlp.up_proj.weight"] == "linear layer: int8 is asked for"
+    assert reasons["model.layers.0.mlp.down_proj.weight"] == "override down_proj=f16"
+    assert reasons["lm_head.weight"].startswith("head: every token's logits come from it")
+    assert reasons["model.norm.weight"].startswith("norm: ")
+    roles = set(get_args(Role)) - {"unknown"}
+    assert all(
+        recipe.keys() == roles and all(choice.reason for choice in recipe.values()) for recipe in RECIPES.values()
+    )
+
+
+def test_overrides_of_a_call_come_after_those_of_a_recipe() -> None:
+    recipe = Recipe("int8", (Override("mlp", "f16"),)).with_overrides([("up_proj", "bf16")])
+    assert recipe.options == {"quantize": "int8", "overrides": [["mlp", "f16"], ["up_proj", "bf16"]]}

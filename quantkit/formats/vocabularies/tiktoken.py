@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, normalizers
 
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, notice
 from quantkit.formats.vocabularies.pre_tokenizers import PRE_TOKENIZERS
 from quantkit.formats.vocabularies.rebuilt import MOST_TOKENS, Rebuilt, begin_with, bpe_of_ranks
 
@@ -101,7 +101,7 @@ def rebuilt(content: bytes, file: Path, config: Mapping[str, Any]) -> Rebuilt:
     encoding = ENCODINGS.get(len(ranks))
     if encoding is None:
         encoding = Encoding(_QWEN, composed=True) if "qwen" in file.name.lower() else Encoding(_LLAMA3)
-        _log.warning("%s: is no published file; its text is split as by default", file)
+        notice(_log, f"{file}: is no published file; its text is split as by default")
     tokenizer = bpe_of_ranks(ranks, encoding.patterns, file)
     if encoding.composed:
         tokenizer.normalizer = normalizers.NFC()

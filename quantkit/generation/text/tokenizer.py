@@ -15,7 +15,7 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import GenerationError
+from quantkit.errors import GenerationError, notice
 from quantkit.formats.vocabularies import VOCABULARIES, with_tokenizer
 from quantkit.generation.generation_config import declared_ids, recommended_sampling
 from quantkit.generation.options import is_whole
@@ -89,7 +89,7 @@ class Tokenizer:
             [token] if (token := named.get("eos_token")) is not None else [],
         )
         if not self.eos_token_ids:
-            _log.warning("%s declares no end-of-text token: only limits end a generation", origin)
+            notice(_log, f"{origin} declares no end-of-text token: only limits end a generation")
         begins = declared_ids(model, "bos_token_id", source.path("config.json"))
         bos = named.get("bos_token")
         self.bos_token_id = bos if bos is not None else begins[0] if begins else None

@@ -18,7 +18,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from quantkit.errors import CheckpointError, GenerationError, QuantkitError
+from quantkit.errors import CheckpointError, GenerationError, QuantkitError, notice
 from quantkit.formats.vocabularies.end_tokens import end_tokens
 from quantkit.generation.text.files import TextFiles
 from quantkit.generation.text.growth import MOST_GROWTH, Normalizer, check_growth
@@ -160,7 +160,7 @@ class Vocabulary:
         following = self._next_id()
         for token, entry in new.items():
             if token < following:
-                _log.warning("%s: the id %d of %r is another token's in %s", file, token, entry.content, FILE)
+                notice(_log, f"{file}: the id {token} of {entry.content!r} is another token's in {FILE}")
                 continue
             if token - following > MOST_UNASSIGNED:
                 raise CheckpointError(f"{file}: {entry.content!r} has the id {token}, far behind the other tokens")

@@ -161,14 +161,18 @@ IGNORED = _names(
     """ quantization_config quantization compression_config"""
     # Tokens; the tokenizer reads them.
     """ bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id mask_token_id eod_token_id
-    decoder_start_token_id forced_bos_token_id forced_eos_token_id"""
+    decoder_start_token_id forced_bos_token_id forced_eos_token_id image_token_id video_token_id audio_token_id
+    vision_token_id vision_start_token_id vision_end_token_id n_special predict_special_tokens tokenizer_name
+    model_max_length pad_vocab_size_multiple"""
     # How to run it: what to return, in which precision, with which kernels.
     """ use_cache cache_implementation return_dict output_hidden_states output_attentions output_router_logits
     num_logits_to_keep chunk_size_feed_forward torchscript use_bfloat16 tie_encoder_decoder tie_last_hidden_states
     is_decoder attn_implementation _attn_implementation _attn_implementation_autoset use_flash_attn
     attention_softmax_in_fp32 scale_attention_softmax_in_fp32 reorder_and_upcast_attn residual_in_fp32 slow_but_exact
     pretraining_tp gradient_checkpointing chunk_size mamba_chunk_size use_mamba_kernels use_mem_eff_path use_mambapy
-    use_associative_scan mamba_ssm_cache_dtype moe_shared_expert_overlap n_ctx"""
+    use_associative_scan mamba_ssm_cache_dtype mamba_ssm_dtype moe_shared_expert_overlap n_ctx use_grouped_mm ep_size
+    inference_runner max_batch_size pad_key_length pre_allocate_kv_cache validate_runner_input fused_add_norm
+    bias_dropout_fusion masked_softmax_fusion _flash_attn_2_enabled verbose"""
     # Training.
     """ attention_dropout hidden_dropout hidden_dropout_prob residual_dropout resid_dropout resid_pdrop embd_pdrop
     activation_dropout attention_probs_dropout_prob
@@ -176,7 +180,10 @@ IGNORED = _names(
     summary_type summary_use_proj summary_activation summary_proj_to_labels
     initializer_range embedding_initializer_range init_std init_device rescale_prenorm_residual router_aux_loss_coef
     router_jitter_noise input_jitter_noise z_loss_coefficient num_mtp_layers num_nextn_predict_layers
-    mtp_layers_block_type w_init_variance_scale time_step_floor time_step_init_scheme time_step_max time_step_min
+    mtp_layers_block_type mtp_num_hidden_layers mtp_use_dedicated_embeddings mtp_transformer_layers num_mtp_modules
+    use_mtp init_config aux_loss_alpha seq_aux load_balance_coeff moe_use_aux_free moe_capacity neftune_noise_alpha
+    block_mlp_init_scale block_out_init_scale block_use_xavier_init conv_use_xavier_init altup_lr_multiplier
+    w_init_variance_scale final_w_init_variance_scale time_step_floor time_step_init_scheme time_step_max time_step_min
     time_step_scale time_step_rank linear_a_log_max linear_a_log_min linear_dt_init_floor linear_dt_max linear_dt_min"""
     # Defaults of generation; `generation_config.json` has those that count.
     """ do_sample temperature top_k top_p min_p typical_p repetition_penalty length_penalty diversity_penalty
