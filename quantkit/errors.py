@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 
 class QuantkitError(Exception):
@@ -42,7 +43,13 @@ class StrictError(QuantkitError):
     """With `strict`, what else is a notice: something would be left out, or stand in for what is missing."""
 
 
-_collected: ContextVar[list[str] | None] = ContextVar("collected", default=None)
+@dataclass(frozen=True)
+class _Collector:
+    found: list[str]
+    silent: bool
+
+
+_collector: ContextVar[_Collector | None] = ContextVar("collector", default=None)
 
 
 def notice(logger: logging.Logger, message: str, level: int = logging.WARNING) -> None:
@@ -51,18 +58,22 @@ def notice(logger: logging.Logger, message: str, level: int = logging.WARNING) -
     It is logged, and given to whoever collects notices at the time: what is silent by default, at `logging.DEBUG`, is
     collected as well.
     """
-    logger.log(level, "%s", message)
-    found = _collected.get()
-    if found is not None and message not in found:
-        found.append(message)
+    collector = _collector.get()
+    if collector is not None and message not in collector.found:
+        collector.found.append(message)
+    if collector is None or not collector.silent:
+        logger.log(level, "%s", message)
 
 
 @contextmanager
-def collecting_notices() -> Iterator[list[str]]:
-    """Yield a list that grows by each `notice` of this thread while the block runs, each message once."""
-    found: list[str] = []
-    before = _collected.set(found)
+def collecting_notices(*, silent: bool = False) -> Iterator[list[str]]:
+    """Yield a list that grows by each `notice` of this thread while the block runs, each message once.
+
+    With `silent` they are not logged: whoever collects them says them.
+    """
+    collector = _Collector([], silent)
+    before = _collector.set(collector)
     try:
-        yield found
+        yield collector.found
     finally:
-        _collected.reset(before)
+        _collector.reset(before)

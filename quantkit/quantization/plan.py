@@ -61,7 +61,7 @@ class Plan:
 
 def make_plan(path: str | os.PathLike[str], recipe: Recipe, *, strict: bool = False) -> Plan:
     """Open a checkpoint and choose a kind for each tensor; raises what `convert` raises for both."""
-    with collecting_notices() as notices:
+    with collecting_notices(silent=strict) as notices:
         model = formats.open(path)
         if isinstance(model, PackedModel):
             raise UnsupportedError(f"{model.path}: is packed already; convert the checkpoint that it was made of")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import tiny
 from invocation import Invoke
 
 
@@ -61,6 +62,37 @@ def test_overrides_that_mean_nothing_are_refused(
     assert (result.exit_code, result.stdout) == (2, "")
     assert override.split("=")[0] in result.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_options_win_over_a_recipe(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('quantize = "int8"\noverrides = [["mlp", "f16"]]')
+    args = ("--recipe", tmp_path / "mine.toml", "-q", "int4", "--override", "mlp.up=bf16")
+    assert invoke("convert", checkpoint, "-o", tmp_path / "out", *args).exit_code == 0
+    found = kinds(invoke, tmp_path / "out")
+    assert found["self_attn.q_proj.weight"] == "int4"
+    assert found["mlp.down_proj.weight"] == "f16"
+    assert found["mlp.up_proj.weight"] == "bf16"
+    assert invoke("convert", checkpoint, "-o", tmp_path / "int8", *args[:2]).exit_code == 0
+    assert kinds(invoke, tmp_path / "int8")["self_attn.q_proj.weight"] == "int8"
+
+
+def test_a_recipe_that_means_nothing_is_refused(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('quantise = "int8"')
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--recipe", tmp_path / "mine.toml")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"error: {tmp_path / 'mine.toml'}: quantise: ")
+    assert os.listdir(tmp_path) == ["mine.toml"]
+
+
+def test_strict_is_one_line(invoke: Invoke, tmp_path: Path) -> None:
+    source = tiny.checkpoint(tmp_path / "source")
+    (source / "tokenizer.json").unlink()
+    result = invoke("convert", source, "-o", tmp_path / "out", "--strict")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1].startswith(
+        f"error: {source}: refused by --strict: {source}: has no tokenizer"
+    )
+    assert os.listdir(tmp_path) == ["source"]
 
 
 def test_a_dry_run_reports_and_writes_nothing(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,8 @@ def _overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     callback=_overrides,
     help="Kind of the tensors whose name the expression finds: int4, int8, f16, bf16, f32; repeatable.",
 )
+@click.option("--recipe", type=path, metavar="FILE", help="Take both from a JSON or TOML file; options given here win.")
+@click.option("--strict", is_flag=True, help="Refuse what would be left out, or made up for what is missing.")
 @click.option("--dry-run", is_flag=True, help="Check the checkpoint and say what would be written; write nothing.")
 @force_option
 @threads_option
@@ -50,6 +53,8 @@ def command(
     quantize: str | None,
     bits: str | None,
     overrides: list[tuple[str, str]],
+    recipe: Path | None,
+    strict: bool,
     dry_run: bool,
     force: bool,
     threads: int | None,
@@ -61,13 +66,18 @@ def command(
     if bits and quantize and BITS[bits] != quantize:
         raise click.UsageError(f"--quantize {quantize} contradicts --bits {bits}")
     from quantkit.quantization.conversion import convert
+    from quantkit.quantization.recipe import Recipe
+    from quantkit.quantization.recipe_file import read_recipe
 
+    base = read_recipe(recipe) if recipe else Recipe()
+    asked = quantize or BITS.get(bits or "")
     with Bar("packing") as bar:
         report = convert(
             source,
             output,
-            quantize=quantize or BITS[bits or "4"],
+            quantize=replace(base, quantize=asked) if asked else base,
             overrides=overrides,
+            strict=strict,
             dry_run=dry_run,
             force=force,
             threads=threads,
