@@ -23,7 +23,8 @@ from quantkit.formats.json_files import read_file, read_object
 from quantkit.formats.magic import Magic, magic_of
 from quantkit.formats.safetensors.file import ALL, SafetensorsFile
 from quantkit.formats.schemes import FIELDS, scheme_of
-from quantkit.formats.schemes.scheme import Part
+from quantkit.formats.schemes.floats import modelopt
+from quantkit.formats.schemes.scheme import Part, Scheme
 from quantkit.formats.source import ModelSource
 from quantkit.formats.vocabularies import VOCABULARIES, with_tokenizer
 from quantkit.tensor import Tensor, TensorSpec
@@ -31,6 +32,8 @@ from quantkit.tensor import Tensor, TensorSpec
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+MODELOPT = "hf_quant_config.json"
+"""Says how NVIDIA's checkpoints are quantized, where config.json does not."""
 PIPELINE = "model_index.json"
 """What the diffusers library lays out has this file in place of config.json."""
 SIDECARS = (
@@ -68,10 +71,7 @@ class FolderSource(ModelSource):
         self._config = read_object(path / CONFIG)
         if not isinstance(self._config.get("model_type"), str):
             raise CheckpointError(f"{path / CONFIG}: has no model_type; is this the folder of a language model?")
-        try:
-            self._scheme = scheme_of(self._config)
-        except UnsupportedError as cause:
-            raise UnsupportedError(f"{path / CONFIG}: {cause}") from None
+        self._scheme = self._read_scheme()
         if self._scheme:
             self._config = {key: value for key, value in self._config.items() if key not in FIELDS}
         self._missing: dict[str, str] = {}
@@ -137,11 +137,23 @@ class FolderSource(ModelSource):
         return self._shard(self._parts.get(name, (name,))[0]).path
 
     def _evidence(self) -> Iterator[bytes]:
-        for file in (self.path / CONFIG, *self._sidecars.values()):
+        said = (self.path / name for name in (CONFIG, MODELOPT))
+        for file in (*filter(Path.exists, said), *self._sidecars.values()):
             yield file.name.encode()
             yield read_file(file)
         for shard in dict.fromkeys(self._shards.values()):
             yield shard.identity()
+
+    def _read_scheme(self) -> Scheme | None:
+        """Return the scheme that config.json names, or a file of ModelOpt beside it."""
+        file, config = self.path / CONFIG, self._config
+        if not any(config.get(field) for field in FIELDS) and (self.path / MODELOPT).exists():
+            file = self.path / MODELOPT
+            config = {FIELDS[0]: modelopt.config_of(read_object(file))}
+        try:
+            return scheme_of(config)
+        except UnsupportedError as cause:
+            raise UnsupportedError(f"{file}: {cause}") from None
 
     @property
     def _sidecars(self) -> dict[str, Path]:

@@ -15,10 +15,11 @@ from quantkit.formats.schemes.awq import Awq
 from quantkit.formats.schemes.bitnet import Bitnet
 from quantkit.formats.schemes.bnb import Bnb
 from quantkit.formats.schemes.compressed_tensors import CompressedTensors
-from quantkit.formats.schemes.fp8 import Fp8
+from quantkit.formats.schemes.floats.fp8 import Fp8
+from quantkit.formats.schemes.floats.modelopt import ModelOpt
+from quantkit.formats.schemes.floats.mxfp4 import Mxfp4
 from quantkit.formats.schemes.gptq import Gptq
 from quantkit.formats.schemes.mlx import Mlx
-from quantkit.formats.schemes.mxfp4 import Mxfp4
 from quantkit.formats.schemes.scheme import Scheme
 
 SCHEMES: Mapping[str, type[Scheme]] = MappingProxyType(
@@ -27,10 +28,14 @@ SCHEMES: Mapping[str, type[Scheme]] = MappingProxyType(
         "bitnet": Bitnet,
         "bitsandbytes": Bnb,
         "compressed-tensors": CompressedTensors,
+        "fbgemm_fp8": Fp8,
         "fp8": Fp8,
         "gptq": Gptq,
         "mlx": Mlx,
+        "modelopt": ModelOpt,
+        "modelopt_fp4": ModelOpt,
         "mxfp4": Mxfp4,
+        "mxfp8": Fp8,
     }
 )
 """`quant_method` -> scheme."""

@@ -23,11 +23,18 @@ PLAIN = ("F32", "F16", "BF16")
 
 
 def floats(stored: NDArray[Any]) -> Floats:
-    """F32, F16 and BF16 as they are stored -> f32; one byte is a power of two (E8M0)."""
+    """F32, F16 and BF16 as they are stored -> f32; one byte is a power of two (E8M0), and 255 is not a number."""
     if stored.dtype == np.uint8:
-        powers: Floats = np.exp2(stored.astype(np.float32) - np.float32(127))
+        powers: Floats = e8m0()[stored]
         return powers
     return dequantize("bf16" if stored.dtype == np.uint16 else "f32", stored, None, stored.shape)
+
+
+@cache
+def e8m0() -> Floats:
+    """The powers of two of 8 bits, by their codes; the last one is not a number."""
+    powers: Floats = np.exp2(np.append(np.arange(255.0) - 127, np.nan)).astype(np.float32)
+    return powers
 
 
 @cache

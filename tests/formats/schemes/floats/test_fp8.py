@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import quantized
 from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
-from quantkit.formats.schemes.fp8 import Fp8
+from quantkit.formats.schemes.floats.fp8 import Fp8
 from quantkit.formats.schemes.packing import e4m3
 from stored_parts import Stored, decoded
 
@@ -54,7 +54,26 @@ def test_rows_of_blocks_and_matrices_of_stacks() -> None:
     np.testing.assert_array_equal(stack[1], whole)
 
 
-@pytest.mark.parametrize("spoiled", ["weight_block_size", "fmt"])
+def test_spellings_of_factors() -> None:
+    codes = np.array([[0x38, 0xB8], [0x30, 0x40]], np.uint8)  # 1 -1, 0.5 2
+    rows, powers = np.array([[2.0], [4.0]], np.float32), np.array([[128, 127], [126, 130]], np.uint8)
+    for name in (".weight_scale", ".weight_scale_inv"):
+        assert decoded(Fp8(), {".weight": ("F8_E4M3", codes), name: ("F32", rows)}).tolist() == [[2, -2], [2, 8]]
+        whole: Stored = {".weight": ("F8_E4M3", codes), name: ("F32", rows[:1, 0]), ".input_scale": ("F32", rows[0])}
+        assert decoded(Fp8(), whole).tolist() == [[2, -2], [1, 4]]
+    assert decoded(Fp8(), stored(codes, rows[:, 0])).tolist() == [[2, -2], [2, 8]]
+    for dtype in ("U8", "F8_E8M0"):
+        assert decoded(Fp8(), stored(codes, powers, dtype)).tolist() == [[2, -1], [0.25, 16]]
+    experts: Stored = {"up_proj": ("F8_E4M3", codes[np.newaxis]), "up_proj_scale": ("F32", rows.T[np.newaxis])}
+    assert decoded(Fp8(), experts).tolist() == [[[2, -4], [1, 8]]]
+
+
+@pytest.mark.parametrize("method", ["fp8", "fbgemm_fp8", "mxfp8"])
+def test_names_of_the_method(method: str) -> None:
+    assert isinstance(scheme_of({"quantization_config": {"quant_method": method}}), Fp8)
+
+
+@pytest.mark.parametrize("spoiled", ["weight_block_size", "fmt", "expert_dtype"])
 def test_what_is_not_known_is_refused(spoiled: str) -> None:
     with pytest.raises(UnsupportedError, match=spoiled):
         scheme_of({"quantization_config": {**BLOCKS, spoiled: ["e5m2"]}})
@@ -62,7 +81,7 @@ def test_what_is_not_known_is_refused(spoiled: str) -> None:
 
 def test_scales_that_do_not_fit() -> None:
     codes = np.zeros((4, 4), np.uint8)
-    for other in (stored(codes, np.ones((1, 2), np.float32)), stored(codes, np.ones((2, 2), np.int32), "I32")):
+    for other in (stored(codes, np.ones((1, 3), np.float32)), stored(codes, np.ones((2, 2), np.int32), "I32")):
         with pytest.raises(ValueError, match="scales"):
             decoded(Fp8((2, 2)), other)
 

@@ -19,7 +19,7 @@ from quantkit import formats
 from quantkit.errors import CheckpointError
 from quantkit.formats.mapped import Entry
 from quantkit.formats.packed import PackedModel
-from quantkit.formats.schemes.mxfp4 import Mxfp4
+from quantkit.formats.schemes.floats.mxfp4 import Mxfp4
 from quantkit.formats.schemes.scheme import Part
 from quantkit.generation.loading import load_model
 from quantkit.quantization.conversion import convert
