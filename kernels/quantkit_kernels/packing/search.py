@@ -30,6 +30,7 @@ from quantkit_kernels.packing.tiles import (
     PAIR_BYTES,
     Blocks,
     load_tile,
+    nearest_code,
     ratio,
     write_int4,
     write_int8,
@@ -38,13 +39,14 @@ from quantkit_kernels.simd import (
     absolute,
     fma,
     load_f32,
+    load_grid,
     maximum,
     minimum,
     put_f64,
-    round_even,
     round_up,
     splat,
     store,
+    store_grid,
     where_less,
     zeros,
 )
@@ -53,6 +55,8 @@ WIDTHS = (1.03, 0.985, 0.93, 0.875, 0.82, 0.765, 0.71)
 """Widths of the ranges that are tried for a group of int4, relative to the group's own range."""
 SHIFTS = (-0.04, 0.0, 0.04)
 """Distances of their centres from its centre, relative to the same range."""
+AT_ONCE = 4
+"""Groups that are searched together: each of their sums waits for its own last addition, and three go on meanwhile."""
 REFITS = 3
 """Times that the codes of a candidate are rounded to its fit, and fitted again."""
 
@@ -116,56 +120,67 @@ def _int8_tiles(weights, rows, columns, data, row_scales, errors, scratch):
 @jit
 def _int4_tile(tile, found, blocks):
     """Pack one tile, with `found` as scratch of f32 `[groups, 2, 8]`; returns its squared error."""
+    groups, together = (tile.columns + 31) >> 5, (tile.columns >> 5) // AT_ONCE * AT_ONCE
+    for group in range(0, together, AT_ONCE):
+        _search(tile.x + GROUP_BYTES * group, 32, found + PAIR_BYTES * group, zeros(1, AT_ONCE))
+    for group in range(together, groups):
+        count = min(tile.columns - 32 * group, 32)
+        _search(tile.x + GROUP_BYTES * group, count, found + PAIR_BYTES * group, zeros(1, 1))
     largest_scale, largest_min = zeros(1, 1), zeros(1, 1)
-    for group in range((tile.columns + 31) >> 5):
-        scale, low = _search(tile.x + GROUP_BYTES * group, min(tile.columns - 32 * group, 32))
-        store(found + PAIR_BYTES * group, scale)
-        store(found + PAIR_BYTES * group + 32, low)
-        largest_scale = maximum(largest_scale, scale)
-        largest_min = maximum(largest_min, absolute(low))
+    for group in range(groups):
+        largest_scale = maximum(largest_scale, load_f32(found + PAIR_BYTES * group))
+        largest_min = maximum(largest_min, absolute(load_f32(found + PAIR_BYTES * group + 32)))
     return write_int4(tile, found, largest_scale / splat(255.0), largest_min / splat(127.0), blocks)
 
 
 @jit
-def _search(x, count):
-    """The best scale and min of one group of 8 rows, not yet rounded: `w` is about `scale * code + min`."""
-    zero = zeros(1, 1)
-    low = high = load_f32(x)
+def _search(x, count, found, zero):
+    """Find the best scale and min of some groups of 8 rows, not yet rounded: `w` is about `scale * code + min`.
+
+    They go to `found`, f32 `[groups, 2, 8]`. `zero` has a register for each group.
+    """
+    low = high = _column(x, 0, zero)
     total = zero
     for k in range(count):
-        w = load_f32(x + COLUMN_BYTES * k)
+        w = _column(x, k, zero)
         low, high, total = minimum(low, w), maximum(high, w), total + w
     mean = total / splat(count)
-    best_gain, best_scale, best_min = splat(-1.0), zero, mean
+    best_gain, best_scale, best_min = zero - splat(1.0), zero, mean
     middle, extent = (low + high) * splat(0.5), high - low
     for candidate in range(len(WIDTHS) * len(SHIFTS)):
         width, shift = WIDTHS[candidate // len(SHIFTS)], SHIFTS[candidate % len(SHIFTS)]
         start = middle + extent * splat(shift - 0.5 * width)
         inverse = ratio(splat(15.0), extent * splat(width))
-        scale, least, gain = _fit(x, count, start, inverse, mean)
+        scale, least, gain = _fit(x, count, start, inverse, mean, zero)
         for _ in range(REFITS):
-            scale, least, gain = _fit(x, count, least, ratio(splat(1.0), scale), mean)
+            scale, least, gain = _fit(x, count, least, ratio(splat(1.0), scale), mean, zero)
         best_scale = where_less(best_gain, gain, scale, best_scale)
         best_min = where_less(best_gain, gain, least, best_min)
         best_gain = maximum(best_gain, gain)
-    return best_scale, best_min
+    store_grid(found, 0, PAIR_BYTES, best_scale)
+    store_grid(found + 32, 0, PAIR_BYTES, best_min)
 
 
 @jit
-def _fit(x, count, start, inverse, mean):
+def _fit(x, count, start, inverse, mean, zero):
     """Fit scale and min to the codes `(w - start) * inverse` by least squares; `mean` is that of the weights.
 
     Returns scale, min, and the gain: how much smaller the squared error is than that of the best constant.
     """
-    zero, top = zeros(1, 1), splat(15.0)
     codes, squares, products = zero, zero, zero
     for k in range(count):
-        w = load_f32(x + COLUMN_BYTES * k)
-        code = minimum(maximum(round_even((w - start) * inverse), zero), top)
+        w = _column(x, k, mean)
+        code = nearest_code(w, start, inverse)
         codes, squares, products = codes + code, fma(code, code, squares), fma(code, w - mean, products)
     mean_code = codes / splat(count)
     scale = maximum(ratio(products, squares - mean_code * codes), zero)
     return scale, mean - scale * mean_code, scale * products
+
+
+@jit
+def _column(x, k, like):
+    """Column `k` of as many groups as `like` has registers."""
+    return load_grid(x + COLUMN_BYTES * k, 0, GROUP_BYTES, like)
 
 
 @jit

@@ -169,12 +169,15 @@ def store_sums(typing, address, row_stride, token_stride, value):
 
 @intrinsic
 def where_less(typing, a, b, yes, no):
-    """`yes` where `a < b`, else `no`, lane by lane; all are single f32 registers. NaN is not less."""
+    """`yes` where `a < b`, else `no`, lane by lane; all are f32. NaN is not less."""
+
+    def choose(builder, a, b, yes, no):
+        return builder.select(builder.fcmp_ordered("<", a, b), yes, no)
 
     def generate(context, builder, sig, args):
-        return builder.select(builder.fcmp_ordered("<", args[0], args[1]), args[2], args[3])
+        return map_grid(builder, sig.return_type, sig.args, args, choose)
 
-    return yes(a, b, yes, no), generate
+    return broadcast("f32", (a, b, yes, no))(a, b, yes, no), generate
 
 
 @intrinsic
