@@ -31,6 +31,7 @@ SCHEMES: Mapping[str, type[Scheme]] = MappingProxyType(
         "fbgemm_fp8": Fp8,
         "fp8": Fp8,
         "gptq": Gptq,
+        "metal": Mlx,
         "mlx": Mlx,
         "modelopt": ModelOpt,
         "modelopt_fp4": ModelOpt,

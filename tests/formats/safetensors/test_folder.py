@@ -221,9 +221,9 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
         r"already quantized \(quantization_config: method not named\)",
     ),
     "mlx": (
-        lambda f: edit(f / "config.json", quantization={"bits": 4, "group_size": 32, "mode": "mxfp4"}),
+        lambda f: edit(f / "config.json", quantization={"bits": 4, "group_size": 32, "mode": "int2"}),
         UnsupportedError,
-        r"config\.json: quantization: groups of 32 and mode 'mxfp4' are not supported",
+        r"config\.json: quantization: groups of 32 and mode 'int2' are not supported",
     ),
 }
 
