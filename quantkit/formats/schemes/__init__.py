@@ -19,8 +19,10 @@ from quantkit.formats.schemes.floats.fp8 import Fp8
 from quantkit.formats.schemes.floats.modelopt import ModelOpt
 from quantkit.formats.schemes.floats.mxfp4 import Mxfp4
 from quantkit.formats.schemes.gptq import Gptq
+from quantkit.formats.schemes.integers.hqq import Hqq
 from quantkit.formats.schemes.mlx import Mlx
 from quantkit.formats.schemes.scheme import Scheme
+from quantkit.formats.schemes.torchao import TorchAo
 
 SCHEMES: Mapping[str, type[Scheme]] = MappingProxyType(
     {
@@ -31,12 +33,14 @@ SCHEMES: Mapping[str, type[Scheme]] = MappingProxyType(
         "fbgemm_fp8": Fp8,
         "fp8": Fp8,
         "gptq": Gptq,
+        "hqq": Hqq,
         "metal": Mlx,
         "mlx": Mlx,
         "modelopt": ModelOpt,
         "modelopt_fp4": ModelOpt,
         "mxfp4": Mxfp4,
         "mxfp8": Fp8,
+        "torchao": TorchAo,
     }
 )
 """`quant_method` -> scheme."""
