@@ -2,7 +2,8 @@
 
 A folder grows as a hidden sibling of its target, locked by its process. When it is complete and on the disk, one system
 call gives it its name. A folder with contents is replaced only if quantkit's own manifest lists every file in it. What
-a killed process left is removed by the next one that writes to the same target. `packed.py` and `dequantization.py` say
+an interrupted process left is gone on with by the next one that writes the same to the same target, and removed by one
+that writes something else. `packed.py` and `dequantization.py` say
 what goes in, `safetensors/writer.py` streams tensors into it; no model is known here.
 """
 
@@ -13,10 +14,12 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,7 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import PackedModelError
+from quantkit.formats.journal import JOURNAL, has_finished
 from quantkit.formats.json_files import read_file, read_object
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS = "model.safetensors"
 PACKED_MANIFEST, UNPACKED_MANIFEST = "quantkit.json", "dequantized.json"
@@ -34,6 +40,8 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 """What rename(2) says when its target is neither absent nor an empty folder."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
+INTERRUPTIONS = (KeyboardInterrupt, SystemExit, OSError)
+"""What ends a command that may succeed when it is given again: signals, a full disk."""
 PATIENCE = 10
 """Seconds to wait for another process that holds the lock of a folder."""
 
@@ -72,7 +80,7 @@ def check_output(path: str | os.PathLike[str], *, force: bool, source: Path) -> 
 
 
 @contextmanager
-def output_folder(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[Path]:
+def output_folder(path: str | os.PathLike[str], *, force: bool = False, key: str = "") -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block ends; an exception leaves nothing.
 
     Parameters
@@ -81,6 +89,10 @@ def output_folder(path: str | os.PathLike[str], *, force: bool = False) -> Itera
         Missing parents are made. What stands there is checked at the end, when the new folder is complete.
     force : bool
         Replace a folder with contents, if quantkit wrote all of them.
+    key : str
+        Of all that decides what the block writes, if it keeps a `journal`. Then what is finished stays when a signal or
+        an `OSError` ends the block, since the same command may succeed later; and where it stayed, or a process was
+        killed, the folder is yielded as it was left.
 
     Raises
     ------
@@ -88,18 +100,33 @@ def output_folder(path: str | os.PathLike[str], *, force: bool = False) -> Itera
         When something stands at `path` that may not be replaced; it is left as it is. When the folder cannot be
         written, whichever `OSError` says so inside the block: disk full, no permission, ...
     """
-    target = _resolved(path)
+    target, partial = _resolved(path), None
     with ExitStack() as stack:
         try:
             stack.callback(_remove_empty, [folder for folder in target.parents if not folder.exists()])
             target.parent.mkdir(parents=True, exist_ok=True)
-            _remove_abandoned(target)
-            partial = _locked_folder(target, stack)
-            yield partial
-            _publish(partial, target, force=force)
+            partial = _left_behind(target, key, stack) or _locked_folder(target, stack)
+            with _discarding(partial, key):
+                yield partial
+                _publish(partial, target, force=force)
         except OSError as cause:
             fault = "the disk is full" if cause.errno in DISK_FULL else str(cause)
-            raise PackedModelError(f"{path}: cannot be written: {fault}; nothing of it was kept") from cause
+            kept = "what is finished is kept: the same command goes on from there"
+            rest = kept if partial and partial.exists() else "nothing of it was kept"
+            raise PackedModelError(f"{path}: cannot be written: {fault}; {rest}") from cause
+
+
+@contextmanager
+def _discarding(partial: Path, key: str) -> Iterator[None]:
+    """Remove a folder that is not completed, unless it was interrupted and can be gone on with."""
+    try:
+        yield
+    except BaseException as cause:
+        if not isinstance(cause, INTERRUPTIONS) or not has_finished(partial, key):
+            _discard(partial)
+        elif not isinstance(cause, OSError):
+            logger.info("interrupted: what is finished is kept in %s; the same command goes on from there", partial)
+        raise
 
 
 def write_files(folder: Path, files: Mapping[str, bytes | Path]) -> dict[str, str]:
@@ -138,15 +165,17 @@ def _written_names(folder: Path) -> set[str]:
 
 
 def _locked_folder(target: Path, stack: ExitStack) -> Path:
-    """Make a hidden sibling of `target`, locked until the stack is closed, which removes what still has its name."""
+    """Make a hidden sibling of `target`, locked until the stack is closed."""
     while True:
         partial = _sibling(target, "partial")
-        stack.callback(_discard, partial)
-        partial.mkdir()
-        with suppress(FileNotFoundError):  # another process removed it before it was locked
-            lock(partial, fcntl.LOCK_EX, stack)
-            partial.stat()
-            return partial
+        with ExitStack() as attempt:
+            attempt.callback(_discard, partial)
+            partial.mkdir()
+            with suppress(FileNotFoundError):  # another process removed it before it was locked
+                lock(partial, fcntl.LOCK_EX, stack)
+                partial.stat()
+                attempt.pop_all()
+                return partial
 
 
 def lock(folder: Path, mode: int, stack: ExitStack) -> bool:
@@ -169,8 +198,10 @@ def lock(folder: Path, mode: int, stack: ExitStack) -> bool:
 
 def _publish(partial: Path, target: Path, *, force: bool) -> None:
     """Give a complete folder its name, once it is on the disk."""
-    for path in (*partial.iterdir(), partial):
+    for path in partial.iterdir():
         _sync(path)
+    (partial / JOURNAL).unlink(missing_ok=True)
+    _sync(partial)
     try:
         partial.rename(target)  # rename(2) puts a folder in the place of nothing or of an empty folder alone
     except OSError as cause:
@@ -268,17 +299,31 @@ def _remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Remove siblings that no process holds a lock on, and put back an old folder that a killed process moved away."""
+def _left_behind(target: Path, key: str, stack: ExitStack) -> Path | None:
+    """Return a sibling that an interrupted process left and that can be gone on with, locked until a stack is closed.
+
+    Others that no process holds a lock on are removed, and an old folder that a killed process moved away is put back.
+    """
     pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(partial|replaced)", re.DOTALL)
+    chosen = None
     for folder in list(target.parent.iterdir()):
         found = pattern.fullmatch(folder.name)
         if not found:
             continue
-        with ExitStack() as stack, suppress(OSError):  # gone already, or no folder
-            if not lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB, stack):
+        with ExitStack() as attempt, suppress(OSError):  # gone already, or no folder
+            if not lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB, attempt):
                 continue
             if found[1] == "replaced" and not target.exists():
                 folder.rename(target)
+            elif not chosen and _is_ours(folder) and has_finished(folder, key):
+                stack.enter_context(attempt.pop_all())
+                chosen = folder
             else:
                 _discard(folder)
+    return chosen
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a name is that of a folder, and of this user's: what others made is not written to."""
+    found = folder.lstat()
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import PackedModelError
+from quantkit.formats.journal import JOURNAL, Journal
 from quantkit.formats.json_files import read_file, read_object
 from quantkit.formats.output import PACKED_MANIFEST as MANIFEST
 from quantkit.formats.output import WEIGHTS, as_json, output_folder, write_files
@@ -65,8 +66,11 @@ def write_packed(
     about: Mapping[str, Any],
     *,
     force: bool = False,
+    key: str = "",
 ) -> Iterator[PackedWriter]:
     """Write a packed folder: it appears when the block ends and every tensor was added; an exception leaves nothing.
+
+    With a `key`, what is finished outlives an interruption: `PackedWriter.keep_finished` finds it.
 
     Parameters
     ----------
@@ -82,6 +86,8 @@ def write_packed(
         What quantkit.json shall say besides (source, options).
     force : bool
         Replace a folder that quantkit wrote, see `output.output_folder`.
+    key : str
+        A hash of all that decides the bytes of the tensors; without one, nothing is gone on with.
 
     Raises
     ------
@@ -94,10 +100,14 @@ def write_packed(
     section = {"quant_method": "quantkit", "format_version": FORMAT_VERSION, "tensors": tensors}
     contents: dict[str, bytes | Path] = {CONFIG: as_json({**config, SECTION: section}), **files}
     entries = {key: entry for spec in specs.values() for key, entry in entries_of(spec).items()}
-    with output_folder(path, force=force) as folder:
+    with output_folder(path, force=force, key=key) as folder:
+        journal = Journal(folder, key)
+        for file in folder.iterdir():
+            if file.name not in (JOURNAL, WEIGHTS):
+                file.unlink()
         digests = write_files(folder, contents)
         with SafetensorsWriter(folder / WEIGHTS, entries, {"format": "pt"}) as weights:
-            writer = PackedWriter(weights)
+            writer = PackedWriter(weights, journal, specs)
             yield writer
         manifest = {
             "format_version": FORMAT_VERSION,
@@ -113,11 +123,33 @@ def write_packed(
 class PackedWriter:
     """Takes the tensors of a packed folder, in any order, whole or in stripes; `write_packed` makes it."""
 
-    def __init__(self, weights: SafetensorsWriter) -> None:
-        self._weights = weights
+    def __init__(self, weights: SafetensorsWriter, journal: Journal, specs: Mapping[str, TensorSpec]) -> None:
+        self._weights, self._journal, self._specs = weights, journal, specs
         self._digest = hashlib.sha256()
         self._row_scales: list[NDArray[np.float32]] = []
-        self.tensors: dict[str, dict[str, Any]] = {}
+        self._entries: dict[str, dict[str, Any]] = {}
+
+    @property
+    def tensors(self) -> dict[str, dict[str, Any]]:
+        """What the manifest says of each finished tensor, in the order of the file."""
+        return {name: self._entries[name] for name in self._specs if name in self._entries}
+
+    def keep_finished(self) -> Iterator[tuple[str, float]]:
+        """Yield the tensors that an interrupted process finished, and what each lost; the others are to be written.
+
+        Their bytes are compared with their checksums; one that differs is to be written again.
+        """
+        for name, spec in self._specs.items():
+            entry, keys, digest = self._journal.finished.get(name), entries_of(spec), hashlib.sha256()
+            if not entry:
+                continue
+            for piece in (piece for key in keys for piece in self._weights.written(key)):
+                digest.update(piece)
+            if digest.hexdigest() == entry["sha256"]:
+                for key in keys:
+                    self._weights.keep(key)
+                self._entries[name] = {key: value for key, value in entry.items() if key != "name"}
+                yield name, entry.get("relative_error", 0.0)
 
     def add(self, name: str, tensor: Tensor, relative_error: float = 0.0) -> None:
         """Write a tensor; its squared error relative to the source goes into the manifest, unless nothing was lost."""
@@ -138,7 +170,8 @@ class PackedWriter:
         if self._row_scales:
             self._weights.write(row_scales_name(name), self._row_scales)
         lost = {"relative_error": relative_error} if relative_error else {}
-        self.tensors[name] = {**lost, "sha256": self._digest.hexdigest()}
+        self._entries[name] = {**lost, "sha256": self._digest.hexdigest()}
+        self._journal.add({"name": name, **self._entries[name]})
         self._digest, self._row_scales = hashlib.sha256(), []
 
 

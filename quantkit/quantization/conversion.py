@@ -6,6 +6,8 @@ and what it yields is written here, in order, to its place in the file.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +17,9 @@ from quantkit import formats
 from quantkit.engine.machine import peak_memory, usable_cores
 from quantkit.errors import CheckpointError
 from quantkit.formats.output import check_output
-from quantkit.formats.packed import PackedWriter, write_packed
+from quantkit.formats.packed import FORMAT_VERSION, PackedWriter, write_packed
 from quantkit.generation.options import is_whole, require
+from quantkit.quantization.encode import ENCODER_VERSION
 from quantkit.quantization.pipeline import Stripe, encoded_stripes
 from quantkit.quantization.plan import Plan, make_plan
 from quantkit.quantization.recipe import Recipe
@@ -43,7 +46,9 @@ def convert(
     source : path
         A Hugging Face folder with F16, BF16 or F32 weights, or a GGUF file.
     output : path
-        Folder to write. It appears when it is complete.
+        Folder to write. It appears when it is complete. An interrupted conversion goes on where it stopped when it is
+        asked for again, with the same source and options. Until then it is kept beside the output, as a hidden folder
+        `.NAME.*.partial`, which may be deleted; a conversion of something else to the same output removes it.
     quantize : {"int4", "int8"} or Recipe
         Kind of the linear layers; embedding and head become int8, norms and biases f32. Or a whole recipe, such as
         `read_recipe` reads from a file.
@@ -101,19 +106,36 @@ def _pack(
     """Write the packed folder; returns each tensor's relative error."""
     source, identity = plan.source, plan.source.identity()
     done, total = 0, sum(spec.weights for spec in plan.specs.values())
-    kinds = {name: (spec.kind,) for name, spec in plan.specs.items()}
-    with write_packed(output, source.config, plan.specs, source.files, plan.about, force=force) as writer:
+
+    def tell(name: str) -> None:
+        nonlocal done
+        done += plan.specs[name].weights
+        if progress:
+            progress(Progress(name, done, total))
+
+    with write_packed(
+        output, source.config, plan.specs, source.files, plan.about, force=force, key=_key(plan, identity)
+    ) as writer:
         growing = _Growing(writer, plan.specs)
+        for name, error in writer.keep_finished():
+            growing.errors[name] = error
+            tell(name)
+        kinds = {name: (spec.kind,) for name, spec in plan.specs.items() if name not in growing.errors}
         with closing(encoded_stripes(source, kinds, threads)) as stripes:
             for stripe in stripes:
                 growing.append(stripe)
                 if stripe.last:
-                    done += plan.specs[stripe.name].weights
-                    if progress:
-                        progress(Progress(stripe.name, done, total))
+                    tell(stripe.name)
         if formats.open(source.path).identity() != identity:
             raise CheckpointError(f"{source.path}: was changed while it was packed; pack it again")
     return growing.errors
+
+
+def _key(plan: Plan, identity: str) -> str:
+    """Return a hash of all that decides the bytes of the packed tensors."""
+    kinds = {name: spec.kind for name, spec in plan.specs.items()}
+    decisive = [identity, plan.about, kinds, ENCODER_VERSION, FORMAT_VERSION]
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
 class _Growing:

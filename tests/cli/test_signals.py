@@ -17,14 +17,16 @@ import tiny
 from quantkit.cli.signals import cleaning_up
 
 CONVERT = """
-import os, signal, sys
+import itertools, os, signal, sys
 from quantkit.cli import main
 from quantkit.quantization import pipeline
 
-number, original = int(sys.argv.pop(1)), pipeline.encode
+number, turn, original = int(sys.argv.pop(1)), int(sys.argv.pop(1)), pipeline.encode
+turns = itertools.count(1)
 
 def interrupted(*args, **options):
-    os.kill(os.getpid(), number)  # in the middle of the work
+    if next(turns) == turn:
+        os.kill(os.getpid(), number)  # in the middle of the work
     return original(*args, **options)
 
 pipeline.encode = interrupted
@@ -33,9 +35,9 @@ main()
 
 
 def convert(
-    number: int, source: Path, out: Path, before: Callable[[], object] | None = None
+    number: int, source: Path, out: Path, before: Callable[[], object] | None = None, *, turn: int = 1
 ) -> subprocess.CompletedProcess[str]:
-    command: list[str | Path] = [sys.executable, "-c", CONVERT, str(number), "convert", source, "-o", out]
+    command: list[str | Path] = [sys.executable, "-c", CONVERT, str(number), str(turn), "convert", source, "-o", out]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, preexec_fn=before)
 
 
@@ -45,6 +47,18 @@ def test_an_ended_convert_leaves_nothing(tmp_path: Path, number: int, status: in
     done = convert(number, source, tmp_path / "out")
     assert (done.returncode, done.stdout, done.stderr.strip()) == (status, "", "")
     assert os.listdir(tmp_path) == ["source"]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_an_interrupted_convert_says_that_it_can_go_on(tmp_path: Path, number: int, status: int) -> None:
+    source = tiny.checkpoint(tmp_path / "source")
+    done = convert(number, source, tmp_path / "out", turn=15)
+    (left,) = tmp_path.glob(".out.*.partial")
+    message = f"interrupted: what is finished is kept in {left}; the same command goes on from there"
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.splitlines() == [f"note: {message}"]
+    assert convert(number, source, tmp_path / "out", turn=1000).returncode == 0
+    assert sorted(os.listdir(tmp_path)) == ["out", "source"]
 
 
 def test_what_is_ignored_stays_ignored(tmp_path: Path) -> None:

@@ -379,7 +379,8 @@ def test_a_folder_swept_before_it_is_locked_is_made_again(tmp_path: Path, monkey
 
     def slow_lock(folder: Path, mode: int, stack: ExitStack) -> bool:
         monkeypatch.setattr(output, "lock", original)
-        output._remove_abandoned(target)  # by another process, between our mkdir and our lock
+        with ExitStack() as other:
+            output._left_behind(target, "", other)  # another process, between our mkdir and our lock
         swept.append(not folder.exists())
         return original(folder, mode, stack)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 ALIGNMENT = 64
 """Tensor data begins on a multiple of this: a cache line."""
+READ_BYTES = 1 << 22
+"""Bytes of what was written that are read again at once."""
 PADDING = "padding."
 """Names of tensors that only fill: the format knows no holes."""
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "U8": 1}
@@ -35,7 +37,8 @@ class SafetensorsWriter:
     Parameters
     ----------
     path : Path
-        The file, which must not exist. Its size is claimed at once, so a full disk is noticed before any work.
+        The file. Its size is claimed at once, so a full disk is noticed before any work. Tensors that an interrupted
+        writer of the same layout left in it can be kept.
     tensors : mapping of str to (str, tuple of int)
         dtype, as safetensors spells it, and shape of each tensor, in the order of the file.
     metadata : mapping of str to str
@@ -60,7 +63,8 @@ class SafetensorsWriter:
         alignment: int = ALIGNMENT,
     ) -> None:
         header: dict[str, Any] = {"__metadata__": metadata}
-        places, end = {}, 0
+        places: dict[str, tuple[int, int]] = {}
+        fillings, end = [], 0
         for name, (dtype, shape) in tensors.items():
             size = ITEM_BYTES[dtype] * math.prod(shape)
             header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
@@ -69,23 +73,44 @@ class SafetensorsWriter:
             if filling := -end % alignment:
                 entry = {"dtype": "U8", "shape": [filling], "data_offsets": [end, end + filling]}
                 header[f"{PADDING}{len(places)}"] = entry
+                fillings.append((end, filling))
                 end += filling
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % ALIGNMENT)
         self._path = path
         self._header = len(text).to_bytes(8, "little") + text
         self._size = len(self._header) + end
-        self._missing = {name: (len(self._header) + begin, size) for name, (begin, size) in places.items()}
+        start = len(self._header)
+        self._places = {name: (start + begin, size) for name, (begin, size) in places.items()}
+        self._fillings = [(start + begin, size) for begin, size in fillings]
+        self._missing = dict(self._places)
 
     def __enter__(self) -> Self:
-        self._file = self._path.open("xb")
+        self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
         try:
+            self._file.truncate(self._size)
             os.posix_fallocate(self._file.fileno(), 0, self._size)
             self._file.write(self._header)
+            for begin, size in self._fillings:
+                self._file.seek(begin)
+                self._file.write(bytes(size))
         except OSError:
             self._file.close()
             raise
         return self
+
+    def written(self, name: str) -> Iterator[bytes]:
+        """Yield the bytes that stand in the place of a tensor, in pieces."""
+        begin, left = self._places[name]
+        while left:
+            self._file.seek(begin)
+            piece = self._file.read(min(left, READ_BYTES))
+            yield piece
+            begin, left = begin + len(piece), left - len(piece)
+
+    def keep(self, name: str) -> None:
+        """Take what stands in the place of a tensor for its bytes."""
+        self._missing.pop(name)
 
     def write(self, name: str, parts: Iterable[NDArray[Any]]) -> None:
         """Write a tensor, given as arrays one after the other."""
@@ -102,6 +127,7 @@ class SafetensorsWriter:
             raise ValueError(f"{name}: {content.nbytes - left} bytes too many")
         self._file.seek(begin)
         self._file.write(content)
+        self._file.flush()
         if content.nbytes == left:
             self._missing.pop(name, None)
         else:
