@@ -92,8 +92,8 @@ def _held(folder: Path, stack: ExitStack) -> bool:
 
 
 def _remove_older(folder: Path, name_of_source: str) -> None:
-    """Remove the copies of what the source was before, unless another process is just opening one."""
-    for other in folder.parent.glob(f"{name_of_source}-*"):
+    """Remove the copies of what the source was before, unless another process is just opening or making one."""
+    for other in (path for hidden in ("", ".") for path in folder.parent.glob(f"{hidden}{name_of_source}-*")):
         if other != folder:
             with ExitStack() as stack, suppress(OSError):
                 if lock(other, fcntl.LOCK_EX | fcntl.LOCK_NB, stack):

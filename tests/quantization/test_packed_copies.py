@@ -141,14 +141,20 @@ def test_a_damaged_copy_is_packed_again(checkpoint: Path, name: str) -> None:
     assert (folder / name).read_bytes() == sound
 
 
-def test_what_was_interrupted_is_begun_again(checkpoint: Path, copies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("changed", [False, True])
+def test_what_was_interrupted_is_gone_on_with(checkpoint: Path, copies: Path, changed: bool) -> None:
     def interrupt(_: Progress) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt), packed_copy(checkpoint, progress=interrupt):
         pytest.fail("the copy was not made")
-    assert os.listdir(copies) == []
-    assert is_packed(copy_of(checkpoint))
+    (left,) = copies.iterdir()
+    assert left.name.endswith(".partial")
+    if changed:
+        flip(checkpoint / "model.safetensors", 20_000)
+    folder = copy_of(checkpoint)
+    assert is_packed(folder)
+    assert os.listdir(copies) == [folder.name]
 
 
 RUN = """
