@@ -13,6 +13,7 @@ from quantkit import formats
 from quantkit.engine.binding import bind
 from quantkit.engine.machine import usable_cores
 from quantkit.engine.model import Model
+from quantkit.engine.opening import local_path, open_model
 from quantkit.formats import ModelSource
 from quantkit.generation.options import is_whole, require
 from quantkit.generation.text.tokenizer import Tokenizer
@@ -30,8 +31,9 @@ def load_model(
 
     Parameters
     ----------
-    path : path
-        A packed folder, a Hugging Face checkpoint folder or a GGUF file.
+    path : path or str
+        A packed folder, a Hugging Face checkpoint folder or a GGUF file; or a name on the hub (extra `hub`):
+        `ORG/NAME`, `ORG/NAME@REVISION`, `ORG/NAME:FILE.gguf`, which is downloaded into the hub's cache.
     threads : int, optional
         Default: the physical cores that this process may use.
     context : int, optional
@@ -48,7 +50,7 @@ def load_model(
         The folder is damaged, incomplete or of a kind that quantkit does not run; the message names file and cause.
     """
     _check_threads(threads)
-    return _model(formats.open(path), threads, context, kv_dtype)
+    return _model(open_model(path), threads, context, kv_dtype)
 
 
 def load(
@@ -56,7 +58,7 @@ def load(
 ) -> tuple[Model, Tokenizer]:
     """Open a model folder (or GGUF file) with its tokenizer; options and errors as `load_model`."""
     _check_threads(threads)
-    source = formats.open(path)
+    source = open_model(path)
     tokenizer = _tokenizer(source)
     return _model(source, threads, context, kv_dtype), tokenizer
 
@@ -66,16 +68,18 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
     Parameters
     ----------
-    path : path
+    path : path or str
         A model folder, packed or not; a GGUF file, of any architecture and with or without tensors; or a vocabulary:
-        `tokenizer.json`, `tokenizer.model`, `tekken.json` or `qwen.tiktoken`, under any name.
+        `tokenizer.json`, `tokenizer.model`, `tekken.json` or `qwen.tiktoken`, under any name. Or a name on the hub, as
+        of `load_model`, of which no weights are downloaded.
 
     Raises
     ------
     QuantkitError
         The tokenizer is missing, damaged, or of a kind that quantkit does not read; the message names file and cause.
     """
-    if os.path.isdir(os.path.expanduser(path)):
+    path = local_path(path, weights=False)
+    if path.is_dir():
         return Tokenizer.from_folder(path)
     return Tokenizer(formats.tokenizer_files(path), path)
 

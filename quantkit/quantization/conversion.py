@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 
 from quantkit import formats
 from quantkit.engine.machine import peak_memory, usable_cores
@@ -43,8 +44,8 @@ def convert(
 
     Parameters
     ----------
-    source : path
-        A Hugging Face folder with F16, BF16 or F32 weights, or a GGUF file.
+    source : path or str
+        A Hugging Face folder with F16, BF16 or F32 weights, a GGUF file, or the name of one on the hub (extra `hub`).
     output : path
         Folder to write. It appears when it is complete. An interrupted conversion goes on where it stopped when it is
         asked for again, with the same source and options. Until then it is kept beside the output, as a hidden folder
@@ -79,10 +80,10 @@ def convert(
         When the output exists or cannot be written.
     """
     start = time.perf_counter()
+    check_output(output, force=force, source=Path(source))
     recipe = (quantize if isinstance(quantize, Recipe) else Recipe(quantize)).with_overrides(overrides)
     plan = make_plan(source, recipe, strict=strict)
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
-    check_output(output, force=force, source=plan.source.path)
     errors = {} if dry_run else _pack(plan, output, force=force, threads=threads or usable_cores(), progress=progress)
     return Report(
         kinds=by_kind(plan.specs),

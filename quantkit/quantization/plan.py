@@ -11,12 +11,12 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from quantkit import formats
 from quantkit.engine.binding import bind
+from quantkit.engine.opening import open_model
 from quantkit.errors import StrictError, UnsupportedError, collecting_notices, notice
+from quantkit.formats.hub import shown_name
 from quantkit.formats.output import as_json
 from quantkit.formats.packed import PackedModel
 from quantkit.formats.source import ModelSource, Selection
@@ -55,14 +55,14 @@ class Plan:
     @property
     def about(self) -> dict[str, Any]:
         """What quantkit.json says of the source and the options."""
-        source = {"name": _name_of(self.source.path), "dtype": _stored_dtype(self.source)}
+        source = {"name": shown_name(self.source.path), "dtype": _stored_dtype(self.source)}
         return {"source": source, "options": self.recipe.options}
 
 
 def make_plan(path: str | os.PathLike[str], recipe: Recipe, *, strict: bool = False) -> Plan:
     """Open a checkpoint and choose a kind for each tensor; raises what `convert` raises for both."""
     with collecting_notices(silent=strict) as notices:
-        model = formats.open(path)
+        model = open_model(path)
         if isinstance(model, PackedModel):
             raise UnsupportedError(f"{model.path}: is packed already; convert the checkpoint that it was made of")
         bound = bind(model)
@@ -94,11 +94,6 @@ def _check_text_files(source: ModelSource) -> None:
         return
     tokenizer = Tokenizer({**source.files, "config.json": as_json(source.config)}, source.path)
     tokenizer.detokenizer()  # whose section of tokenizer.json is read when the first answer needs it
-
-
-def _name_of(path: Path) -> str:
-    """Return the last part of a path, also of `.` and `..`; a byte that is not UTF-8 reads as U+FFFD."""
-    return os.fsencode(os.path.basename(os.path.abspath(path))).decode("utf-8", "replace")
 
 
 def _stored_dtype(source: Selection) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from quantkit.cli.options import Command, force_option, output_option, path, threads_option
+from quantkit.cli.models import local_path
+from quantkit.cli.options import Command, force_option, model_name, output_option, path, threads_option
 from quantkit.cli.progress import Bar
 from quantkit.cli.streams import echo
 
@@ -27,7 +28,7 @@ def _overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 
 
 @click.command("convert", cls=Command, short_help="Pack a downloaded checkpoint.")
-@click.argument("source", type=path)
+@click.argument("source", type=model_name)
 @output_option
 @click.option(
     "-q", "--quantize", type=click.Choice(list(BITS.values())), help="Kind of the linear layers  [default: int4]"
@@ -48,7 +49,7 @@ def _overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 @force_option
 @threads_option
 def command(
-    source: Path,
+    source: str,
     output: Path,
     quantize: str | None,
     bits: str | None,
@@ -65,15 +66,18 @@ def command(
     """
     if bits and quantize and BITS[bits] != quantize:
         raise click.UsageError(f"--quantize {quantize} contradicts --bits {bits}")
+    from quantkit.formats.output import check_output
     from quantkit.quantization.conversion import convert
     from quantkit.quantization.recipe import Recipe
     from quantkit.quantization.recipe_file import read_recipe
 
+    check_output(output, force=force, source=Path(source))  # before hours of downloading
     base = read_recipe(recipe) if recipe else Recipe()
     asked = quantize or BITS.get(bits or "")
+    folder = local_path(source)
     with Bar("packing") as bar:
         report = convert(
-            source,
+            folder,
             output,
             quantize=replace(base, quantize=asked) if asked else base,
             overrides=overrides,

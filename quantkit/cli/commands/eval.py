@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from quantkit.cli.commands.eval_output import as_json, lines, table_of
-from quantkit.cli.options import Command, kv_option, path, threads_option
+from quantkit.cli.models import local_path
+from quantkit.cli.options import Command, kv_option, model_name, path, threads_option
 from quantkit.cli.streams import echo, read_text
 from quantkit.errors import OptionError
 
@@ -17,22 +18,22 @@ if TYPE_CHECKING:
 
 
 @click.command("eval", cls=Command, short_help="Measure perplexity, and divergence from a reference.")
-@click.argument("models", metavar="MODEL...", type=path, nargs=-1, required=True)
+@click.argument("models", metavar="MODEL...", type=model_name, nargs=-1, required=True)
 @click.option("-f", "--file", required=True, type=path, help="UTF-8 text to read; - is stdin.")
 @click.option(
     "-c", "--ctx-size", default=512, show_default=True, type=click.IntRange(min=8), help="Tokens of a window."
 )
 @click.option("--chunks", type=int, default=-1, show_default=True, help="Windows to read; -1 reads all.")
-@click.option("--reference", type=path, metavar="DIR", help="Model to compare with, read in the same pass.")
+@click.option("--reference", type=model_name, metavar="DIR", help="Model to compare with, read in the same pass.")
 @kv_option
 @threads_option
 @click.option("--json", "json", is_flag=True, help="Print JSON.")
 def command(
-    models: tuple[Path, ...],
+    models: tuple[str, ...],
     file: Path,
     ctx_size: int,
     chunks: int,
-    reference: Path | None,
+    reference: str | None,
     kv_dtype: str,
     threads: int | None,
     json: bool,
@@ -70,7 +71,7 @@ def command(
 
     text = read_text(file)
     explain_bus_errors()
-    opened = [load(model, threads=threads, context=ctx_size, kv_dtype=kv_dtype) for model in models]
+    opened = [load(local_path(model), threads=threads, context=ctx_size, kv_dtype=kv_dtype) for model in models]
     tokens = _tokens(text, models, [tokenizer for _, tokenizer in opened])
     tokenizer = opened[0][1]
     with Bar("evaluating") as bar:
@@ -80,7 +81,7 @@ def command(
             ctx_size,
             chunks,
             bos_token_id=tokenizer.bos_token_id if tokenizer.adds_bos else None,
-            reference=load_model(reference, threads=threads, context=ctx_size) if reference else None,
+            reference=load_model(local_path(reference), threads=threads, context=ctx_size) if reference else None,
             progress=lambda done, total, value: bar.update(done, total, f"PPL {value:.4f}"),
         )
     if json:
@@ -97,7 +98,7 @@ def command(
         echo(table_of(models, [model.nbytes for model, _ in opened], found))
 
 
-def _tokens(text: str, models: tuple[Path, ...], tokenizers: list[Tokenizer]) -> list[int]:
+def _tokens(text: str, models: tuple[str, ...], tokenizers: list[Tokenizer]) -> list[int]:
     """Return the text's tokens, on which the models must agree."""
     first, *others = (
         (tokenizer.adds_bos, tokenizer.encode(text, split_special_tokens=True)) for tokenizer in tokenizers

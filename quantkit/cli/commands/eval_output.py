@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.cli.text import size, table
@@ -50,12 +49,10 @@ def _lines_of(other: Divergence) -> Iterator[tuple[str, str]]:
     yield "same top token", _both(other.same_top, SHARE)
 
 
-def table_of(models: Sequence[Path], sizes: Sequence[int], found: Sequence[Evaluation]) -> str:
+def table_of(models: Sequence[str], sizes: Sequence[int], found: Sequence[Evaluation]) -> str:
     """The chief figures of several models, a row for each."""
     headers = ["model", "size", "perplexity"]
-    rows = [
-        [str(name), size(nbytes), str(each.perplexity)] for name, nbytes, each in zip(models, sizes, found, strict=True)
-    ]
+    rows = [[name, size(nbytes), str(each.perplexity)] for name, nbytes, each in zip(models, sizes, found, strict=True)]
     if found[0].divergence:
         headers += ["ratio", "mean KL", "KL 99%", "RMS Δp", "same top"]
     for row, each in zip(rows, found, strict=True):
