@@ -46,6 +46,16 @@ PATIENCE = 10
 """Seconds to wait for another process that holds the lock of a folder."""
 
 
+def check_outputs(paths: Iterable[str | os.PathLike[str]], *, force: bool, source: Path) -> None:
+    """As `check_output`, for folders that are written at once; none may be in another."""
+    resolved: list[Path] = []
+    for path in map(_resolved, paths):
+        check_output(path, force=force, source=source)
+        if any(path == other or path in other.parents or other in path.parents for other in resolved):
+            raise PackedModelError(f"{path}: is another output as well, holds one or is in one; name another")
+        resolved.append(path)
+
+
 def check_output(path: str | os.PathLike[str], *, force: bool, source: Path) -> None:
     """Raise `PackedModelError` when a folder cannot be written at `path`; nothing is written.
 
@@ -122,9 +132,10 @@ def _discarding(partial: Path, key: str) -> Iterator[None]:
     try:
         yield
     except BaseException as cause:
-        if not isinstance(cause, INTERRUPTIONS) or not has_finished(partial, key):
+        may_succeed_later = isinstance(cause, INTERRUPTIONS) or isinstance(cause.__cause__, OSError)
+        if not may_succeed_later or not has_finished(partial, key):
             _discard(partial)
-        elif not isinstance(cause, OSError):
+        elif isinstance(cause, KeyboardInterrupt | SystemExit):
             logger.info("interrupted: what is finished is kept in %s; the same command goes on from there", partial)
         raise
 
@@ -160,7 +171,7 @@ def _written_names(folder: Path) -> set[str]:
         with suppress(PackedModelError):
             match read_object(folder / name, PackedModelError):
                 case {"quantkit_version": str(), "files": dict(files)}:
-                    return {name, WEIGHTS, *files}
+                    return {name, WEIGHTS, JOURNAL, *files}
     return set()
 
 
@@ -198,10 +209,8 @@ def lock(folder: Path, mode: int, stack: ExitStack) -> bool:
 
 def _publish(partial: Path, target: Path, *, force: bool) -> None:
     """Give a complete folder its name, once it is on the disk."""
-    for path in partial.iterdir():
+    for path in (*partial.iterdir(), partial):
         _sync(path)
-    (partial / JOURNAL).unlink(missing_ok=True)
-    _sync(partial)
     try:
         partial.rename(target)  # rename(2) puts a folder in the place of nothing or of an empty folder alone
     except OSError as cause:
@@ -210,6 +219,7 @@ def _publish(partial: Path, target: Path, *, force: bool) -> None:
         if not force or not target.is_dir():
             raise PackedModelError(f"{target}: was written by something else meanwhile; it is left as it is") from cause
         _replace(partial, target)
+    (target / JOURNAL).unlink(missing_ok=True)
     _sync(target.parent)
 
 

@@ -11,21 +11,24 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
+from typing import TypeVar
 
 from quantkit import formats
 from quantkit.engine.machine import peak_memory, usable_cores
 from quantkit.errors import CheckpointError
-from quantkit.formats.output import check_output
+from quantkit.formats.output import check_outputs
 from quantkit.formats.packed import FORMAT_VERSION, PackedWriter, write_packed
 from quantkit.generation.options import is_whole, require
 from quantkit.quantization.encode import ENCODER_VERSION
 from quantkit.quantization.pipeline import Stripe, encoded_stripes
-from quantkit.quantization.plan import Plan, make_plan
+from quantkit.quantization.plan import Plan, make_plans
 from quantkit.quantization.recipe import Recipe
 from quantkit.quantization.report import Progress, Report, by_kind
 from quantkit.tensor import TensorSpec
+
+Output = TypeVar("Output", bound=str | os.PathLike[str])
 
 
 def convert(
@@ -79,57 +82,108 @@ def convert(
     PackedModelError
         When the output exists or cannot be written.
     """
+    (report,) = convert_all(
+        source,
+        {output: quantize},
+        overrides=overrides,
+        threads=threads,
+        force=force,
+        strict=strict,
+        progress=progress,
+        dry_run=dry_run,
+    ).values()
+    return report
+
+
+def convert_all(
+    source: str | os.PathLike[str],
+    outputs: Mapping[Output, str | Recipe],
+    *,
+    overrides: Sequence[tuple[str, str]] = (),
+    threads: int | None = None,
+    force: bool = False,
+    strict: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    dry_run: bool = False,
+) -> dict[Output, Report]:
+    """Pack a checkpoint in several ways at once: it is read once, and what is alike is encoded once.
+
+    Parameters
+    ----------
+    outputs : mapping of path to {"int4", "int8"} or Recipe
+        Folders to write, and what each is to hold. Each appears by itself, when all are complete.
+    source, overrides, threads, force, strict, progress, dry_run
+        As of `convert`, which also says what is raised.
+
+    Returns
+    -------
+    dict
+        The report of each output, by its path as it was given.
+    """
     start = time.perf_counter()
-    check_output(output, force=force, source=Path(source))
-    recipe = (quantize if isinstance(quantize, Recipe) else Recipe(quantize)).with_overrides(overrides)
-    plan = make_plan(source, recipe, strict=strict)
+    require(bool(outputs), "outputs", dict(outputs), "one folder at least")
+    check_outputs(outputs, force=force, source=Path(source))
+    recipes = [(it if isinstance(it, Recipe) else Recipe(it)).with_overrides(overrides) for it in outputs.values()]
+    plans = dict(zip(outputs, make_plans(source, recipes, strict=strict), strict=True))
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
-    errors = {} if dry_run else _pack(plan, output, force=force, threads=threads or usable_cores(), progress=progress)
-    return Report(
-        kinds=by_kind(plan.specs),
-        source_bytes=plan.source.nbytes,
-        unused=plan.source.unused,
-        notices=plan.notices,
-        seconds=time.perf_counter() - start,
-        peak_rss=peak_memory(),
-        errors=errors,
-    )
+    errors: Mapping[Output, Mapping[str, float]] = {}
+    if not dry_run:
+        errors = _pack(plans, force=force, threads=threads or usable_cores(), progress=progress)
+    seconds, peak_rss = time.perf_counter() - start, peak_memory()
+    return {
+        output: Report(
+            kinds=by_kind(plan.specs),
+            source_bytes=plan.source.nbytes,
+            unused=plan.source.unused,
+            notices=plan.notices,
+            seconds=seconds,
+            peak_rss=peak_rss,
+            errors=errors.get(output, {}),
+        )
+        for output, plan in plans.items()
+    }
 
 
 def _pack(
-    plan: Plan,
-    output: str | os.PathLike[str],
-    *,
-    force: bool,
-    threads: int,
-    progress: Callable[[Progress], None] | None,
-) -> dict[str, float]:
-    """Write the packed folder; returns each tensor's relative error."""
-    source, identity = plan.source, plan.source.identity()
-    done, total = 0, sum(spec.weights for spec in plan.specs.values())
+    plans: Mapping[Output, Plan], *, force: bool, threads: int, progress: Callable[[Progress], None] | None
+) -> dict[Output, dict[str, float]]:
+    """Write the packed folders, whose plans have the same source; returns the relative error of each one's tensors."""
+    source = next(iter(plans.values())).source
+    identity, weights = source.identity(), {name: source.spec(name).weights for name in source.names}
+    done, total = 0, sum(weights.values())
 
     def tell(name: str) -> None:
         nonlocal done
-        done += plan.specs[name].weights
+        done += weights[name]
         if progress:
             progress(Progress(name, done, total))
 
-    with write_packed(
-        output, source.config, plan.specs, source.files, plan.about, force=force, key=_key(plan, identity)
-    ) as writer:
-        growing = _Growing(writer, plan.specs)
-        for name, error in writer.keep_finished():
-            growing.errors[name] = error
-            tell(name)
-        kinds = {name: (spec.kind,) for name, spec in plan.specs.items() if name not in growing.errors}
-        with closing(encoded_stripes(source, kinds, threads)) as stripes:
-            for stripe in stripes:
-                growing.append(stripe)
-                if stripe.last:
-                    tell(stripe.name)
+    with ExitStack() as stack:
+        folders = {
+            output: _Growing(stack.enter_context(_written(output, plan, force, identity)), plan.specs)
+            for output, plan in plans.items()
+        }
+        kinds: dict[str, set[str]] = {}
+        for name in weights:
+            if wanted := {folder.specs[name].kind for folder in folders.values() if folder.lacks(name)}:
+                kinds[name] = wanted
+            else:
+                tell(name)
+        stripes = encoded_stripes(source, kinds, threads)
+        for stripe in stack.enter_context(closing(stripes)):
+            for folder in folders.values():
+                if folder.lacks(stripe.name):
+                    folder.append(stripe)
+            if stripe.last:
+                tell(stripe.name)
         if formats.open(source.path).identity() != identity:
             raise CheckpointError(f"{source.path}: was changed while it was packed; pack it again")
-    return growing.errors
+    return {output: folder.errors for output, folder in folders.items()}
+
+
+def _written(output: Output, plan: Plan, force: bool, identity: str) -> AbstractContextManager[PackedWriter]:
+    source, key = plan.source, _key(plan, identity)
+    return write_packed(output, source.config, plan.specs, source.files, plan.about, force=force, key=key)
 
 
 def _key(plan: Plan, identity: str) -> str:
@@ -140,22 +194,29 @@ def _key(plan: Plan, identity: str) -> str:
 
 
 class _Growing:
-    """A packed folder that is being written, stripe by stripe.
+    """A packed folder that is being written, stripe by stripe, from where an interrupted process stopped.
 
     Attributes
     ----------
+    specs : Mapping of str to TensorSpec
+        The tensors that it is to hold.
     errors : dict of str to float
         Relative error of each tensor that is complete.
     """
 
     def __init__(self, writer: PackedWriter, specs: Mapping[str, TensorSpec]) -> None:
-        self._writer, self._specs = writer, specs
+        self.specs = specs
+        self.errors = dict(writer.keep_finished())
+        self._writer = writer
         self._error = self._squares = 0.0
-        self.errors: dict[str, float] = {}
+
+    def lacks(self, name: str) -> bool:
+        """Whether a tensor is not complete."""
+        return name not in self.errors
 
     def append(self, stripe: Stripe) -> None:
         """Write a stripe, in the kind that its tensor has in this folder."""
-        part = stripe.encoded[self._specs[stripe.name].kind]
+        part = stripe.encoded[self.specs[stripe.name].kind]
         self._writer.append(stripe.name, part.data, part.row_scales)
         self._error, self._squares = self._error + part.error, self._squares + part.squares
         if stripe.last:

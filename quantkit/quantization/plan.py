@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from quantkit.engine.binding import bind
+from quantkit.engine.binding import Bound, bind
 from quantkit.engine.opening import open_model
 from quantkit.errors import StrictError, UnsupportedError, collecting_notices, notice
 from quantkit.formats.hub import shown_name
@@ -61,15 +61,25 @@ class Plan:
 
 def make_plan(path: str | os.PathLike[str], recipe: Recipe, *, strict: bool = False) -> Plan:
     """Open a checkpoint and choose a kind for each tensor; raises what `convert` raises for both."""
+    (plan,) = make_plans(path, (recipe,), strict=strict)
+    return plan
+
+
+def make_plans(path: str | os.PathLike[str], recipes: Iterable[Recipe], *, strict: bool = False) -> list[Plan]:
+    """As `make_plan`, for several recipes; the checkpoint is opened once."""
     with collecting_notices(silent=strict) as notices:
         model = open_model(path)
         if isinstance(model, PackedModel):
             raise UnsupportedError(f"{model.path}: is packed already; convert the checkpoint that it was made of")
         bound = bind(model)
-        source, tensors = bound.weights, bound.program.tensors
-        _check_text_files(source)
+        _check_text_files(bound.weights)
     if strict and notices:
-        raise StrictError(f"{source.path}: refused by --strict: {_listed(notices)}")
+        raise StrictError(f"{bound.weights.path}: refused by --strict: {_listed(notices)}")
+    return [_plan(bound, recipe, notices) for recipe in recipes]
+
+
+def _plan(bound: Bound, recipe: Recipe, notices: Sequence[str]) -> Plan:
+    source, tensors = bound.weights, bound.program.tensors
     chosen = choose(tensors, recipe)
     return Plan(
         source,

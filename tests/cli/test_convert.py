@@ -43,6 +43,20 @@ def test_contradicting_kinds_are_refused(invoke: Invoke, checkpoint: Path, tmp_p
     assert "contradicts" in result.stderr
 
 
+def test_several_kinds_are_folders_of_their_own(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "-q", "int4,int8", "--override", "down=f16")
+    assert result.exit_code == 0
+    assert sorted(os.listdir(tmp_path)) == ["out-int4", "out-int8"]
+    for kind in ("int4", "int8"):
+        found = kinds(invoke, tmp_path / f"out-{kind}")
+        assert (found["mlp.up_proj.weight"], found["mlp.down_proj.weight"]) == (kind, "f16")
+        assert f"{tmp_path / f'out-{kind}'}:" in result.stdout.splitlines()
+    for wrong in ("int4,int3", "int4,int4", "int4,", ""):
+        result = invoke("convert", checkpoint, "-o", tmp_path / "out", "-q", wrong)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"{wrong!r} is not a list of int4, int8" in result.stderr
+
+
 @pytest.mark.parametrize("option", ["--override", "--tensor-type"])
 def test_overrides(invoke: Invoke, checkpoint: Path, tmp_path: Path, option: str) -> None:
     args = (option, "mlp=int8", option, r"layers\.0\.mlp\.up=f16", option, "embed=bf16")

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 BITS = {"4": "int4", "8": "int8"}
 
 
+def _kinds(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
+    kinds = value.split(",") if value is not None else []
+    for kind in kinds:
+        if kind not in BITS.values() or kinds.count(kind) > 1:
+            raise click.BadParameter(f"{value!r} is not a list of {', '.join(BITS.values())}", ctx, param)
+    return kinds
+
+
 def _overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, str]]:
     pairs = [value.rpartition("=") for value in values]
     for value, (pattern, _, _) in zip(values, pairs, strict=True):
@@ -31,7 +39,12 @@ def _overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 @click.argument("source", type=model_name)
 @output_option
 @click.option(
-    "-q", "--quantize", type=click.Choice(list(BITS.values())), help="Kind of the linear layers  [default: int4]"
+    "-q",
+    "--quantize",
+    metavar="KIND[,KIND]",
+    callback=_kinds,
+    help="Kind of the linear layers, int4 or int8; int4,int8 reads SOURCE once and writes DIR-int4 and DIR-int8  "
+    "[default: int4]",
 )
 @click.option("--bits", "--q-bits", type=click.Choice(list(BITS)), help="The same by its bits.")
 @click.option(
@@ -51,7 +64,7 @@ def _overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 def command(
     source: str,
     output: Path,
-    quantize: str | None,
+    quantize: list[str],
     bits: str | None,
     overrides: list[tuple[str, str]],
     recipe: Path | None,
@@ -63,23 +76,28 @@ def command(
     """Pack SOURCE, a checkpoint folder or a GGUF file, into the folder DIR.
 
     Linear layers become int4 (or what -q says), the embedding and the head int8; norms and biases stay f32.
+
+    What was interrupted goes on where it stopped when the same command is given again. Until then it is kept beside
+    DIR, in a hidden folder .DIR.*.partial, which may be deleted.
     """
-    if bits and quantize and BITS[bits] != quantize:
-        raise click.UsageError(f"--quantize {quantize} contradicts --bits {bits}")
-    from quantkit.formats.output import check_output
-    from quantkit.quantization.conversion import convert
+    asked = quantize or ([BITS[bits]] if bits else [])
+    if bits and asked != [BITS[bits]]:
+        raise click.UsageError(f"--quantize {','.join(quantize)} contradicts --bits {bits}")
+    from quantkit.formats.output import check_outputs
+    from quantkit.quantization.conversion import convert_all
     from quantkit.quantization.recipe import Recipe
     from quantkit.quantization.recipe_file import read_recipe
 
-    check_output(output, force=force, source=Path(source))  # before hours of downloading
     base = read_recipe(recipe) if recipe else Recipe()
-    asked = quantize or BITS.get(bits or "")
-    folder = local_path(source)
+    recipes = [replace(base, quantize=kind) for kind in asked] or [base]
+    several = {Path(f"{output}-{recipe.quantize}"): recipe for recipe in recipes}
+    outputs = several if recipes[1:] else {output: recipes[0]}
+    check_outputs(outputs, force=force, source=Path(source))  # before hours of downloading
+    local = local_path(source)
     with Bar("packing") as bar:
-        report = convert(
-            folder,
-            output,
-            quantize=replace(base, quantize=asked) if asked else base,
+        reports = convert_all(
+            local,
+            outputs,
             overrides=overrides,
             strict=strict,
             dry_run=dry_run,
@@ -87,7 +105,8 @@ def command(
             threads=threads,
             progress=lambda now: bar.update(now.done, now.total, now.tensor),
         )
-    echo(_summary(report))
+    for folder, report in reports.items():
+        echo(f"{folder}:\n{_summary(report)}" if recipes[1:] else _summary(report))
 
 
 def _summary(report: Report) -> str:
