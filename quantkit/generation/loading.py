@@ -50,7 +50,7 @@ def load_model(
         The folder is damaged, incomplete or of a kind that quantkit does not run; the message names file and cause.
     """
     _check_threads(threads)
-    return _model(open_model(path), threads, context, kv_dtype)
+    return model_of(open_model(path), threads=threads, context=context, kv_dtype=kv_dtype)
 
 
 def load(
@@ -60,7 +60,7 @@ def load(
     _check_threads(threads)
     source = open_model(path)
     tokenizer = _tokenizer(source)
-    return _model(source, threads, context, kv_dtype), tokenizer
+    return model_of(source, threads=threads, context=context, kv_dtype=kv_dtype), tokenizer
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
@@ -88,7 +88,10 @@ def _check_threads(threads: int | None) -> None:
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
 
 
-def _model(source: ModelSource, threads: int | None, context: int | None, kv_dtype: str) -> Model:
+def model_of(
+    source: ModelSource, *, threads: int | None = None, context: int | None = None, kv_dtype: str = "f16"
+) -> Model:
+    """Return the model that a source holds; options and errors as `load_model`."""
     accepted = context is None or (is_whole(context) and context >= 1)
     bound = bind(source, context if accepted else None)
     longest = bound.architecture.longest_context
