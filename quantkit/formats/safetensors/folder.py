@@ -114,12 +114,13 @@ class FolderSource(ModelSource):
 
     def tensor(self, name: str, *, copy: bool = False) -> Tensor:
         spec = self.spec(name)
-        return Tensor(spec.kind, spec.shape, np.ascontiguousarray(self.entries(name, ALL, copy=copy)))
+        return Tensor(spec.kind, spec.shape, np.asarray(self.entries(name, ALL, copy=copy), order="C"))
 
     def entries(self, name: str, wanted: slice, *, copy: bool = False) -> NDArray[Any]:
         if self._scheme and name in self._parts:
             try:
-                return self._scheme.decode(self._parts_of(name, copy=copy), wanted)
+                with np.errstate(over="ignore", invalid="ignore"):  # those who read refuse numbers beyond f32
+                    return self._scheme.decode(self._parts_of(name, copy=copy), wanted)
             except ValueError as cause:
                 raise CheckpointError(f"{self.file_of(name)}: tensor {name!r} cannot be decoded: {cause}") from cause
         return self._shard(name).array(name, wanted, copy=copy)
