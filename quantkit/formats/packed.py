@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import PackedModelError
-from quantkit.formats.journal import JOURNAL, Journal
 from quantkit.formats.json_files import read_file, read_object
 from quantkit.formats.output import PACKED_MANIFEST as MANIFEST
 from quantkit.formats.output import WEIGHTS, as_json, output_folder, write_files
+from quantkit.formats.output.journal import JOURNAL, Journal
 from quantkit.formats.safetensors.file import SafetensorsFile
 from quantkit.formats.safetensors.writer import PADDING, SafetensorsWriter, as_bytes
 from quantkit.formats.source import ModelSource

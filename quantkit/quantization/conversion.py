@@ -19,6 +19,7 @@ from quantkit import formats
 from quantkit.engine.machine import peak_memory, usable_cores
 from quantkit.errors import CheckpointError
 from quantkit.formats.output import check_outputs
+from quantkit.formats.output.space import check_space
 from quantkit.formats.packed import FORMAT_VERSION, PackedWriter, write_packed
 from quantkit.generation.options import is_whole, require
 from quantkit.quantization.encode import ENCODER_VERSION
@@ -80,7 +81,7 @@ def convert(
     StrictError
         With `strict`, naming all that would be left out or made up.
     PackedModelError
-        When the output exists or cannot be written.
+        When the output exists or cannot be written, or its disk lacks room for it.
     """
     (report,) = convert_all(
         source,
@@ -126,6 +127,7 @@ def convert_all(
     recipes = [(it if isinstance(it, Recipe) else Recipe(it)).with_overrides(overrides) for it in outputs.values()]
     plans = dict(zip(outputs, make_plans(source, recipes, strict=strict), strict=True))
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
+    check_space({Path(output): plan.nbytes for output, plan in plans.items()})
     errors: Mapping[Output, Mapping[str, float]] = {}
     if not dry_run:
         errors = _pack(plans, force=force, threads=threads or usable_cores(), progress=progress)

@@ -22,6 +22,7 @@ from quantkit.formats.packed import PackedModel
 from quantkit.formats.source import ModelSource, Selection
 from quantkit.quantization.recipe import Recipe, choose
 from quantkit.tensor import TensorSpec
+from quantkit_kernels.blocks import nbytes
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,11 @@ class Plan:
     reasons: Mapping[str, str]
     recipe: Recipe
     notices: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed tensors."""
+        return sum(nbytes(spec.kind, spec.shape) for spec in self.specs.values())
 
     @property
     def about(self) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -351,6 +353,16 @@ def test_memory_is_bounded_by_the_largest_tensor(family: str, tmp_path: Path) ->
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) <= 3 * largest + BASE_MEMORY
     assert int(done.stdout) < end
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_room_is_asked_for_before_any_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=90_000))
+    with pytest.raises(PackedModelError, match=r"out: 0\.1 MB are to be written, but the disk has room for 0\.1 MB"):
+        convert(checkpoint, tmp_path / "out", dry_run=dry_run)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:

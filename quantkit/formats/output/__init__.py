@@ -3,7 +3,9 @@
 A folder grows as a hidden sibling of its target, locked by its process. When it is complete and on the disk, one system
 call gives it its name. A folder with contents is replaced only if quantkit's own manifest lists every file in it. What
 an interrupted process left is gone on with by the next one that writes the same to the same target, and removed by one
-that writes something else. `packed.py` and `dequantization.py` say
+that writes something else.
+
+`space.py` asks for room on the disk, `journal.py` remembers what is finished. `packed.py` and `dequantization.py` say
 what goes in, `safetensors/writer.py` streams tensors into it; no model is known here.
 """
 
@@ -27,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import PackedModelError
-from quantkit.formats.journal import JOURNAL, has_finished
 from quantkit.formats.json_files import read_file, read_object
+from quantkit.formats.output.journal import JOURNAL, has_finished
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +50,12 @@ PATIENCE = 10
 
 def check_outputs(paths: Iterable[str | os.PathLike[str]], *, force: bool, source: Path) -> None:
     """As `check_output`, for folders that are written at once; none may be in another."""
-    resolved: list[Path] = []
-    for path in map(_resolved, paths):
+    others: list[Path] = []
+    for path in map(resolved, paths):
         check_output(path, force=force, source=source)
-        if any(path == other or path in other.parents or other in path.parents for other in resolved):
+        if any(path == other or path in other.parents or other in path.parents for other in others):
             raise PackedModelError(f"{path}: is another output as well, holds one or is in one; name another")
-        resolved.append(path)
+        others.append(path)
 
 
 def check_output(path: str | os.PathLike[str], *, force: bool, source: Path) -> None:
@@ -62,7 +64,7 @@ def check_output(path: str | os.PathLike[str], *, force: bool, source: Path) -> 
     An empty folder needs no force. One with contents is replaced with `force` alone, and only if quantkit wrote every
     file in it and it neither is nor holds the source.
     """
-    path, source = _resolved(path), _resolved(source)
+    path, source = resolved(path), resolved(source)
     if path == source or path in source.parents:
         raise PackedModelError(f"{path}: holds the source itself; name another output")
     above = next((folder for folder in path.parents if folder.exists()), path)
@@ -110,7 +112,7 @@ def output_folder(path: str | os.PathLike[str], *, force: bool = False, key: str
         When something stands at `path` that may not be replaced; it is left as it is. When the folder cannot be
         written, whichever `OSError` says so inside the block: disk full, no permission, ...
     """
-    target, partial = _resolved(path), None
+    target, partial = resolved(path), None
     with ExitStack() as stack:
         try:
             stack.callback(_remove_empty, [folder for folder in target.parents if not folder.exists()])
@@ -155,7 +157,8 @@ def as_json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2) + "\n").encode("ascii")
 
 
-def _resolved(path: str | os.PathLike[str]) -> Path:
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """Return the real path of an output, which need not exist."""
     return Path(os.path.realpath(os.path.expanduser(path)))
 
 
@@ -314,16 +317,12 @@ def _left_behind(target: Path, key: str, stack: ExitStack) -> Path | None:
 
     Others that no process holds a lock on are removed, and an old folder that a killed process moved away is put back.
     """
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(partial|replaced)", re.DOTALL)
     chosen = None
-    for folder in list(target.parent.iterdir()):
-        found = pattern.fullmatch(folder.name)
-        if not found:
-            continue
+    for folder, what in siblings(target):
         with ExitStack() as attempt, suppress(OSError):  # gone already, or no folder
             if not lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB, attempt):
                 continue
-            if found[1] == "replaced" and not target.exists():
+            if what == "replaced" and not target.exists():
                 folder.rename(target)
             elif not chosen and _is_ours(folder) and has_finished(folder, key):
                 stack.enter_context(attempt.pop_all())
@@ -331,6 +330,15 @@ def _left_behind(target: Path, key: str, stack: ExitStack) -> Path | None:
             else:
                 _discard(folder)
     return chosen
+
+
+def siblings(target: Path) -> list[tuple[Path, str]]:
+    """Return the hidden folders beside a target that are or were to become it, and what each is called: `partial`, or
+    `replaced` where it has been the target.
+    """
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(partial|replaced)", re.DOTALL)
+    entries = list(target.parent.iterdir()) if target.parent.is_dir() else []
+    return [(entry, found[1]) for entry in entries if (found := pattern.fullmatch(entry.name))]
 
 
 def _is_ours(folder: Path) -> bool:
