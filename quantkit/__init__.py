@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     from quantkit.quantization.conversion import convert_all as convert_all
     from quantkit.quantization.dequantization import dequantize as dequantize
     from quantkit.quantization.recipe import Recipe as Recipe
-    from quantkit.quantization.recipe_file import read_recipe as read_recipe
+    from quantkit.quantization.recipe.file import read_recipe as read_recipe
 
 _MODULES = {
     "convert": "quantization.conversion",
     "convert_all": "quantization.conversion",
     "dequantize": "quantization.dequantization",
-    "read_recipe": "quantization.recipe_file",
+    "read_recipe": "quantization.recipe.file",
     "Recipe": "quantization.recipe",
     "Model": "engine.model",
     "CheckpointError": "errors",

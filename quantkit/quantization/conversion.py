@@ -26,7 +26,7 @@ from quantkit.quantization.encode import ENCODER_VERSION
 from quantkit.quantization.pipeline import Stripe, encoded_stripes
 from quantkit.quantization.plan import Plan, make_plans
 from quantkit.quantization.recipe import Recipe
-from quantkit.quantization.report import Progress, Report, by_kind
+from quantkit.quantization.report import Progress, Report
 from quantkit.tensor import TensorSpec
 
 Output = TypeVar("Output", bound=str | os.PathLike[str])
@@ -131,19 +131,24 @@ def convert_all(
     errors: Mapping[Output, Mapping[str, float]] = {}
     if not dry_run:
         errors = _pack(plans, force=force, threads=threads or usable_cores(), progress=progress)
-    seconds, peak_rss = time.perf_counter() - start, peak_memory()
-    return {
-        output: Report(
-            kinds=by_kind(plan.specs),
-            source_bytes=plan.source.nbytes,
-            unused=plan.source.unused,
-            notices=plan.notices,
-            seconds=seconds,
-            peak_rss=peak_rss,
-            errors=errors.get(output, {}),
-        )
-        for output, plan in plans.items()
-    }
+    took = time.perf_counter() - start
+    return {output: _report(plan, errors.get(output, {}), took) for output, plan in plans.items()}
+
+
+def _report(plan: Plan, errors: Mapping[str, float], seconds: float) -> Report:
+    from importlib.metadata import version  # slow to import, and `run` does without
+
+    return Report(
+        **plan.about,
+        version=version("quantkit"),
+        tensors=plan.tensors(errors),
+        files=plan.contents.sizes(),
+        source_bytes=plan.source.nbytes,
+        unused=plan.source.unused,
+        notices=plan.notices,
+        seconds=seconds,
+        peak_rss=peak_memory(),
+    )
 
 
 def _pack(
@@ -184,8 +189,7 @@ def _pack(
 
 
 def _written(output: Output, plan: Plan, force: bool, identity: str) -> AbstractContextManager[PackedWriter]:
-    source, key = plan.source, _key(plan, identity)
-    return write_packed(output, source.config, plan.specs, source.files, plan.about, force=force, key=key)
+    return write_packed(output, plan.contents, force=force, key=_key(plan, identity))
 
 
 def _key(plan: Plan, identity: str) -> str:

@@ -1,7 +1,7 @@
 """What a conversion reads and makes, known before anything is written.
 
 Everything that can be refused is refused here, from configuration, headers and the files that say something about
-text, before numba is imported or a weight read. `conversion.py` does what a plan says, `report.py` adds it up.
+text, before numba is imported or a weight read. `conversion.py` does what a plan says, `report/` adds it up.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from quantkit.engine.binding import Bound, bind
@@ -18,9 +19,12 @@ from quantkit.engine.opening import open_model
 from quantkit.errors import StrictError, UnsupportedError, collecting_notices, notice
 from quantkit.formats.hub import shown_name
 from quantkit.formats.output import as_json
-from quantkit.formats.packed import PackedModel
+from quantkit.formats.packed import Contents, PackedModel
 from quantkit.formats.source import ModelSource, Selection
 from quantkit.quantization.recipe import Recipe, choose
+from quantkit.quantization.report import TensorReport
+from quantkit.quantization.report.card import card
+from quantkit.quantization.report.card_fields import card_fields
 from quantkit.tensor import TensorSpec
 from quantkit_kernels.blocks import nbytes
 
@@ -45,6 +49,8 @@ class Plan:
     recipe : Recipe
     notices : tuple of str
         What is left out, and what stands in for something that is missing.
+    card_fields : Mapping
+        What the checkpoint's own README.md says to model hubs.
     """
 
     source: Selection
@@ -52,6 +58,7 @@ class Plan:
     reasons: Mapping[str, str]
     recipe: Recipe
     notices: tuple[str, ...]
+    card_fields: Mapping[str, str | list[str]]
 
     @property
     def nbytes(self) -> int:
@@ -63,6 +70,26 @@ class Plan:
         """What quantkit.json says of the source and the options."""
         source = {"name": shown_name(self.source.path), "dtype": _stored_dtype(self.source)}
         return {"source": source, "options": self.recipe.options}
+
+    @cached_property
+    def contents(self) -> Contents:
+        """What the packed folder will hold."""
+
+        def readme(errors: Mapping[str, float]) -> bytes:
+            return card(self, self.tensors(errors))
+
+        return Contents(self.source.config, self.specs, self.source.files, self.about, readme)
+
+    def tensors(self, errors: Mapping[str, float]) -> tuple[TensorReport, ...]:
+        """Return what a report says of each tensor, with those errors that are known."""
+        return tuple(
+            TensorReport(
+                *(name, spec.kind, spec.shape, spec.role, nbytes(spec.kind, spec.shape)),
+                reason=self.reasons[name],
+                error=errors.get(name),
+            )
+            for name, spec in self.specs.items()
+        )
 
 
 def make_plan(path: str | os.PathLike[str], recipe: Recipe, *, strict: bool = False) -> Plan:
@@ -80,7 +107,8 @@ def make_plans(path: str | os.PathLike[str], recipes: Iterable[Recipe], *, stric
         bound = bind(model)
         _check_text_files(bound.weights)
     if strict and notices:
-        raise StrictError(f"{bound.weights.path}: refused by --strict: {_listed(notices)}")
+        messages = [message.removeprefix(f"{bound.weights.path}: ") for message in notices]
+        raise StrictError(f"{bound.weights.path}: refused by --strict: {_listed(messages)}")
     return [_plan(bound, recipe, notices) for recipe in recipes]
 
 
@@ -93,6 +121,7 @@ def _plan(bound: Bound, recipe: Recipe, notices: Sequence[str]) -> Plan:
         {name: chosen[name].reason for name in source.names},
         recipe,
         tuple(notices),
+        card_fields(source.path),
     )
 
 

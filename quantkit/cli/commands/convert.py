@@ -86,7 +86,7 @@ def command(
     from quantkit.formats.output import check_outputs
     from quantkit.quantization.conversion import convert_all
     from quantkit.quantization.recipe import Recipe
-    from quantkit.quantization.recipe_file import read_recipe
+    from quantkit.quantization.recipe.file import read_recipe
 
     base = read_recipe(recipe) if recipe else Recipe()
     recipes = [replace(base, quantize=kind) for kind in asked] or [base]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.formats.hub.names import HubName
 from quantkit.formats.magic import Magic
-from quantkit.formats.output import PACKED_MANIFEST
+from quantkit.formats.output import CARD, PACKED_MANIFEST
 from quantkit.formats.safetensors.folder import (
     CONFIG,
     INDEX,
@@ -27,7 +27,7 @@ from quantkit.formats.safetensors.folder import (
     without_weights,
 )
 
-SMALL = (CONFIG, MODELOPT, PACKED_MANIFEST, PIPELINE, *SIDECARS)
+SMALL = (CONFIG, CARD, MODELOPT, PACKED_MANIFEST, PIPELINE, *SIDECARS)
 """Files beside the weights that say something of a model."""
 SUFFIXES = {
     ".safetensors": Magic.SAFETENSORS,

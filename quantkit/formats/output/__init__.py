@@ -34,7 +34,7 @@ from quantkit.formats.output.journal import JOURNAL, has_finished
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, CARD = "model.safetensors", "README.md"
 PACKED_MANIFEST, UNPACKED_MANIFEST = "quantkit.json", "dequantized.json"
 """Files in which quantkit lists, as keys of `files`, what it wrote beside the weights: `convert`, `dequantize`."""
 
@@ -150,6 +150,19 @@ def write_files(folder: Path, files: Mapping[str, bytes | Path]) -> dict[str, st
         (folder / name).write_bytes(content)
         digests[name] = hashlib.sha256(content).hexdigest()
     return digests
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that appears complete or not at all, in the place of one of that name; raises `OSError`."""
+    partial = _sibling(path, "partial")
+    try:
+        with partial.open("xb") as stream:
+            stream.write(content)
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def as_json(content: Mapping[str, Any]) -> bytes:
