@@ -27,7 +27,7 @@ MARKS = {
     "f32": "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0z",
 }
 """Kind -> path of its mark around 0, 0."""
-LAYER = re.compile(r".*?\.(\d+)\.")
+LAYER = re.compile(r".*?\.(\d+)\.", re.DOTALL)
 EXPERT = re.compile(r"\.\d+(?=\.)")
 FIRST_ROLES = ("embedding", "positions")
 """What stands before the layers, where its name has no number."""
