@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 
 from quantkit.errors import PackedModelError
 from quantkit.formats.json_files import read_file, read_object
-from quantkit.formats.output import PACKED_MANIFEST as MANIFEST
 from quantkit.formats.output import CARD, WEIGHTS, as_json, output_folder, write_files
+from quantkit.formats.output import PACKED_MANIFEST as MANIFEST
 from quantkit.formats.output.journal import JOURNAL, Journal
 from quantkit.formats.safetensors.file import SafetensorsFile
 from quantkit.formats.safetensors.writer import PADDING, SafetensorsWriter, as_bytes

@@ -13,7 +13,7 @@ from quantkit.formats.hub.names import HubName
 TEXT = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
 SHARDS = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
 INDEX = "model.safetensors.index.json"
-OTHER = [".gitattributes", "README.md", "original/consolidated.00.pth", "onnx/model.onnx", "pytorch_model.bin"]
+OTHER = [".gitattributes", "original/consolidated.00.pth", "onnx/model.onnx", "pytorch_model.bin"]
 OTHER += ["onnx/model.safetensors", "training_args.bin", "flax_model.msgpack", "tf_model.h5", "images/a.png"]
 PARTS = [f"q8/tiny-Q8_0-0000{number}-of-00002.gguf" for number in (1, 2)]
 GGUF = ["tiny-Q4_K_M.gguf", "tiny-Q4_K_S.gguf", *PARTS, "mmproj-Q8_0.gguf", "imatrix.dat"]
@@ -31,8 +31,10 @@ def names(files: Iterable[HubFile]) -> list[str]:
 
 
 def test_small_files() -> None:
-    found = contents([*TEXT, *SHARDS, *OTHER, "quantkit.json", "tokenizer.model", "sub/config.json"]).small()
-    assert set(names(found)) == {*TEXT, "quantkit.json", "tokenizer.model"}
+    found = contents(
+        [*TEXT, *SHARDS, *OTHER, "README.md", "quantkit.json", "tokenizer.model", "sub/config.json"]
+    ).small()
+    assert set(names(found)) == {*TEXT, "README.md", "quantkit.json", "tokenizer.model"}
 
 
 WEIGHTS: dict[str, tuple[list[str], set[str], list[str]]] = {

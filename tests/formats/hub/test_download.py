@@ -22,7 +22,6 @@ from quantkit.formats.hub import Download, HubError, local_path, transfer
 
 WEIGHTS = "model.safetensors"
 OTHERS = {
-    "README.md": b"# Tiny",
     "original/consolidated.00.pth": b"\x80\2.",
     "pytorch_model.bin": b"\x80\2.",
     "consolidated.safetensors": b"{}",

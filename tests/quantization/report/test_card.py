@@ -119,3 +119,11 @@ def test_a_card_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "README.md").unlink()
     (tmp_path / "README.md").mkdir()
     assert card_fields(tmp_path) == {}
+
+
+def test_a_model_of_the_hub_is_the_base_of_its_packed_one(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--tiny/snapshots" / ("0" * 40)
+    convert(written(tiny.checkpoint(snapshot), FRONT_MATTER), tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert fields_of(card)["base_model"] == "org/tiny"
+    assert "# `org/tiny`, packed to int4" in card
