@@ -62,8 +62,8 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the packed tensors."""
-        return sum(nbytes(spec.kind, spec.shape) for spec in self.specs.values())
+        """Bytes of the packed folder's files."""
+        return sum(self.contents.sizes().values())
 
     @property
     def about(self) -> dict[str, Any]:
