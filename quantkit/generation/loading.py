@@ -15,6 +15,7 @@ from quantkit.engine.machine import usable_cores
 from quantkit.engine.model import Model
 from quantkit.engine.opening import local_path, open_model
 from quantkit.formats import ModelSource
+from quantkit.formats.hub import shown_name
 from quantkit.generation.options import is_whole, require
 from quantkit.generation.text.tokenizer import Tokenizer
 from quantkit.models.wrappers import text_config
@@ -96,7 +97,7 @@ def model_of(
     bound = bind(source, context if accepted else None)
     longest = bound.architecture.longest_context
     accepted = accepted and (context is None or context <= longest)
-    require(accepted, "context", context, f"1 to {longest}, which {source.path.name} was made for")
+    require(accepted, "context", context, f"1 to {longest}, which {shown_name(source.path)} was made for")
     return Model(
         bound.program,
         bound.weights,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -100,6 +101,24 @@ def test_an_interrupt_is_clean_and_the_next_start_goes_on(hub: HubServer, checkp
     hub.requests.clear()
     subprocess.run(command, check=True, capture_output=True)
     assert [headers["range"] for _, path, headers in hub.requests if path.startswith("/cdn/")] == ["bytes=200000-"]
+
+
+def test_the_next_process_needs_no_hub(
+    hub: HubServer, model_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What huggingface_hub's variables say holds for processes that read them at their start."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("HF_TOKEN", hub.TOKEN)
+    run = [*PROGRAM, "run", NAME, "-p", "hi", "-n", "4", "--temp", "0"]
+    first = subprocess.run(run, check=True, capture_output=True, text=True)
+    assert (tmp_path / "elsewhere/models--org--tiny").is_dir()
+    assert hub.requests[0][2]["authorization"] == f"Bearer {hub.TOKEN}"
+    hub.requests.clear()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert subprocess.run(run, check=True, capture_output=True, text=True).stdout == first.stdout
+    shutil.rmtree(tmp_path / "elsewhere")
+    assert subprocess.run(run, check=True, capture_output=True, text=True).stdout == first.stdout
+    assert hub.requests == []
 
 
 def test_packed_models_are_listed_and_removed(invoke: Invoke, model: str, checkpoint: Path, model_cache: Path) -> None:

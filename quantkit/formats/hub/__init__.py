@@ -1,8 +1,9 @@
 """Models on the Hugging Face hub: `local_path` is where names become paths, after a download if need be.
 
 `names.py` knows what a name is, `contents.py` which files a model needs, `client.py` asks the hub, `transfer.py` brings
-a file, `cache.py` says where it is kept. Architectures are not known here: whoever asks brings the `check` of a
-configuration, by which a model is refused before its weights come. huggingface_hub is imported for a name alone.
+a file and `parallel.py` several, `cache.py` says where they are kept. Architectures are not known here: whoever asks
+brings the `check` of a configuration, by which a model is refused before its weights come. huggingface_hub is imported
+for a name alone.
 """
 
 from __future__ import annotations
@@ -178,21 +179,16 @@ def _folder(contents: Contents) -> Path:
 
 
 def _fetch(contents: Contents, files: Sequence[HubFile], progress: Callable[[Download], None] | None = None) -> None:
-    """Bring files of a repository into the cache, one after the other, unless they are there."""
+    """Bring files of a repository into the cache, unless they are there."""
     from quantkit.formats.hub.cache import Storage
-    from quantkit.formats.hub.transfer import check_space, download
+    from quantkit.formats.hub.parallel import download_all
+    from quantkit.formats.hub.transfer import check_sizes
 
     storage, done = Storage(contents.name), 0
     missing = [file for file in files if not storage.holds(contents.commit, file)]
-    check_space(storage.blobs, missing)
+    check_sizes(contents, missing, storage.blobs)
     total = sum(file.size for file in missing)
-    for file in missing:
-
-        def advance(count: int, name: str = file.name) -> None:
-            nonlocal done
-            done += count
-            if progress:
-                progress(Download(name, done, total))
-
-        download(contents, file, storage.blobs, advance)
-        storage.link(contents.commit, file)
+    for file, count in download_all(contents, missing, storage):
+        done += count
+        if progress:
+            progress(Download(file.name, done, total))

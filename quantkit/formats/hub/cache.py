@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,13 +65,12 @@ class Storage:
         """Let a file of a commit be the blob that is here."""
         path, blob = self.snapshot(commit) / file.name, self.blobs / file.etag
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)  # what does not lead to the blob, or to another one
+        new = path.with_name(f".{uuid.uuid4().hex}")
         try:
-            path.symlink_to(os.path.relpath(blob, path.parent))
-        except FileExistsError:  # another process was faster
-            pass
+            new.symlink_to(os.path.relpath(blob, path.parent))
         except OSError:  # the file system knows no links
-            os.replace(blob, path)
+            new = blob
+        os.replace(new, path)
 
     def remember(self, commit: str) -> None:
         """Note that the revision is at this commit, of which all is here; a cache that is read-only stays as it is."""
@@ -80,7 +80,7 @@ class Storage:
         with suppress(OSError):
             if not ref.exists() or ref.read_text() != commit:
                 ref.parent.mkdir(parents=True, exist_ok=True)
-                new = ref.with_name(f"{ref.name}.{os.getpid()}")
+                new = ref.with_name(f".{uuid.uuid4().hex}")
                 new.write_text(commit)
                 os.replace(new, ref)
 

@@ -53,7 +53,7 @@ def list_contents(name: HubName, timeout: float) -> Contents:
     with explained(name):
         from huggingface_hub.utils import get_session, hf_raise_for_status
 
-        response = get_session().get(url, headers=_headers(), params={"blobs": "true"}, timeout=timeout)
+        response = get_session().get(url, headers=_headers(settings), params={"blobs": "true"}, timeout=timeout)
         hf_raise_for_status(response)
     found = parse_object(response.content, url, HubError)
     match found:
@@ -66,7 +66,7 @@ def list_contents(name: HubName, timeout: float) -> Contents:
 def _file(entry: Any) -> HubFile | None:
     """Read an entry of the hub's list; None for what is no file with a name, a size and a checksum."""
     match entry:
-        case {"rfilename": str(name), "size": int(size), "lfs": {"sha256": str(etag)}}:
+        case {"rfilename": str(name), "lfs": {"sha256": str(etag), "size": int(size)}}:
             pass
         case {"rfilename": str(name), "size": int(size), "blobId": str(etag)}:
             pass
@@ -88,7 +88,7 @@ def receive(contents: Contents, file: HubFile, begin: int) -> Iterator[tuple[int
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
     url = f"{settings.ENDPOINT}/{contents.name.repo}/resolve/{contents.commit}/{quote(file.name)}"
-    headers = {**_headers(), "Accept-Encoding": "identity"}
+    headers = {**_headers(settings), "Accept-Encoding": "identity"}
     if begin:
         headers["Range"] = f"bytes={begin}-"
     with get_session().stream("GET", url, headers=headers, timeout=settings.HF_HUB_DOWNLOAD_TIMEOUT) as response:
@@ -96,14 +96,18 @@ def receive(contents: Contents, file: HubFile, begin: int) -> Iterator[tuple[int
         yield begin if response.status_code == 206 else 0, response.iter_bytes()  # as they come
 
 
-def _headers() -> dict[str, str]:
-    """Who asks: the library, and the user by the token, if there is one."""
+def _headers(settings: Any) -> dict[str, str]:
+    """Who asks: the library, and the user by the token, if there is one.
+
+    Those of huggingface_hub take another request, by which it learns which programs it may be run by.
+    """
     from importlib.metadata import version
 
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub import get_token
 
-    headers: dict[str, str] = build_hf_headers(library_name="quantkit", library_version=version("quantkit"))
-    return headers
+    token = None if settings.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
+    agent = {"User-Agent": f"quantkit/{version('quantkit')}"}
+    return agent | {"Authorization": f"Bearer {token}"} if token else agent
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from quantkit.formats.hub.client import Unreachable, explained, receive
+from quantkit.formats.hub.client import Unreachable, constants, explained, receive
 from quantkit.formats.hub.contents import Contents, HubFile, gb
 from quantkit.formats.hub.names import HubError
 
@@ -37,12 +37,16 @@ def is_here(blobs: Path, file: HubFile) -> bool:
     return (blobs / file.etag).is_file() and _size(blobs / file.etag) == file.size
 
 
-def check_space(blobs: Path, files: Iterable[HubFile]) -> None:
-    """Raise `HubError` unless the disk has room for what is missing of some files."""
-    missing = {
-        file.etag: file.size - _size(blobs / f"{file.etag}{SUFFIX}") for file in files if not is_here(blobs, file)
-    }
-    needed = sum(missing.values())
+def check_sizes(contents: Contents, files: Iterable[HubFile], blobs: Path) -> None:
+    """Raise `HubError` where files are too large for the disk, or for a download by HTTP."""
+    missing = {file.etag: file for file in files if not is_here(blobs, file)}
+    for file in missing.values():
+        if file.size > (most := constants(contents.name).MAX_HTTP_DOWNLOAD_SIZE):
+            raise HubError(
+                f"{contents.name}: {file.name} has {gb(file.size)}, and the hub sends no more than {gb(most)} in one "
+                f"piece: get it with `hf download {contents.name.repo} {file.name}` first"
+            )
+    needed = sum(file.size - _size(blobs / f"{etag}{SUFFIX}") for etag, file in missing.items())
     folder = next(folder for folder in (blobs, *blobs.parents) if folder.exists())
     free = shutil.disk_usage(folder).free
     if needed > free:

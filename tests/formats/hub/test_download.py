@@ -115,6 +115,22 @@ def test_a_gguf_file(hub: HubServer, checkpoint: Path, tmp_path: Path, name: str
     assert formats.open(path).names == formats.open(gguf).names
 
 
+def test_a_gguf_file_in_parts(hub: HubServer, tmp_path: Path) -> None:
+    tensors = list(tiny_gguf.weights().items())
+    for number in (0, 1):
+        place: tiny_gguf.Changes = {"split.no": (number, tiny_gguf.U16), "split.count": (2, tiny_gguf.U16)}
+        nothing: tiny_gguf.Changes = dict.fromkeys(tiny_gguf.metadata()) if number else {}
+        path = tmp_path / f"repository/q8/tiny-Q8_0-0000{number + 1}-of-00002.gguf"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tiny_gguf.write(path, {**nothing, **place}, dict(tensors[number::2]))
+    hub.add("org/tiny", tmp_path / "repository")
+    whole = formats.open(tiny_gguf.write(tmp_path / "whole.gguf"))
+    for name in ("Q8_0", "q8/tiny-Q8_0-00002-of-00002.gguf"):
+        path = local_path(f"org/tiny:{name}")
+        assert path.name == "tiny-Q8_0-00001-of-00002.gguf"
+        assert sorted(formats.open(path).names) == sorted(whole.names)
+
+
 def test_small_files_alone(hub: HubServer, checkpoint: Path) -> None:
     hub.add("org/tiny", with_others(checkpoint))
     path = local_path("org/tiny", weights=False)
@@ -142,6 +158,20 @@ def test_a_config_is_checked_before_the_weights_come(hub: HubServer, checkpoint:
     with pytest.raises(UnsupportedError, match="org/tiny: its weights are pickles"):
         local_path("org/tiny")
     assert WEIGHTS not in hub.downloads()
+
+
+def test_several_files_come_at_once(hub: HubServer, tmp_path: Path) -> None:
+    folder = tiny.checkpoint(tmp_path / "tiny", shards=3)
+    hub.add("org/tiny", folder)
+    slow, *others = sorted(file.name for file in folder.glob("*.safetensors"))
+    hub.faults[slow] = [Fault(after=1000, hang=0.9)]
+    steps: list[Download] = []
+    path = local_path("org/tiny", progress=steps.append)
+    assert files_of(path) == files_of(folder)
+    first_of = {step.file: number for number, step in reversed(list(enumerate(steps)))}
+    last_of_slow = max(number for number, step in enumerate(steps) if step.file == slow)
+    assert all(first_of[name] < last_of_slow for name in others)
+    assert [step.done for step in steps] == sorted(step.done for step in steps)
 
 
 INTERRUPTIONS: dict[str, list[Fault]] = {
@@ -327,6 +357,13 @@ def test_a_full_disk_is_said_before_anything_comes(
     with pytest.raises(HubError, match=r"the download takes 0\.3 MB, and the disk has 0\.2 MB left; make room"):
         local_path("org/tiny")
     assert WEIGHTS not in hub.downloads()
+
+
+def test_files_that_come_by_other_ways_alone(hub: HubServer, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add("org/tiny", checkpoint)
+    monkeypatch.setattr("huggingface_hub.constants.MAX_HTTP_DOWNLOAD_SIZE", 200_000)
+    with pytest.raises(HubError, match=f"get it with `hf download org/tiny {WEIGHTS}` first"):
+        local_path("org/tiny")
 
 
 def test_a_cache_that_cannot_be_written(hub: HubServer, checkpoint: Path, tmp_path: Path) -> None:
