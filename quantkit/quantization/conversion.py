@@ -12,24 +12,35 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from quantkit import formats
 from quantkit.engine.machine import peak_memory, usable_cores
-from quantkit.errors import CheckpointError
+from quantkit.errors import CheckpointError, OptionError
 from quantkit.formats.output import check_outputs
 from quantkit.formats.output.space import check_space
 from quantkit.formats.packed import FORMAT_VERSION, PackedWriter, write_packed
+from quantkit.formats.source import Selection
 from quantkit.generation.options import is_whole, require
 from quantkit.quantization.encode import ENCODER_VERSION
 from quantkit.quantization.pipeline import Stripe, encoded_stripes
 from quantkit.quantization.plan import Plan, make_plans
 from quantkit.quantization.recipe import Recipe
-from quantkit.quantization.report import Progress, Report
+from quantkit.quantization.report import CalibrationReport, Progress, Report
 from quantkit.tensor import TensorSpec
 
 Output = TypeVar("Output", bound=str | os.PathLike[str])
+CALIBRATED = "int4"
+"""The kind whose codes calibration finds."""
+
+
+class _Losses(NamedTuple):
+    """What a packed folder lost: the relative error of each tensor, and what calibration found."""
+
+    errors: Mapping[str, float]
+    calibration: CalibrationReport | None = None
 
 
 def convert(
@@ -38,6 +49,7 @@ def convert(
     quantize: str | Recipe = "int4",
     *,
     overrides: Sequence[tuple[str, str]] = (),
+    calibration: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     force: bool = False,
     strict: bool = False,
@@ -60,6 +72,10 @@ def convert(
     overrides : sequence of (regular expression, kind)
         Kinds of the matrices whose names the expressions are found in; the last match decides. They come after those of
         a recipe.
+    calibration : path, optional
+        UTF-8 text. The model reads it layer by layer, and each int4 matrix is packed so that its output on the text
+        changes least (GPTQ). Far better than without, but takes minutes rather than seconds, and memory for what the
+        layers make of the text. Measure the result on other text.
     threads : int, optional
         Default: the physical cores that this process may use. The result does not depend on it.
     force : bool
@@ -77,7 +93,8 @@ def convert(
     CheckpointError, UnsupportedError
         When the checkpoint is damaged, incomplete, holds NaN or infinity, or is of a kind that quantkit does not run.
     OptionError
-        For unknown kinds, overrides that match nothing, or `threads` that is no whole number from 1 up.
+        For unknown kinds, overrides that match nothing, `threads` that is no whole number from 1 up, or a text for
+        calibration that cannot be read, is too short, or has nothing to calibrate.
     StrictError
         With `strict`, naming all that would be left out or made up.
     PackedModelError
@@ -87,6 +104,7 @@ def convert(
         source,
         {output: quantize},
         overrides=overrides,
+        calibration=calibration,
         threads=threads,
         force=force,
         strict=strict,
@@ -101,6 +119,7 @@ def convert_all(
     outputs: Mapping[Output, str | Recipe],
     *,
     overrides: Sequence[tuple[str, str]] = (),
+    calibration: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     force: bool = False,
     strict: bool = False,
@@ -113,7 +132,7 @@ def convert_all(
     ----------
     outputs : mapping of path to {"int4", "int8"} or Recipe
         Folders to write, and what each is to hold. Each appears by itself, when all are complete.
-    source, overrides, threads, force, strict, progress, dry_run
+    source, overrides, calibration, threads, force, strict, progress, dry_run
         As of `convert`, which also says what is raised.
 
     Returns
@@ -127,37 +146,43 @@ def convert_all(
     recipes = [(it if isinstance(it, Recipe) else Recipe(it)).with_overrides(overrides) for it in outputs.values()]
     plans = dict(zip(outputs, make_plans(source, recipes, strict=strict), strict=True))
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
+    if calibration is not None:
+        plans = _with_text(plans, calibration)
     check_space({Path(output): plan.nbytes for output, plan in plans.items()})
-    errors: Mapping[Output, Mapping[str, float]] = {}
+    lost = dict.fromkeys(plans, _Losses({}))
     if not dry_run:
-        errors = _pack(plans, force=force, threads=threads or usable_cores(), progress=progress)
+        lost = _pack(plans, force=force, threads=threads or usable_cores(), progress=progress)
     took = time.perf_counter() - start
-    return {output: _report(plan, errors.get(output, {}), took) for output, plan in plans.items()}
+    return {output: _report(plan, lost[output], took) for output, plan in plans.items()}
 
 
-def _report(plan: Plan, errors: Mapping[str, float], seconds: float) -> Report:
+def _report(plan: Plan, lost: _Losses, seconds: float) -> Report:
     from importlib.metadata import version  # slow to import, and `run` does without
 
     return Report(
-        **plan.about,
+        source=plan.about["source"],
+        options=plan.about["options"],
         version=version("quantkit"),
-        tensors=plan.tensors(errors),
+        tensors=plan.tensors(lost.errors),
         files=plan.contents.sizes(),
         source_bytes=plan.source.nbytes,
         unused=plan.source.unused,
         notices=plan.notices,
         seconds=seconds,
         peak_rss=peak_memory(),
+        calibration=lost.calibration,
     )
 
 
 def _pack(
     plans: Mapping[Output, Plan], *, force: bool, threads: int, progress: Callable[[Progress], None] | None
-) -> dict[Output, dict[str, float]]:
-    """Write the packed folders, whose plans have the same source; returns the relative error of each one's tensors."""
+) -> dict[Output, _Losses]:
+    """Write the packed folders, whose plans have the same source; returns what each lost."""
     source = next(iter(plans.values())).source
     identity, weights = source.identity(), {name: source.spec(name).weights for name in source.names}
-    done, total = 0, sum(weights.values())
+    calibrated = [output for output, plan in plans.items() if plan.text]
+    together = len(calibrated) < len(plans)
+    done, total = 0, sum(weights.values()) * (len(calibrated) + together)
 
     def tell(name: str) -> None:
         nonlocal done
@@ -166,30 +191,69 @@ def _pack(
             progress(Progress(name, done, total))
 
     with ExitStack() as stack:
-        folders = {
-            output: _Growing(stack.enter_context(_written(output, plan, force, identity)), plan.specs)
-            for output, plan in plans.items()
+        writers = {
+            output: stack.enter_context(_written(output, plan, force, identity)) for output, plan in plans.items()
         }
-        kinds: dict[str, set[str]] = {}
-        for name in weights:
-            if wanted := {folder.specs[name].kind for folder in folders.values() if folder.lacks(name)}:
-                kinds[name] = wanted
-            else:
-                tell(name)
-        stripes = encoded_stripes(source, kinds, threads)
-        for stripe in stack.enter_context(closing(stripes)):
-            for folder in folders.values():
+        growing = {output: _Growing(writers[output], plan.specs) for output, plan in plans.items() if not plan.text}
+        if together:
+            _write_stripes(source, list(growing.values()), threads, tell)
+        lost = {output: _Losses(folder.errors) for output, folder in growing.items()}
+        for output in calibrated:
+            lost[output] = _write_calibrated(plans[output], writers[output], threads, tell)
+        if formats.open(source.path).identity() != identity:
+            raise CheckpointError(f"{source.path}: was changed while it was packed; pack it again")
+    return lost
+
+
+def _write_stripes(source: Selection, folders: Sequence[_Growing], threads: int, tell: Callable[[str], None]) -> None:
+    """Write what folders lack, each weight packed by itself."""
+    kinds: dict[str, set[str]] = {}
+    for name in source.names:
+        if wanted := {folder.specs[name].kind for folder in folders if folder.lacks(name)}:
+            kinds[name] = wanted
+        else:
+            tell(name)
+    with closing(encoded_stripes(source, kinds, threads)) as stripes:
+        for stripe in stripes:
+            for folder in folders:
                 if folder.lacks(stripe.name):
                     folder.append(stripe)
             if stripe.last:
                 tell(stripe.name)
-        if formats.open(source.path).identity() != identity:
-            raise CheckpointError(f"{source.path}: was changed while it was packed; pack it again")
-    return {output: folder.errors for output, folder in folders.items()}
+
+
+def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str]) -> dict[Output, Plan]:
+    """Let the plans that have something to calibrate be calibrated on a text."""
+    from quantkit.quantization.calibration.text import read_calibration_text  # needs tokenizers
+
+    fit = {output for output, plan in plans.items() if any(it.kind == CALIBRATED for it in plan.specs.values())}
+    if not fit:
+        raise OptionError(f"calibration: no matrix becomes {CALIBRATED}; the other kinds need none")
+    plan = next(iter(plans.values()))
+    text = read_calibration_text(path, plan.source, plan.program.learned_positions)
+    return {output: replace(plan, text=text) if output in fit else plan for output, plan in plans.items()}
+
+
+def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Callable[[str], None]) -> _Losses:
+    """Write all tensors, those of int4 packed for what they do to a text."""
+    from quantkit.quantization.calibration.layers import pack_calibrated  # heavy: after all that can be refused
+
+    assert plan.text is not None
+    errors, output_errors = {}, {}
+    for packed in pack_calibrated(plan.program, plan.source, plan.specs, plan.text.windows, threads):
+        writer.add(packed.name, packed.tensor, packed.error)
+        errors[packed.name] = packed.error
+        if packed.output_error is not None:
+            output_errors[packed.name] = packed.output_error
+        tell(packed.name)
+    rest = (name for name, spec in plan.specs.items() if spec.kind == CALIBRATED and name not in output_errors)
+    return _Losses(errors, CalibrationReport(plan.text.name, plan.text.tokens, output_errors, tuple(rest)))
 
 
 def _written(output: Output, plan: Plan, force: bool, identity: str) -> AbstractContextManager[PackedWriter]:
-    return write_packed(output, plan.contents, force=force, key=_key(plan, identity))
+    # What is calibrated depends on all that was packed before it: it is packed at a stretch.
+    key = "" if plan.text else _key(plan, identity)
+    return write_packed(output, plan.contents, force=force, key=key)
 
 
 def _key(plan: Plan, identity: str) -> str:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantkit.engine.binding import Bound, bind
 from quantkit.engine.opening import open_model
@@ -21,12 +21,16 @@ from quantkit.formats.hub import shown_name
 from quantkit.formats.output import as_json
 from quantkit.formats.packed import Contents, PackedModel
 from quantkit.formats.source import ModelSource, Selection
+from quantkit.models.program import Program
 from quantkit.quantization.recipe import Recipe, choose
 from quantkit.quantization.report import TensorReport
 from quantkit.quantization.report.card import card
 from quantkit.quantization.report.card_fields import card_fields
 from quantkit.tensor import TensorSpec
 from quantkit_kernels.blocks import nbytes
+
+if TYPE_CHECKING:
+    from quantkit.quantization.calibration.text import CalibrationText
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,7 @@ class Plan:
 
     Attributes
     ----------
+    program : Program
     source : Selection
         The tensors that the model reads.
     specs : Mapping of str to TensorSpec
@@ -51,14 +56,18 @@ class Plan:
         What is left out, and what stands in for something that is missing.
     card_fields : Mapping
         What the checkpoint's own README.md says to model hubs.
+    text : CalibrationText, optional
+        What to calibrate on.
     """
 
+    program: Program
     source: Selection
     specs: Mapping[str, TensorSpec]
     reasons: Mapping[str, str]
     recipe: Recipe
     notices: tuple[str, ...]
     card_fields: Mapping[str, str | list[str]]
+    text: CalibrationText | None = None
 
     @property
     def nbytes(self) -> int:
@@ -67,9 +76,10 @@ class Plan:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What quantkit.json says of the source and the options."""
+        """What quantkit.json says of the source, the options and the text for calibration."""
         source = {"name": shown_name(self.source.path), "dtype": _stored_dtype(self.source)}
-        return {"source": source, "options": self.recipe.options}
+        calibration = {"calibration": self.text.about} if self.text else {}
+        return {"source": source, "options": self.recipe.options, **calibration}
 
     @cached_property
     def contents(self) -> Contents:
@@ -116,6 +126,7 @@ def _plan(bound: Bound, recipe: Recipe, notices: Sequence[str]) -> Plan:
     source, tensors = bound.weights, bound.program.tensors
     chosen = choose(tensors, recipe)
     return Plan(
+        bound.program,
         source,
         {name: replace(tensors[name], kind=chosen[name].kind) for name in source.names},
         {name: chosen[name].reason for name in source.names},

@@ -124,3 +124,19 @@ def test_dequantize_makes_a_checkpoint_that_packs_again(invoke: Invoke, packed: 
     assert invoke("convert", tmp_path / "unpacked", "-o", tmp_path / "again").exit_code == 0
     assert invoke("dequantize", packed, "-o", tmp_path / "unpacked").exit_code == 1
     assert invoke("dequantize", packed, "-o", tmp_path / "unpacked", "--force").exit_code == 0
+
+
+def test_calibration_is_reported(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"{number} is followed by {number + 1}." for number in range(400)))
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--calibration", text)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "\ncalibrated on " in result.stdout
+    assert "tokens of text.txt; error of outputs " in result.stdout
+    assert invoke("verify", tmp_path / "out").exit_code == 0
+
+
+def test_a_missing_text_is_a_failure_of_one_line(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--calibration", tmp_path / "none.txt")
+    assert result.exit_code == 2
+    assert "none.txt" in result.stderr

@@ -14,7 +14,7 @@ from quantkit.cli.progress import Bar
 from quantkit.cli.streams import echo
 
 if TYPE_CHECKING:
-    from quantkit.quantization.report import Report
+    from quantkit.quantization.report import CalibrationReport, Report
 
 BITS = {"4": "int4", "8": "int8"}
 
@@ -56,6 +56,12 @@ def _overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     callback=_overrides,
     help="Kind of the tensors whose name the expression finds: int4, int8, f16, bf16, f32; repeatable.",
 )
+@click.option(
+    "--calibration",
+    type=path,
+    metavar="FILE",
+    help="UTF-8 text to calibrate int4 on: a third of the divergence, for minutes instead of seconds.",
+)
 @click.option("--recipe", type=path, metavar="FILE", help="Take both from a JSON or TOML file; options given here win.")
 @click.option("--strict", is_flag=True, help="Refuse what would be left out, or made up for what is missing.")
 @click.option("--dry-run", is_flag=True, help="Check the checkpoint and say what would be written; write nothing.")
@@ -67,6 +73,7 @@ def command(
     quantize: list[str],
     bits: str | None,
     overrides: list[tuple[str, str]],
+    calibration: Path | None,
     recipe: Path | None,
     strict: bool,
     dry_run: bool,
@@ -77,8 +84,11 @@ def command(
 
     Linear layers become int4 (or what -q says), the embedding and the head int8; norms and biases stay f32.
 
-    What was interrupted goes on where it stopped when the same command is given again. Until then it is kept beside
-    DIR, in a hidden folder .DIR.*.partial, which may be deleted.
+    With --calibration the model reads a text, layer by layer, and int4 matrices are packed so that their outputs on it
+    change least (GPTQ). 50,000 tokens are enough, and more are not taken. Measure the result on other text.
+
+    What was interrupted goes on where it stopped when the same command is given again, unless it calibrates. Until then
+    it is kept beside DIR, in a hidden folder .DIR.*.partial, which may be deleted.
     """
     asked = quantize or ([BITS[bits]] if bits else [])
     if bits and asked != [BITS[bits]]:
@@ -99,6 +109,7 @@ def command(
             local,
             outputs,
             overrides=overrides,
+            calibration=calibration,
             strict=strict,
             dry_run=dry_run,
             force=force,
@@ -112,10 +123,22 @@ def command(
 def _summary(report: Report) -> str:
     from quantkit.cli.text import size, table
 
+    lines = [_calibrated(report.calibration)] if report.calibration else []
     rows = [(row.kind, row.tensors, row.weights, size(row.nbytes)) for row in report.kinds]
     before, after = size(report.source_bytes), size(report.packed_bytes)
-    return (
-        table(("kind", "tensors", "weights", "size"), rows)
-        + f"\n{report.bits_per_weight:.2f} bits per weight, {before} before, {after} after, "
+    lines.append(
+        f"{report.bits_per_weight:.2f} bits per weight, {before} before, {after} after, "
         f"{report.seconds:.1f} s, peak memory {size(report.peak_rss)}"
     )
+    return "\n".join([table(("kind", "tensors", "weights", "size"), rows), *lines])
+
+
+def _calibrated(report: CalibrationReport) -> str:
+    errors = report.output_errors
+    line = f"calibrated on {report.tokens} tokens of {report.text}"
+    if errors:
+        mean, worst = sum(errors.values()) / len(errors), max(errors, key=errors.__getitem__)
+        line += f"; error of outputs {mean:.2%}, at most {errors[worst]:.2%} ({worst})"
+    if report.uncalibrated:
+        line += f"\n{len(report.uncalibrated)} matrices met too few tokens, such as {report.uncalibrated[0]}"
+    return line

@@ -87,6 +87,28 @@ class KindReport:
 
 
 @dataclass(frozen=True)
+class CalibrationReport:
+    """What calibration did.
+
+    Attributes
+    ----------
+    text : str
+        Name of the text.
+    tokens : int
+        Tokens of it that were taken.
+    output_errors : Mapping of str to float
+        Of each matrix that was calibrated, the squared error of its output on the text, relative to the sum of squares.
+    uncalibrated : tuple of str
+        Matrices that too few tokens reached, such as those of a rare expert: they are packed as without a text.
+    """
+
+    text: str
+    tokens: int
+    output_errors: Mapping[str, float]
+    uncalibrated: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Report:
     """What a conversion made, or would make.
 
@@ -112,6 +134,7 @@ class Report:
         Duration.
     peak_rss : int
         The most bytes that this process had in memory at once until now.
+    calibration : CalibrationReport or None
     """
 
     source: Mapping[str, str]
@@ -124,6 +147,7 @@ class Report:
     notices: tuple[str, ...]
     seconds: float
     peak_rss: int
+    calibration: CalibrationReport | None = None
 
     @property
     def kinds(self) -> tuple[KindReport, ...]:
@@ -166,6 +190,7 @@ class Report:
         return {
             **{name: getattr(self, name) for name in ("version", "source", "options", "source_bytes", *totals)},
             **{name: getattr(self, name) for name in ("seconds", "peak_rss", "files", "unused", "notices")},
+            "calibration": asdict(self.calibration) if self.calibration else None,
             "kinds": [asdict(row) for row in self.kinds],
             "tensors": [asdict(row) for row in self.tensors],
         }
