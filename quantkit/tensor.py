@@ -125,7 +125,7 @@ class Piece:
         if self.index is not None:
             size = self.shape[0] // self.stacked if self.stacked else 1
             return slice(self.index * size, (self.index + 1) * size)
-        if self.transposed or self.period != self.shape[0]:
+        if self.transposed or self.pairs or self.period != self.shape[0]:
             return slice(0, self.shape[0])
         return slice(self.begin, self.end)
 
@@ -184,7 +184,8 @@ class TensorSpec:
     pieces : tuple of Piece
         Where it is stored under none of its names: what it is put together from, one below the other.
     optional : bool
-        Where no block of a checkpoint has such a tensor, it stands for zeros.
+        Where no block of a checkpoint has such a tensor, all of it is `number`.
+    number : float
     """
 
     name: str
@@ -194,6 +195,7 @@ class TensorSpec:
     aliases: tuple[str, ...] = ()
     pieces: tuple[Piece, ...] = ()
     optional: bool = False
+    number: float = 0.0
 
     @property
     def is_vector(self) -> bool:

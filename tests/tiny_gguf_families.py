@@ -1,7 +1,8 @@
 """Tiny GGUF files of all architectures: tiny checkpoints of `golden/generate.py`, as llama.cpp's converter writes them.
 
-What the converter does to tensors is stated here once more, with names by the `gguf` package; its metadata are kept in
-`golden/llama_cpp_files.json`, with a digest of its tensors. `golden/llama_cpp_convert.py` asks the converter itself.
+What the converter does to tensors is stated once more in `tiny_gguf_changes.py`, with names by the `gguf` package; its
+metadata are kept in `golden/llama_cpp_files.json`, with a digest of its tensors. `golden/llama_cpp_convert.py` asks the
+converter itself.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 import numpy as np
@@ -21,9 +22,11 @@ from numpy.typing import NDArray
 import tiny
 import tiny_gguf
 from golden import generate
+from tiny_gguf_changes import CHANGES, Tensors, fused
 
 FILE = Path(__file__).parent / "golden" / "llama_cpp_files.json"
-Tensors = dict[str, NDArray[np.float32]]
+NEWER = {"cohere2moe": "glm4moe", "granite_swa": "granitehybrid", "hy_v3": "exaone-moe"}
+"""Architectures that llama.cpp's sources know, and the released `gguf` package does not: one that is named like it."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,17 @@ class Case:
     """A golden case of transformers, changed so that a GGUF file says all of it.
 
     `layers` are as many as the case has, or so many like its first. `resized` has the shapes that the overrides change,
-    by ends of names.
+    by ends of names. With `signs`, weights of layers are 1/16 or -1/16: ternary, as the converter makes BitNet's. With
+    `fused`, the converter is asked to make one tensor of queries, keys and values, or of experts' gates and what they
+    gate.
     """
 
     name: str
     overrides: dict[str, Any] = field(default_factory=dict)
     layers: int | None = None
     resized: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    signs: bool = False
+    fused: Literal["", "attn_q", "ffn_gate_exps"] = ""
 
     @property
     def model_type(self) -> str:
@@ -66,7 +73,11 @@ class Case:
         """Write the Hugging Face folder."""
         layers = {} if self.layers is None else {"num_hidden_layers": self.layers}
         overrides = generate.CASES[self.name].overrides | self.overrides | layers
-        return tiny.checkpoint(folder, self.model_type, dtype="F32", tensors=self.shapes(), **overrides)
+        folder = tiny.checkpoint(folder, self.model_type, dtype="F32", tensors=self.shapes(), **overrides)
+        if self.signs:
+            values = tensors_of(self)
+            tiny.write_safetensors(folder / "model.safetensors", {name: ("F32", values[name]) for name in values})
+        return folder
 
 
 _SAME = """llama llama_awkward_sizes llama_biases llama_linear_rope llama_llama3_rope llama_yarn_rope arcee seed_oss
@@ -94,6 +105,24 @@ _SMALL_HEADS: dict[str, tuple[int, ...]] = {
     "o_proj.weight": (64, 64),
 }
 """Of 4 heads of 16 channels, 2 of them keys."""
+_PHI_MOE = {
+    "architectures": ["PhiMoEForCausalLM"],
+    "rope_scaling": {
+        "type": "longrope",
+        "long_factor": [1.0, 1.1, 1.3, 1.7, 2.5, 3.0, 3.5, 4.0],
+        "original_max_position_embeddings": 64,
+        "short_factor": [1.0, 1.0, 1.1, 1.1, 1.2, 1.2, 1.3, 1.3],
+    },
+}
+_MPT_CLIPPED = {"alibi": True, "alibi_bias_max": 8, "clip_qkv": 0.8}
+_SMALL_HEADS_FUSED: dict[str, tuple[int, ...]] = {
+    "query_key_value.weight": (128, 64),
+    "dense.weight": (64, 64),
+    "query_layernorm.weight": (16,),
+    "key_layernorm.weight": (16,),
+}
+_AS_MANY_KEYS: dict[str, tuple[int, ...]] = {"k_proj.weight": (64, 64), "v_proj.weight": (64, 64)}
+_EXPERTS_OF_NEMOTRON = ("num_experts_per_tok", "n_routed_experts", "n_group", "topk_group", "routed_scaling_factor")
 
 CASES: dict[str, Case] = {name: Case(name) for name in _SAME.split()} | {
     "seed_oss_biases": Case("seed_oss_biases"),
@@ -134,14 +163,48 @@ CASES: dict[str, Case] = {name: Case(name) for name in _SAME.split()} | {
     "qwen3_next": Case("qwen3_next"),
     "solar_open": Case("solar_open"),
     "youtu": Case("youtu"),
+    "apertus": Case("apertus"),
+    "bamba": Case("bamba", {"mamba_d_conv": 4, "mamba_expand": 2, "mamba_n_groups": 1, "mamba_d_head": 16}),
+    "bitnet": Case("bitnet", {"hidden_act": "silu"}, signs=True),
+    "bloom": Case("bloom"),
+    "cohere2_moe": Case("cohere2_moe"),
+    "dbrx": Case("dbrx"),
+    "dots1": Case("dots1", {"num_key_value_heads": 4, "scoring_func": "sigmoid"}, resized=_AS_MANY_KEYS),
+    "exaone": Case("exaone"),
+    "falcon_h1": Case("falcon_h1_norm_behind_the_gate", {"head_dim": 16}),
+    "falcon_h1_no_norm": Case("falcon_h1", {"head_dim": 16}),
+    "falcon_mamba": Case("falcon_mamba"),
+    "gemma3n_text": Case("gemma3n_text_four_inputs"),
+    "gemma3n_text_published_ranks": Case("gemma3n_text_published_ranks", {"activation_sparsity_pattern": [0.95] * 4}),
+    "granite_swa": Case("granite_swa_default_layers"),
+    "granitemoe_swa": Case("granitemoe_swa", {"layer_rope_theta": ...}),
+    "hunyuan_v1_moe": Case("hunyuan_v1_moe", {"rope_scaling": ...}),
+    "hy_v3": Case("hy_v3"),
+    "jamba": Case("jamba"),
+    "jamba_one_expert": Case("jamba_one_expert", {"mamba_dt_rank": 4, "num_experts_per_tok": 1}),
+    "llama4_text": Case("llama4_text_as_published"),
+    "mamba": Case("mamba", {"time_step_rank": 4}),
+    "minicpm3": Case("minicpm3", {"dim_model_base": 256, "scale_emb": 12}),
+    "mpt": Case("mpt", {"architectures": ["MPTForCausalLM"]}),
+    "mpt_clipped": Case("mpt_clipped", {"architectures": ["MPTForCausalLM"], "attn_config": _MPT_CLIPPED}),
+    "nemotron_h": Case("nemotron_h_no_experts", dict.fromkeys(_EXPERTS_OF_NEMOTRON, ...)),
+    "nemotron_h_experts": Case("nemotron_h_no_mlp"),
+    "phimoe": Case("phimoe", _PHI_MOE),
+    "sarvam_moe": Case("sarvam_moe", {"head_dim": 16, "score_function": "sigmoid"}, resized=_SMALL_HEADS_FUSED),
+    "llama_fused": Case("llama_biases", fused="attn_q"),
+    "qwen2_fused": Case("qwen2", fused="attn_q"),
+    "cohere2_moe_fused": Case("cohere2_moe", fused="ffn_gate_exps"),
 }
 
 
 def tensors_of(case: Case) -> Tensors:
     """Name -> values in the Hugging Face folder."""
     centred = case.model_type in tiny.ZERO_CENTRED
-    shapes = case.shapes()
-    return {name: tiny.weight(name, shape, zero_centred_norms=centred) for name, shape in shapes.items()}
+    values = {name: tiny.weight(name, shape, zero_centred_norms=centred) for name, shape in case.shapes().items()}
+    for name in values if case.signs else ():
+        if name.endswith("_proj.weight"):
+            values[name] = np.where(values[name] < 0, -1 / 16, 1 / 16).astype(np.float32)
+    return values
 
 
 def stored(case: Case, architecture: str) -> Tensors:
@@ -149,15 +212,16 @@ def stored(case: Case, architecture: str) -> Tensors:
     config, tensors = case.config(), tensors_of(case)
     for change in CHANGES.get(case.model_type, ()):
         tensors = change(tensors, config)
-    layers = config.get("num_hidden_layers", config.get("n_layer"))
-    number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    layers = max(int(match[1]) for name in tensors if (match := re.search(r"\.(\d+)\.", name))) + 1
+    named_as = NEWER.get(architecture, architecture)
+    number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == named_as)
     names = gguf.get_tensor_name_map(number, layers)
     found = {}
     for name, values in tensors.items():
         known = name if name.startswith("blk.") else names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert known is not None, name
         found[known] = values
-    return found
+    return fused(found, case.fused) if case.fused else found
 
 
 def write(path: Path, name: str, changes: Mapping[str, Any] | None = None) -> Path:
@@ -169,6 +233,8 @@ def write(path: Path, name: str, changes: Mapping[str, Any] | None = None) -> Pa
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in (golden["metadata"] | dict(changes or {})).items():
         _add(writer, f"{architecture}.{key}", value)
+    for key, value in golden.get("beside", {}).items():
+        _add(writer, key, value)
     for key, (value, kind) in tiny_gguf.tokenizer_metadata().items():
         writer.add_key_value(key, value, kind)
     for tensor, values in (tensors | factors(golden)).items():
@@ -188,11 +254,12 @@ def factors(golden: Mapping[str, Any]) -> Tensors:
 def digest(tensors: Mapping[str, NDArray[Any]]) -> str:
     """Return what tells one set of tensors from others, whatever their order.
 
-    Exponentials count with three digits: libraries differ in their last one.
+    What is computed counts with three digits: libraries differ in their last one.
     """
     state = hashlib.sha256()
     for name in sorted(tensors):
-        values = tensors[name].astype(np.float16) if name.endswith("ssm_a") else tensors[name]
+        computed = name.endswith(("ssm_a", "exp_probs_b.bias"))
+        values = tensors[name].astype(np.float16) if computed else tensors[name]
         state.update(f"{name} {values.shape} ".encode() + np.ascontiguousarray(values).tobytes())
     return state.hexdigest()[:16]
 
@@ -209,258 +276,3 @@ def _add(writer: Any, key: str, value: Any) -> None:
             writer.add_string(key, value)
         case _:
             writer.add_array(key, value)
-
-
-Change = Callable[[Tensors, Mapping[str, Any]], Tensors]
-
-
-def _paired(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """Halves of a head become its even and odd rows."""
-    heads = {"q_proj": config["num_attention_heads"]}
-    heads["k_proj"] = config.get("num_key_value_heads") or heads["q_proj"]
-    found = dict(tensors)
-    for name, values in tensors.items():
-        if (count := heads.get(name.split(".")[-2])) is not None:
-            found[name] = values.reshape(count, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
-    return found
-
-
-def _weights_paired(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    biases = {name: values for name, values in tensors.items() if name.endswith(".bias")}
-    return _paired(tensors, config) | biases
-
-
-def _one_more(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """Norms multiply by `1 + weight`."""
-    return {name: values + 1 if name.endswith("norm.weight") else values for name, values in tensors.items()}
-
-
-def _gemma4(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """Scales have names of their own."""
-    ends = {"layer_scalar": "layer_output_scale.weight", "router.scale": "ffn_gate_inp.scale"}
-    ends |= {"router.per_expert_scale": "ffn_down_exps.scale"}
-    found = {}
-    for name, values in tensors.items():
-        end = next((end for end in ends if name.endswith(end)), None)
-        is_stack = re.search(r"experts\.\w+$", name)
-        found[f"blk.{name.split('.')[2]}.{ends[end]}" if end else f"{name}.weight" if is_stack else name] = values
-    return found
-
-
-def _transposed(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    return {name: values.T if re.search(r"\.c_\w+\.weight", name) else values for name, values in tensors.items()}
-
-
-def _heads_apart(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """Queries of all groups first, then keys, then values."""
-    heads = config["num_attention_heads"]
-    groups = config.get("num_kv_heads") or heads
-    found = dict(tensors)
-    for name, values in tensors.items():
-        if "query_key_value" in name:
-            each = values.reshape(groups, heads // groups + 2, -1, *values.shape[1:])
-            parts = (each[:, :-2], each[:, -2:-1], each[:, -1:])
-            found[name] = np.concatenate([part.reshape(-1, *values.shape[1:]) for part in parts])
-    return found
-
-
-def _stacked(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """Experts, or norms of heads, that stand one by one become a stack."""
-    found: Tensors = {}
-    stacks: dict[str, list[NDArray[np.float32]]] = {}
-    for name, values in tensors.items():
-        if match := re.fullmatch(r"(.*\.)(?:experts|norms)\.(\d+)(\..*)", name):
-            stacks.setdefault(f"{match[1]}|{match[3]}", []).append(values)
-        else:
-            found[name] = values
-    for name, stack in stacks.items():
-        before, after = name.split("|")
-        if "block_sparse_moe" in before or "feed_forward" in before:
-            before = before.replace("model.", "").replace("block_sparse_moe", "feed_forward")
-        middle = before.rstrip(".") if "layernorm" in before else f"{before}experts"
-        found[f"{middle}{after}"] = np.stack(stack)
-    return found
-
-
-def _granite_experts(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    found: Tensors = {}
-    for name, values in tensors.items():
-        if "block_sparse_moe.input_linear" in name:
-            layer, half = name.split(".")[2], values.shape[1] // 2
-            found[f"blk.{layer}.ffn_gate_exps.weight"] = values[:, :half]
-            found[f"blk.{layer}.ffn_up_exps.weight"] = values[:, half:]
-        else:
-            found[name] = values
-    return found
-
-
-def _oss_experts(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """Gate and up stand in turn, transposed."""
-    found: Tensors = {}
-    for name, values in tensors.items():
-        if "experts." not in name:
-            found[f"{name}.weight" if "sinks" in name else name] = values
-            continue
-        is_bias, stem = name.endswith("_bias"), name.removesuffix("_bias")
-        rows, suffix = (values, ".bias") if is_bias else (values.swapaxes(1, 2), ".weight")
-        if stem.endswith("gate_up_proj"):
-            for start, part in enumerate(("gate_proj", "up_proj")):
-                found[stem.replace("gate_up_proj", part) + suffix] = rows[:, start::2]
-        else:
-            found[stem + suffix] = rows
-    return found
-
-
-def _renamed(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """What ends in `_bias` without being the bias of a matrix."""
-    ends = {"e_score_correction_bias": "e_score_correction.bias", "expert_bias": "expert_bias.bias"}
-    ends |= {"dt_bias": "dt_proj.bias"}
-    found = {}
-    for name, values in tensors.items():
-        for old, new in ends.items():
-            name = name.removesuffix(old) + new if name.endswith(f".{old}") else name
-        found[name] = values
-    return found
-
-
-def _latent_heads(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """Keys and values apart, as stacks of heads; those of keys transposed."""
-    found: Tensors = {}
-    for name, values in tensors.items():
-        if "kv_b_proj" in name:
-            heads = values.reshape(config["num_attention_heads"], -1, values.shape[1])
-            size = config["qk_nope_head_dim"]
-            found[name.replace("kv_b_proj", "k_b_proj")] = heads[:, :size].swapaxes(1, 2)
-            found[name.replace("kv_b_proj", "v_b_proj")] = heads[:, size:]
-        else:
-            found[name] = values
-    return found
-
-
-def _recurrent(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """Kernels of convolutions without their axis of one; `A` itself for its logarithm."""
-    found: Tensors = {}
-    for name, values in tensors.items():
-        if "conv" in name and values.ndim == 3:
-            values = values.squeeze(1)
-        found[name] = -np.exp(values) if name.endswith("A_log") else values
-    return found
-
-
-def _mamba(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """A column for each head, a row for each group."""
-    groups = config.get("n_groups", config.get("mamba_n_groups"))
-    found = dict(tensors)
-    for name, values in tensors.items():
-        if name.endswith((".A_log", ".D")):
-            found[name] = values[:, np.newaxis]
-        elif re.search(r"\.(mixer|mamba)\.norm\.weight", name):
-            found[name] = values.reshape(groups, -1)
-    return found
-
-
-def _delta(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    return _one_more_but(tensors, "linear_attn.norm.weight")
-
-
-def _tiled(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """Value heads by their places in a group, the first of each group first."""
-    keys, values = config["linear_num_key_heads"], config["linear_num_value_heads"]
-    first = 2 * keys * config["linear_key_head_dim"]
-
-    def reordered(array: NDArray[np.float32]) -> NDArray[np.float32]:
-        heads = array.reshape(keys, values // keys, -1, *array.shape[1:])
-        return heads.swapaxes(0, 1).reshape(array.shape)
-
-    found = dict(tensors)
-    for name, array in tensors.items():
-        module = name.partition("linear_attn.")[2]
-        if module.startswith(("in_proj_qkv", "conv1d")):
-            found[name] = np.concatenate([array[:first], reordered(array[first:])])
-        elif module.startswith("out_proj"):
-            found[name] = reordered(array.T).T
-        elif module and not module.startswith("norm"):
-            found[name] = reordered(array)
-    return found
-
-
-def _one_more_but(tensors: Tensors, end: str) -> Tensors:
-    return {
-        name: values + 1 if name.endswith("norm.weight") and not name.endswith(end) else values
-        for name, values in tensors.items()
-    }
-
-
-def _delta_apart(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """Queries, keys and values of all heads, and gates by themselves."""
-    heads, size = config["linear_num_key_heads"], config["linear_key_head_dim"]
-    found: Tensors = {}
-    for name, values in tensors.items():
-        if "in_proj_qkvz" in name:
-            layer, each = name.split(".")[2], values.reshape(heads, -1, values.shape[1])
-            values_size = (each.shape[1] - 2 * size) // 2
-            q, k, v, z = np.split(each, [size, 2 * size, 2 * size + values_size], axis=1)
-            qkv = [part.reshape(-1, values.shape[1]) for part in (q, k, v)]
-            found[f"blk.{layer}.attn_qkv.weight"] = np.concatenate(qkv)
-            found[f"blk.{layer}.attn_gate.weight"] = z.reshape(-1, values.shape[1])
-        else:
-            found[name] = values
-    return found
-
-
-def _shared_apart(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """Gate and up of the MLP that all tokens go to."""
-    found: Tensors = {}
-    for name, values in tensors.items():
-        if "shared_mlp.input_linear" in name:
-            layer, half = name.split(".")[2], len(values) // 2
-            found[f"blk.{layer}.ffn_gate_shexp.weight"] = values[:half]
-            found[f"blk.{layer}.ffn_up_shexp.weight"] = values[half:]
-        else:
-            found[name] = values
-    return found
-
-
-CHANGES: Mapping[str, tuple[Change, ...]] = {
-    "afmoe": (_stacked, _renamed),
-    "deepseek_v2": (_latent_heads, _stacked),
-    "deepseek_v3": (_latent_heads, _stacked, _renamed),
-    "ernie4_5_moe": (_stacked, _renamed),
-    "exaone_moe": (_stacked, _renamed),
-    "glm4_moe": (_stacked, _renamed),
-    "glm4_moe_lite": (_latent_heads, _stacked, _renamed),
-    "granitemoehybrid": (_paired, _shared_apart, _granite_experts, _renamed, _recurrent, _mamba),
-    "granitemoeshared": (_paired, _shared_apart, _granite_experts),
-    "lfm2": (_recurrent,),
-    "lfm2_moe": (_stacked, _renamed, _recurrent),
-    "mamba2": (_renamed, _recurrent, _mamba),
-    "minimax_m2": (_stacked, _renamed),
-    "qwen3_5_text": (_tiled, _renamed, _recurrent, _delta),
-    "qwen3_5_moe_text": (_tiled, _stacked, _renamed, _recurrent, _delta),
-    "qwen3_next": (_stacked, _renamed, _recurrent, _delta, _delta_apart),
-    "solar_open": (_stacked, _renamed),
-    "youtu": (_latent_heads,),
-    "llama": (_paired,),
-    "arcee": (_paired,),
-    "internlm3": (_paired,),
-    "ministral3": (_paired,),
-    "mistral": (_paired,),
-    "smollm3": (_paired,),
-    "granite": (_paired,),
-    "granitemoe": (_paired, _granite_experts),
-    "mixtral": (_paired, _stacked),
-    "olmo": (_weights_paired,),
-    "olmoe": (_stacked,),
-    "qwen2_moe": (_stacked,),
-    "qwen3_moe": (_stacked,),
-    "stablelm": (_stacked,),
-    "gemma": (_one_more,),
-    "gemma2": (_one_more,),
-    "gemma3_text": (_one_more,),
-    "gemma4_text": (_gemma4,),
-    "nemotron": (_one_more,),
-    "gpt_oss": (_oss_experts,),
-    "gpt2": (_transposed,),
-    "gpt_neox": (_heads_apart,),
-    "falcon": (_heads_apart,),
-}

@@ -312,7 +312,7 @@ class Selection(ModelSource):
     def tensor(self, name: str, *, copy: bool = False) -> Tensor:
         spec, pieces = self.spec(name), self._found.get(name)
         if pieces is None:
-            return Tensor(spec.kind, spec.shape, np.zeros(spec.shape, np.float32))
+            return Tensor(spec.kind, spec.shape, np.full(spec.shape, spec.number, np.float32))
         if pieces[0].whole and not pieces[1:]:
             whole = self._source.tensor(pieces[0].name, copy=copy)
             return whole if whole.shape == spec.shape else Tensor(spec.kind, spec.shape, whole.data.reshape(spec.shape))

@@ -1,7 +1,8 @@
 """How checkpoints of a family store what its program reads, where that is not one tensor each under the same name.
 
 A family names it in a few rows: `Fused`, several tensors in one (`qkv_proj`, experts in a stack), `Grouped`, several in
-one by turns, `Split`, one in equal parts, and `Joined`, one in others. The sizes follow from the program's own tensors.
+one by turns, `Split`, one in equal parts, `Joined`, one in others, and `Stated`, not at all. The sizes follow from the
+program's own tensors.
 `described` makes of the rows the pieces of each tensor; whoever reads a checkpoint reads those, and no format knows a
 family. Nothing is read here.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from types import MappingProxyType
@@ -40,6 +41,8 @@ class Fused:
         What follows `module` in the names of the checkpoint's tensors.
     pairs : str, optional
         The field of the config that says how many heads there are, where their rows stand in pairs, see `Piece`.
+    unpaired : tuple of str
+        Those of the parts whose rows do not stand in pairs, though those of the others do.
     decoder : str, optional
         How weights, not biases, are computed from what is stored, see `Piece`.
     either_way : bool
@@ -55,6 +58,7 @@ class Fused:
     weight: str = ".weight"
     bias: str = ".bias"
     pairs: str = ""
+    unpaired: tuple[str, ...] = ()
     decoder: str = ""
     either_way: bool = False
     flat: bool = False
@@ -86,8 +90,8 @@ class Fused:
                 either_way=self.either_way,
                 stacked=stacked,
             )
-            for spec, begin, end in zip(specs, begins, ends, strict=True):
-                yield spec.name, replace(whole, begin=begin, end=end)
+            for part, spec, begin, end in zip(self.parts, specs, begins, ends, strict=True):
+                yield spec.name, replace(whole, begin=begin, end=end, pairs=0 if part in self.unpaired else pairs)
 
 
 @dataclass(frozen=True)
@@ -205,12 +209,37 @@ class Named:
                 yield name, replace(piece, columns=self.columns)
 
 
-Stored = Fused | Grouped | Split | Joined | Named
+@dataclass(frozen=True)
+class Stated:
+    """A tensor of the program that no file stores, since what describes the model says its number for each layer.
+
+    Attributes
+    ----------
+    tensor : str
+        Its name in the program, as it ends.
+    numbers : tuple of float
+        One for each layer.
+    """
+
+    tensor: str
+    numbers: tuple[float, ...]
+
+    def pieces(self, tensors: Mapping[str, TensorSpec], config: DecoderConfig) -> Iterator[tuple[str, Piece]]:
+        """There are none."""
+        return iter(())
+
+    def number(self, name: str) -> float | None:
+        """Return the number that a tensor of some name consists of; None if it is another one."""
+        layer = re.search(r"\.(\d+)\.", name)
+        return self.numbers[int(layer[1])] if layer and name.endswith(f".{self.tensor}") else None
+
+
+Stored = Fused | Grouped | Split | Joined | Named | Stated
 
 
 def described(
     tensors: Mapping[str, TensorSpec],
-    rows: Iterable[Stored],
+    rows: Sequence[Stored],
     config: DecoderConfig,
     renamed: tuple[str, str] = ("", ""),
 ) -> Mapping[str, TensorSpec]:
@@ -228,7 +257,14 @@ def described(
                 piece = replace(piece, name=theirs + piece.name.removeprefix(ours))
             found.setdefault(name, []).append(piece)
         pieces = found | pieces
-    return MappingProxyType({name: replace(spec, pieces=tuple(pieces.get(name, ()))) for name, spec in tensors.items()})
+    stated = [row for row in rows if isinstance(row, Stated)]
+
+    def stored(name: str, spec: TensorSpec) -> TensorSpec:
+        number = next((number for row in stated if (number := row.number(name)) is not None), None)
+        spec = spec if number is None else replace(spec, optional=True, number=number)
+        return replace(spec, pieces=tuple(pieces.get(name, ())))
+
+    return MappingProxyType({name: stored(name, spec) for name, spec in tensors.items()})
 
 
 class _Ending(NamedTuple):

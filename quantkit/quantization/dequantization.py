@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.engine.binding import bind
-from quantkit.engine.opening import local_path
 from quantkit.errors import PackedModelError
 from quantkit.formats.output import UNPACKED_MANIFEST, WEIGHTS, as_json, check_output, output_folder, write_files
 from quantkit.formats.packed import CONFIG, SECTION, PackedModel
@@ -47,8 +46,8 @@ def dequantize(model: str | os.PathLike[str], output: str | os.PathLike[str], *,
 
     Parameters
     ----------
-    model : path or str
-        A packed folder, or the name of one on the hub.
+    model : path
+        A packed folder.
     output : path
         Folder to write. It appears when it is complete.
     force : bool
@@ -67,7 +66,7 @@ def dequantize(model: str | os.PathLike[str], output: str | os.PathLike[str], *,
     UnsupportedError, CheckpointError
         When its config.json is not that of a model which quantkit runs.
     """
-    packed = PackedModel(local_path(model))
+    packed = PackedModel(model)
     check_output(output, force=force, source=packed.path)
     dtype = _source_dtype(packed)
     stored = _stored(packed)

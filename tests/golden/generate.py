@@ -519,7 +519,31 @@ CASES = {
         },
         clamped=True,
     ),
+    "nemotron_h_no_experts": Case(
+        "nemotron_h", {"hybrid_override_pattern": "M*-M", "mamba_num_heads": 8, "num_hidden_layers": 4}
+    ),
+    "nemotron_h_no_mlp": Case(
+        "nemotron_h",
+        {
+            "hybrid_override_pattern": "M*EM",
+            "mamba_num_heads": 8,
+            "moe_latent_size": 32,
+            "n_group": 1,
+            "num_hidden_layers": 4,
+        },
+    ),
     "gemma3n_text": Case("gemma3n_text"),
+    "gemma3n_text_four_inputs": Case("gemma3n_text", {"altup_num_inputs": 4}),
+    "gemma3n_text_published_ranks": Case(
+        "gemma3n_text",
+        {
+            "altup_num_inputs": 4,
+            "hidden_size_per_layer_input": 256,
+            "intermediate_size": 160,
+            "laurel_rank": 64,
+            "num_kv_shared_layers": 0,
+        },
+    ),
     "gemma3n_text_defaults": Case(
         "gemma3n_text",
         {
@@ -665,6 +689,16 @@ CASES = {
         },
     ),
     "llama4_text": Case("llama4_text"),
+    "llama4_text_as_published": Case(
+        "llama4_text",
+        {
+            "attention_chunk_size": 8192,
+            "attn_scale": 0.1,
+            "floor_scale": 8192,
+            "no_rope_layer_interval": 4,
+            "num_hidden_layers": 4,
+        },
+    ),
     "llama4_text_other_layers": Case(
         "llama4_text",
         {

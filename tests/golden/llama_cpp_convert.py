@@ -15,14 +15,19 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+BESIDE = "xielu."
+"""How keys begin that are of one architecture, and do not begin with its name."""
+FIRST_NAMES = {"ffn_sub_norm": "ffn_layernorm", "attn_sub_norm": "inner_attn_ln"}
+"""BitNet's norms -> their names in its first models, which the converter knows."""
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
-def convert(model: Path, file: Path) -> None:
-    """Write a Hugging Face folder as a GGUF file, in F32."""
+def convert(model: Path, file: Path, *, unsaid: Collection[str] = (), fused: bool = False) -> None:
+    """Write a Hugging Face folder as a GGUF file, in F32, without fields that transformers adds to a config."""
     import gguf
     import torch
     from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
@@ -33,13 +38,20 @@ def convert(model: Path, file: Path) -> None:
         for key, (value, value_type) in tiny_gguf.tokenizer_metadata().items():
             self.gguf_writer.add_key_value(key, value, value_type)
 
+    def map_tensor_name(self: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        for ours, theirs in FIRST_NAMES.items():
+            name = name.replace(ours, theirs)
+        return found.map_tensor_name(self, name, *args, **kwargs)
+
     known = ModelBase.load_hparams(model, False) | json.loads((model / "config.json").read_text())
+    known = {name: value for name, value in known.items() if name not in unsaid}
     ModelBase.load_hparams = staticmethod(lambda folder, is_mistral_format: dict(known))
     found = get_model_class(get_model_architecture(known, ModelType.TEXT), mmproj=False)
     found = getattr(found, "Ministral3Model", found)  # which a Mistral3Model asks for everything
-    kind = type(found.__name__, (found,), {"model_arch": found.model_arch, "no_mtp": True, "set_vocab": set_vocab})
+    own = {"model_arch": found.model_arch, "no_mtp": True, "set_vocab": set_vocab, "map_tensor_name": map_tensor_name}
+    kind = type(found.__name__, (found,), own)
     with torch.inference_mode():
-        kind(model, gguf.LlamaFileType.ALL_F32, file).write()
+        kind(model, gguf.LlamaFileType.ALL_F32, file, fuse_qkv=fused, fuse_gate_up_exps=fused).write()
 
 
 def summary(file: Path) -> dict[str, Any]:
@@ -54,7 +66,9 @@ def summary(file: Path) -> dict[str, Any]:
     own = {key.removeprefix(prefix): field.contents() for key, field in reader.fields.items() if key.startswith(prefix)}
     tensors = {tensor.name: tensor.data for tensor in reader.tensors}
     factors = {name: tensors.pop(name).tolist() for name in FACTORS if name in tensors}
-    return {"architecture": architecture, "metadata": own, "factors": factors, "digest": digest(tensors)}
+    others = {key: field.contents() for key, field in reader.fields.items() if key.startswith(BESIDE)}
+    beside = {"beside": others} if others else {}
+    return {"architecture": architecture, "metadata": own, **beside, "factors": factors, "digest": digest(tensors)}
 
 
 def main(folder: str, files: str = "", output: str = "") -> None:
@@ -70,7 +84,8 @@ def main(folder: str, files: str = "", output: str = "") -> None:
             file = Path(files or scratch, f"{name}.gguf")
             ModelBase.load_hparams = load_hparams
             try:
-                convert(case.checkpoint(Path(scratch, name)), file)
+                unsaid = [field for field, value in case.overrides.items() if value is ...]
+                convert(case.checkpoint(Path(scratch, name)), file, unsaid=unsaid, fused=bool(case.fused))
                 found[name] = summary(file)
             except Exception as cause:
                 sys.stderr.write(f"{name}: {type(cause).__name__}: {cause}\n")

@@ -141,6 +141,11 @@ class DecoderConfig:
         return self.num_key_value_heads or self.num_attention_heads
 
     @property
+    def qkv_heads(self) -> int:
+        """Heads of queries, of keys and of values, all together."""
+        return self.num_attention_heads + 2 * self.kv_heads
+
+    @property
     def query_columns(self) -> int:
         """Columns of the queries, all heads together."""
         return self.num_attention_heads * self.head_size

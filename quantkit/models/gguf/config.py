@@ -81,7 +81,7 @@ def config_of(metadata: Metadata, dialect: Dialect, family: type[DecoderConfig])
             raise CheckpointError(f"its metadata gives {heads} heads and {kv_heads} key-value heads")
     config["vocab_size"] = metadata.tensor(EMBEDDING).shape[0]
     config["tie_word_embeddings"] = HEAD not in metadata.tensors
-    config |= {field: metadata.has(name) for field, name in dialect.present.items()}
+    config |= {field: _is_there(metadata, name) for field, name in dialect.present.items()}
     if not dialect.own_heads:
         config |= _heads(metadata, config, partial=family.default_rotary_part is not None)
     if not dialect.own_rope:
@@ -97,6 +97,11 @@ def layer_types(metadata: Metadata, layers: int, default: list[str]) -> list[str
     """Return which layers see a window, as the file says, or by `default`."""
     flags = metadata.flags("attention.sliding_window_pattern", layers)
     return default if flags is None else ["sliding_attention" if flag else "full_attention" for flag in flags]
+
+
+def _is_there(metadata: Metadata, name: str) -> bool:
+    """Whether a file has a tensor, that of queries perhaps in one with keys and values."""
+    return metadata.has(name) or metadata.has(name.replace("attn_q.", "attn_qkv."))
 
 
 def _value(metadata: Metadata, key: Key) -> Any:

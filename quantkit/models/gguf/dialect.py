@@ -2,7 +2,7 @@
 
 `Dialect` says which `model_type` an architecture is, which key is which field of its config, and which tensor of a
 block is which tensor of the program: `stored.py`'s words, since a GGUF file is one more way to store a program's
-tensors. `dense.py` and `mixtures.py` have the rows, `reading.py` reads by them.
+tensors. `tables/` has the rows, `reading.py` reads by them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from quantkit.models.gguf.metadata import Metadata
-from quantkit.models.stored import Fused, Stored
+from quantkit.models.stored import Fused, Named
 
 Names = dict[str, str | tuple[str, ...]]
 """Module in a GGUF file -> module of the program, or several whose rows stand below each other in it."""
 
-
 Fields = Callable[[Metadata, Mapping[str, Any]], Mapping[str, Any]]
 """Returns further fields of a config, from metadata and from the fields so far; `...` leaves one out."""
+
+
+Row = Fused | Named
 
 
 class Key(NamedTuple):
@@ -41,7 +43,7 @@ class Dialect(NamedTuple):
     ----------
     model_type : str
         Of `registry.FAMILIES`.
-    rows : tuple of Stored
+    rows : tuple of Row
         GGUF's tensors; a name stands behind `blk.N.`, or alone.
     fields : Mapping of str to Key
         Fields of the config beyond those that all architectures have.
@@ -49,6 +51,8 @@ class Dialect(NamedTuple):
         Field that says whether there is something, such as biases -> a tensor that is there if so.
     fixed : Mapping
         Fields that no file says.
+    stated : Mapping of str to str
+        Tensor of the program, as its name ends -> the whole key that has its number for each layer.
     more : Fields, optional
     blocks : str
         How the program calls its blocks.
@@ -59,10 +63,11 @@ class Dialect(NamedTuple):
     """
 
     model_type: str
-    rows: tuple[Stored, ...]
+    rows: tuple[Row, ...]
     fields: Mapping[str, Key] = MappingProxyType({})
     present: Mapping[str, str] = MappingProxyType({"attention_bias": "attn_q.bias", "mlp_bias": "ffn_up.bias"})
     fixed: Mapping[str, Any] = MappingProxyType({})
+    stated: Mapping[str, str] = MappingProxyType({})
     more: Fields | None = None
     blocks: str = "model.layers"
     own_heads: bool = False
@@ -70,7 +75,7 @@ class Dialect(NamedTuple):
     accepted: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
 
 
-def rows(names: Names, *, paired: bool = False, shifted: tuple[str, ...] = ()) -> tuple[Stored, ...]:
+def rows(names: Names, *, paired: bool = False, shifted: tuple[str, ...] = ()) -> tuple[Row, ...]:
     """Return the rows of an architecture.
 
     Parameters
@@ -81,13 +86,15 @@ def rows(names: Names, *, paired: bool = False, shifted: tuple[str, ...] = ()) -
     shifted : tuple of str
         Modules whose weights are stored with 1 added.
     """
-    pairs = {"attn_q": "num_attention_heads", "attn_k": "kv_heads"} if paired else {}
+    pairs = {"attn_q": "num_attention_heads", "attn_k": "kv_heads", "attn_qkv": "qkv_heads"} if paired else {}
+    tuples = {module: (parts,) if isinstance(parts, str) else parts for module, parts in names.items()}
     return tuple(
         Fused(
             module,
-            (parts,) if isinstance(parts, str) else parts,
+            parts,
             pairs=pairs.get(module, ""),
+            unpaired=parts[2:] if module == "attn_qkv" and paired else (),
             decoder="minus_one" if module in shifted else "",
         )
-        for module, parts in names.items()
+        for module, parts in tuples.items()
     )

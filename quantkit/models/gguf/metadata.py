@@ -96,6 +96,16 @@ class Metadata:
         numbers: list[int] = value.tolist()
         return numbers
 
+    def decimals(self, key: str, count: int) -> list[float] | None:
+        """Return a number for each of `count` layers, of a whole key, which may have one for all; None without it."""
+        if key not in self._values:
+            return None
+        value = np.atleast_1d(np.asarray(self._values[key]))
+        value = np.repeat(value, count) if value.shape == (1,) else value
+        if value.ndim != 1 or len(value) < count or value.dtype.kind != "f":
+            raise CheckpointError(f"its {key} is {shown(self._values[key])}, not a number for each of {count} layers")
+        return [shortest(number) for number in value[:count].tolist()]
+
     def numbers(self, name: str) -> list[float] | None:
         """Return the numbers of a small tensor; None where there is no such tensor."""
         spec = self.tensors.get(name)

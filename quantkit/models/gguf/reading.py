@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
-from quantkit.errors import UnsupportedError
+from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.config import shown
 from quantkit.models.config.fields import check_unused
 from quantkit.models.gguf.config import config_of
-from quantkit.models.gguf.dialect import Dialect
+from quantkit.models.gguf.dialect import Dialect, Row
 from quantkit.models.gguf.metadata import Metadata
 from quantkit.models.gguf.tables import DIALECTS
 from quantkit.models.registry import FAMILIES, Architecture
-from quantkit.models.stored import Fused, Named, Stored
+from quantkit.models.stored import Fused, Named, Stated
 from quantkit.tensor import TensorSpec
 
 BLOCK = "blk."
-_BESIDE_BLOCK = re.compile(r"(blk\.\d+\.)?(.*)\.(weight|bias)")
+_IN_BLOCK = re.compile(r"^blk\.\d+\.")
 
 
 def read(
@@ -55,7 +55,8 @@ def read(
     config = config_of(metadata, dialect, family.config)
     parsed = family.config.from_dict(config)
     check_unused(config, parsed)
-    family = family._replace(stored=_present(dialect.rows, tensors))
+    stated = _stated(dialect, metadata, parsed.num_hidden_layers)
+    family = family._replace(stored=(*_present(dialect.rows, tensors), *stated))
     return Architecture(parsed, family, config, renamed=(f"{dialect.blocks}.", BLOCK))
 
 
@@ -64,23 +65,26 @@ def _variant(dialects: Mapping[str, Dialect], metadata: Metadata) -> Dialect:
     return next(dialect for sign, dialect in dialects.items() if not sign or metadata.says(sign) or metadata.has(sign))
 
 
-def _present(rows: Iterable[Stored], tensors: Iterable[str]) -> tuple[Stored, ...]:
+def _stated(dialect: Dialect, metadata: Metadata, layers: int) -> Iterator[Stated]:
+    """Yield the tensors whose numbers are metadata."""
+    for tensor, key in dialect.stated.items():
+        if (numbers := metadata.decimals(key, layers)) is None:
+            raise CheckpointError(f"its metadata has no {key}")
+        yield Stated(tensor, tuple(numbers))
+
+
+def _present(rows: Iterable[Row], tensors: Iterable[str]) -> tuple[Row, ...]:
     """Leave out what the file stores in another way: separate where it could be fused, or the other way round."""
     rows = tuple(rows)
-    modules = {match[2] for name in tensors if (match := _BESIDE_BLOCK.fullmatch(name))}
-    there = {part for row in rows if _module(row) in modules for part in _parts(row)}
-    return tuple(row for row in rows if _module(row) in modules or there.isdisjoint(_parts(row)))
+    names = {_IN_BLOCK.sub("", name) for name in tensors}
+    used = [row for row in rows if not names.isdisjoint(_names(row))]
+    there = {part for row in used for part in _parts(row)}
+    return tuple(row for row in rows if row in used or there.isdisjoint(_parts(row)))
 
 
-def _module(row: Stored) -> str:
-    return row.stored.removesuffix(".weight") if isinstance(row, Named) else row.module
+def _names(row: Row) -> tuple[str, ...]:
+    return (row.stored,) if isinstance(row, Named) else (f"{row.module}.weight", f"{row.module}.bias")
 
 
-def _parts(row: Stored) -> tuple[str, ...]:
-    match row:
-        case Fused():
-            return row.parts
-        case Named():
-            return (row.tensor.removesuffix(".weight"),)
-        case _:
-            return (row.module,)
+def _parts(row: Row) -> tuple[str, ...]:
+    return row.parts if isinstance(row, Fused) else (row.tensor.removesuffix(".weight"),)

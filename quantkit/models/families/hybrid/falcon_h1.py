@@ -53,12 +53,13 @@ def forward(config: Config, ops: Recorder) -> None:
     scale = config.head_size**-0.5 * config.key_multiplier
     attention = Attention(ops, config, scale, qkv_bias=bias, output_bias=bias)
     place: Literal["before", "after"] = "before" if config.mamba_norm_before_gate else "after"
+    factors = _factors("ssm_multipliers", config.ssm_multipliers, 5)
     mamba = Mamba2(
         ops,
         config,
         norm=place if config.mamba_rms_norm else "none",
         output_bias=config.projectors_bias,
-        multipliers=_factors("ssm_multipliers", config.ssm_multipliers, 5),
+        multipliers=() if set(factors) == {1.0} else factors,
     )
     angles = rotation(ops, config, parameters_of(config))
     h = ops.scale(embed(ops, config), config.embedding_multiplier)

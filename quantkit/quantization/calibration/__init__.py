@@ -1,1 +1,0 @@
-"""Calibration: packing weights by what they do to known inputs, a model's own on some text."""

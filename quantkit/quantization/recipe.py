@@ -1,0 +1,150 @@
+"""The choice: which tensor becomes which kind, and why.
+
+A recipe maps the role of a tensor in the model to a kind; overrides, regular expressions over names, come after it.
+`recipe_file.py` reads recipes from files. How codes are found is `encode.py`'s affair. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from quantkit.errors import OptionError
+from quantkit.tensor import Role, TensorSpec
+from quantkit_kernels.blocks import KINDS
+
+
+class Choice(NamedTuple):
+    """What a tensor becomes: a kind, and the reason why it is that one."""
+
+    kind: str
+    reason: str
+
+
+_ALWAYS: Mapping[Role, Choice] = {
+    "embedding": Choice("int8", "embedding: a token reads one row of it, and often the head is the same table"),
+    "head": Choice("int8", "head: every token's logits come from it, and it costs little"),
+    "positions": Choice("f16", "learned positions: a token reads a single row of them"),
+    "router": Choice("f32", "router: it is small, and a token that goes to another expert is another text"),
+    "norm": Choice("f32", "norm: it weighs nothing"),
+    "bias": Choice("f32", "bias: it weighs nothing"),
+    "channels": Choice("f32", "numbers of single channels: they weigh nothing"),
+}
+RECIPES: Mapping[str, Mapping[Role, Choice]] = MappingProxyType(
+    {
+        kind: {
+            "linear": Choice(kind, f"linear layer: {kind} is asked for"),
+            "expert": Choice(kind, f"expert: {kind} is asked for"),
+            **_ALWAYS,
+        }
+        for kind in ("int4", "int8")
+    }
+)
+"""What is asked for -> role -> kind and reason."""
+
+
+class Override(NamedTuple):
+    """A kind for the matrices in whose name a regular expression is found.
+
+    `origin` says in messages where it stands: an option, or a file and its key.
+    """
+
+    pattern: str
+    kind: str
+    origin: str = "override"
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with it, whatever the model."""
+        if self.kind not in KINDS:
+            return f"{self.kind!r} is not one of {', '.join(KINDS)}"
+        try:
+            re.compile(self.pattern)
+        except re.error as cause:
+            return f"{self.pattern!r} is no regular expression: {cause}"
+        return None
+
+    def error(self, fault: str) -> OptionError:
+        """Return the error that names the override and what is wrong with it."""
+        return OptionError(f"{self.origin} {self.pattern}={self.kind}: {fault}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the kind of each tensor.
+
+    Parameters
+    ----------
+    quantize : {"int4", "int8"}
+        Kind of the linear layers. Embedding and head become int8, routers, norms and biases f32.
+    overrides : tuple of (regular expression, kind)
+        Matrices in whose name the expression is found become that kind; the last match decides. Norms, biases and short
+        convolutions stay.
+
+    Raises
+    ------
+    OptionError
+        For an unknown kind or a bad expression.
+    """
+
+    quantize: str = "int4"
+    overrides: tuple[Override, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.quantize not in RECIPES:
+            raise OptionError(f"quantize: {self.quantize!r} is not one of {', '.join(RECIPES)}")
+        object.__setattr__(self, "overrides", tuple(Override(*override) for override in self.overrides))
+        for override in self.overrides:
+            if override.fault:
+                raise override.error(override.fault)
+
+    def with_overrides(self, overrides: Sequence[tuple[str, str]]) -> Recipe:
+        """Return the recipe with further overrides behind its own, which therefore win."""
+        return Recipe(self.quantize, (*self.overrides, *(Override(*override) for override in overrides)))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What quantkit.json says of it, and what a file would say that holds it."""
+        return {"quantize": self.quantize, "overrides": [[pattern, kind] for pattern, kind, _ in self.overrides]}
+
+
+def choose(tensors: Mapping[str, TensorSpec], recipe: Recipe) -> dict[str, Choice]:
+    """Return name -> kind and reason for each of a model's tensors.
+
+    Parameters
+    ----------
+    tensors : mapping of str to TensorSpec
+        The tensors that the model reads, by name.
+    recipe : Recipe
+
+    Raises
+    ------
+    OptionError
+        For an override that finds no matrix, or that packs some experts of a layer and leaves others.
+    """
+    chosen = {name: RECIPES[recipe.quantize][spec.role] for name, spec in tensors.items()}
+    for override in recipe.overrides:
+        expression = re.compile(override.pattern)
+        found = [name for name, spec in tensors.items() if not spec.is_vector and expression.search(name)]
+        if not found:
+            raise override.error(
+                f"{override.pattern!r} is found in the name of no matrix, "
+                f"such as {next(iter(tensors))!r} (norms, biases and short convolutions stay f32)"
+            )
+        chosen |= dict.fromkeys(found, Choice(override.kind, f"override {override.pattern}={override.kind}"))
+    _check_experts(tensors, chosen)
+    return chosen
+
+
+def _check_experts(tensors: Mapping[str, TensorSpec], chosen: Mapping[str, Choice]) -> None:
+    """Raise `OptionError` where only some experts of a layer would be packed."""
+    packed: dict[str, bool] = {}
+    for name, spec in tensors.items():
+        if spec.role == "expert":
+            alike = re.sub(r"\bexperts\.\d+\b", "experts", name)
+            is_packed = bool(KINDS[chosen[name].kind].block_bytes)
+            if packed.setdefault(alike, is_packed) != is_packed:
+                raise OptionError(f"override: {name!r} is packed or not, unlike the other experts of its layer")
