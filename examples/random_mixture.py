@@ -24,7 +24,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.formats.packed import write_packed
+from quantkit.formats.packed import Contents, write_packed
 from quantkit.models.registry import read
 from quantkit.quantization.encode import quantize
 from quantkit.quantization.recipe import Recipe, choose
@@ -91,7 +91,7 @@ def write_int4(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Te
         return quantize(Tensor("f32", shape, numbers(shape, role, variant)), kind)
 
     turns = itertools.cycle(range(VARIANTS))
-    with write_packed(folder, config, specs, {}, {}) as writer:
+    with write_packed(folder, Contents(config, specs, {}, {})) as writer:
         for name, spec in specs.items():
             writer.add(name, *packed(spec.shape, spec.role, spec.kind, next(turns)))
 

@@ -33,14 +33,16 @@ if TYPE_CHECKING:
     from quantkit.generation.stream import stream_generate as stream_generate
     from quantkit.generation.text.tokenizer import Tokenizer as Tokenizer
     from quantkit.quantization.conversion import convert as convert
+    from quantkit.quantization.conversion import convert_all as convert_all
     from quantkit.quantization.dequantization import dequantize as dequantize
     from quantkit.quantization.recipe import Recipe as Recipe
-    from quantkit.quantization.recipe_file import read_recipe as read_recipe
+    from quantkit.quantization.recipe.file import read_recipe as read_recipe
 
 _MODULES = {
     "convert": "quantization.conversion",
+    "convert_all": "quantization.conversion",
     "dequantize": "quantization.dequantization",
-    "read_recipe": "quantization.recipe_file",
+    "read_recipe": "quantization.recipe.file",
     "Recipe": "quantization.recipe",
     "Model": "engine.model",
     "CheckpointError": "errors",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,14 @@ import tiny
 from quantkit import formats
 from quantkit.formats.packed import PackedModel
 from quantkit.quantization.conversion import convert
-from stored_parts import Stored
-
-Encode = Callable[[str, NDArray[np.float32]], tuple[Stored, NDArray[np.float32]]]
-"""The parts of a linear layer's weight, by what follows the module's name, and the numbers that they stand for."""
+from scheme_writers import Encode
 
 SHAPES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_key_value_heads": 4}
 
 
-def checkpoints(folder: Path, encode: Encode, field: str, config: Mapping[str, Any]) -> tuple[Path, Path]:
+def checkpoints(
+    folder: Path, encode: Encode, config: Mapping[str, Any], field: str = "quantization_config"
+) -> tuple[Path, Path]:
     """Write a Llama with its linear layers quantized, and decoded; returns both folders."""
     plain, quantized = folder / "plain", folder / "quantized"
     tiny.checkpoint(plain, "llama", tensors={}, **SHAPES)

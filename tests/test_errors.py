@@ -29,6 +29,12 @@ def test_a_notice_is_logged_and_collected_once(caplog: pytest.LogCaptureFixture)
     assert [record.message for record in caplog.records] == ["nobody collects", "a 100 % copy", "a 100 % copy"]
 
 
+def test_notices_that_somebody_else_says_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with collecting_notices(silent=True) as found:
+        notice(logger, "said elsewhere")
+    assert (found, caplog.records) == (["said elsewhere"], [])
+
+
 def test_threads_collect_their_own() -> None:
     with collecting_notices() as found:
         thread = threading.Thread(target=notice, args=(logger, "another model's"))

@@ -48,6 +48,11 @@ def path(value: str) -> Path:
     return Path(os.path.expanduser(value))
 
 
+def model_name(value: str) -> str:
+    """Type of arguments that name a model: a path, where `~` is the home folder, or a name on the hub."""
+    return os.path.expanduser(value) if value else str(path(value))
+
+
 def text(value: str) -> str:
     """Type of arguments that are texts: bytes that the locale cannot decode, surrogates in Python, are UTF-8."""
     if not any("\ud800" <= char <= "\udfff" for char in value):
@@ -58,8 +63,9 @@ def text(value: str) -> str:
         raise click.BadParameter(str(error)) from None
 
 
-model_argument = click.argument("model", type=path)
-"""A packed folder, a downloaded checkpoint folder, or a GGUF file; whether it exists is the library's to say."""
+model_argument = click.argument("model", type=model_name)
+"""A packed folder, a downloaded checkpoint folder, a GGUF file, or a name on the hub; whether it exists is for
+the library to say."""
 
 threads_option = click.option(
     "-t", "--threads", type=click.IntRange(min=1), help="Worker threads  [default: the physical cores allowed]"
@@ -93,6 +99,7 @@ def plot_option(text: str) -> Callable[[Callable[..., None]], Callable[..., None
     )
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 output_option = click.option("-o", "--output", type=path, required=True, metavar="DIR", help="Folder to write.")
 force_option = click.option("--force", is_flag=True, help="Replace DIR if it exists.")
 

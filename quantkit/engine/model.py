@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Batch
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,6 @@ from quantkit.engine.lowering import LINE_FLOATS, Addresses, Plan, Weight, plan
 from quantkit.engine.sequence_state import StatePool
 from quantkit.engine.workers import WorkerPool
 from quantkit.errors import GenerationError, OptionError
-from quantkit.formats.source import ModelSource
 from quantkit.models.program import Program, Value
 from quantkit.tensor import Tensor
 from quantkit_kernels.attention.operands import SPAN_TOKENS, scratch_bytes
@@ -41,6 +40,17 @@ _SATURATED = (
     "the KV cache: some keys or values are beyond the range of f16, and stored as its largest number; "
     "a cache of int8 holds them (--kv-bits 8, or kv_dtype='int8')"
 )
+
+
+class Weights(Protocol):
+    """What a model asks of the source of its weights; a `ModelSource` has it, and more."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What `config.json` says."""
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a tensor, packed or not; its memory lives as long as the tensor does."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class Model:
     ----------
     program : Program
         Its recorded forward pass.
-    source : ModelSource
+    source : Weights
         Where the tensors come from, packed or not; kept open as long as the model lives.
     context_length : int
         Tokens that a sequence may hold.
@@ -73,7 +83,7 @@ class Model:
     """
 
     def __init__(
-        self, program: Program, source: ModelSource, *, context_length: int, threads: int, kv_kind: str = "f16"
+        self, program: Program, source: Weights, *, context_length: int, threads: int, kv_kind: str = "f16"
     ) -> None:
         if threads < 1:
             raise OptionError(f"threads: {threads} is not a positive number")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,22 +57,31 @@ def draw(path: Path, title: str, measurements: Sequence[Measurement], costs: Cos
     OptionError
         When matplotlib is missing, or the file cannot be written.
     """
-    require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels: list[Callable[[Any, Sequence[Measurement], Costs], None]] = []
+    panels: list[Callable[[Axes, Sequence[Measurement], Costs], None]] = []
     if len({found.test.n_depth for found in measurements}) > 1:
         panels.append(_over_depth)
     if len({found.test.n_parallel for found in measurements if found.test.n_gen}) > 1:
         panels.append(_over_batch)
     panels = panels or [_over_intensity]
+
+    def of_these(panel: Callable[[Axes, Sequence[Measurement], Costs], None]) -> Callable[[Axes], None]:
+        return lambda axes: panel(axes, measurements, costs)
+
+    draw_panels(path, _title(title, measurements), [of_these(panel) for panel in panels])
+
+
+def draw_panels(path: Path, title: str, panels: Sequence[Callable[[Axes], None]]) -> None:
+    """Draw panels side by side into a file, each by a function of its axes; raises as `draw`."""
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(1.2 + 6.2 * len(panels), 5.2), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     for axes, panel in zip(np.ravel(figure.subplots(1, len(panels))), panels, strict=True):
-        panel(axes, measurements, costs)
+        panel(axes)
         _finish(axes)
-    figure.suptitle(_title(title, measurements), fontsize=11, parse_math=False)
+    figure.suptitle(title, fontsize=11, parse_math=False)
     try:
         figure.savefig(path, dpi=160)
     except OSError as cause:
@@ -119,7 +128,7 @@ def _curves(
     for found in measurements:
         groups.setdefault((replace(found.test, **{field: 1}), found.threads), []).append(found)
     several_threads = len({threads for _, threads in groups}) > 1
-    for colour, ((test, threads), group) in zip(_colours(), groups.items(), strict=False):
+    for colour, ((test, threads), group) in zip(colours(), groups.items(), strict=False):
         group.sort(key=lambda found: getattr(found.test, field))
         label = _label(test, field) + (f", {threads} threads" if several_threads else "")
         x = [getattr(found.test, field) for found in group]
@@ -146,7 +155,7 @@ def _over_intensity(axes: Axes, measurements: Sequence[Measurement], costs: Cost
     """Each test below the roofline of its number of threads."""
     threads = sorted({found.threads for found in measurements})
     intensities = [found.cost.macs / found.cost.nbytes for found in measurements]
-    for colour, count in zip(_colours(), threads, strict=False):
+    for colour, count in zip(colours(), threads, strict=False):
         group = [found for found in measurements if found.threads == count]
         ceilings = _ceilings(group)
         ridge = ceilings.int8 / ceilings.read
@@ -172,7 +181,8 @@ def _over_intensity(axes: Axes, measurements: Sequence[Measurement], costs: Cost
     axes.set_ylabel("GMAC/s")
 
 
-def _colours() -> Sequence[str]:
+def colours() -> Sequence[str]:
+    """Return a colour for each of some curves; after a few they begin anew."""
     return PALETTE * 4
 
 

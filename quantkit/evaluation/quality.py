@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quantkit.evaluation import estimates
-from quantkit.evaluation.estimates import Divergence, Estimate
+from quantkit.evaluation.estimates import Divergence, Estimate, Values
 from quantkit.evaluation.scores import Pair, Scores, score
 
 if TYPE_CHECKING:
@@ -85,41 +85,25 @@ def perplexity(
     ----------
     llama.cpp, `tools/perplexity`: log-likelihoods, standard errors and the statistics of `--kl-divergence`.
     """
-    return compare([model], tokens, context, chunks, bos_token_id=bos_token_id, reference=reference, progress=progress)[
-        0
+    models, pairs = ([model], []) if reference is None else ([reference, model], [Pair(0, 1)])
+    scores = score(models, pairs, tokens, context, chunks, bos_token_id=bos_token_id, progress=progress)
+    return evaluations(scores)[0]
+
+
+def evaluations(scores: Scores) -> list[Evaluation]:
+    """Return the figures of each pair's model, or of each model where there are no pairs."""
+    if not scores.pairs:
+        return [_evaluation(scores, losses) for losses in scores.losses]
+    return [
+        _evaluation(scores, scores.losses[pair.model], _divergence(scores, pair, kl))
+        for pair, kl in zip(scores.pairs, scores.kl, strict=True)
     ]
 
 
-def compare(
-    models: Sequence[Model],
-    tokens: Sequence[int],
-    context: int = 512,
-    chunks: int | None = None,
-    *,
-    bos_token_id: int | None = None,
-    reference: Model | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
-) -> list[Evaluation]:
-    """Measure several models as `perplexity` does; they take turns with each window, the reference reads it once.
-
-    `progress` is told the perplexity of the last model.
-    """
-    first = 0 if reference is None else 1
-    everyone = [*models] if reference is None else [reference, *models]
-    pairs = [Pair(0, place) for place in range(1, len(everyone))] if first else []
-    scores = score(everyone, pairs, tokens, context, chunks, bos_token_id=bos_token_id, progress=progress)
-    found = [divergence(scores, number) for number in range(len(pairs))]
-    return [evaluation(scores, place, *found[place - first :][:1]) for place in range(first, len(everyone))]
+def _evaluation(scores: Scores, losses: Values, divergence: Divergence | None = None) -> Evaluation:
+    return Evaluation(estimates.perplexity(losses), losses.size, scores.windows, scores.context, divergence)
 
 
-def evaluation(scores: Scores, model: int, found: Divergence | None = None) -> Evaluation:
-    """Return the figures of the model of some place, and its divergence if that was found."""
-    losses = scores.losses[model]
-    return Evaluation(estimates.perplexity(losses), losses.size, scores.windows, scores.context, found)
-
-
-def divergence(scores: Scores, number: int) -> Divergence:
-    """Return the figures of the pair of some number."""
-    reference, model = scores.pairs[number]
-    same_top = (scores.tops[model] == scores.tops[reference]).astype(np.float64)
-    return Divergence.of(scores.losses[model], scores.losses[reference], scores.kl[number], same_top)
+def _divergence(scores: Scores, pair: Pair, kl: Values) -> Divergence:
+    same_top = (scores.tops[pair.model] == scores.tops[pair.reference]).astype(np.float64)
+    return Divergence.of(scores.losses[pair.model], scores.losses[pair.reference], kl, same_top)

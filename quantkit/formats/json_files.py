@@ -33,7 +33,8 @@ def read_file(file: Path, error: type[QuantkitError] = CheckpointError) -> bytes
     descriptor = open_regular(file, error)
     try:
         with open(descriptor, "rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
+            size = os.fstat(descriptor).st_size  # a buffer of as many bytes is allocated
+            content = stream.read(min(size, MAX_BYTES) + 1)
     except OSError as cause:
         raise error(f"{file}: cannot be read: {cause.strerror or cause}") from cause
     if len(content) > MAX_BYTES:

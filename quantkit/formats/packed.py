@@ -1,10 +1,11 @@
 """The file: a packed model folder, written atomically, checked when opened.
 
 A folder looks like the checkpoint that it came from: config.json (the original, plus a section `quantization` that
-names each tensor's kind and true shape), model.safetensors, the tokenizer's files, and quantkit.json: format version,
-source, options, each tensor's relative error, checksums. In model.safetensors a packed matrix `X.weight` is `X.weight`
-U8 `[tiles, groups, block bytes]` and `X.row_scales` F32 `[tiles, 2 or 1, 8]`; plain tensors are as in any checkpoint.
-All begin on multiples of 64 bytes; where that takes filling, tensors `padding.N` hold zeros.
+names each tensor's kind and true shape), model.safetensors, the tokenizer's files, README.md, and quantkit.json: format
+version, source, options, each tensor's relative error, checksums, and blanks up to a size that is known beforehand. In
+model.safetensors a packed matrix `X.weight` is `X.weight` U8 `[tiles, groups, block bytes]` and `X.row_scales` F32
+`[tiles, 2 or 1, 8]`; plain tensors are as in any checkpoint. All begin on multiples of 64 bytes; where that takes
+filling, tensors `padding.N` hold zeros.
 
 What the bytes of a block mean is specified in `quantkit_kernels.blocks`, how folders and safetensors are written in
 `output.py` and `safetensors/writer.py`. No model is known here, and nothing is computed.
@@ -15,8 +16,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import PackedModelError
-from quantkit.formats.journal import JOURNAL, Journal
 from quantkit.formats.json_files import read_file, read_object
+from quantkit.formats.output import CARD, WEIGHTS, as_json, output_folder, write_files
 from quantkit.formats.output import PACKED_MANIFEST as MANIFEST
-from quantkit.formats.output import WEIGHTS, as_json, output_folder, write_files
+from quantkit.formats.output.journal import JOURNAL, Journal
 from quantkit.formats.safetensors.file import SafetensorsFile
 from quantkit.formats.safetensors.writer import PADDING, SafetensorsWriter, as_bytes
 from quantkit.formats.source import ModelSource
@@ -38,6 +41,9 @@ FORMAT_VERSION = 1
 CONFIG = "config.json"
 SECTION = "quantization"
 """Where config.json lists the tensors."""
+_SHA256 = "0" * 64
+_LONGEST = 1.2345678901234567e-300
+"""No number is longer in JSON."""
 
 
 def entries_of(spec: TensorSpec) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -57,16 +63,72 @@ def is_packed(path: str | os.PathLike[str]) -> bool:
     return (Path(os.path.expanduser(path)) / MANIFEST).is_file()
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a packed folder is made of, known before a tensor is packed.
+
+    Attributes
+    ----------
+    config : Mapping
+        config.json of the source.
+    specs : Mapping of name to TensorSpec
+        The tensors to come, in the order of the file.
+    files : Mapping of name to bytes or Path
+        Copied as they are.
+    about : Mapping
+        What quantkit.json shall say besides (source, options).
+    card : callable, optional
+        Makes README.md from each tensor's relative error, on which its length does not depend.
+    """
+
+    config: Mapping[str, Any]
+    specs: Mapping[str, TensorSpec]
+    files: Mapping[str, bytes | Path]
+    about: Mapping[str, Any]
+    card: Callable[[Mapping[str, float]], bytes] | None = None
+
+    @cached_property
+    def small_files(self) -> Mapping[str, bytes | Path]:
+        """All files but README.md, model.safetensors and quantkit.json."""
+        tensors = {name: {"kind": spec.kind, "shape": spec.shape} for name, spec in self.specs.items()}
+        section = {"quant_method": "quantkit", "format_version": FORMAT_VERSION, "tensors": tensors}
+        return {CONFIG: as_json({**self.config, SECTION: section}), **self.files}
+
+    def weights(self, file: Path) -> SafetensorsWriter:
+        """Return the writer of model.safetensors."""
+        entries = {key: entry for spec in self.specs.values() for key, entry in entries_of(spec).items()}
+        return SafetensorsWriter(file, entries, {"format": "pt"})
+
+    def late_files(self, errors: Mapping[str, float]) -> dict[str, bytes | Path]:
+        """Return README.md, which is written when the tensors are."""
+        return {CARD: self.card(errors)} if self.card else {}
+
+    def manifest(self, header_sha256: str, files: Mapping[str, str], tensors: Mapping[str, Any]) -> bytes:
+        """Return quantkit.json, as long as with the longest numbers."""
+        longest = {name: {"relative_error": _LONGEST, "sha256": _SHA256} for name in self.specs}
+        length = len(self._manifest(header_sha256, files, longest))
+        return self._manifest(header_sha256, files, tensors).removesuffix(b"\n").ljust(length - 1) + b"\n"
+
+    def _manifest(self, header_sha256: str, files: Mapping[str, str], tensors: Mapping[str, Any]) -> bytes:
+        from importlib.metadata import version  # slow to import, and readers do without
+
+        first = {"format_version": FORMAT_VERSION, "quantkit_version": version("quantkit"), **self.about}
+        return as_json({**first, "header_sha256": header_sha256, "files": files, "tensors": tensors})
+
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of each file, by its name."""
+        late = self.late_files(dict.fromkeys(self.specs, 0.0))
+        sizes = {
+            name: len(content) if isinstance(content, bytes) else content.stat().st_size
+            for name, content in {**self.small_files, **late}.items()
+        }
+        manifest = self.manifest(_SHA256, dict.fromkeys(sizes, _SHA256), {})
+        return {**sizes, WEIGHTS: self.weights(Path(WEIGHTS)).size, MANIFEST: len(manifest)}
+
+
 @contextmanager
 def write_packed(
-    path: str | os.PathLike[str],
-    config: Mapping[str, Any],
-    specs: Mapping[str, TensorSpec],
-    files: Mapping[str, bytes | Path],
-    about: Mapping[str, Any],
-    *,
-    force: bool = False,
-    key: str = "",
+    path: str | os.PathLike[str], contents: Contents, *, force: bool = False, key: str = ""
 ) -> Iterator[PackedWriter]:
     """Write a packed folder: it appears when the block ends and every tensor was added; an exception leaves nothing.
 
@@ -76,14 +138,8 @@ def write_packed(
     ----------
     path : path
         Folder to write.
-    config : mapping
-        config.json of the source.
-    specs : mapping of name to TensorSpec
-        The tensors to come, in the order of the file: its header is written first, the data streamed behind it.
-    files : mapping of name to bytes or Path
-        Copied as they are.
-    about : mapping
-        What quantkit.json shall say besides (source, options).
+    contents : Contents
+        The header of the weights is written first, the data streamed behind it.
     force : bool
         Replace a folder that quantkit wrote, see `output.output_folder`.
     key : str
@@ -94,30 +150,19 @@ def write_packed(
     PackedModelError
         When the folder cannot be written: permission, full disk, something else of that name.
     """
-    from importlib.metadata import version  # slow to import, and readers do without
-
-    tensors = {name: {"kind": spec.kind, "shape": spec.shape} for name, spec in specs.items()}
-    section = {"quant_method": "quantkit", "format_version": FORMAT_VERSION, "tensors": tensors}
-    contents: dict[str, bytes | Path] = {CONFIG: as_json({**config, SECTION: section}), **files}
-    entries = {key: entry for spec in specs.values() for key, entry in entries_of(spec).items()}
     with output_folder(path, force=force, key=key) as folder:
         journal = Journal(folder, key)
         for file in folder.iterdir():
             if file.name not in (JOURNAL, WEIGHTS):
                 file.unlink()
-        digests = write_files(folder, contents)
-        with SafetensorsWriter(folder / WEIGHTS, entries, {"format": "pt"}) as weights:
-            writer = PackedWriter(weights, journal, specs)
+        digests = write_files(folder, contents.small_files)
+        with contents.weights(folder / WEIGHTS) as weights:
+            writer = PackedWriter(weights, journal, contents.specs)
             yield writer
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "quantkit_version": version("quantkit"),
-            **about,
-            "header_sha256": hashlib.sha256(SafetensorsFile(folder / WEIGHTS).raw_header()).hexdigest(),
-            "files": digests,
-            "tensors": writer.tensors,
-        }
-        (folder / MANIFEST).write_bytes(as_json(manifest))
+        errors = {name: entry.get("relative_error", 0.0) for name, entry in writer.tensors.items()}
+        digests |= write_files(folder, contents.late_files(errors))
+        header_sha256 = hashlib.sha256(SafetensorsFile(folder / WEIGHTS).raw_header()).hexdigest()
+        (folder / MANIFEST).write_bytes(contents.manifest(header_sha256, digests, writer.tensors))
 
 
 class PackedWriter:
@@ -215,7 +260,7 @@ class PackedModel(ModelSource):
 
     @property
     def files(self) -> Mapping[str, Path]:
-        names = (name for name in self.manifest["files"] if name != CONFIG)
+        names = (name for name in self.manifest["files"] if name not in (CONFIG, CARD))
         return {name: self.path / name for name in names if (self.path / name).exists()}
 
     @property

@@ -13,7 +13,9 @@ from quantkit import formats
 from quantkit.engine.binding import bind
 from quantkit.engine.machine import usable_cores
 from quantkit.engine.model import Model
+from quantkit.engine.opening import local_path, open_model
 from quantkit.formats import ModelSource
+from quantkit.formats.hub import shown_name
 from quantkit.generation.options import is_whole, require
 from quantkit.generation.text.tokenizer import Tokenizer
 from quantkit.models.wrappers import text_config
@@ -30,8 +32,9 @@ def load_model(
 
     Parameters
     ----------
-    path : path
-        A packed folder, a Hugging Face checkpoint folder or a GGUF file.
+    path : path or str
+        A packed folder, a Hugging Face checkpoint folder or a GGUF file; or a name on the hub (extra `hub`):
+        `ORG/NAME`, `ORG/NAME@REVISION`, `ORG/NAME:FILE.gguf`, which is downloaded into the hub's cache.
     threads : int, optional
         Default: the physical cores that this process may use.
     context : int, optional
@@ -48,7 +51,7 @@ def load_model(
         The folder is damaged, incomplete or of a kind that quantkit does not run; the message names file and cause.
     """
     _check_threads(threads)
-    return _model(formats.open(path), threads, context, kv_dtype)
+    return model_of(open_model(path), threads=threads, context=context, kv_dtype=kv_dtype)
 
 
 def load(
@@ -56,9 +59,9 @@ def load(
 ) -> tuple[Model, Tokenizer]:
     """Open a model folder (or GGUF file) with its tokenizer; options and errors as `load_model`."""
     _check_threads(threads)
-    source = formats.open(path)
+    source = open_model(path)
     tokenizer = _tokenizer(source)
-    return _model(source, threads, context, kv_dtype), tokenizer
+    return model_of(source, threads=threads, context=context, kv_dtype=kv_dtype), tokenizer
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
@@ -66,16 +69,18 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
     Parameters
     ----------
-    path : path
+    path : path or str
         A model folder, packed or not; a GGUF file, of any architecture and with or without tensors; or a vocabulary:
-        `tokenizer.json`, `tokenizer.model`, `tekken.json` or `qwen.tiktoken`, under any name.
+        `tokenizer.json`, `tokenizer.model`, `tekken.json` or `qwen.tiktoken`, under any name. Or a name on the hub, as
+        of `load_model`, of which no weights are downloaded.
 
     Raises
     ------
     QuantkitError
         The tokenizer is missing, damaged, or of a kind that quantkit does not read; the message names file and cause.
     """
-    if os.path.isdir(os.path.expanduser(path)):
+    path = local_path(path, weights=False)
+    if path.is_dir():
         return Tokenizer.from_folder(path)
     return Tokenizer(formats.tokenizer_files(path), path)
 
@@ -84,12 +89,15 @@ def _check_threads(threads: int | None) -> None:
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
 
 
-def _model(source: ModelSource, threads: int | None, context: int | None, kv_dtype: str) -> Model:
+def model_of(
+    source: ModelSource, *, threads: int | None = None, context: int | None = None, kv_dtype: str = "f16"
+) -> Model:
+    """Return the model that a source holds; options and errors as `load_model`."""
     accepted = context is None or (is_whole(context) and context >= 1)
     bound = bind(source, context if accepted else None)
     longest = bound.architecture.longest_context
     accepted = accepted and (context is None or context <= longest)
-    require(accepted, "context", context, f"1 to {longest}, which {source.path.name} was made for")
+    require(accepted, "context", context, f"1 to {longest}, which {shown_name(source.path)} was made for")
     return Model(
         bound.program,
         bound.weights,

@@ -11,20 +11,36 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 from quantkit import formats
 from quantkit.engine.machine import peak_memory, usable_cores
-from quantkit.errors import CheckpointError
-from quantkit.formats.output import check_output
+from quantkit.errors import CheckpointError, OptionError
+from quantkit.formats.output import check_outputs
+from quantkit.formats.output.space import check_space
 from quantkit.formats.packed import FORMAT_VERSION, PackedWriter, write_packed
+from quantkit.formats.source import Selection
 from quantkit.generation.options import is_whole, require
 from quantkit.quantization.encode import ENCODER_VERSION
 from quantkit.quantization.pipeline import Stripe, encoded_stripes
-from quantkit.quantization.plan import Plan, make_plan
+from quantkit.quantization.plan import Plan, make_plans
 from quantkit.quantization.recipe import Recipe
-from quantkit.quantization.report import Progress, Report, by_kind
+from quantkit.quantization.report import CalibrationReport, Progress, Report
 from quantkit.tensor import TensorSpec
+
+Output = TypeVar("Output", bound=str | os.PathLike[str])
+CALIBRATED = "int4"
+"""The kind whose codes calibration finds."""
+
+
+class _Losses(NamedTuple):
+    """What a packed folder lost: the relative error of each tensor, and what calibration found."""
+
+    errors: Mapping[str, float]
+    calibration: CalibrationReport | None = None
 
 
 def convert(
@@ -33,6 +49,7 @@ def convert(
     quantize: str | Recipe = "int4",
     *,
     overrides: Sequence[tuple[str, str]] = (),
+    calibration: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     force: bool = False,
     strict: bool = False,
@@ -43,8 +60,8 @@ def convert(
 
     Parameters
     ----------
-    source : path
-        A Hugging Face folder with F16, BF16 or F32 weights, or a GGUF file.
+    source : path or str
+        A Hugging Face folder with F16, BF16 or F32 weights, a GGUF file, or the name of one on the hub (extra `hub`).
     output : path
         Folder to write. It appears when it is complete. An interrupted conversion goes on where it stopped when it is
         asked for again, with the same source and options. Until then it is kept beside the output, as a hidden folder
@@ -55,6 +72,10 @@ def convert(
     overrides : sequence of (regular expression, kind)
         Kinds of the matrices whose names the expressions are found in; the last match decides. They come after those of
         a recipe.
+    calibration : path, optional
+        UTF-8 text. The model reads it layer by layer, and each int4 matrix is packed so that its output on the text
+        changes least (GPTQ). Far better than without, but takes minutes rather than seconds, and memory for what the
+        layers make of the text. Measure the result on other text.
     threads : int, optional
         Default: the physical cores that this process may use. The result does not depend on it.
     force : bool
@@ -72,63 +93,167 @@ def convert(
     CheckpointError, UnsupportedError
         When the checkpoint is damaged, incomplete, holds NaN or infinity, or is of a kind that quantkit does not run.
     OptionError
-        For unknown kinds, overrides that match nothing, or `threads` that is no whole number from 1 up.
+        For unknown kinds, overrides that match nothing, `threads` that is no whole number from 1 up, or a text for
+        calibration that cannot be read, is too short, or has nothing to calibrate.
     StrictError
         With `strict`, naming all that would be left out or made up.
     PackedModelError
-        When the output exists or cannot be written.
+        When the output exists or cannot be written, or its disk lacks room for it.
+    """
+    (report,) = convert_all(
+        source,
+        {output: quantize},
+        overrides=overrides,
+        calibration=calibration,
+        threads=threads,
+        force=force,
+        strict=strict,
+        progress=progress,
+        dry_run=dry_run,
+    ).values()
+    return report
+
+
+def convert_all(
+    source: str | os.PathLike[str],
+    outputs: Mapping[Output, str | Recipe],
+    *,
+    overrides: Sequence[tuple[str, str]] = (),
+    calibration: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    strict: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    dry_run: bool = False,
+) -> dict[Output, Report]:
+    """Pack a checkpoint in several ways at once: it is read once, and what is alike is encoded once.
+
+    Parameters
+    ----------
+    outputs : mapping of path to {"int4", "int8"} or Recipe
+        Folders to write, and what each is to hold. Each appears by itself, when all are complete.
+    source, overrides, calibration, threads, force, strict, progress, dry_run
+        As of `convert`, which also says what is raised.
+
+    Returns
+    -------
+    dict
+        The report of each output, by its path as it was given.
     """
     start = time.perf_counter()
-    recipe = (quantize if isinstance(quantize, Recipe) else Recipe(quantize)).with_overrides(overrides)
-    plan = make_plan(source, recipe, strict=strict)
+    require(bool(outputs), "outputs", dict(outputs), "one folder at least")
+    check_outputs(outputs, force=force, source=Path(source))
+    recipes = [(it if isinstance(it, Recipe) else Recipe(it)).with_overrides(overrides) for it in outputs.values()]
+    plans = dict(zip(outputs, make_plans(source, recipes, strict=strict), strict=True))
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
-    check_output(output, force=force, source=plan.source.path)
-    errors = {} if dry_run else _pack(plan, output, force=force, threads=threads or usable_cores(), progress=progress)
+    if calibration is not None:
+        plans = _with_text(plans, calibration)
+    check_space({Path(output): plan.nbytes for output, plan in plans.items()})
+    lost = dict.fromkeys(plans, _Losses({}))
+    if not dry_run:
+        lost = _pack(plans, force=force, threads=threads or usable_cores(), progress=progress)
+    took = time.perf_counter() - start
+    return {output: _report(plan, lost[output], took) for output, plan in plans.items()}
+
+
+def _report(plan: Plan, lost: _Losses, seconds: float) -> Report:
+    from importlib.metadata import version  # slow to import, and `run` does without
+
     return Report(
-        kinds=by_kind(plan.specs),
+        source=plan.about["source"],
+        options=plan.about["options"],
+        version=version("quantkit"),
+        tensors=plan.tensors(lost.errors),
+        files=plan.contents.sizes(),
         source_bytes=plan.source.nbytes,
         unused=plan.source.unused,
         notices=plan.notices,
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
         peak_rss=peak_memory(),
-        errors=errors,
+        calibration=lost.calibration,
     )
 
 
 def _pack(
-    plan: Plan,
-    output: str | os.PathLike[str],
-    *,
-    force: bool,
-    threads: int,
-    progress: Callable[[Progress], None] | None,
-) -> dict[str, float]:
-    """Write the packed folder; returns each tensor's relative error."""
-    source, identity = plan.source, plan.source.identity()
-    done, total = 0, sum(spec.weights for spec in plan.specs.values())
+    plans: Mapping[Output, Plan], *, force: bool, threads: int, progress: Callable[[Progress], None] | None
+) -> dict[Output, _Losses]:
+    """Write the packed folders, whose plans have the same source; returns what each lost."""
+    source = next(iter(plans.values())).source
+    identity, weights = source.identity(), {name: source.spec(name).weights for name in source.names}
+    calibrated = [output for output, plan in plans.items() if plan.text]
+    together = len(calibrated) < len(plans)
+    done, total = 0, sum(weights.values()) * (len(calibrated) + together)
 
     def tell(name: str) -> None:
         nonlocal done
-        done += plan.specs[name].weights
+        done += weights[name]
         if progress:
             progress(Progress(name, done, total))
 
-    with write_packed(
-        output, source.config, plan.specs, source.files, plan.about, force=force, key=_key(plan, identity)
-    ) as writer:
-        growing = _Growing(writer, plan.specs)
-        for name, error in writer.keep_finished():
-            growing.errors[name] = error
-            tell(name)
-        kinds = {name: (spec.kind,) for name, spec in plan.specs.items() if name not in growing.errors}
-        with closing(encoded_stripes(source, kinds, threads)) as stripes:
-            for stripe in stripes:
-                growing.append(stripe)
-                if stripe.last:
-                    tell(stripe.name)
+    with ExitStack() as stack:
+        writers = {
+            output: stack.enter_context(_written(output, plan, force, identity)) for output, plan in plans.items()
+        }
+        growing = {output: _Growing(writers[output], plan.specs) for output, plan in plans.items() if not plan.text}
+        if together:
+            _write_stripes(source, list(growing.values()), threads, tell)
+        lost = {output: _Losses(folder.errors) for output, folder in growing.items()}
+        for output in calibrated:
+            lost[output] = _write_calibrated(plans[output], writers[output], threads, tell)
         if formats.open(source.path).identity() != identity:
             raise CheckpointError(f"{source.path}: was changed while it was packed; pack it again")
-    return growing.errors
+    return lost
+
+
+def _write_stripes(source: Selection, folders: Sequence[_Growing], threads: int, tell: Callable[[str], None]) -> None:
+    """Write what folders lack, each weight packed by itself."""
+    kinds: dict[str, set[str]] = {}
+    for name in source.names:
+        if wanted := {folder.specs[name].kind for folder in folders if folder.lacks(name)}:
+            kinds[name] = wanted
+        else:
+            tell(name)
+    with closing(encoded_stripes(source, kinds, threads)) as stripes:
+        for stripe in stripes:
+            for folder in folders:
+                if folder.lacks(stripe.name):
+                    folder.append(stripe)
+            if stripe.last:
+                tell(stripe.name)
+
+
+def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str]) -> dict[Output, Plan]:
+    """Let the plans that have something to calibrate be calibrated on a text."""
+    from quantkit.quantization.calibration.text import read_calibration_text  # needs tokenizers
+
+    fit = {output for output, plan in plans.items() if any(it.kind == CALIBRATED for it in plan.specs.values())}
+    if not fit:
+        raise OptionError(f"calibration: no matrix becomes {CALIBRATED}; the other kinds need none")
+    plan = next(iter(plans.values()))
+    text = read_calibration_text(path, plan.source, plan.program.learned_positions)
+    return {output: replace(plan, text=text) if output in fit else plan for output, plan in plans.items()}
+
+
+def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Callable[[str], None]) -> _Losses:
+    """Write all tensors, those of int4 packed for what they do to a text."""
+    from quantkit.quantization.calibration.layers import pack_calibrated  # heavy: after all that can be refused
+
+    assert plan.text is not None
+    errors, output_errors = {}, {}
+    for packed in pack_calibrated(plan.program, plan.source, plan.specs, plan.text.windows, threads):
+        writer.add(packed.name, packed.tensor, packed.error)
+        errors[packed.name] = packed.error
+        if packed.output_error is not None:
+            output_errors[packed.name] = packed.output_error
+        tell(packed.name)
+    rest = (name for name, spec in plan.specs.items() if spec.kind == CALIBRATED and name not in output_errors)
+    return _Losses(errors, CalibrationReport(plan.text.name, plan.text.tokens, output_errors, tuple(rest)))
+
+
+def _written(output: Output, plan: Plan, force: bool, identity: str) -> AbstractContextManager[PackedWriter]:
+    # What is calibrated depends on all that was packed before it: it is packed at a stretch.
+    key = "" if plan.text else _key(plan, identity)
+    return write_packed(output, plan.contents, force=force, key=key)
 
 
 def _key(plan: Plan, identity: str) -> str:
@@ -139,22 +264,29 @@ def _key(plan: Plan, identity: str) -> str:
 
 
 class _Growing:
-    """A packed folder that is being written, stripe by stripe.
+    """A packed folder that is being written, stripe by stripe, from where an interrupted process stopped.
 
     Attributes
     ----------
+    specs : Mapping of str to TensorSpec
+        The tensors that it is to hold.
     errors : dict of str to float
         Relative error of each tensor that is complete.
     """
 
     def __init__(self, writer: PackedWriter, specs: Mapping[str, TensorSpec]) -> None:
-        self._writer, self._specs = writer, specs
+        self.specs = specs
+        self.errors = dict(writer.keep_finished())
+        self._writer = writer
         self._error = self._squares = 0.0
-        self.errors: dict[str, float] = {}
+
+    def lacks(self, name: str) -> bool:
+        """Whether a tensor is not complete."""
+        return name not in self.errors
 
     def append(self, stripe: Stripe) -> None:
         """Write a stripe, in the kind that its tensor has in this folder."""
-        part = stripe.encoded[self._specs[stripe.name].kind]
+        part = stripe.encoded[self.specs[stripe.name].kind]
         self._writer.append(stripe.name, part.data, part.row_scales)
         self._error, self._squares = self._error + part.error, self._squares + part.squares
         if stripe.last:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.engine.binding import bind
+from quantkit.engine.opening import local_path
 from quantkit.errors import PackedModelError
 from quantkit.formats.output import UNPACKED_MANIFEST, WEIGHTS, as_json, check_output, output_folder, write_files
 from quantkit.formats.packed import CONFIG, SECTION, PackedModel
@@ -46,8 +47,8 @@ def dequantize(model: str | os.PathLike[str], output: str | os.PathLike[str], *,
 
     Parameters
     ----------
-    model : path
-        A packed folder.
+    model : path or str
+        A packed folder, or the name of one on the hub.
     output : path
         Folder to write. It appears when it is complete.
     force : bool
@@ -66,7 +67,7 @@ def dequantize(model: str | os.PathLike[str], output: str | os.PathLike[str], *,
     UnsupportedError, CheckpointError
         When its config.json is not that of a model which quantkit runs.
     """
-    packed = PackedModel(model)
+    packed = PackedModel(local_path(model))
     check_output(output, force=force, source=packed.path)
     dtype = _source_dtype(packed)
     stored = _stored(packed)

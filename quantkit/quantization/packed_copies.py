@@ -1,8 +1,9 @@
-"""Packed copies of checkpoints that are run as they were downloaded, in the user's cache folder.
+"""Packed copies of models that are run as they were downloaded, in the user's cache folder.
 
-A copy is found again by all that decides its bytes: the model on the disk, the recipe, the encoder and the format. When
-a model changed, its new copy replaces the old one; those that nobody used for a month are removed by `user_cache.py`.
-What was packed with `convert` is used where it stands.
+A copy is found again by all that decides its bytes: the model, the recipe, the encoder and the format. When a model
+changed, its new copy replaces the old one; those that nobody used for a month are removed by `user_cache.py`. A model
+of the hub is known by the checksums of its files: its copy serves whether or not the download is still there, and runs
+where the hub cannot be reached. What was packed with `convert` is used where it stands.
 """
 
 from __future__ import annotations
@@ -13,13 +14,19 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from quantkit import formats, user_cache
-from quantkit.errors import PackedModelError
-from quantkit.formats.output import lock
+from quantkit.engine.opening import find_on_hub
+from quantkit.errors import CheckpointError, OptionError, PackedModelError
+from quantkit.formats import hub
+from quantkit.formats.json_files import read_object
+from quantkit.formats.output import as_json, lock
 from quantkit.formats.packed import FORMAT_VERSION, PackedModel, is_packed
 from quantkit.quantization.conversion import convert
 from quantkit.quantization.encode import ENCODER_VERSION
@@ -30,12 +37,54 @@ logger = logging.getLogger(__name__)
 RECIPE = "int4"
 
 
+@dataclass(frozen=True)
+class PackedCopy:
+    """A packed model in the cache.
+
+    Attributes
+    ----------
+    name : str
+        What was run: the path of a checkpoint, or a name on the hub.
+    source : str
+        What that is: a folder, a file, or a commit on the hub.
+    kind : str
+        What its linear layers were packed to.
+    nbytes : int
+        Bytes on disk.
+    used : float
+        When it was last used, in seconds since 1970.
+    path : Path
+        Its folder.
+    """
+
+    name: str
+    source: str
+    kind: str
+    nbytes: int
+    used: float
+    path: Path
+
+
+class _Source(NamedTuple):
+    """A model that is to be run.
+
+    `fetch` returns where it is, after a download if need be; `identity` is another one when any byte is; one that is
+    packed needs none.
+    """
+
+    name: str
+    about: str
+    fetch: Callable[[], Path]
+    identity: str = ""
+
+
 @contextmanager
 def packed_copy(
     path: str | os.PathLike[str],
     *,
     threads: int | None = None,
     progress: Callable[[Progress], None] | None = None,
+    downloading: Callable[[hub.Download], None] | None = None,
 ) -> Iterator[Path]:
     """Yield the packed folder of a model: `path` itself, or a copy in the cache, packed to int4 at its first use.
 
@@ -44,36 +93,145 @@ def packed_copy(
 
     Parameters
     ----------
-    path : path
-        A packed folder, a Hugging Face folder or a GGUF file.
+    path : path or str
+        A packed folder, a Hugging Face folder, a GGUF file, or a name on the hub.
     threads, progress
         For the conversion, see `convert`.
+    downloading : callable, optional
+        Called as bytes arrive from the hub.
 
     Raises
     ------
     QuantkitError
         As `convert`.
     """
-    path = os.path.expanduser(path)
-    if is_packed(path):
-        yield Path(path)
-        return
-    name_of_source = hashlib.sha256(os.fsencode(os.path.realpath(path))).hexdigest()[:16]
-    folder = user_cache.entry("models", f"{name_of_source}-{_key(path)}")
     with ExitStack() as stack:
-        if not _held(folder, stack):
-            logger.info("packing %s to %s, once, into %s ...", path, RECIPE, folder)
-            # Another process may have been faster. Its copy has the same bytes, and is replaced by one system call.
-            convert(path, folder, RECIPE, threads=threads, progress=progress, force=True)
-            _held(folder, stack)
-            _remove_older(folder, name_of_source)
+        try:
+            source = _source(path, downloading)
+        except hub.HubError as cause:
+            folder = _newest(path, stack)
+            if folder is None:
+                raise
+            logger.warning("%s; using what was packed before", cause)
+        else:
+            folder = _copy_of(source, stack, threads, progress) if source.identity else source.fetch()
         yield folder
 
 
-def _key(path: str | os.PathLike[str]) -> str:
-    """Return a hash of what decides the bytes of a model's copy."""
-    decisive = [formats.open(path).identity(), RECIPE, ENCODER_VERSION, FORMAT_VERSION]
-    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()[:32]
+def list_copies() -> list[PackedCopy]:
+    """Return all packed models in the cache, the one that was used last first."""
+    folder = user_cache.root() / "models"
+    found = [_described(entry) for entry in (folder.iterdir() if folder.is_dir() else ()) if is_packed(entry)]
+    return sorted(found, key=lambda copy: -copy.used)
+
+
+def remove_copies(names: Sequence[str]) -> list[PackedCopy]:
+    """Remove packed models from the cache; what they were made of stays.
+
+    Parameters
+    ----------
+    names : sequence of str
+        As `list_copies` has them.
+
+    Returns
+    -------
+    list of PackedCopy
+        Those that were removed.
+
+    Raises
+    ------
+    OptionError
+        There is none of a name; nothing is removed.
+    PackedModelError
+        One is just being opened by another process, or cannot be removed.
+    """
+    copies = list_copies()
+    for name in names:
+        if name not in {copy.name for copy in copies}:
+            raise OptionError(f"{name}: no packed model of this name is in the cache; see `quantkit list`")
+    removed = [copy for copy in copies if copy.name in names]
+    for copy in removed:
+        try:
+            with ExitStack() as stack:
+                lock(copy.path, fcntl.LOCK_EX | fcntl.LOCK_NB, stack)
+                shutil.rmtree(copy.path)
+                _record(copy.path).unlink(missing_ok=True)
+        except BlockingIOError:
+            raise PackedModelError(f"{copy.name}: is being opened by another process; try again") from None
+        except OSError as cause:
+            raise PackedModelError(f"{copy.path}: cannot be removed: {cause.strerror or cause}") from cause
+    return removed
+
+
+def _source(path: str | os.PathLike[str], downloading: Callable[[hub.Download], None] | None) -> _Source:
+    """Find a model; raises as `formats.open` and `formats.hub.find`."""
+    name = hub.hub_name(path)
+    if name is None:
+        local = Path(os.path.expanduser(path))
+        about = "folder" if local.is_dir() else "file"
+        identity = "" if is_packed(local) else formats.open(local).identity()
+        return _Source(os.path.realpath(local), about, lambda: local, identity)
+    snapshot = find_on_hub(name)
+    about = f"hub, commit {snapshot.contents.commit[:8]}"
+    return _Source(
+        str(name), about, partial(snapshot.fetch, downloading), "" if snapshot.is_packed else snapshot.identity()
+    )
+
+
+def _copy_of(
+    source: _Source, stack: ExitStack, threads: int | None, progress: Callable[[Progress], None] | None
+) -> Path:
+    """Return the copy of a model, locked until the stack is closed; it is made if it is missing or damaged."""
+    folder = user_cache.entry("models", f"{_prefix(source.name)}-{_digest(source.identity)[:32]}")
+    if not _held(folder, stack):
+        path = source.fetch()
+        logger.info("packing %s to %s, once, into %s ...", path, RECIPE, folder)
+        # Another process may have been faster. Its copy has the same bytes, and is replaced by one system call.
+        convert(path, folder, RECIPE, threads=threads, progress=progress, force=True)
+        _held(folder, stack)
+        _remove_older(folder, source.name)
+    user_cache.entry("sources", _record(folder).name).write_bytes(
+        as_json({"name": source.name, "source": source.about})
+    )
+    return folder
+
+
+def _newest(path: str | os.PathLike[str], stack: ExitStack) -> Path | None:
+    """Return the copy of a model of the hub that was used last, locked, None if there is none."""
+    copies = [copy for copy in list_copies() if copy.path.name.startswith(f"{_prefix(str(hub.hub_name(path)))}-")]
+    for copy in copies:
+        if _held(user_cache.entry("models", copy.path.name), stack):
+            return copy.path
+    return None
+
+
+def _prefix(name: str) -> str:
+    """How the names of a model's copies begin that are packed as they are today."""
+    return f"{_digest(name)[:16]}-{_digest(RECIPE, ENCODER_VERSION, FORMAT_VERSION)[:8]}"
+
+
+def _digest(*decisive: object) -> str:
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+
+def _record(folder: Path) -> Path:
+    """Where it is written what a copy was made of."""
+    return user_cache.root() / "sources" / f"{folder.name}.json"
+
+
+def _described(folder: Path) -> PackedCopy:
+    record = {}
+    with suppress(CheckpointError):
+        record = read_object(_record(folder))
+    files = [file.stat() for file in folder.iterdir()]
+    return PackedCopy(
+        name=str(record.get("name", folder.name)),
+        source=str(record.get("source", "")),
+        kind=RECIPE,
+        nbytes=sum(status.st_size for status in files),
+        used=folder.stat().st_mtime,
+        path=folder,
+    )
 
 
 def _held(folder: Path, stack: ExitStack) -> bool:
@@ -91,9 +249,9 @@ def _held(folder: Path, stack: ExitStack) -> bool:
     return True
 
 
-def _remove_older(folder: Path, name_of_source: str) -> None:
+def _remove_older(folder: Path, name: str) -> None:
     """Remove the copies of what the source was before, unless another process is just opening or making one."""
-    for other in (path for hidden in ("", ".") for path in folder.parent.glob(f"{hidden}{name_of_source}-*")):
+    for other in (path for hidden in ("", ".") for path in folder.parent.glob(f"{hidden}{_digest(name)[:16]}-*")):
         if other != folder:
             with ExitStack() as stack, suppress(OSError):
                 if lock(other, fcntl.LOCK_EX | fcntl.LOCK_NB, stack):

@@ -1,7 +1,7 @@
 """What a conversion reads and makes, known before anything is written.
 
 Everything that can be refused is refused here, from configuration, headers and the files that say something about
-text, before numba is imported or a weight read. `conversion.py` does what a plan says, `report.py` adds it up.
+text, before numba is imported or a weight read. `conversion.py` does what a plan says, `report/` adds it up.
 """
 
 from __future__ import annotations
@@ -9,19 +9,28 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from quantkit import formats
-from quantkit.engine.binding import bind
+from quantkit.engine.binding import Bound, bind
+from quantkit.engine.opening import open_model
 from quantkit.errors import StrictError, UnsupportedError, collecting_notices, notice
+from quantkit.formats.hub import shown_name
 from quantkit.formats.output import as_json
-from quantkit.formats.packed import PackedModel
+from quantkit.formats.packed import Contents, PackedModel
 from quantkit.formats.source import ModelSource, Selection
+from quantkit.models.program import Program
 from quantkit.quantization.recipe import Recipe, choose
+from quantkit.quantization.report import TensorReport
+from quantkit.quantization.report.card import card
+from quantkit.quantization.report.card_fields import card_fields
 from quantkit.tensor import TensorSpec
+from quantkit_kernels.blocks import nbytes
+
+if TYPE_CHECKING:
+    from quantkit.quantization.calibration.text import CalibrationText
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +44,7 @@ class Plan:
 
     Attributes
     ----------
+    program : Program
     source : Selection
         The tensors that the model reads.
     specs : Mapping of str to TensorSpec
@@ -44,39 +54,85 @@ class Plan:
     recipe : Recipe
     notices : tuple of str
         What is left out, and what stands in for something that is missing.
+    card_fields : Mapping
+        What the checkpoint's own README.md says to model hubs.
+    text : CalibrationText, optional
+        What to calibrate on.
     """
 
+    program: Program
     source: Selection
     specs: Mapping[str, TensorSpec]
     reasons: Mapping[str, str]
     recipe: Recipe
     notices: tuple[str, ...]
+    card_fields: Mapping[str, str | list[str]]
+    text: CalibrationText | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed folder's files."""
+        return sum(self.contents.sizes().values())
 
     @property
     def about(self) -> dict[str, Any]:
-        """What quantkit.json says of the source and the options."""
-        source = {"name": _name_of(self.source.path), "dtype": _stored_dtype(self.source)}
-        return {"source": source, "options": self.recipe.options}
+        """What quantkit.json says of the source, the options and the text for calibration."""
+        source = {"name": shown_name(self.source.path), "dtype": _stored_dtype(self.source)}
+        calibration = {"calibration": self.text.about} if self.text else {}
+        return {"source": source, "options": self.recipe.options, **calibration}
+
+    @cached_property
+    def contents(self) -> Contents:
+        """What the packed folder will hold."""
+
+        def readme(errors: Mapping[str, float]) -> bytes:
+            return card(self, self.tensors(errors))
+
+        return Contents(self.source.config, self.specs, self.source.files, self.about, readme)
+
+    def tensors(self, errors: Mapping[str, float]) -> tuple[TensorReport, ...]:
+        """Return what a report says of each tensor, with those errors that are known."""
+        return tuple(
+            TensorReport(
+                *(name, spec.kind, spec.shape, spec.role, nbytes(spec.kind, spec.shape)),
+                reason=self.reasons[name],
+                error=errors.get(name),
+            )
+            for name, spec in self.specs.items()
+        )
 
 
 def make_plan(path: str | os.PathLike[str], recipe: Recipe, *, strict: bool = False) -> Plan:
     """Open a checkpoint and choose a kind for each tensor; raises what `convert` raises for both."""
+    (plan,) = make_plans(path, (recipe,), strict=strict)
+    return plan
+
+
+def make_plans(path: str | os.PathLike[str], recipes: Iterable[Recipe], *, strict: bool = False) -> list[Plan]:
+    """As `make_plan`, for several recipes; the checkpoint is opened once."""
     with collecting_notices(silent=strict) as notices:
-        model = formats.open(path)
+        model = open_model(path)
         if isinstance(model, PackedModel):
             raise UnsupportedError(f"{model.path}: is packed already; convert the checkpoint that it was made of")
         bound = bind(model)
-        source, tensors = bound.weights, bound.program.tensors
-        _check_text_files(source)
+        _check_text_files(bound.weights)
     if strict and notices:
-        raise StrictError(f"{source.path}: refused by --strict: {_listed(notices)}")
+        messages = [message.removeprefix(f"{bound.weights.path}: ") for message in notices]
+        raise StrictError(f"{bound.weights.path}: refused by --strict: {_listed(messages)}")
+    return [_plan(bound, recipe, notices) for recipe in recipes]
+
+
+def _plan(bound: Bound, recipe: Recipe, notices: Sequence[str]) -> Plan:
+    source, tensors = bound.weights, bound.program.tensors
     chosen = choose(tensors, recipe)
     return Plan(
+        bound.program,
         source,
         {name: replace(tensors[name], kind=chosen[name].kind) for name in source.names},
         {name: chosen[name].reason for name in source.names},
         recipe,
         tuple(notices),
+        card_fields(source.path),
     )
 
 
@@ -94,11 +150,6 @@ def _check_text_files(source: ModelSource) -> None:
         return
     tokenizer = Tokenizer({**source.files, "config.json": as_json(source.config)}, source.path)
     tokenizer.detokenizer()  # whose section of tokenizer.json is read when the first answer needs it
-
-
-def _name_of(path: Path) -> str:
-    """Return the last part of a path, also of `.` and `..`; a byte that is not UTF-8 reads as U+FFFD."""
-    return os.fsencode(os.path.basename(os.path.abspath(path))).decode("utf-8", "replace")
 
 
 def _stored_dtype(source: Selection) -> str:

@@ -43,6 +43,20 @@ def test_contradicting_kinds_are_refused(invoke: Invoke, checkpoint: Path, tmp_p
     assert "contradicts" in result.stderr
 
 
+def test_several_kinds_are_folders_of_their_own(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "-q", "int4,int8", "--override", "down=f16")
+    assert result.exit_code == 0
+    assert sorted(os.listdir(tmp_path)) == ["out-int4", "out-int8"]
+    for kind in ("int4", "int8"):
+        found = kinds(invoke, tmp_path / f"out-{kind}")
+        assert (found["mlp.up_proj.weight"], found["mlp.down_proj.weight"]) == (kind, "f16")
+        assert f"{tmp_path / f'out-{kind}'}:" in result.stdout.splitlines()
+    for wrong in ("int4,int3", "int4,int4", "int4,", ""):
+        result = invoke("convert", checkpoint, "-o", tmp_path / "out", "-q", wrong)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert f"{wrong!r} is not a list of int4, int8" in result.stderr
+
+
 @pytest.mark.parametrize("option", ["--override", "--tensor-type"])
 def test_overrides(invoke: Invoke, checkpoint: Path, tmp_path: Path, option: str) -> None:
     args = (option, "mlp=int8", option, r"layers\.0\.mlp\.up=f16", option, "embed=bf16")
@@ -89,9 +103,8 @@ def test_strict_is_one_line(invoke: Invoke, tmp_path: Path) -> None:
     (source / "tokenizer.json").unlink()
     result = invoke("convert", source, "-o", tmp_path / "out", "--strict")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.splitlines()[-1].startswith(
-        f"error: {source}: refused by --strict: {source}: has no tokenizer"
-    )
+    assert result.stderr.startswith(f"error: {source}: refused by --strict: has no tokenizer.json")
+    assert result.stderr.count("\n") == 1
     assert os.listdir(tmp_path) == ["source"]
 
 
@@ -111,3 +124,19 @@ def test_dequantize_makes_a_checkpoint_that_packs_again(invoke: Invoke, packed: 
     assert invoke("convert", tmp_path / "unpacked", "-o", tmp_path / "again").exit_code == 0
     assert invoke("dequantize", packed, "-o", tmp_path / "unpacked").exit_code == 1
     assert invoke("dequantize", packed, "-o", tmp_path / "unpacked", "--force").exit_code == 0
+
+
+def test_calibration_is_reported(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"{number} is followed by {number + 1}." for number in range(400)))
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--calibration", text)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "\ncalibrated on " in result.stdout
+    assert "tokens of text.txt; error of outputs " in result.stdout
+    assert invoke("verify", tmp_path / "out").exit_code == 0
+
+
+def test_a_missing_text_is_a_failure_of_one_line(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--calibration", tmp_path / "none.txt")
+    assert result.exit_code == 2
+    assert "none.txt" in result.stderr

@@ -97,12 +97,40 @@ def test_several_models_beside_one_reference(invoke: Invoke, packed: Path, check
     assert names == sorted(names)
     assert (first.split()[0], second.split()[0]) == (str(packed), str(checkpoint))
     assert "100.00% ± 0.00%" in second
-    assert read.startswith("45 tokens scored in 3 windows of 32; perplexity of the reference: ")
+    assert read.startswith("45 tokens scored in 3 windows of 32; perplexity of the reference ")
     both = json.loads(invoke("eval", packed, checkpoint, *asked, "--json").stdout)
     for model, found in zip((packed, checkpoint), both, strict=True):
         assert found == json.loads(invoke("eval", model, *asked, "--json").stdout)
     alone = invoke("eval", packed, checkpoint, "-f", text, *SMALL).stdout
     assert "KL" not in alone
+
+
+def test_parts_of_the_loss(invoke: Invoke, packed: Path, checkpoint: Path, text: Path) -> None:
+    asked = ("eval", packed, "-f", text, *SMALL, "--reference", checkpoint, "--parts", "--kv-bits", 8)
+    result = invoke(*asked)
+    assert result.exit_code == 0, result.stderr
+    headers, *rows, read = result.stdout.splitlines()
+    assert headers.split()[:2] == ["part", "perplexity"]
+    assert [row.split("  ")[0] for row in rows] == ["weights", "KV cache", "activations", "together"]
+    assert read.startswith("45 tokens")
+    found = {each["part"]: each for each in json.loads(invoke(*asked, "--json").stdout)}
+    kl = {name: each["divergence"]["mean_kl"]["value"] for name, each in found.items()}
+    assert 0 < kl["KV cache"] < kl["weights"]
+    assert 0 < kl["activations"] < kl["weights"]
+    alone = json.loads(invoke("eval", packed, "-f", text, *SMALL, "--kv-bits", 8, "--json").stdout)
+    assert found["together"]["perplexity"] == alone["perplexity"]
+    assert {each["model_size"] for each in found.values()} == {alone["model_size"]}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_plots_are_pictures(invoke: Invoke, packed: Path, checkpoint: Path, text: Path, suffix: str) -> None:
+    picture = text.with_suffix(suffix)
+    asked = ("-f", text, *SMALL, "--reference", checkpoint, "--plot", picture)
+    for models in ((packed,), (packed, checkpoint)):
+        result = invoke("eval", *models, *asked)
+        assert result.exit_code == 0, result.stderr
+        assert picture.read_bytes()[:5] in (b"\x89PNG\r", b"<?xml")
+        picture.unlink()
 
 
 def test_models_that_read_other_tokens_cannot_be_compared(
@@ -129,6 +157,25 @@ def test_windows_beyond_the_length_of_short_texts(invoke: Invoke, text: Path, tm
         result = invoke("eval", model, "-f", text, "-c", size, "--chunks", 1)
         assert result.exit_code == 0, result.stderr
     assert invoke("eval", model, "-f", text, "-c", 512).exit_code == 2
+
+
+def test_requests_that_make_no_sense_are_refused_before_anything_is_read(
+    invoke: Invoke, packed: Path, checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = ("-f", tmp_path / "missing.txt")
+    beside = ("--reference", checkpoint)
+    for args, word in [
+        ((packed, *missing, "--parts"), "need --reference"),
+        ((packed, *missing, "--plot", "a.svg"), "need --reference"),
+        ((packed, *missing, *beside, "--plot", "a.txt"), "neither in .png nor in .svg"),
+        ((packed, packed, *missing, *beside, "--parts"), "takes one model"),
+        ((checkpoint, "-f", text, *SMALL, *beside, "--parts"), "is not packed"),
+    ]:
+        result = invoke("eval", *args)
+        assert (result.exit_code, result.stdout) == (2, ""), args
+        assert word in result.stderr
+    monkeypatch.setattr("quantkit.evaluation.plot.find_spec", lambda name: None)
+    assert "quantkit[plot]" in invoke("eval", packed, *missing, *beside, "--plot", "a.svg").stderr
 
 
 def test_bad_requests(invoke: Invoke, packed: Path, text: Path, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from bigram import BigramModel
 from quantkit.errors import GenerationError, OptionError
 from quantkit.evaluation.estimates import Divergence, Estimate
-from quantkit.evaluation.quality import compare, perplexity
-from quantkit.evaluation.scores import BLOCK_TOKENS
+from quantkit.evaluation.quality import evaluations, perplexity
+from quantkit.evaluation.scores import BLOCK_TOKENS, Pair, score
 
 VOCAB_SIZE = 40
 TEXT = np.random.default_rng(0).integers(0, VOCAB_SIZE, 1_050).tolist()
@@ -102,11 +102,10 @@ def test_divergence_from_a_reference() -> None:
 
 def test_several_models_beside_one_reference() -> None:
     reference, *models = (random_model(seed) for seed in range(4))
-    found = compare(models, TEXT, 64, 5, reference=reference)
+    found = evaluations(score([reference, *models], [Pair(0, place) for place in (1, 2, 3)], TEXT, 64, 5))
     assert len(reference.sequences) == 5  # each window is read once
-    for model, each in zip(models, found, strict=True):
-        assert each == perplexity(model, TEXT, 64, 5, reference=reference)
-    assert compare(models, TEXT, 64, 5) == [perplexity(model, TEXT, 64, 5) for model in models]
+    assert found == [perplexity(model, TEXT, 64, 5, reference=reference) for model in models]
+    assert evaluations(score(models, [], TEXT, 64, 5)) == [perplexity(model, TEXT, 64, 5) for model in models]
 
 
 def test_a_model_does_not_diverge_from_itself() -> None:

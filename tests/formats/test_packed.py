@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from quantkit.errors import PackedModelError
-from quantkit.formats.packed import PackedModel, is_packed, verify, write_packed
+from quantkit.formats.packed import Contents, PackedModel, is_packed, verify, write_packed
 from quantkit.tensor import Tensor, TensorSpec
 from quantkit_kernels import blocks
 
@@ -50,7 +50,7 @@ def write(path: Path, changed: dict[str, Tensor] | None = None) -> Path:
     """Write a packed folder of all kinds."""
     specs = {name: TensorSpec(name, shape, kind=kind) for name, (kind, shape) in SHAPES.items()}
     about = {"source": {"identity": "f"}, "options": {"quantize": "int4"}}
-    with write_packed(path, {"model_type": "llama"}, specs, {"tokenizer.json": b"{}"}, about) as writer:
+    with write_packed(path, Contents({"model_type": "llama"}, specs, {"tokenizer.json": b"{}"}, about)) as writer:
         for name, tensor in reversed((tensors() | (changed or {})).items()):
             writer.add(name, tensor, 0.25 if tensor.row_scales is not None else 0.0)
     return path

@@ -9,8 +9,9 @@ import pytest
 
 import tiny
 import tiny_gguf
+from hub_server import HubServer
 from quantkit.errors import CheckpointError, OptionError
-from quantkit.generation.loading import load_model, load_tokenizer
+from quantkit.generation.loading import load, load_model, load_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,20 @@ from quantkit.generation.loading import load_model, load_tokenizer
 def test_bad_options_are_named(tmp_path: Path, wrong: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match=f"^{next(iter(wrong))} is "):
         load_model(tiny.checkpoint(tmp_path / "model"), **wrong)
+
+
+def test_names_on_the_hub(hub: HubServer, tmp_path: Path) -> None:
+    folder = tiny.checkpoint(tmp_path / "model")
+    hub.add("org/model", folder)
+    tokenizer = load_tokenizer("org/model")
+    assert "model.safetensors" not in hub.downloads()
+    model, same = load("org/model")
+    expected = load_model(folder)(tokenizer.encode("the one"))
+    assert (model(same.encode("the one")) == expected).all()
+    with pytest.raises(OptionError, match="which org/model was made for"):
+        load_model("org/model", context=1 << 30)
+    with pytest.raises(CheckpointError, match=r"^org/model: no such file"):
+        load(Path("org/model"))
 
 
 def test_a_tokenizer_alone(tmp_path: Path) -> None:

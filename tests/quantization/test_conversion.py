@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -44,7 +46,9 @@ def numbers(tensor: Any) -> Any:
 @pytest.mark.parametrize("case", [*tiny.FAMILIES, "llama_awkward_sizes"])
 def test_every_family(tmp_path: Path, case: str) -> None:
     source = golden.checkpoint(tmp_path / "source", case, dtype="F16")
+    dry = convert(source, tmp_path / "out", dry_run=True)
     report = convert(source, tmp_path / "out")
+    assert dry.files == report.files == {file.name: file.stat().st_size for file in (tmp_path / "out").iterdir()}
     bound, after = bind(formats.open(source)), PackedModel(tmp_path / "out")
     before = bound.weights
     assert verify(tmp_path / "out") == list(after.names) == list(before.names)
@@ -62,7 +66,7 @@ def test_the_folder_is_the_checkpoint_with_other_weights(checkpoint: Path, tmp_p
     convert(checkpoint, tmp_path / "new" / "out", overrides=[("down_proj", "int8")])
     out = tmp_path / "new" / "out"
     sidecars = {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"}
-    assert set(os.listdir(out)) == {"config.json", "model.safetensors", "quantkit.json"} | sidecars
+    assert set(os.listdir(out)) == {"README.md", "config.json", "model.safetensors", "quantkit.json"} | sidecars
     for name in sidecars:
         assert (out / name).read_bytes() == (checkpoint / name).read_bytes()
     config, manifest = (json.loads((out / name).read_text()) for name in ("config.json", "quantkit.json"))
@@ -111,7 +115,10 @@ def test_a_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
     dry = convert(checkpoint, tmp_path / "out", dry_run=True)
     assert os.listdir(tmp_path) == []
     wet = convert(checkpoint, tmp_path / "out")
-    assert (dry.kinds, dry.source_bytes, dry.errors) == (wet.kinds, wet.source_bytes, {})
+    assert (dry.files, dry.source_bytes, dry.errors) == (wet.files, wet.source_bytes, {})
+    assert [(row.name, row.kind, row.reason) for row in dry.tensors] == [
+        (row.name, row.kind, row.reason) for row in wet.tensors
+    ]
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
@@ -351,6 +358,16 @@ def test_memory_is_bounded_by_the_largest_tensor(family: str, tmp_path: Path) ->
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) <= 3 * largest + BASE_MEMORY
     assert int(done.stdout) < end
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_room_is_asked_for_before_any_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=90_000))
+    with pytest.raises(PackedModelError, match=r"out: 0\.1 MB are to be written, but the disk has room for 0\.1 MB"):
+        convert(checkpoint, tmp_path / "out", dry_run=dry_run)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_full_disk_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantkit.cli.commands.bench_output import FORMS, row
+from quantkit.cli.models import local_path
 from quantkit.cli.options import Command, integers, kv_option, model_argument, plot_option
 from quantkit.cli.streams import echo, printable
 
@@ -49,7 +50,7 @@ def _list_option(
 @click.option("--ops", is_flag=True, help="Show where the time goes, by operation (one more run of each test).")
 @plot_option("speeds and rooflines")
 def command(
-    model: Path,
+    model: str,
     n_prompt: tuple[int, ...],
     n_gen: tuple[int, ...],
     n_depth: tuple[int, ...],
@@ -87,7 +88,7 @@ def command(
     def rows() -> Iterator[dict[str, Any]]:
         options = {"repetitions": repetitions, "warmup": not no_warmup, "operations": ops}
         tests = cases(n_prompt, n_gen, n_depth, batch)
-        for loaded, measurement in _measure(model, tests, threads or (None,), kv_dtype, options):
+        for loaded, measurement in _measure(local_path(model), tests, threads or (None,), kv_dtype, options):
             found.append(measurement)
             costs[:] = [Costs(loaded)]
             yield row(model, loaded, measurement)
@@ -95,7 +96,7 @@ def command(
     for line in FORMS[output](rows()):
         echo(line)
     if plot is not None:
-        name = printable(model.resolve().name).encode(errors="replace").decode()
+        name = printable(Path(model).resolve().name).encode(errors="replace").decode()
         draw(plot, name, found, costs[0])
 
 

@@ -12,7 +12,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.cli.text import size, table, table_line, table_rule
@@ -26,7 +25,7 @@ SAMPLES = ("samples_ns", "samples_ts", "operations")
 """Keys that hold lists: json and jsonl alone have them."""
 
 
-def row(path: Path, model: Model, found: Measurement) -> Row:
+def row(path: str, model: Model, found: Measurement) -> Row:
     """One measurement under llama-bench's keys; quantkit's own begin with `test`. Rates are in 10^9 per second."""
     import quantkit
     from quantkit.engine.machine import cpu_name
@@ -36,7 +35,7 @@ def row(path: Path, model: Model, found: Measurement) -> Row:
         "build_version": quantkit.__version__,
         "cpu_info": cpu_name(),
         "backends": "CPU",
-        "model_filename": str(path),
+        "model_filename": path,
         "model_type": _model_type(model),
         "model_size": model.nbytes,
         "model_n_params": sum(math.prod(spec.shape) for spec in model.program.tensors.values()),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from quantkit.cli.models import local_path
 from quantkit.cli.options import Command, force_option, model_argument, output_option
 from quantkit.cli.streams import echo
 
@@ -14,7 +15,7 @@ from quantkit.cli.streams import echo
 @model_argument
 @output_option
 @force_option
-def command(model: Path, output: Path, force: bool) -> None:
+def command(model: str, output: Path, force: bool) -> None:
     """Unpack MODEL into a Hugging Face folder that other tools read.
 
     The weights are those that the packed model computes with, rounded to the 16-bit type of its source; what packing
@@ -22,5 +23,5 @@ def command(model: Path, output: Path, force: bool) -> None:
     """
     from quantkit.quantization.dequantization import dequantize
 
-    dtype = dequantize(model, output, force=force)
+    dtype = dequantize(local_path(model), output, force=force)
     echo(f"{output}: {dtype} checkpoint of {model}")

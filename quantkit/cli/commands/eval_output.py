@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.cli.text import size, table
@@ -50,11 +49,12 @@ def _lines_of(other: Divergence) -> Iterator[tuple[str, str]]:
     yield "same top token", _both(other.same_top, SHARE)
 
 
-def table_of(models: Sequence[Path], sizes: Sequence[int], found: Sequence[Evaluation]) -> str:
-    """The chief figures of several models, a row for each."""
-    headers = ["model", "size", "perplexity"]
+def table_of(what: str, names: Sequence[str], sizes: Sequence[int] | None, found: Sequence[Evaluation]) -> str:
+    """The chief figures of several models, or of parts of one, a row for each; then what was read."""
+    headers = [what, *(["size"] if sizes else []), "perplexity"]
     rows = [
-        [str(name), size(nbytes), str(each.perplexity)] for name, nbytes, each in zip(models, sizes, found, strict=True)
+        [name, *([size(sizes[place])] if sizes else []), str(each.perplexity)]
+        for place, (name, each) in enumerate(zip(names, found, strict=True))
     ]
     if found[0].divergence:
         headers += ["ratio", "mean KL", "KL 99%", "RMS Δp", "same top"]
@@ -69,7 +69,7 @@ def table_of(models: Sequence[Path], sizes: Sequence[int], found: Sequence[Evalu
             ]
     read = f"{found[0].tokens} tokens scored in {found[0].windows} windows of {found[0].context}"
     if other := found[0].divergence:
-        read += f"; perplexity of the reference: {other.reference_perplexity}"
+        read += f"; perplexity of the reference {other.reference_perplexity}"
     return f"{table(headers, rows)}\n{read}"
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
 
+from quantkit.cli.models import local_path
 from quantkit.cli.options import Command, model_argument
 from quantkit.cli.streams import echo
 from quantkit.errors import QuantkitError
@@ -34,7 +34,7 @@ class Row:
 @click.command("inspect", cls=Command, short_help="List tensors with kinds, sizes and errors.")
 @model_argument
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(model: Path, as_json: bool) -> None:
+def command(model: str, as_json: bool) -> None:
     """List the tensors of MODEL with kind, shape, size and packing error, and what each kind adds up to.
 
     MODEL is a packed folder, a checkpoint folder or a GGUF file. Nothing is computed.
@@ -43,12 +43,12 @@ def command(model: Path, as_json: bool) -> None:
     (_print_json if as_json else _print_tables)(model, config, rows)
 
 
-def _read(model: Path) -> tuple[Any, list[Row]]:
+def _read(model: str) -> tuple[Any, list[Row]]:
     from quantkit import formats
     from quantkit.formats.packed import PackedModel
     from quantkit_kernels.blocks import nbytes
 
-    source = formats.open(model)
+    source = formats.open(local_path(model))
     written = source.manifest["tensors"] if isinstance(source, PackedModel) else {}
     rows = []
     for name in source.names:
@@ -73,7 +73,7 @@ def _bits(rows: list[Row]) -> float:
     return 8 * sum(row.nbytes for row in rows) / max(1, sum(row.weights for row in rows))
 
 
-def _print_tables(model: Path, config: Any, rows: list[Row]) -> None:
+def _print_tables(model: str, config: Any, rows: list[Row]) -> None:
     from quantkit.cli.text import size, table
 
     cells = [
@@ -102,7 +102,7 @@ def _print_tables(model: Path, config: Any, rows: list[Row]) -> None:
     echo(table(("kind", "tensors", "weights", "size", "bits/weight"), totals))
 
 
-def _print_json(model: Path, config: Any, rows: list[Row]) -> None:
+def _print_json(model: str, config: Any, rows: list[Row]) -> None:
     import json
     from dataclasses import asdict
 
@@ -115,7 +115,7 @@ def _print_json(model: Path, config: Any, rows: list[Row]) -> None:
         for kind, group in _by_kind(rows).items()
     }
     found = {
-        "model": str(model),
+        "model": model,
         "model_type": config["model_type"],
         "bits_per_weight": _bits(rows),
         "nbytes": sum(row.nbytes for row in rows),

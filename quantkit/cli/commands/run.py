@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from quantkit.cli.models import show
 from quantkit.cli.options import Command, kv_option, model_argument, path, text, threads_option
 from quantkit.cli.progress import Bar
 from quantkit.cli.sampling import choose_sampling, sampling_options
@@ -72,7 +73,7 @@ def _json_object(ctx: click.Context, param: click.Parameter, value: str | None) 
 @click.option("--ignore-chat-template", is_flag=True, help="Continue the prompt as it is.")
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end of the text.")
 @click.option("--display-prompt/--no-display-prompt", help="Print the prompt before the answer.", show_default=True)
-def command(model: Path, prompt: str | None, file: Path | None, **options: Any) -> None:
+def command(model: str, prompt: str | None, file: Path | None, **options: Any) -> None:
     """Answer a prompt with MODEL.
 
     A model that has a chat template gets the prompt as a user's message. A checkpoint that is not packed is converted
@@ -126,7 +127,7 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
     return prompt
 
 
-def _load(model: Path, options: dict[str, Any]) -> tuple[Model, Tokenizer]:
+def _load(model: str, options: dict[str, Any]) -> tuple[Model, Tokenizer]:
     """Open a model, after packing a checkpoint into the user's cache at its first use."""
     from quantkit.cli.bus_error import explain_bus_errors
     from quantkit.generation.loading import load
@@ -135,8 +136,13 @@ def _load(model: Path, options: dict[str, Any]) -> tuple[Model, Tokenizer]:
     explain_bus_errors()
     threads = options["threads"]
     with ExitStack() as stack:
-        with Bar("packing") as bar:
-            copy = packed_copy(model, threads=threads, progress=lambda now: bar.update(now.done, now.total, now.tensor))
+        with Bar("downloading") as download, Bar("packing") as bar:
+            copy = packed_copy(
+                model,
+                threads=threads,
+                progress=lambda now: bar.update(now.done, now.total, now.tensor),
+                downloading=lambda now: show(download, now),
+            )
             folder = stack.enter_context(copy)
         return load(folder, threads=threads, context=options["ctx_size"], kv_dtype=options["kv_dtype"])
 

@@ -64,16 +64,7 @@ class FolderSource(ModelSource):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not (path / CONFIG).exists():
-            if (path / PIPELINE).exists():
-                raise UnsupportedError(f"{path}: is a diffusion pipeline ({PIPELINE}), no language model")
-            raise CheckpointError(f"{path / CONFIG}: no such file; is this the folder of a model?")
-        self._config = read_object(path / CONFIG)
-        if not isinstance(self._config.get("model_type"), str):
-            raise CheckpointError(f"{path / CONFIG}: has no model_type; is this the folder of a language model?")
-        self._scheme = self._read_scheme()
-        if self._scheme:
-            self._config = {key: value for key, value in self._config.items() if key not in FIELDS}
+        self._config, self._scheme = read_config(path)
         self._missing: dict[str, str] = {}
         self._shards = self._open_shards()
         self._parts = self._scheme.encoded([*self._shards, *self._missing]) if self._scheme else {}
@@ -123,12 +114,13 @@ class FolderSource(ModelSource):
 
     def tensor(self, name: str, *, copy: bool = False) -> Tensor:
         spec = self.spec(name)
-        return Tensor(spec.kind, spec.shape, np.ascontiguousarray(self.entries(name, ALL, copy=copy)))
+        return Tensor(spec.kind, spec.shape, np.asarray(self.entries(name, ALL, copy=copy), order="C"))
 
     def entries(self, name: str, wanted: slice, *, copy: bool = False) -> NDArray[Any]:
         if self._scheme and name in self._parts:
             try:
-                return self._scheme.decode(self._parts_of(name, copy=copy), wanted)
+                with np.errstate(over="ignore", invalid="ignore"):  # those who read refuse numbers beyond f32
+                    return self._scheme.decode(self._parts_of(name, copy=copy), wanted)
             except ValueError as cause:
                 raise CheckpointError(f"{self.file_of(name)}: tensor {name!r} cannot be decoded: {cause}") from cause
         return self._shard(name).array(name, wanted, copy=copy)
@@ -143,17 +135,6 @@ class FolderSource(ModelSource):
             yield read_file(file)
         for shard in dict.fromkeys(self._shards.values()):
             yield shard.identity()
-
-    def _read_scheme(self) -> Scheme | None:
-        """Return the scheme that config.json names, or a file of ModelOpt beside it."""
-        file, config = self.path / CONFIG, self._config
-        if not any(config.get(field) for field in FIELDS) and (self.path / MODELOPT).exists():
-            file = self.path / MODELOPT
-            config = {FIELDS[0]: modelopt.config_of(read_object(file))}
-        try:
-            return scheme_of(config)
-        except UnsupportedError as cause:
-            raise UnsupportedError(f"{file}: {cause}") from None
 
     @property
     def _sidecars(self) -> dict[str, Path]:
@@ -181,7 +162,7 @@ class FolderSource(ModelSource):
         if not (self.path / INDEX).exists():
             files = [SafetensorsFile(file) for file in self._unindexed()]
             return {name: file for file in files for name in file.header}
-        weight_map = self._read_index()
+        weight_map = read_index(self.path / INDEX)
         named = {shard for shard in weight_map.values() if _is_file_name(shard)}
         shards = {shard: SafetensorsFile(self.path / shard) for shard in sorted(named) if (self.path / shard).exists()}
         if not shards:
@@ -198,12 +179,6 @@ class FolderSource(ModelSource):
             name: file for shard, file in shards.items() for name in file.header if weight_map.get(name, shard) == shard
         }
 
-    def _read_index(self) -> dict[str, str]:
-        weight_map = read_object(self.path / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{self.path / INDEX}: has no weight_map")
-        return {name: str(shard) for name, shard in weight_map.items()}
-
     def _unindexed(self) -> list[Path]:
         """Return the safetensors files of a folder that has no index: one, or all shards of a set."""
         kinds = {file: magic_of(file) for file in sorted(self.path.iterdir()) if file.is_file()}
@@ -218,18 +193,62 @@ class FolderSource(ModelSource):
             raise CheckpointError(
                 f"{self.path}: has neither {SINGLE} nor {INDEX}, and {files[0].name!r} is not all: finish the download"
             )
-        raise self._without_weights(kinds)
+        raise without_weights(self.path, {file.name: kind for file, kind in kinds.items()})
 
-    def _without_weights(self, kinds: Mapping[Path, Magic]) -> QuantkitError:
-        for file, kind in kinds.items():
-            if kind is Magic.PICKLE:
-                return UnsupportedError(
-                    f"{self.path}: its weights are pickles ({file.name}), which can run code when they are read; "
-                    "use a safetensors version, or make one with transformers' save_pretrained"
-                )
-            if kind is Magic.GGUF:
-                return CheckpointError(f"{self.path}: holds GGUF files; name one of them, such as {file}")
-        return CheckpointError(f"{self.path}: has neither {SINGLE} nor {INDEX}")
+
+def read_config(folder: Path) -> tuple[dict[str, Any], Scheme | None]:
+    """Return `config.json` of a checkpoint folder, without what it says of quantization, and the scheme that it names.
+
+    Raises
+    ------
+    CheckpointError
+        It is missing, damaged, or no model's.
+    UnsupportedError
+        The scheme is unknown, or the folder is that of a diffusion pipeline.
+    """
+    file = folder / CONFIG
+    if not file.exists():
+        if (folder / PIPELINE).exists():
+            raise UnsupportedError(f"{folder}: is a diffusion pipeline ({PIPELINE}), no language model")
+        raise CheckpointError(f"{file}: no such file; is this the folder of a model?")
+    config = read_object(file)
+    if not isinstance(config.get("model_type"), str):
+        raise CheckpointError(f"{file}: has no model_type; is this the folder of a language model?")
+    scheme = _read_scheme(folder, config)
+    return {key: value for key, value in config.items() if not (scheme and key in FIELDS)}, scheme
+
+
+def _read_scheme(folder: Path, config: Mapping[str, Any]) -> Scheme | None:
+    """Return the scheme that config.json names, or a file of ModelOpt beside it."""
+    file = folder / CONFIG
+    if not any(config.get(field) for field in FIELDS) and (folder / MODELOPT).exists():
+        file = folder / MODELOPT
+        config = {FIELDS[0]: modelopt.config_of(read_object(file))}
+    try:
+        return scheme_of(config)
+    except UnsupportedError as cause:
+        raise UnsupportedError(f"{file}: {cause}") from None
+
+
+def read_index(file: Path) -> dict[str, str]:
+    """Return which tensor is in which file, as an index says; raises `CheckpointError` when it does not say so."""
+    weight_map = read_object(file).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{file}: has no weight_map")
+    return {name: str(shard) for name, shard in weight_map.items()}
+
+
+def without_weights(where: str | Path, kinds: Mapping[str, Magic]) -> QuantkitError:
+    """Return the error that says what is there in place of safetensors; `kinds` says what each file is."""
+    for name, kind in kinds.items():
+        if kind is Magic.PICKLE:
+            return UnsupportedError(
+                f"{where}: its weights are pickles ({name}), which can run code when they are read; "
+                "use a safetensors version, or make one with transformers' save_pretrained"
+            )
+        if kind is Magic.GGUF:
+            return CheckpointError(f"{where}: holds GGUF files; name one of them, such as {Path(where, name)}")
+    return CheckpointError(f"{where}: has neither {SINGLE} nor {INDEX}")
 
 
 def _is_file_name(text: str) -> bool:

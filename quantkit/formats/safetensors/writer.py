@@ -46,6 +46,11 @@ class SafetensorsWriter:
     alignment : int
         1 where other tools read the file, which may refuse tensors that they don't know.
 
+    Attributes
+    ----------
+    size : int
+        Bytes of the whole file.
+
     Raises
     ------
     OSError
@@ -79,8 +84,8 @@ class SafetensorsWriter:
         text += b" " * (-(8 + len(text)) % ALIGNMENT)
         self._path = path
         self._header = len(text).to_bytes(8, "little") + text
-        self._size = len(self._header) + end
         start = len(self._header)
+        self.size = start + end
         self._places = {name: (start + begin, size) for name, (begin, size) in places.items()}
         self._fillings = [(start + begin, size) for begin, size in fillings]
         self._missing = dict(self._places)
@@ -88,8 +93,8 @@ class SafetensorsWriter:
     def __enter__(self) -> Self:
         self._file = os.fdopen(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
         try:
-            self._file.truncate(self._size)
-            os.posix_fallocate(self._file.fileno(), 0, self._size)
+            self._file.truncate(self.size)
+            os.posix_fallocate(self._file.fileno(), 0, self.size)
             self._file.write(self._header)
             for begin, size in self._fillings:
                 self._file.seek(begin)

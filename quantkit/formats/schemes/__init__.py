@@ -64,9 +64,10 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
             method = _method_of(found) if isinstance(found, dict) else None
             if isinstance(method, str) and method in SCHEMES:
                 return SCHEMES[method].of(found)
+            named = "method not named" if method is None else f"{method!r:.60}"
             raise UnsupportedError(
-                f"the checkpoint is already quantized ({field}: {method or 'method not named'}); "
-                f"quantkit packs F16, BF16 and F32 weights, and reads {', '.join(SCHEMES)}: use the original checkpoint"
+                f"the checkpoint is already quantized ({field}: {named}), in no scheme that quantkit reads: use the "
+                f"original checkpoint, or a copy in one of {', '.join(SCHEMES)}"
             )
     return None
 

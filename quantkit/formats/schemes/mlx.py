@@ -63,7 +63,7 @@ class Mlx(Scheme):
         for name, own in {"": config, **modules}.items():
             size, mode = own.get("group_size"), own.get("mode", MODES[0])
             if type(size) is not int or size < 1 or mode not in MODES:
-                said = f"groups of {size!r:.20} and mode {mode!r:.60}{name and ' of '}{name}"
+                said = f"groups of {size!r:.20} and mode {mode!r:.60}{name and f' of {name!r:.100}'}"
                 raise UnsupportedError(f"quantization: {said} are not supported")
         return cls(config["group_size"], {name: said["group_size"] for name, said in modules.items()})
 

@@ -46,7 +46,7 @@ class TorchAo(Scheme):
         found = config.get("quant_type")
         variants = list(_variants(found)) if isinstance(found, dict) else [found]
         for variant in variants:
-            if variant not in VARIANTS:
+            if not isinstance(variant, str) or variant not in VARIANTS:
                 raise UnsupportedError(f"quantization_config: quant_type {variant!r:.60} of torchao is not supported")
         return cls()
 

@@ -213,7 +213,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "quark": (
         lambda f: edit(f / "config.json", quantization_config={"quant_method": "quark"}),
         UnsupportedError,
-        r"already quantized \(quantization_config: quark\)",
+        r"already quantized \(quantization_config: 'quark'\)",
     ),
     "no name": (
         lambda f: edit(f / "config.json", quantization_config={"bits": 8}),

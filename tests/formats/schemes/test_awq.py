@@ -7,37 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import quantized
 from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
-from quantkit.formats.schemes.awq import ORDER, Awq
-from stored_parts import Stored, decoded
+from quantkit.formats.schemes.awq import Awq
+from scheme_writers import WRITERS
+from stored_parts import decoded
 
-CONFIG = {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}
-Weights = NDArray[np.float32]
-
-
-def words_of(codes: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Codes `[columns, rows]` -> eight rows in a word, in AutoAWQ's order."""
-    eights = codes.reshape(len(codes), -1, 8)[..., ORDER].astype(np.uint32)
-    words: NDArray[np.uint32] = (eights << np.arange(0, 32, 4, dtype=np.uint32)).sum(axis=-1, dtype=np.uint32)
-    return words.view(np.int32)
-
-
-def encode(module: str, weight: Weights) -> tuple[Stored, Weights]:
-    groups = weight.T.reshape(-1, 32, len(weight))
-    scales = ((groups.max(1) - groups.min(1)) / 15).astype(np.float16)
-    zeros = np.rint(-groups.min(1) / scales).clip(0, 15)
-    codes = np.rint(groups / scales[:, None] + zeros[:, None]).clip(0, 15)
-    parts: dict[str, tuple[str, NDArray[Any]]] = {
-        ".qweight": ("I32", words_of(codes.reshape(weight.T.shape).astype(np.uint8))),
-        ".qzeros": ("I32", words_of(zeros.astype(np.uint8))),
-        ".scales": ("F16", scales),
-    }
-    numbers = (codes - zeros[:, None]).astype(np.float32) * scales[:, None].astype(np.float32)
-    return parts, np.ascontiguousarray(numbers.reshape(weight.T.shape).T)
+encode, CONFIG, _ = WRITERS["awq"]
 
 
 def test_typed_words() -> None:
@@ -48,7 +26,7 @@ def test_typed_words() -> None:
 
 
 def test_a_checkpoint(tmp_path: Path) -> None:
-    quantized.assert_equal(*quantized.checkpoints(tmp_path, encode, "quantization_config", CONFIG))
+    quantized.assert_equal(*quantized.checkpoints(tmp_path, *WRITERS["awq"]))
 
 
 @pytest.mark.parametrize("spoiled", [{"bits": 3}, {"version": "gemv_fast"}])

@@ -17,16 +17,15 @@ from quantkit.errors import CheckpointError
 from quantkit.formats.safetensors.file import SafetensorsFile
 from quantkit.formats.schemes import scheme_of
 from quantkit.formats.schemes.bnb import Bnb
+from scheme_writers import WRITERS, bnb_bytes, text
 from stored_parts import Stored, decoded
 
-CONFIG = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 STATE = ".weight.quant_state.bitsandbytes__nf4"
-Weights = NDArray[np.float32]
 
 
-def text(**fields: Any) -> tuple[str, NDArray[np.uint8]]:
+def state(**fields: Any) -> tuple[str, NDArray[np.uint8]]:
     """JSON as the library stores it."""
-    return "U8", np.frombuffer(json.dumps(fields).encode(), np.uint8)
+    return text(json.dumps(fields))
 
 
 def typed() -> dict[str, tuple[str, NDArray[Any]]]:
@@ -35,7 +34,7 @@ def typed() -> dict[str, tuple[str, NDArray[Any]]]:
         ".weight": ("U8", np.array([[0x12], [0x34], [0x56]], np.uint8)),
         ".weight.quant_map": ("F32", np.square(np.arange(16, dtype=np.float32))),
         ".weight.absmax": ("F32", np.array([1, 0.5], np.float32)),
-        STATE: text(quant_type="nf4", blocksize=4, dtype="bfloat16", shape=[2, 3]),
+        STATE: state(quant_type="nf4", blocksize=4, dtype="bfloat16", shape=[2, 3]),
     }
 
 
@@ -46,7 +45,7 @@ def nested() -> dict[str, tuple[str, NDArray[Any]]]:
         ".weight.absmax": ("U8", np.array([5, 10], np.uint8)),
         ".weight.nested_quant_map": ("F32", np.arange(256, dtype=np.float32) / 10),
         ".weight.nested_absmax": ("F32", np.array([2], np.float32)),
-        STATE: text(quant_type="nf4", blocksize=4, dtype="bfloat16", shape=[2, 3], **said),
+        STATE: state(quant_type="nf4", blocksize=4, dtype="bfloat16", shape=[2, 3], **said),
     }
 
 
@@ -60,53 +59,29 @@ def test_typed_bytes() -> None:
 
 
 def test_codes_may_be_stored_as_other_numbers() -> None:
-    whole = typed() | {STATE: text(blocksize=4, shape=[2, 4]), ".weight": ("U8", np.arange(4, dtype=np.uint8)[:, None])}
+    whole = typed() | {
+        STATE: state(blocksize=4, shape=[2, 4]),
+        ".weight": ("U8", np.arange(4, dtype=np.uint8)[:, None]),
+    }
     for dtype, numpy in (("BF16", np.uint16), ("F16", np.float16), ("F32", np.float32), ("I8", np.int8)):
         seen = {**whole, ".weight": (dtype, whole[".weight"][1].reshape(-1).view(numpy).reshape(-1, 1))}
         np.testing.assert_array_equal(decoded(Bnb(), seen), decoded(Bnb(), whole))
         np.testing.assert_array_equal(decoded(Bnb(), seen, wanted=slice(1, 2)), decoded(Bnb(), whole)[1:])
 
 
-def four_bits(module: str, weight: Weights) -> tuple[Stored, Weights]:
-    """Blocks of 64 of the stream, and a table that is not even."""
-    numbers = np.sort(np.random.default_rng(0).uniform(-1, 1, 16)).astype(np.float32)
-    blocks = weight.reshape(-1, 64)
-    factors = np.abs(blocks).max(1)
-    codes = np.abs(blocks[..., None] / factors[:, None, None] - numbers).argmin(-1).astype(np.uint8).reshape(-1)
-    parts: Stored = {
-        ".weight": ("U8", (codes[::2] << 4 | codes[1::2])[:, None]),
-        ".weight.quant_map": ("F32", numbers),
-        ".weight.absmax": ("F32", factors),
-        STATE: text(blocksize=64, shape=weight.shape),
-    }
-    return parts, (numbers[codes].reshape(blocks.shape) * factors[:, None]).reshape(weight.shape)
-
-
-def eight_bits(module: str, weight: Weights) -> tuple[Stored, Weights]:
-    largest = np.abs(weight).max(1)
-    codes = np.rint(weight / largest[:, None] * 127).astype(np.int8)
-    parts: Stored = {
-        ".weight": ("I8", codes),
-        ".SCB": ("F32", largest),
-        ".weight_format": ("U8", np.array(0, np.uint8)),
-    }
-    return parts, codes * largest[:, None] * np.float32(1 / 127)
-
-
-@pytest.mark.parametrize("encode", [four_bits, eight_bits])
-@pytest.mark.parametrize("config", [CONFIG, {"load_in_8bit": True, "load_in_4bit": False}])
-def test_a_checkpoint(tmp_path: Path, encode: quantized.Encode, config: dict[str, Any]) -> None:
-    quantized.assert_equal(*quantized.checkpoints(tmp_path, encode, "quantization_config", config))
+@pytest.mark.parametrize("variant", ["bnb", "bnb nested", "bnb bytes"])
+def test_a_checkpoint(tmp_path: Path, variant: str) -> None:
+    quantized.assert_equal(*quantized.checkpoints(tmp_path, *WRITERS[variant]))
 
 
 @pytest.mark.parametrize(
     ("spoiled", "message"),
     [
         ({STATE: ("U8", np.frombuffer(b"{", np.uint8))}, "its quant_state: is not JSON"),
-        ({STATE: text(blocksize=4, shape=[2, -3])}, r"says shape \[2, -3\]"),
-        ({STATE: text(blocksize=4, shape=[10**9, 10**9])}, "its codes are U8 of shape"),
-        ({STATE: text(blocksize="4", shape=[2, 3])}, "blocks of"),
-        ({STATE: text(blocksize=2, shape=[2, 3])}, r"absmax' is F32 of shape \(2,\), not F32 of \(3,\)"),
+        ({STATE: state(blocksize=4, shape=[2, -3])}, r"says shape \[2, -3\]"),
+        ({STATE: state(blocksize=4, shape=[10**9, 10**9])}, "its codes are U8 of shape"),
+        ({STATE: state(blocksize="4", shape=[2, 3])}, "blocks of"),
+        ({STATE: state(blocksize=2, shape=[2, 3])}, r"absmax' is F32 of shape \(2,\), not F32 of \(3,\)"),
         ({STATE: ("U8", np.zeros(100_000, np.uint8))}, "is no text"),
         ({".weight.quant_map": ("F32", np.zeros(15, np.float32))}, "quant_map"),
         ({".weight.absmax": ("U8", np.zeros(2, np.uint8))}, "absmax"),
@@ -118,21 +93,21 @@ def test_parts_that_do_not_fit(spoiled: Stored, message: str) -> None:
         decoded(Bnb(), {**typed(), **spoiled})
 
 
-@pytest.mark.parametrize("spoiled", [text(blocksize=4, shape=[2, 3], nested_blocksize=0, nested_offset=1)])
+@pytest.mark.parametrize("spoiled", [state(blocksize=4, shape=[2, 3], nested_blocksize=0, nested_offset=1)])
 def test_nested_parts_that_do_not_fit(spoiled: tuple[str, NDArray[Any]]) -> None:
     with pytest.raises(ValueError, match="blocks of"):
         decoded(Bnb(), nested() | {STATE: spoiled})
 
 
 def test_bytes_in_tiles_are_refused() -> None:
-    parts, _ = eight_bits("", np.eye(4, dtype=np.float32))
+    parts, _ = bnb_bytes("", np.eye(4, dtype=np.float32))
     with pytest.raises(ValueError, match="weight_format is not 0"):
         decoded(Bnb(), {**parts, ".weight_format": ("U8", np.array(2, np.uint8))})
 
 
 @pytest.mark.parametrize("lost", [".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4"])
 def test_a_part_that_is_missing_is_named(tmp_path: Path, lost: str) -> None:
-    _, folder = quantized.checkpoints(tmp_path, four_bits, "quantization_config", CONFIG)
+    _, folder = quantized.checkpoints(tmp_path, *WRITERS["bnb"])
     file = SafetensorsFile(folder / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     tensors = {each: (file.header[each].dtype, np.array(file.array(each))) for each in file.header}

@@ -7,49 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import quantized
 from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
 from quantkit.formats.schemes.compressed_tensors import BITS, CompressedTensors
+from scheme_writers import WRITERS, compressed, words_of
 from stored_parts import Stored, decoded
 
-GROUPS = {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "group_size": 32}}}
-PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": GROUPS}
-Weights = NDArray[np.float32]
-
-
-def words_of(codes: NDArray[np.uint8], bits: int = 4) -> NDArray[np.int32]:
-    """Codes along the last axis, as many whole ones in a word as there is room for."""
-    per_word = 32 // bits
-    padded = np.pad(codes, [(0, 0), (0, -codes.shape[1] % per_word)]).reshape(len(codes), -1, per_word)
-    places = np.arange(per_word, dtype=np.uint32) * np.uint32(bits)
-    words: NDArray[np.uint32] = (padded.astype(np.uint32) << places).sum(axis=-1, dtype=np.uint32)
-    return words.view(np.int32)
-
-
-def integers(module: str, weight: Weights) -> tuple[Stored, Weights]:
-    """Groups of 32, with zeros."""
-    groups = weight.reshape(len(weight), -1, 32)
-    scales = ((groups.max(-1) - groups.min(-1)) / 15).astype(np.float16)
-    zeros = np.rint(-8 - groups.min(-1) / scales).clip(-8, 7)
-    codes = np.rint(groups / scales[..., None] + zeros[..., None]).clip(-8, 7)
-    parts: dict[str, tuple[str, NDArray[Any]]] = {
-        ".weight_packed": ("I32", words_of((codes + 8).astype(np.uint8).reshape(weight.shape))),
-        ".weight_scale": ("F16", scales),
-        ".weight_zero_point": ("I32", np.ascontiguousarray(words_of((zeros.T + 8).astype(np.uint8)).T)),
-        ".weight_shape": ("I64", np.array(weight.shape, np.int64)),
-    }
-    numbers = (codes - zeros[..., None]).astype(np.float32) * scales[..., None].astype(np.float32)
-    return parts, numbers.reshape(weight.shape)
-
-
-def bytes_by_rows(module: str, weight: Weights) -> tuple[Stored, Weights]:
-    scales = (np.abs(weight).max(1, keepdims=True) / 127).astype(np.float32)
-    codes = np.rint(weight / scales).astype(np.int8)
-    parts: dict[str, tuple[str, NDArray[Any]]] = {".weight": ("I8", codes), ".weight_scale": ("F32", scales)}
-    return parts, codes * scales
+PACKED = WRITERS["compressed-tensors"].config
+GROUP = PACKED["config_groups"]["group_0"]
 
 
 def test_typed_parts() -> None:
@@ -81,10 +48,10 @@ def test_columns_in_another_order() -> None:
     random = np.random.default_rng(0)
     order = random.permutation(64)
     weight = random.standard_normal((16, 64)).astype(np.float32)
-    parts, expected = integers("", np.ascontiguousarray(weight[:, order]))
+    parts, expected = compressed("", np.ascontiguousarray(weight[:, order]))
     inverse = np.argsort(order)
     codes = parts[".weight_packed"][1].view(np.uint32)[..., None] >> np.arange(0, 32, 4, dtype=np.uint32) & 15
-    packed = words_of(codes.reshape(16, 64)[:, inverse].astype(np.uint8))
+    packed = words_of(codes.reshape(16, 64)[:, inverse].astype(np.uint8), 4)
     numbers = decoded(
         CompressedTensors(),
         {**parts, ".weight_packed": ("I32", packed), ".weight_g_idx": ("I32", (inverse // 32).astype(np.int32))},
@@ -92,13 +59,9 @@ def test_columns_in_another_order() -> None:
     np.testing.assert_array_equal(numbers, expected[:, inverse])
 
 
-def test_a_checkpoint_of_four_bits(tmp_path: Path) -> None:
-    quantized.assert_equal(*quantized.checkpoints(tmp_path, integers, "quantization_config", PACKED))
-
-
-def test_a_checkpoint_of_eight_bits(tmp_path: Path) -> None:
-    config = {**PACKED, "format": "int-quantized"}
-    quantized.assert_equal(*quantized.checkpoints(tmp_path, bytes_by_rows, "quantization_config", config))
+@pytest.mark.parametrize("variant", ["compressed-tensors", "compressed-tensors rows"])
+def test_a_checkpoint(tmp_path: Path, variant: str) -> None:
+    quantized.assert_equal(*quantized.checkpoints(tmp_path, *WRITERS[variant]))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +69,7 @@ def test_a_checkpoint_of_eight_bits(tmp_path: Path) -> None:
     [
         {"format": "marlin-24"},
         {"sparsity_config": {"format": "sparse-24-bitmask"}},
-        {"config_groups": {"a": GROUPS["group_0"], "b": {"weights": {"num_bits": 8, "type": "int"}}}},
+        {"config_groups": {"a": GROUP, "b": {"weights": {"num_bits": 8, "type": "int"}}}},
         {"config_groups": {"a": {"weights": {"num_bits": 3}}}},
         {"config_groups": {"a": {"weights": {"num_bits": "4"}}}},
     ],

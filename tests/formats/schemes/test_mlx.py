@@ -13,26 +13,11 @@ import quantized
 from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
 from quantkit.formats.schemes.mlx import BITS, Mlx
+from scheme_writers import WRITERS
 from stored_parts import Stored, decoded
 
-CONFIG = {"bits": 4, "group_size": 64}
+encode, CONFIG, _ = WRITERS["mlx"]
 Weights = NDArray[np.float32]
-
-
-def encode(module: str, weight: Weights) -> tuple[Stored, Weights]:
-    groups = weight.reshape(len(weight), -1, 64)
-    biases = groups.min(-1).astype(np.float16)
-    scales = ((groups.max(-1) - biases) / 15).astype(np.float16)
-    codes = np.rint((groups - biases[..., None]) / scales[..., None]).clip(0, 15)
-    eights = codes.reshape(len(weight), -1, 8).astype(np.uint32)
-    words = (eights << np.arange(0, 32, 4, dtype=np.uint32)).sum(axis=-1, dtype=np.uint32)
-    parts: dict[str, tuple[str, NDArray[Any]]] = {
-        ".weight": ("U32", words),
-        ".scales": ("F16", scales),
-        ".biases": ("F16", biases),
-    }
-    wide = scales[..., None].astype(np.float32), biases[..., None].astype(np.float32)
-    return parts, (codes.astype(np.float32) * wide[0] + wide[1]).reshape(weight.shape)
 
 
 def test_typed_words() -> None:
@@ -49,7 +34,7 @@ def test_typed_words() -> None:
 
 @pytest.mark.parametrize("field", ["quantization", "quantization_config"])
 def test_a_checkpoint(tmp_path: Path, field: str) -> None:
-    quantized.assert_equal(*quantized.checkpoints(tmp_path, encode, field, CONFIG))
+    quantized.assert_equal(*quantized.checkpoints(tmp_path, encode, CONFIG, field))
 
 
 @pytest.mark.live
@@ -112,13 +97,13 @@ def test_modules_may_differ(tmp_path: Path) -> None:
         return parts, codes * np.float32(scales[0, 0]) - np.float32(scales[0, 0])
 
     own = {f"model.layers.{layer}.mlp.down_proj": {"group_size": 32, "bits": 8} for layer in range(2)}
-    config = CONFIG | own | {"lm_head": False}
-    quantized.assert_equal(*quantized.checkpoints(tmp_path, mixed, "quantization", config))
+    config = {**CONFIG, **own, "lm_head": False}
+    quantized.assert_equal(*quantized.checkpoints(tmp_path, mixed, config, "quantization"))
 
 
 @pytest.mark.parametrize("spoiled", [{"mode": "int2"}, {"model.up_proj": {"group_size": 0}}, {"group_size": True}])
 def test_what_is_not_known_is_refused(spoiled: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedError, match=r"mode 'int2'|of model.up_proj|groups of True"):
+    with pytest.raises(UnsupportedError, match=r"mode 'int2'|of 'model.up_proj'|groups of True"):
         scheme_of({"quantization": {**CONFIG, **spoiled}})
 
 

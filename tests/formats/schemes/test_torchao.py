@@ -7,19 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import quantized
 from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
 from quantkit.formats.schemes.torchao import TorchAo
+from scheme_writers import WRITERS
 from stored_parts import Stored, decoded
 
-CONFIG = {
-    "quant_method": "torchao",
-    "quant_type": {"default": {"_type": "Int8WeightOnlyConfig", "_data": {"granularity": {"_type": "PerRow"}}}},
-}
-Weights = NDArray[np.float32]
+CONFIG = WRITERS["torchao"].config
 TYPED: Stored = {
     "x._weight_qdata": ("I8", np.array([[1, -2, 3, 4]], np.int8)),
     "x._weight_scale": ("F32", np.array([[2, 0.5]], np.float32)),
@@ -37,19 +33,8 @@ def test_typed_bytes() -> None:
     assert decoded(TorchAo(), fp8, wanted=slice(1, 2)).tolist() == [[4]]
 
 
-def encode(module: str, weight: Weights) -> tuple[Stored, Weights]:
-    scales = (np.abs(weight).max(1, keepdims=True) / 127).astype(np.float32)
-    codes = np.rint(weight / scales).astype(np.int8)
-    parts: Stored = {
-        "._weight_qdata": ("I8", codes),
-        "._weight_scale": ("F32", scales),
-        "._weight_zero_point": ("I8", np.zeros_like(scales, np.int8)),
-    }
-    return parts, codes * scales
-
-
 def test_a_checkpoint(tmp_path: Path) -> None:
-    quantized.assert_equal(*quantized.checkpoints(tmp_path, encode, "quantization_config", CONFIG))
+    quantized.assert_equal(*quantized.checkpoints(tmp_path, *WRITERS["torchao"]))
 
 
 @pytest.mark.parametrize(

@@ -13,21 +13,10 @@ import quantized
 from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
 from quantkit.formats.schemes.floats.fp8 import Fp8
-from quantkit.formats.schemes.packing import e4m3
+from scheme_writers import WRITERS
 from stored_parts import Stored, decoded
 
-BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}
-Weights = NDArray[np.float32]
-
-
-def rounded(numbers: Weights) -> NDArray[np.uint8]:
-    """The nearest code of each number."""
-    table = np.nan_to_num(e4m3(), nan=np.inf)
-    order = np.argsort(table, kind="stable")
-    place = np.searchsorted(table[order], numbers).clip(1, 255)
-    upper = np.abs(table[order][place] - numbers) < np.abs(table[order][place - 1] - numbers)
-    codes: NDArray[np.uint8] = order[place - ~upper].astype(np.uint8)
-    return codes
+BLOCKS = WRITERS["fp8"].config
 
 
 def stored(codes: NDArray[np.uint8], scales: NDArray[Any], dtype: str = "F32") -> Stored:
@@ -86,14 +75,9 @@ def test_scales_that_do_not_fit() -> None:
             decoded(Fp8((2, 2)), other)
 
 
-def encode(module: str, weight: Weights) -> tuple[Stored, Weights]:
-    scales = np.full([-(-side // 128) for side in weight.shape], np.abs(weight).max() / 448, np.float32)
-    codes = rounded(weight / scales[0, 0])
-    return stored(codes, scales), e4m3()[codes] * scales[0, 0]
-
-
-def test_a_checkpoint(tmp_path: Path) -> None:
-    quantized.assert_equal(*quantized.checkpoints(tmp_path, encode, "quantization_config", BLOCKS))
+@pytest.mark.parametrize("variant", ["fp8", "fp8 rows"])
+def test_a_checkpoint(tmp_path: Path, variant: str) -> None:
+    quantized.assert_equal(*quantized.checkpoints(tmp_path, *WRITERS[variant]))
 
 
 @pytest.mark.live

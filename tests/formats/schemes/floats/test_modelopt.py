@@ -8,18 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import quantized
 from quantkit import formats
 from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
 from quantkit.formats.schemes.floats.modelopt import ModelOpt
-from quantkit.formats.schemes.packing import E2M1, e4m3
+from scheme_writers import WRITERS
 from stored_parts import Stored, decoded
 
-CONFIG = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
-Weights = NDArray[np.float32]
+CONFIG = WRITERS["modelopt"].config
 CODES = ("U8", np.array([[0x21, 0xF8]], np.uint8))  # 0.5 1, -0 -6
 NVFP4: Stored = {
     ".weight": CODES,
@@ -41,27 +39,12 @@ def test_typed_bytes() -> None:
     assert decoded(ModelOpt(), fp8).tolist() == [[0.5, 1]]
 
 
-def encode(module: str, weight: Weights) -> tuple[Stored, Weights]:
-    """NVFP4: groups of 16, whose scales are floats of 8 bits."""
-    random = np.random.default_rng(len(module))
-    codes = random.integers(0, 16, weight.shape, np.uint8)
-    scales = random.integers(0x20, 0x40, (len(weight), weight.shape[1] // 16), np.uint8)
-    second = np.float32(0.03)
-    parts: Stored = {
-        ".weight": ("U8", codes[:, ::2] | codes[:, 1::2] << 4),
-        ".weight_scale": ("F8_E4M3", scales),
-        ".weight_scale_2": ("F32", np.array(second)),
-        ".input_scale": ("F32", np.array(second)),
-    }
-    return parts, np.array(E2M1, np.float32)[codes] * np.repeat(e4m3()[scales] * second, 16, axis=1)
-
-
 def test_a_checkpoint(tmp_path: Path) -> None:
-    quantized.assert_equal(*quantized.checkpoints(tmp_path, encode, "quantization_config", CONFIG))
+    quantized.assert_equal(*quantized.checkpoints(tmp_path, *WRITERS["modelopt"]))
 
 
 def test_a_file_beside_config_json_may_name_it(tmp_path: Path) -> None:
-    plain, folder = quantized.checkpoints(tmp_path, encode, "quantization_config", CONFIG)
+    plain, folder = quantized.checkpoints(tmp_path, *WRITERS["modelopt"])
     config = json.loads((folder / "config.json").read_text())
     del config["quantization_config"]
     (folder / "config.json").write_text(json.dumps(config))
@@ -81,7 +64,7 @@ def test_a_file_beside_config_json_may_name_it(tmp_path: Path) -> None:
 )
 def test_what_is_not_known_is_refused(spoiled: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match=r"quant_algo '(W4A16_AWQ|INT2)' is not supported"):
-        scheme_of({"quantization_config": CONFIG | spoiled})
+        scheme_of({"quantization_config": {**CONFIG, **spoiled}})
 
 
 @pytest.mark.parametrize(

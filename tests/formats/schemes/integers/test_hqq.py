@@ -11,14 +11,8 @@ from numpy.typing import NDArray
 
 import quantized
 from quantkit.formats.schemes.integers.hqq import Hqq
+from scheme_writers import WRITERS, text
 from stored_parts import Stored, decoded
-
-CONFIG = {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}, "skip_modules": ["lm_head"]}
-Weights = NDArray[np.float32]
-
-
-def text(said: str) -> tuple[str, NDArray[np.uint8]]:
-    return "U8", np.frombuffer(said.encode(), np.uint8)
 
 
 def typed(**changed: tuple[str, NDArray[Any]]) -> Stored:
@@ -40,26 +34,8 @@ def test_typed_bytes() -> None:
     assert decoded(Hqq(), typed(scale=scale, zero=zero)).tolist() == [[0, 0, 2, 20], [4, 40, 6, 60]]
 
 
-def encode(module: str, weight: Weights) -> tuple[Stored, Weights]:
-    groups = weight.reshape(-1, 64)
-    scales = ((groups.max(1) - groups.min(1)) / 15).astype(np.float16)[:, None]
-    zeros = (-groups.min(1)[:, None] / scales).astype(np.float16)
-    codes = np.rint(groups / scales.astype(np.float32) + zeros).clip(0, 15).astype(np.uint8)
-    half = len(codes) // 2
-    parts: Stored = {
-        ".W_q": ("U8", codes[:half] << 4 | codes[half:]),
-        ".packing": text("4bit_u8"),
-        ".shape": ("I64", np.array(weight.shape)),
-        ".scale": ("F16", scales),
-        ".zero": ("F16", zeros),
-        ".stores_quant_config": ("U8", np.array(1, np.uint8)),
-    }
-    numbers = (codes - zeros.astype(np.float32)) * scales.astype(np.float32)
-    return parts, numbers.reshape(weight.shape)
-
-
 def test_a_checkpoint(tmp_path: Path) -> None:
-    quantized.assert_equal(*quantized.checkpoints(tmp_path, encode, "quantization_config", CONFIG))
+    quantized.assert_equal(*quantized.checkpoints(tmp_path, *WRITERS["hqq"]))
 
 
 @pytest.mark.parametrize(

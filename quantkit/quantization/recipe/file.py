@@ -7,7 +7,7 @@
     ]
 
 Its keys are those that quantkit.json records as `options` of a packed folder, so that what once was packed can be
-packed again. What a recipe means is `recipe.py`'s affair.
+packed again. What a recipe means is said in `__init__.py`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 A folder grows as a hidden sibling of its target, locked by its process. When it is complete and on the disk, one system
 call gives it its name. A folder with contents is replaced only if quantkit's own manifest lists every file in it. What
 an interrupted process left is gone on with by the next one that writes the same to the same target, and removed by one
-that writes something else. `packed.py` and `dequantization.py` say
+that writes something else.
+
+`space.py` asks for room on the disk, `journal.py` remembers what is finished. `packed.py` and `dequantization.py` say
 what goes in, `safetensors/writer.py` streams tensors into it; no model is known here.
 """
 
@@ -27,12 +29,12 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import PackedModelError
-from quantkit.formats.journal import JOURNAL, has_finished
 from quantkit.formats.json_files import read_file, read_object
+from quantkit.formats.output.journal import JOURNAL, has_finished
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, CARD = "model.safetensors", "README.md"
 PACKED_MANIFEST, UNPACKED_MANIFEST = "quantkit.json", "dequantized.json"
 """Files in which quantkit lists, as keys of `files`, what it wrote beside the weights: `convert`, `dequantize`."""
 
@@ -46,13 +48,23 @@ PATIENCE = 10
 """Seconds to wait for another process that holds the lock of a folder."""
 
 
+def check_outputs(paths: Iterable[str | os.PathLike[str]], *, force: bool, source: Path) -> None:
+    """As `check_output`, for folders that are written at once; none may be in another."""
+    others: list[Path] = []
+    for path in map(resolved, paths):
+        check_output(path, force=force, source=source)
+        if any(path == other or path in other.parents or other in path.parents for other in others):
+            raise PackedModelError(f"{path}: is another output as well, holds one or is in one; name another")
+        others.append(path)
+
+
 def check_output(path: str | os.PathLike[str], *, force: bool, source: Path) -> None:
     """Raise `PackedModelError` when a folder cannot be written at `path`; nothing is written.
 
     An empty folder needs no force. One with contents is replaced with `force` alone, and only if quantkit wrote every
     file in it and it neither is nor holds the source.
     """
-    path, source = _resolved(path), _resolved(source)
+    path, source = resolved(path), resolved(source)
     if path == source or path in source.parents:
         raise PackedModelError(f"{path}: holds the source itself; name another output")
     above = next((folder for folder in path.parents if folder.exists()), path)
@@ -100,7 +112,7 @@ def output_folder(path: str | os.PathLike[str], *, force: bool = False, key: str
         When something stands at `path` that may not be replaced; it is left as it is. When the folder cannot be
         written, whichever `OSError` says so inside the block: disk full, no permission, ...
     """
-    target, partial = _resolved(path), None
+    target, partial = resolved(path), None
     with ExitStack() as stack:
         try:
             stack.callback(_remove_empty, [folder for folder in target.parents if not folder.exists()])
@@ -122,9 +134,10 @@ def _discarding(partial: Path, key: str) -> Iterator[None]:
     try:
         yield
     except BaseException as cause:
-        if not isinstance(cause, INTERRUPTIONS) or not has_finished(partial, key):
+        may_succeed_later = isinstance(cause, INTERRUPTIONS) or isinstance(cause.__cause__, OSError)
+        if not may_succeed_later or not has_finished(partial, key):
             _discard(partial)
-        elif not isinstance(cause, OSError):
+        elif isinstance(cause, KeyboardInterrupt | SystemExit):
             logger.info("interrupted: what is finished is kept in %s; the same command goes on from there", partial)
         raise
 
@@ -139,12 +152,26 @@ def write_files(folder: Path, files: Mapping[str, bytes | Path]) -> dict[str, st
     return digests
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that appears complete or not at all, in the place of one of that name; raises `OSError`."""
+    partial = _sibling(path, "partial")
+    try:
+        with partial.open("xb") as stream:
+            stream.write(content)
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def as_json(content: Mapping[str, Any]) -> bytes:
     """Return JSON of ASCII characters alone: a lone surrogate, which a JSON file may hold, has no other form."""
     return (json.dumps(content, indent=2) + "\n").encode("ascii")
 
 
-def _resolved(path: str | os.PathLike[str]) -> Path:
+def resolved(path: str | os.PathLike[str]) -> Path:
+    """Return the real path of an output, which need not exist."""
     return Path(os.path.realpath(os.path.expanduser(path)))
 
 
@@ -160,7 +187,7 @@ def _written_names(folder: Path) -> set[str]:
         with suppress(PackedModelError):
             match read_object(folder / name, PackedModelError):
                 case {"quantkit_version": str(), "files": dict(files)}:
-                    return {name, WEIGHTS, *files}
+                    return {name, WEIGHTS, JOURNAL, *files}
     return set()
 
 
@@ -198,10 +225,8 @@ def lock(folder: Path, mode: int, stack: ExitStack) -> bool:
 
 def _publish(partial: Path, target: Path, *, force: bool) -> None:
     """Give a complete folder its name, once it is on the disk."""
-    for path in partial.iterdir():
+    for path in (*partial.iterdir(), partial):
         _sync(path)
-    (partial / JOURNAL).unlink(missing_ok=True)
-    _sync(partial)
     try:
         partial.rename(target)  # rename(2) puts a folder in the place of nothing or of an empty folder alone
     except OSError as cause:
@@ -210,6 +235,7 @@ def _publish(partial: Path, target: Path, *, force: bool) -> None:
         if not force or not target.is_dir():
             raise PackedModelError(f"{target}: was written by something else meanwhile; it is left as it is") from cause
         _replace(partial, target)
+    (target / JOURNAL).unlink(missing_ok=True)
     _sync(target.parent)
 
 
@@ -304,16 +330,12 @@ def _left_behind(target: Path, key: str, stack: ExitStack) -> Path | None:
 
     Others that no process holds a lock on are removed, and an old folder that a killed process moved away is put back.
     """
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(partial|replaced)", re.DOTALL)
     chosen = None
-    for folder in list(target.parent.iterdir()):
-        found = pattern.fullmatch(folder.name)
-        if not found:
-            continue
+    for folder, what in siblings(target):
         with ExitStack() as attempt, suppress(OSError):  # gone already, or no folder
             if not lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB, attempt):
                 continue
-            if found[1] == "replaced" and not target.exists():
+            if what == "replaced" and not target.exists():
                 folder.rename(target)
             elif not chosen and _is_ours(folder) and has_finished(folder, key):
                 stack.enter_context(attempt.pop_all())
@@ -321,6 +343,15 @@ def _left_behind(target: Path, key: str, stack: ExitStack) -> Path | None:
             else:
                 _discard(folder)
     return chosen
+
+
+def siblings(target: Path) -> list[tuple[Path, str]]:
+    """Return the hidden folders beside a target that are or were to become it, and what each is called: `partial`, or
+    `replaced` where it has been the target.
+    """
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{8}}\.(partial|replaced)", re.DOTALL)
+    entries = list(target.parent.iterdir()) if target.parent.is_dir() else []
+    return [(entry, found[1]) for entry in entries if (found := pattern.fullmatch(entry.name))]
 
 
 def _is_ours(folder: Path) -> bool:

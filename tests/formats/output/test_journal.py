@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quantkit.formats.journal import JOURNAL, Journal, has_finished
+from quantkit.formats.output.journal import JOURNAL, Journal, has_finished
 
 ENTRIES: list[dict[str, Any]] = [
     {"name": "a.weight", "sha256": "1" * 64, "relative_error": 0.25},

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from quantkit import OptionError, convert, read_recipe
 from quantkit.formats.packed import PackedModel
-from quantkit.quantization import recipe_file
+from quantkit.quantization.recipe import file as recipe_file
 
 OPTIONS = {"quantize": "int8", "overrides": [["down_proj", "int4"], ["^lm_head", "f16"]]}
 TOML = """

@@ -1,7 +1,7 @@
 """The choice: which tensor becomes which kind, and why.
 
 A recipe maps the role of a tensor in the model to a kind; overrides, regular expressions over names, come after it.
-`recipe_file.py` reads recipes from files. How codes are found is `encode.py`'s affair. Nothing is computed here.
+`file.py` reads recipes from files. How codes are found is `encode.py`'s affair. Nothing is computed here.
 """
 
 from __future__ import annotations

@@ -1,0 +1,386 @@
+"""Packing under a Hessian: int4 codes whose error in a layer's *output* is small, for known inputs.
+
+With `H = X^T X` of a layer's inputs X, the error `d = w - q` of a row of weights costs `d H d^T`. `search.py` takes H
+for the identity; here the error of one column makes up for those of others. A lane is a row, as there, and a panel of
+four tiles is packed at once. `quantkit.quantization.calibration` collects H.
+
+A panel is rounded once, column after column (GPTQ: Frantar et al., 2023). With `H = L^T L`, L lower triangular, the
+cost is the sum over j of the squares of `(d L^T)[j]`, in which only errors up to column j count: so a code is the
+nearest to the weight and what the errors before it ask for. The scale and min of a group are found when it is reached,
+for the weights as they should be by then: of some bytes as they will be stored, those whose codes cost least.
+
+Then descents improve it, group after group: scale and min move together, and code after code, to where the cost is
+least while all else stays. A move that does not lower the cost is not made.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit_kernels.blocks import COLUMNS, ROWS, pack_int4
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.packing.search import SHIFTS, WIDTHS
+from quantkit_kernels.packing.tiles import ratio
+from quantkit_kernels.simd import (
+    fma,
+    fma_outer,
+    get_f32,
+    load_f32,
+    load_rows_f32,
+    maximum,
+    minimum,
+    put_f32,
+    round_even,
+    splat,
+    stack_f32,
+    store,
+    store_grid,
+    sum_lanes,
+    where_less,
+    zeros,
+)
+
+PANEL_TILES = 4
+PANEL_ROWS = 8 * PANEL_TILES
+COLUMN = 4 * PANEL_ROWS
+"""Bytes of a column of a panel, f32."""
+GROUP = COLUMNS
+MARGIN = 1.08
+"""How much larger than those of the weights by themselves the units of scales and mins are: what a group has to stand
+for moves with the errors before it."""
+LEAST_UNIT = 1e-30
+"""Of a row of zeros."""
+DESCENTS = 4
+"""Each lowers the cost that rounding left, by 10 % of it, 3, 1.2 and 0.6: more of them gain no more."""
+REFITS = 2
+"""Times that the codes of a candidate are rounded to its fit, and fitted again."""
+TURNS = 2
+"""Times that a descent moves scale and min of a group, and its codes, before it goes on to the next."""
+
+
+class Panel(NamedTuple):
+    """32 rows of a matrix, as addresses of f32; columns are padded to whole groups.
+
+    Attributes
+    ----------
+    errors : int
+        `[columns, 32]`: the weights at first, then how much more they are than the codes stand for.
+    codes : int
+        `[columns, 32]`, 0..15.
+    scales, mins : int
+        `[groups, 32]`: the bytes as they are stored, 1..255 and -127..127.
+    scale_units, min_units : int
+        `[32]`: what one of these is worth, above 0.
+    columns : int
+    """
+
+    errors: int
+    codes: int
+    scales: int
+    mins: int
+    scale_units: int
+    min_units: int
+    columns: int
+
+
+class Group(NamedTuple):
+    """A group of one tile, as addresses in its panel, and its corner of a matrix, rows of `row_bytes`."""
+
+    errors: int
+    codes: int
+    scale: int
+    min: int
+    scale_unit: int
+    min_unit: int
+    corner: int
+    row_bytes: int
+
+
+def gptq_int4(
+    weights: NDArray[np.float32],
+    hessian: NDArray[np.float32],
+    lower: NDArray[np.float32],
+    data: NDArray[np.uint8],
+    row_scales: NDArray[np.float32],
+) -> tuple[float, float]:
+    """Find the int4 blocks of a panel.
+
+    Parameters
+    ----------
+    weights : ndarray
+        f32 `[rows, columns]`, up to 32 rows, finite.
+    hessian, lower : ndarray
+        H, positive definite, and L: f32 `[size, size]`, C-contiguous, where `size` is the columns of whole groups.
+    data : ndarray
+        Written: uint8 `[tiles, groups, 144]`.
+    row_scales : ndarray
+        f32 `[tiles, 2, 8]`: those that `search_int4` found; they are replaced.
+
+    Returns
+    -------
+    float, float
+        The cost of the errors, and what it would be if all weights were lost.
+    """
+    rows, columns = weights.shape
+    errors, codes = np.zeros((2, len(hessian), PANEL_ROWS), np.float32)
+    errors[:columns, :rows] = weights.T
+    scales, mins = np.zeros((2, len(hessian) // GROUP, PANEL_ROWS), np.float32)
+    units = np.zeros((2, PANEL_ROWS), np.float32)
+    units[:, : ROWS * len(row_scales)] = row_scales.transpose(1, 0, 2).reshape(2, -1) * np.float32(MARGIN)
+    np.maximum(units, np.float32(LEAST_UNIT), out=units)
+    panel = Panel(*(array.ctypes.data for array in (errors, codes, scales, mins, *units)), len(hessian))
+    whole = cost_of_panel(panel, hessian.ctypes.data)
+    round_panel(panel, lower.ctypes.data)
+    for _ in range(DESCENTS):
+        descend_panel(panel, hessian.ctypes.data)
+    found = (array.T[:rows] for array in (codes[:columns], scales, mins))
+    data[...] = pack_int4(*(array.astype(kind) for array, kind in zip(found, _STORED, strict=True)))
+    row_scales[...] = units.reshape(2, PANEL_TILES, ROWS).transpose(1, 0, 2)[: len(row_scales)]
+    return cost_of_panel(panel, hessian.ctypes.data), whole
+
+
+_STORED = (np.uint8, np.uint8, np.int8)
+"""Types of codes, scales and mins."""
+
+
+@jit(entry=True)
+def cost_of_panel(panel, hessian):
+    """The cost of the errors of a panel."""
+    row_bytes, slope, total = 4 * panel.columns, stack_f32(1024), 0.0
+    for first in range(0, panel.columns, GROUP):
+        _products(hessian + row_bytes * first, row_bytes, panel.errors, panel.columns, slope)
+        for place in range(0, COLUMN * GROUP, 32):
+            errors = load_f32(panel.errors + COLUMN * first + place)
+            total += sum_lanes(errors * load_f32(slope + place))
+    return total
+
+
+@jit(entry=True)
+def round_panel(panel, lower):
+    """Find scales, mins and codes of a panel; `lower` is L, f32 `[columns, columns]`."""
+    row_bytes, pull, corner = 4 * panel.columns, stack_f32(1024), stack_f32(1024)
+    for first in range(0, panel.columns, GROUP):
+        rows = lower + row_bytes * first
+        _products(rows, row_bytes, panel.errors, first, pull)
+        for i in range(GROUP):
+            for j in range(GROUP):
+                put_f32(corner + 4 * (GROUP * i + j), get_f32(rows + row_bytes * j + 4 * (first + i)))
+        for tile in range(PANEL_TILES):
+            _round_group(_group(panel, first, tile, corner, 4 * GROUP), pull + 32 * tile)
+
+
+@jit(entry=True)
+def descend_panel(panel, hessian):
+    """Lower the cost of a panel by moving scales, mins and codes; `hessian` is H, f32 `[columns, columns]`."""
+    row_bytes, slope = 4 * panel.columns, stack_f32(1024)
+    for first in range(0, panel.columns, GROUP):
+        rows = hessian + row_bytes * first
+        _products(rows, row_bytes, panel.errors, panel.columns, slope)
+        for tile in range(PANEL_TILES):
+            _descend_group(_group(panel, first, tile, rows + 4 * first, row_bytes), slope + 32 * tile)
+
+
+@jit
+def _group(panel, first, tile, corner, row_bytes):
+    lanes = 32 * tile
+    column, number = COLUMN * first + lanes, COLUMN * (first // GROUP) + lanes
+    return Group(
+        panel.errors + column,
+        panel.codes + column,
+        panel.scales + number,
+        panel.mins + number,
+        panel.scale_units + lanes,
+        panel.min_units + lanes,
+        corner,
+        row_bytes,
+    )
+
+
+@jit
+def _products(rows, row_bytes, errors, count, out):
+    """`out[j] = sum over k < count of rows[j, k] errors[k]`, for 32 rows -> f32 `[32, 32]`."""
+    for j in range(0, GROUP, 2):
+        total = zeros(PANEL_TILES, 2)
+        for k in range(count):
+            total = fma_outer(load_rows_f32(errors + COLUMN * k, 32, total), rows + 4 * k, row_bytes, total)
+        store_grid(out + COLUMN * j, 32, COLUMN, total)
+        rows += 2 * row_bytes
+
+
+@jit
+def _add(d, row, first, target):
+    """`target[j] += d row[j]`, for the columns of a group from `first` on."""
+    for j in range(first, GROUP):
+        place = target + COLUMN * j
+        store(place, fma(d, splat(get_f32(row + 4 * j)), load_f32(place)))
+
+
+@jit
+def _row(group, j):
+    """Address of a row of the corner."""
+    return group.corner + group.row_bytes * j
+
+
+@jit
+def _diagonal(group, j):
+    return get_f32(group.corner + (group.row_bytes + 4) * j)
+
+
+@jit
+def _clamp(x, low, high):
+    return minimum(maximum(x, splat(low)), splat(high))
+
+
+@jit
+def _round_group(group, pull):
+    """Round one group; its `errors` are still its weights, and `pull` is what the errors before it ask for."""
+    zero = zeros(1, 1)
+    # The weights as they should be by now: with them as codes, nothing would be left to pay.
+    targets = stack_f32(1024)
+    for j in range(GROUP):
+        error = load_f32(pull + COLUMN * j) * splat(-1.0 / _diagonal(group, j))
+        store(targets + COLUMN * j, load_f32(group.errors + COLUMN * j) - error)
+        _add(error, _row(group, j), j, pull)
+    scale, low = _search(targets, group)
+    scale_unit, min_unit = load_f32(group.scale_unit), load_f32(group.min_unit)
+    near_scale, near_min = round_even(scale / scale_unit), round_even(low / min_unit)
+    best_scale, best_min, least = zero, zero, splat(math.inf)
+    for neighbour in range(9):
+        scale_byte = _clamp(near_scale + splat(neighbour // 3 - 1), 1.0, 255.0)
+        min_byte = _clamp(near_min + splat(neighbour % 3 - 1), -127.0, 127.0)
+        cost = _round_columns(group, targets, scale_byte * scale_unit, min_byte * min_unit)
+        best_scale = where_less(cost, least, scale_byte, best_scale)
+        best_min = where_less(cost, least, min_byte, best_min)
+        least = minimum(cost, least)
+    stored, offset = best_scale * scale_unit, best_min * min_unit
+    _round_columns(group, targets, stored, offset)
+    store(group.scale, best_scale)
+    store(group.min, best_min)
+    for j in range(GROUP):
+        place = group.errors + COLUMN * j
+        store(place, load_f32(place) - fma(load_f32(group.codes + COLUMN * j), stored, offset))
+
+
+@jit
+def _round_columns(group, targets, stored, offset):
+    """Write the codes that lie nearest, column after column, to what is wanted; returns their cost."""
+    asked, cost, inverse = stack_f32(1024), zeros(1, 1), splat(1.0) / stored
+    for j in range(GROUP):
+        store(asked + COLUMN * j, zeros(1, 1))
+    for j in range(GROUP):
+        diagonal, target = _diagonal(group, j), load_f32(targets + COLUMN * j)
+        wanted = fma(load_f32(asked + COLUMN * j), splat(1.0 / diagonal), target)
+        code = _clamp(round_even((wanted - offset) * inverse), 0.0, 15.0)
+        value = fma(code, stored, offset)
+        left = (wanted - value) * splat(diagonal)
+        cost = fma(left, left, cost)
+        store(group.codes + COLUMN * j, code)
+        _add(target - value, _row(group, j), j, asked)
+    return cost
+
+
+@jit
+def _search(x, group):
+    """Scale and min of a group, not yet rounded: as in `search.py`, where the square of L's diagonal is a column's
+    importance."""
+    zero = zeros(1, 1)
+    low = high = load_f32(x)
+    total, importance = zero, 0.0
+    for j in range(GROUP):
+        w, share = load_f32(x + COLUMN * j), _diagonal(group, j) * _diagonal(group, j)
+        low, high, total, importance = (
+            minimum(low, w),
+            maximum(high, w),
+            fma(w, splat(share), total),
+            importance + share,
+        )
+    mean = total * splat(1.0 / importance)
+    best_gain, best_scale, best_min = splat(-1.0), zero, mean
+    middle, extent = (low + high) * splat(0.5), high - low
+    for candidate in range(len(WIDTHS) * len(SHIFTS)):
+        width, shift = WIDTHS[candidate // len(SHIFTS)], SHIFTS[candidate % len(SHIFTS)]
+        start = middle + extent * splat(shift - 0.5 * width)
+        inverse = ratio(splat(15.0), extent * splat(width))
+        scale, least, gain = _fit(x, group, start, inverse, mean, importance)
+        for _ in range(REFITS):
+            scale, least, gain = _fit(x, group, least, ratio(splat(1.0), scale), mean, importance)
+        best_scale = where_less(best_gain, gain, scale, best_scale)
+        best_min = where_less(best_gain, gain, least, best_min)
+        best_gain = maximum(best_gain, gain)
+    return best_scale, best_min
+
+
+@jit
+def _fit(x, group, start, inverse, mean, importance):
+    """As in `search.py`: the scale and min that fit the codes `(w - start) * inverse` best, and the gain."""
+    zero = zeros(1, 1)
+    codes, squares, products = zero, zero, zero
+    for j in range(GROUP):
+        w, share = load_f32(x + COLUMN * j), _diagonal(group, j) * _diagonal(group, j)
+        code = _clamp(round_even((w - start) * inverse), 0.0, 15.0)
+        counted = code * splat(share)
+        codes, squares, products = codes + counted, fma(counted, code, squares), fma(counted, w - mean, products)
+    mean_code = codes * splat(1.0 / importance)
+    scale = maximum(ratio(products, squares - mean_code * codes), zero)
+    return scale, mean - scale * mean_code, scale * products
+
+
+@jit
+def _descend_group(group, slope):
+    """Move scale, min and codes of one group; `slope` is H times all errors, kept up to date for its columns."""
+    for _ in range(TURNS):
+        _move_scale(group, slope)
+        _move_codes(group, slope)
+
+
+@jit
+def _move_scale(group, slope):
+    """Move scale and min to the bytes next to the least cost for the codes as they are, if it is lower there."""
+    zero, scale_unit, min_unit = zeros(1, 1), load_f32(group.scale_unit), load_f32(group.min_unit)
+    # A move of c codes and m mins costs `c² cc + 2 c m c1 + m² ones - 2 (c cg + m g1)`.
+    cc, c1, cg, g1, ones = zero, zero, zero, zero, 0.0
+    for i in range(GROUP):
+        with_codes, with_ones = zero, 0.0
+        for j in range(GROUP):
+            h = get_f32(_row(group, i) + 4 * j)
+            with_codes, with_ones = fma(load_f32(group.codes + COLUMN * j), splat(h), with_codes), with_ones + h
+        code, g = load_f32(group.codes + COLUMN * i), load_f32(slope + COLUMN * i)
+        cc, c1, cg = fma(code, with_codes, cc), fma(code, splat(with_ones), c1), fma(code, g, cg)
+        g1, ones = g1 + g, ones + with_ones
+    old_scale, old_min = load_f32(group.scale), load_f32(group.min)
+    best = ratio(cg * splat(ones) - g1 * c1, cc * splat(ones) - c1 * c1)
+    new_scale = _clamp(old_scale + round_even(best / scale_unit), 1.0, 255.0)
+    c = (new_scale - old_scale) * scale_unit
+    new_min = _clamp(old_min + round_even((g1 - c * c1) * splat(1.0 / ones) / min_unit), -127.0, 127.0)
+    m = (new_min - old_min) * min_unit
+    cost = c * (c * cc + m * c1 - cg - cg) + m * (m * splat(ones) + c * c1 - g1 - g1)
+    c, m = where_less(cost, zero, c, zero), where_less(cost, zero, m, zero)
+    store(group.scale, where_less(cost, zero, new_scale, old_scale))
+    store(group.min, where_less(cost, zero, new_min, old_min))
+    for j in range(GROUP):
+        _move(group, slope, j, zero - fma(load_f32(group.codes + COLUMN * j), c, m))
+
+
+@jit
+def _move_codes(group, slope):
+    """Move each code in turn to where the cost is least while all else stays."""
+    stored = load_f32(group.scale) * load_f32(group.scale_unit)
+    inverse = splat(1.0) / stored
+    for j in range(GROUP):
+        place = group.codes + COLUMN * j
+        old, step = load_f32(place), load_f32(slope + COLUMN * j) * splat(1.0 / _diagonal(group, j))
+        code = _clamp(round_even(fma(step, inverse, old)), 0.0, 15.0)
+        store(place, code)
+        _move(group, slope, j, (old - code) * stored)
+
+
+@jit
+def _move(group, slope, j, moved):
+    """Add to the error of a column, and bring the slope up to date."""
+    place = group.errors + COLUMN * j
+    store(place, load_f32(place) + moved)
+    _add(moved, _row(group, j), 0, slope)

@@ -1,0 +1,1 @@
+"""Calibration: packing weights by what they do to known inputs, a model's own on some text."""

@@ -1,0 +1,101 @@
+"""What errors in the weights of a layer cost, for inputs that are known; and int4 blocks that cost little.
+
+Codes are found by a kernel, `quantkit_kernels.packing.gptq`, panel by panel of rows, which threads share. No model is
+known here, and no file.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.tensor import Tensor
+from quantkit_kernels.blocks import COLUMNS, ROWS, dequantize
+
+DAMPING = 0.01
+"""Part of the mean of a Hessian's diagonal that is added to its diagonal: what the text did not show counts too."""
+LEAST_ROWS = 1 / 8
+"""Rows of inputs, for each column, without which they say too little."""
+PADDING = 1e-6
+"""How much columns that fill the last group count, beside those that the text did not show."""
+CHUNK_ROWS = 8192
+"""Rows of inputs that are multiplied at once."""
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """The Hessian of a layer's squared output error, damped and padded to whole groups of columns.
+
+    Attributes
+    ----------
+    hessian : ndarray
+        f32 `[size, size]`, positive definite.
+    lower : ndarray
+        The lower triangular L of which it is `L^T L`.
+    """
+
+    hessian: NDArray[np.float32]
+    lower: NDArray[np.float32]
+
+
+def curvature_of(inputs: NDArray[np.float32]) -> Curvature | None:
+    """Return the curvature for inputs `[rows, columns]`, or None where they are too few, or all zeros."""
+    rows, columns = inputs.shape
+    if rows < LEAST_ROWS * columns:
+        return None
+    size = -(-columns // COLUMNS) * COLUMNS
+    hessian = np.zeros((size, size), np.float32)
+    corner = hessian[:columns, :columns]
+    for first in range(0, rows, CHUNK_ROWS):
+        chunk = inputs[first : first + CHUNK_ROWS]
+        corner += chunk.T @ chunk
+    damping = DAMPING * float(np.diagonal(corner).mean())
+    if not 0 < damping < np.inf:
+        return None
+    hessian[np.diag_indices(size)] += np.where(np.arange(size) < columns, damping, PADDING * damping).astype(np.float32)
+    turned = np.linalg.cholesky(hessian[::-1, ::-1].astype(np.float64))
+    return Curvature(hessian, np.ascontiguousarray(turned[::-1, ::-1].T, np.float32))
+
+
+def pack_under(curvature: Curvature, weights: Tensor, start: Tensor, threads: int) -> tuple[Tensor, float, float]:
+    """Pack a matrix to int4 under a curvature.
+
+    Parameters
+    ----------
+    curvature : Curvature
+    weights : Tensor
+        Of kind f32, f16 or bf16, finite.
+    start : Tensor
+        The same packed to int4, as it is best for the weights by themselves.
+    threads : int
+        The result does not depend on it.
+
+    Returns
+    -------
+    Tensor
+        Of kind int4.
+    float, float
+        Squared error of the weights, relative to their sum of squares; and the same of the layer's output.
+    """
+    from quantkit_kernels.packing.gptq import PANEL_ROWS, PANEL_TILES, gptq_int4
+
+    assert start.row_scales is not None
+    data: NDArray[np.uint8] = np.empty_like(start.data)
+    row_scales = start.row_scales.copy()
+
+    def pack(first: int) -> tuple[float, ...]:
+        stored = weights.data[first : first + PANEL_ROWS]
+        wanted = dequantize(weights.kind, stored, None, stored.shape)
+        tiles = slice(first // ROWS, first // ROWS + PANEL_TILES)
+        blocks, scales = data[tiles], row_scales[tiles]
+        costs = gptq_int4(wanted, curvature.hessian, curvature.lower, blocks, scales)
+        lost = dequantize("int4", blocks, scales, wanted.shape) - wanted
+        return *costs, *(float(np.square(array, dtype=np.float64).sum()) for array in (lost, wanted))
+
+    with ThreadPoolExecutor(threads) as pool:
+        sums = np.array(list(pool.map(pack, range(0, weights.shape[0], PANEL_ROWS)))).sum(axis=0)
+    cost, whole, lost, squares = sums.tolist()
+    return Tensor("int4", weights.shape, data, row_scales), lost / (squares or 1.0), cost / (whole or 1.0)

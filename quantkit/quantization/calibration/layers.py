@@ -1,0 +1,176 @@
+"""Calibration of a whole model: its program runs over a text part by part, each packed before the next one runs.
+
+So the inputs that a weight is calibrated with are those which the packed weights before it, and the int8 activations of
+the engine, make of the text. Memory holds the values between two parts, of all tokens, and the weights and the Hessian
+of those matrices that share an input. `stops.py` says where the program is cut, `matrix.py` packs a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.engine.model import PASS_TOKENS, Model, empty_rows
+from quantkit.formats.source import ModelSource
+from quantkit.models.parts import cut
+from quantkit.models.program import Program, Value
+from quantkit.quantization.calibration.curvature import curvature_of, pack_under
+from quantkit.quantization.calibration.stops import Shared, stops_of
+from quantkit.quantization.encode import quantize
+from quantkit.tensor import Tensor, TensorSpec
+
+Rows = NDArray[np.float32]
+
+
+class Packed(NamedTuple):
+    """A tensor as it is to be written.
+
+    Attributes
+    ----------
+    name : str
+    tensor : Tensor
+    error : float
+        Squared error of its weights, relative to their sum of squares.
+    output_error : float, optional
+        The same of what it makes of its inputs in the text, where it was calibrated.
+    """
+
+    name: str
+    tensor: Tensor
+    error: float
+    output_error: float | None = None
+
+
+@dataclass
+class _Weights:
+    """What a part reads: the packed tensors of a model, as far as it has got."""
+
+    config: Mapping[str, Any]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def tensor(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+
+def pack_calibrated(
+    program: Program,
+    source: ModelSource,
+    specs: Mapping[str, TensorSpec],
+    windows: Sequence[Sequence[int]],
+    threads: int,
+) -> Iterator[Packed]:
+    """Pack the tensors of a model, those of kind int4 under the Hessian of their inputs.
+
+    Parameters
+    ----------
+    program : Program
+    source : ModelSource
+    specs : Mapping of str to TensorSpec
+        Kind of each tensor.
+    windows : sequence of sequence of int
+        The text: token ids, as many in each.
+    threads : int
+
+    Yields
+    ------
+    Packed
+        Each tensor, once, in the order of use.
+    """
+    wanted = [name for name, spec in specs.items() if spec.kind == "int4"]
+    stops = stops_of(program, wanted)
+    parts = cut(program, [stop.border for stop in stops])
+    weights = _Weights(source.config)
+    rows: dict[int, Rows] = {}
+    written: set[str] = set()
+    for number, (part, stop) in enumerate(zip(parts, stops, strict=False)):
+        for name in part.tensors:
+            if name not in weights.tensors:
+                packed = _pack(source, specs[name], threads)
+                weights.tensors[name] = packed.tensor
+                written.add(name)
+                yield packed
+        _run(part, weights, rows, windows, threads)
+        later = parts[number + 1 :]
+        needed = {value.index for each in later for value in each.inputs}
+        rows = {index: array for index, array in rows.items() if index in needed}
+        for shared in stop.shared.values():
+            for packed in _calibrate(shared, rows, source, len(windows[0]), threads):
+                weights.tensors[packed.name] = packed.tensor
+                written.add(packed.name)
+                yield packed
+        used = {name for each in later for name in each.tensors}
+        weights.tensors = {name: tensor for name, tensor in weights.tensors.items() if name in used}
+    for name, spec in specs.items():
+        if name not in written:
+            yield _pack(source, spec, threads)
+
+
+def _pack(source: ModelSource, spec: TensorSpec, threads: int) -> Packed:
+    label = f"{source.file_of(spec.name)}: tensor {spec.name!r}"
+    return Packed(spec.name, *quantize(source.tensor(spec.name, copy=True), spec.kind, label=label, threads=threads))
+
+
+def _run(
+    part: Program, weights: _Weights, rows: dict[int, Rows], windows: Sequence[Sequence[int]], threads: int
+) -> None:
+    """Compute the values that a part leaves, of all windows, and add them to `rows`."""
+    length = len(windows[0])
+    model = Model(part, weights, context_length=length, threads=threads)
+    rows |= {value.index: empty_rows(value, length * len(windows)) for value in part.outputs}
+    for number, window in enumerate(windows):
+        inputs, outputs = (
+            [_of_window(rows[value.index], value, number, length) for value in values]
+            for values in (part.inputs, part.outputs)
+        )
+        model.compute(window, inputs, outputs)
+    model.close()
+
+
+def _of_window(rows: Rows, value: Value, number: int, length: int) -> Rows:
+    size = length * value.per_token
+    return rows[number * size : (number + 1) * size]
+
+
+def _calibrate(
+    shared: Shared, rows: Mapping[int, Rows], source: ModelSource, length: int, threads: int
+) -> Iterator[Packed]:
+    """Pack the weights that share inputs."""
+    for names, inputs in zip(shared.names, _inputs(shared, rows, length), strict=True):
+        curvature = curvature_of(inputs) if names else None
+        for name in names:
+            label = f"{source.file_of(name)}: tensor {name!r}"
+            weights = source.tensor(name, copy=True)
+            packed, error = quantize(weights, "int4", label=label, threads=threads)
+            if curvature is None:
+                yield Packed(name, packed, error)
+            else:
+                yield Packed(name, *pack_under(curvature, weights, packed, threads))
+
+
+def _inputs(shared: Shared, rows: Mapping[int, Rows], length: int) -> Iterator[Rows]:
+    """The rows that reach each expert; those that all tokens have, if there are none."""
+    x = rows[shared.x.index][:, : shared.x.columns]
+    if shared.routing is None:
+        yield x
+        return
+    top_k = shared.routing.columns // 2
+    chosen = rows[shared.routing.index][:, :top_k].astype(np.int64)
+    if shared.x.per_token == 1:
+        for expert in range(len(shared.names)):
+            yield x[(chosen == expert).any(axis=1)]
+        return
+    # As the engine leaves them: those of the tokens of a pass are sorted by expert.
+    by_window = chosen.reshape(-1, length, top_k)
+    expert_of_row = np.concatenate(
+        [
+            np.sort(window[first : first + PASS_TOKENS].ravel())
+            for window in by_window
+            for first in range(0, length, PASS_TOKENS)
+        ]
+    )
+    for expert in range(len(shared.names)):
+        yield x[expert_of_row == expert]

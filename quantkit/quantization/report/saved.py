@@ -1,0 +1,68 @@
+"""A report in a file of its own, as JSON or as an HTML page.
+
+What can go wrong with the file is told by `check_report` before anything is packed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from quantkit.errors import OptionError
+from quantkit.formats.output import as_json, write_file
+from quantkit.quantization.report import Report
+
+
+def _page(report: Report) -> bytes:
+    from quantkit.quantization.report.page import page  # needs jinja2
+
+    return page(report)
+
+
+FORMS: Mapping[str, Callable[[Report], bytes]] = MappingProxyType(
+    {".json": lambda report: as_json(report.to_dict()), ".html": _page}
+)
+"""Suffix -> what makes the file's contents."""
+
+
+def check_report(path: str | os.PathLike[str], *, apart_from: tuple[Path, ...] = (), force: bool = False) -> Path:
+    """Return the path of a report that can be written; nothing is written.
+
+    Parameters
+    ----------
+    path : path
+    apart_from : tuple of Path
+        Folders or files of models, in which no report belongs.
+    force : bool
+        Whether it may replace a file.
+
+    Raises
+    ------
+    OptionError
+        For a suffix that is not in `FORMS`, a folder that is missing or cannot be written, a path that is taken.
+    """
+    file = Path(os.path.abspath(os.path.expanduser(path)))
+    if file.suffix not in FORMS:
+        raise OptionError(f"{path}: a report's name ends in {' or '.join(FORMS)}")
+    if not file.parent.is_dir():
+        raise OptionError(f"{path}: cannot be written: {file.parent} is no folder")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise OptionError(f"{path}: cannot be written: no permission to write in {file.parent}")
+    if any(Path(os.path.realpath(other)) in Path(os.path.realpath(file)).parents for other in apart_from):
+        raise OptionError(f"{path}: is in the folder of a model; name another report")
+    if file.is_dir():
+        raise OptionError(f"{path}: is a folder; name another report")
+    if file.exists() and not force:
+        raise OptionError(f"{path}: exists already; name another report, or use --force to replace it")
+    return file
+
+
+def save(report: Report, path: str | os.PathLike[str]) -> None:
+    """Write a report, see `Report.save`."""
+    file = check_report(path, force=True)
+    try:
+        write_file(file, FORMS[file.suffix](report))
+    except OSError as cause:
+        raise OptionError(f"{path}: cannot be written: {cause.strerror or cause}") from cause

@@ -1,0 +1,129 @@
+"""The model card: what it says, that it is always the same, and that no name of a stranger changes what it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tiny
+from quantkit import convert
+from quantkit.formats.packed import PackedModel, verify
+from quantkit.quantization.dequantization import dequantize
+from quantkit.quantization.report.card_fields import card_fields
+
+FRONT_MATTER = """---
+license: apache-2.0
+language:
+- en
+- "no"
+base_model: HuggingFaceTB/SmolLM2-135M   # what it was tuned from
+tags: [chat, 'small']
+widget:
+- text: hello
+---
+
+# A model
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(text)
+    return folder
+
+
+def fields_of(card: str) -> dict[str, object]:
+    _, front, _ = card.split("---\n", 2)
+    return {key: json.loads(value) for key, value in (line.split(": ", 1) for line in front.splitlines())}
+
+
+def test_it_says_where_a_model_comes_from_and_what_packing_cost(tmp_path: Path) -> None:
+    source = written(tiny.checkpoint(tmp_path / "tiny"), FRONT_MATTER)
+    report = convert(source, tmp_path / "out", overrides=[(r"layers\.0\.", "int8")])
+    card = (tmp_path / "out/README.md").read_text()
+    assert fields_of(card) == {
+        "license": "apache-2.0",
+        "language": ["en", "no"],
+        "base_model": "HuggingFaceTB/SmolLM2-135M",
+        "base_model_relation": "quantized",
+        "library_name": "quantkit",
+        "tags": ["quantkit", "int4"],
+    }
+    assert "# `tiny`, packed to int4" in card
+    assert r"quantkit convert tiny -o DIR -q int4 --override 'layers\.0\.=int8'" in card
+    kinds = {kind.kind: kind for kind in report.kinds}
+    assert (
+        f"| int4 | 7 | {kinds['int4'].weights:,} | {kinds['int4'].nbytes:,} | {kinds['int4'].mean_error:.2e} | " in card
+    )
+    assert f"{report.bits_per_weight:.2f} bits per weight; {report.source_bytes:,} bytes" in card
+    assert "What differs from the source" not in card
+
+
+def test_it_belongs_to_the_folder_and_to_no_other(tmp_path: Path) -> None:
+    convert(tiny.checkpoint(tmp_path / "tiny"), tmp_path / "out")
+    packed = PackedModel(tmp_path / "out")
+    assert "README.md" in packed.manifest["files"]
+    assert "README.md" not in packed.files
+    dequantize(tmp_path / "out", tmp_path / "unpacked")
+    assert not (tmp_path / "unpacked/README.md").exists()
+    (tmp_path / "out/README.md").write_text("another")
+    with pytest.raises(Exception, match=r"README\.md: differs"):
+        verify(tmp_path / "out")
+
+
+def test_what_was_left_out_is_told_without_paths(tmp_path: Path) -> None:
+    source = tiny.checkpoint(tmp_path / "tiny")
+    (source / "tokenizer.json").unlink()
+    convert(source, tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert "- `has no tokenizer.json; the packed model will not take text`\n" in card
+    assert str(tmp_path) not in card
+
+
+@pytest.mark.parametrize("name", ["a`b", "```", "a\n# b", "\x1b[31m", "‮abc", "a b; rm -rf $HOME", "{left_out}"])
+def test_a_name_is_text(tmp_path: Path, name: str) -> None:
+    convert(tiny.checkpoint(tmp_path / name), tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    convert(tiny.checkpoint(tmp_path / "plain"), tmp_path / "other")
+    plain = (tmp_path / "other/README.md").read_text()
+    assert len(card.splitlines()) == len(plain.splitlines())
+    assert card.count("`") == plain.count("`")
+    assert all(char.isprintable() for line in card.splitlines() for char in line)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", {}),
+        ("# no front matter\n---\nlicense: mit\n---\n", {}),
+        ("---\nlicense: mit\n", {}),
+        ("---\nlicense: mit\n---\n", {"license": "mit"}),
+        ("\ufeff---\r\nlicense: mit # really\r\n---\r\n", {"license": "mit"}),
+        ("---\nbase_model:\n  - a/b\n  - c/d\n---\n", {"base_model": ["a/b", "c/d"]}),
+        ("---\nlicense:\ntags: []\nextra: |\n  text\nmap: {a: b}\n---\n", {}),
+        ("---\nlicense: \x1b[31mmit\n---\n", {}),
+        (f"---\nlicense: {'m' * 1000}\n---\n", {}),
+        ("---\n- item\nlicense: 'mit' # really\n---\n", {"license": "mit"}),
+    ],
+)
+def test_front_matter(tmp_path: Path, text: str, found: dict[str, object]) -> None:
+    assert card_fields(written(tmp_path, text)) == found
+
+
+def test_a_card_that_is_no_text(tmp_path: Path) -> None:
+    assert card_fields(tmp_path) == {}
+    (tmp_path / "README.md").write_bytes(b"---\nlicense: \xff\xfe\n---\n")
+    assert "license" in card_fields(tmp_path)
+    (tmp_path / "README.md").unlink()
+    (tmp_path / "README.md").mkdir()
+    assert card_fields(tmp_path) == {}
+
+
+def test_a_model_of_the_hub_is_the_base_of_its_packed_one(tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--tiny/snapshots" / ("0" * 40)
+    convert(written(tiny.checkpoint(snapshot), FRONT_MATTER), tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    assert fields_of(card)["base_model"] == "org/tiny"
+    assert "# `org/tiny`, packed to int4" in card
