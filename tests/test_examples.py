@@ -15,6 +15,7 @@ import pytest
 
 import tiny
 from quantkit import convert
+from quantkit.formats.packed import verify
 from quantkit.models.registry import FAMILIES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -48,6 +49,20 @@ def test_quickstart_prints_a_command_that_runs(tmp_path: Path) -> None:
     program, *arguments = shlex.split(quickstart(folder, elsewhere).splitlines()[-1])
     assert Path(program).name == "quantkit"
     assert subprocess.run([program, *arguments], cwd=elsewhere, capture_output=True).returncode == 0
+
+
+def test_a_conversion_is_measured(tmp_path: Path) -> None:
+    small = {"vocab_size": 320, "num_experts": 8, "hidden_size": 128, "moe_intermediate_size": 64}
+    command: list[str | Path] = [sys.executable, EXAMPLES / "measure_conversion.py", tmp_path, "--gigabytes", "0.02"]
+    options = ["--config", json.dumps(small), "--quantize", "int4,int8", "--dense"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert 15e6 < found["source_bytes"] <= 20e6
+    assert found["source_bytes"] > found["largest_tensor"] > 1e6
+    assert min(found.values()) >= 0
+    for kind in ("int4", "int8"):
+        assert len(verify(tmp_path / f"packed-{kind}")) > 24 * found["layers"]
 
 
 def test_quickstart_passes_a_failure_on(tmp_path: Path) -> None:
