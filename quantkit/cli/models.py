@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     from quantkit.formats.hub import Download
 
 
-def local_path(model: str, *, weights: bool = True) -> Path:
-    """Return where a model is on this machine, once it is there."""
+def local_path(model: str, *, packed: bool | None = None) -> Path:
+    """Return where a model is on this machine, once it is there; for `packed` see `engine.opening`."""
     from quantkit.engine import opening
 
     with Bar("downloading") as bar:
-        return opening.local_path(model, progress=lambda now: show(bar, now), weights=weights)
+        return opening.local_path(model, progress=lambda now: show(bar, now), packed=packed)
 
 
 def show(bar: Bar, now: Download) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from quantkit import formats
+from quantkit.errors import PackedModelError, UnsupportedError
 from quantkit.formats import ModelSource, hub
 from quantkit.models import registry
 
@@ -24,11 +25,38 @@ def local_path(
     *,
     progress: Callable[[hub.Download], None] | None = None,
     weights: bool = True,
+    packed: bool | None = None,
 ) -> Path:
-    """Return the path of a model on this machine, after a download if it is on the hub; see `formats.hub`."""
-    return hub.local_path(path, check=registry.read, progress=progress, weights=weights)
+    """Return the path of a model on this machine, after downloading what is missing if it is one of the hub.
+
+    Parameters
+    ----------
+    path : path or str
+        What exists is a path, and so is every `Path`. Other texts of the form `ORG/NAME`, `ORG/NAME@REVISION`,
+        `ORG/NAME:FILE.gguf` and `ORG/NAME@REVISION:FILE.gguf` name a model of the hub (extra `hub`).
+    progress : callable, optional
+        Called as bytes arrive.
+    weights : bool
+        Whether they are wanted, or the small files alone.
+    packed : bool, optional
+        Whether a model of the hub has to be packed, or must not be; it is refused before it is downloaded.
+
+    Raises
+    ------
+    QuantkitError
+        The hub does not give the model, or the model is of a kind that quantkit does not run; see `formats.hub.find`.
+    """
+    name = hub.hub_name(path)
+    if name is None:
+        return Path(os.path.expanduser(path))
+    snapshot = find_on_hub(name, weights=weights)
+    if packed is True and not snapshot.is_packed:
+        raise PackedModelError(f"{name}: is not a packed model; convert it first")
+    if packed is False and snapshot.is_packed:
+        raise UnsupportedError(f"{name}: is packed already; convert the checkpoint that it was made of")
+    return snapshot.fetch(progress)
 
 
-def find_on_hub(name: hub.HubName) -> hub.Snapshot:
+def find_on_hub(name: hub.HubName, *, weights: bool = True) -> hub.Snapshot:
     """Find a model on the hub, and refuse it before its weights are downloaded; see `formats.hub`."""
-    return hub.find(name, check=registry.read)
+    return hub.find(name, check=registry.read, weights=weights)

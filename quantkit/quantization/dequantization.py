@@ -67,7 +67,7 @@ def dequantize(model: str | os.PathLike[str], output: str | os.PathLike[str], *,
     UnsupportedError, CheckpointError
         When its config.json is not that of a model which quantkit runs.
     """
-    packed = PackedModel(local_path(model))
+    packed = PackedModel(local_path(model, packed=True))
     check_output(output, force=force, source=packed.path)
     dtype = _source_dtype(packed)
     stored = _stored(packed)

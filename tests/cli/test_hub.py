@@ -69,6 +69,16 @@ def test_an_output_that_is_there_is_said_before_anything_comes(
     assert hub.requests == []
 
 
+def test_what_is_packed_or_not_is_known_before_anything_comes(
+    invoke: Invoke, hub: HubServer, packed: Path, tmp_path: Path
+) -> None:
+    hub.add("org/packed", packed)
+    for args in (["verify", NAME], ["dequantize", NAME, "-o", tmp_path / "out"]):
+        assert_refused(invoke(*args), f"{NAME}: is not a packed model")
+    assert_refused(invoke("convert", "org/packed", "-o", tmp_path / "out"), "org/packed: is packed already")
+    assert WEIGHTS not in hub.downloads()
+
+
 def test_faults_are_one_line(invoke: Invoke, hub: HubServer, tmp_path: Path) -> None:
     hub.add("org/gated", {"config.json": b"{}", WEIGHTS: b""}, gated=True)
     hub.add("org/files", {"a.Q4_0.gguf": b"GGUF", "pytorch_model.bin": b""})

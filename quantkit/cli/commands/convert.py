@@ -103,7 +103,7 @@ def command(
     several = {Path(f"{output}-{recipe.quantize}"): recipe for recipe in recipes}
     outputs = several if recipes[1:] else {output: recipes[0]}
     check_outputs(outputs, force=force, source=Path(source))  # before hours of downloading
-    local = local_path(source)
+    local = local_path(source, packed=False)
     with Bar("packing") as bar:
         reports = convert_all(
             local,

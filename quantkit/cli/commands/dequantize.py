@@ -23,5 +23,5 @@ def command(model: str, output: Path, force: bool) -> None:
     """
     from quantkit.quantization.dequantization import dequantize
 
-    dtype = dequantize(local_path(model), output, force=force)
+    dtype = dequantize(local_path(model, packed=True), output, force=force)
     echo(f"{output}: {dtype} checkpoint of {model}")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from quantkit.engine.model import Model
     from quantkit.generation.stream import GenerationResponse
     from quantkit.generation.text.tokenizer import Tokenizer
+    from quantkit.quantization.report import Progress
 
 
 def _json_object(ctx: click.Context, param: click.Parameter, value: str | None) -> dict[str, Any] | None:
@@ -137,12 +138,12 @@ def _load(model: str, options: dict[str, Any]) -> tuple[Model, Tokenizer]:
     threads = options["threads"]
     with ExitStack() as stack:
         with Bar("downloading") as download, Bar("packing") as bar:
-            copy = packed_copy(
-                model,
-                threads=threads,
-                progress=lambda now: bar.update(now.done, now.total, now.tensor),
-                downloading=lambda now: show(download, now),
-            )
+
+            def packing(now: Progress) -> None:
+                download.close()
+                bar.update(now.done, now.total, now.tensor)
+
+            copy = packed_copy(model, threads=threads, progress=packing, downloading=lambda now: show(download, now))
             folder = stack.enter_context(copy)
         return load(folder, threads=threads, context=options["ctx_size"], kv_dtype=options["kv_dtype"])
 

@@ -15,5 +15,5 @@ def command(model: str) -> None:
     """Check every tensor of the packed folder MODEL against its checksum."""
     from quantkit.formats.packed import verify
 
-    checked = verify(local_path(model))
+    checked = verify(local_path(model, packed=True))
     echo(f"{model}: {len(checked)} tensors are what was written")

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: `local_path` is where names become paths, after a download if need be.
+"""Models on the Hugging Face hub: `hub_name` reads a name, `find` asks for the model, which is then fetched.
 
 `names.py` knows what a name is, `contents.py` which files a model needs, `client.py` asks the hub, `transfer.py` brings
 a file and `parallel.py` several, `cache.py` says where they are kept. Architectures are not known here: whoever asks
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from quantkit.formats.hub.names import HubError, HubName, hub_name, shown_name
 if TYPE_CHECKING:
     from quantkit.formats.hub.contents import Contents, HubFile
 
-__all__ = ["Check", "Download", "HubError", "HubName", "Snapshot", "find", "hub_name", "local_path", "shown_name"]
+__all__ = ["Check", "Download", "HubError", "HubName", "Snapshot", "find", "hub_name", "shown_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,40 +39,6 @@ class Download(NamedTuple):
     file: str
     done: int
     total: int
-
-
-def local_path(
-    path: str | os.PathLike[str],
-    *,
-    check: Check | None = None,
-    progress: Callable[[Download], None] | None = None,
-    weights: bool = True,
-) -> Path:
-    """Return the path of a model on this machine, after downloading what is missing if it is one of the hub.
-
-    Parameters
-    ----------
-    path : path or str
-        What exists is a path, and so is every `Path`. Other texts of the form `ORG/NAME`, `ORG/NAME@REVISION`,
-        `ORG/NAME:FILE.gguf` and `ORG/NAME@REVISION:FILE.gguf` name a model of the hub (extra `hub`).
-    check : callable, optional
-        Told the `config.json` before any weights are downloaded; raises where they need not be.
-    progress : callable, optional
-        Called as bytes arrive.
-    weights : bool
-        Whether they are wanted, or the small files alone.
-
-    Raises
-    ------
-    CheckpointError
-        The hub has no such model, cannot be reached, or does not give it; the message says what to do.
-    UnsupportedError
-        The extra is missing; the model is of a kind that quantkit does not read.
-    """
-    name = hub_name(path)
-    if name is None:
-        return Path(os.path.expanduser(path))
-    return find(name, check=check, weights=weights).fetch(progress)
 
 
 @dataclass(frozen=True)
@@ -110,7 +75,7 @@ class Snapshot:
         return hashlib.sha256(json.dumps(evidence).encode()).hexdigest()
 
     def fetch(self, progress: Callable[[Download], None] | None = None) -> Path:
-        """Download what is missing; returns `path`. For options and errors see `local_path`."""
+        """Download what is missing; returns `path`. `progress` is called as bytes arrive; errors as of `find`."""
         from quantkit.formats.hub.cache import Storage
 
         _fetch(self.contents, self.needed, progress)
@@ -121,7 +86,24 @@ class Snapshot:
 def find(name: HubName, *, check: Check | None = None, weights: bool = True) -> Snapshot:
     """Ask the hub for a model, and download its small files; where it cannot be reached, take what is here.
 
-    That all is here already, and unchanged, is known after one request. For options and errors see `local_path`.
+    That all is here already, and unchanged, is known after one request.
+
+    Parameters
+    ----------
+    name : HubName
+    check : callable, optional
+        Told the `config.json`; raises where the weights need not come.
+    weights : bool
+        Whether they are wanted, or the small files alone.
+
+    Raises
+    ------
+    HubError
+        The hub has no such model, cannot be reached, or does not give it; the message says what to do.
+    UnsupportedError
+        The extra `hub` is missing; the model is of a kind that quantkit does not read.
+    CheckpointError
+        The repository holds no model, or not all of one.
     """
     from quantkit.formats.hub.cache import Storage
     from quantkit.formats.hub.client import constants, list_contents

@@ -53,7 +53,7 @@ def hub_name(path: str | os.PathLike[str]) -> HubName | None:
     if match is None or os.path.lexists(match[0]):
         return None
     repo = match["repo"]
-    if "--" in repo or ".." in repo or _FILE.fullmatch(repo):
+    if "--" in repo or ".." in match[0] or _FILE.fullmatch(repo):
         return None
     return HubName(repo, match["revision"] or DEFAULT_REVISION, match["file"] or "")
 

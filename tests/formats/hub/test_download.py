@@ -1,4 +1,4 @@
-"""Names become paths: what is downloaded, what is left, what is said where that fails; and how a download goes on."""
+"""What is downloaded, what is left, what is said where that fails; and how a download goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import tiny_gguf
 from hub_server import Fault, HubServer, etag
 from quantkit import formats
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.formats.hub import Download, HubError, local_path, transfer
+from quantkit.formats.hub import Download, HubError, find, hub_name, transfer
 
 WEIGHTS = "model.safetensors"
 OTHERS = {
@@ -37,6 +37,13 @@ def checkpoint(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "WAITS", (0.0, 0.0, 0.0, 0.0))
+
+
+def local_path(name: str, progress: Callable[[Download], None] | None = None, **options: Any) -> Path:
+    """Return where a model of the hub is on this machine, once it is there."""
+    known = hub_name(name)
+    assert known is not None
+    return find(known, **options).fetch(progress)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -409,13 +416,10 @@ def test_hostile_names_are_left(hub: HubServer, checkpoint: Path, tmp_path: Path
     assert not list(tmp_path.rglob("evil*"))
 
 
-def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
     with pytest.raises(UnsupportedError) as caught:
         local_path("org/tiny")
     assert str(caught.value) == (
         "org/tiny: no such file or folder; if a model on the Hugging Face hub is meant: pip install 'quantkit[hub]'"
     )
-    monkeypatch.chdir(tmp_path)
-    for path in ("./org/tiny", "tiny", "a/b/c", "~/tiny"):
-        assert local_path(path) == Path(os.path.expanduser(path))

@@ -21,7 +21,8 @@ NAMES = {
 }
 PATHS = ["", "name", "./org/name", "../name", "org/..", "/org/name", "~/name", "a/b/c", "org/name/", "org/name.gguf"]
 PATHS += ["org/name.safetensors", "org/tokenizer.json", "org/na--me", "-org/name", ".org/name", "or g/name", "org/né"]
-PATHS += ["org/name@", "org/name:", "org/name:a:b", "org/name@v1@v2", "org/na\0me", "org/name\n"]
+PATHS += ["org/name@../../name", "org/name:../name", "org/name@", "org/name:", "org/name:a:b", "org/name@v1@v2"]
+PATHS += ["org/na\0me", "org/name\n"]
 
 
 @pytest.mark.parametrize("text", NAMES)
