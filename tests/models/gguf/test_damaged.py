@@ -20,7 +20,8 @@ from tiny_gguf_families import FILE, write
 
 NAMES = (
     *("llama", "phi3_partial_rope", "gemma3_text", "mixtral", "deepseek_v3", "lfm2_moe", "granitemoehybrid"),
-    *("qwen3_5_text_tiled", "gpt_oss", "mamba2"),
+    *("qwen3_5_text_tiled", "gpt_oss", "mamba2", "apertus", "dbrx", "falcon_h1", "gemma3n_text", "hy_v3", "jamba"),
+    *("llama4_text", "llama_fused", "mamba", "minicpm3", "mpt", "nemotron_h_experts"),
 )
 
 
