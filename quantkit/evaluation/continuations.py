@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from quantkit.errors import GenerationError
+from quantkit.evaluation.likelihoods import texts_together
 from quantkit.generation.sampling import Logits, Sampler, make_sampler
 from quantkit.generation.stopping import StopStrings
 
@@ -59,7 +60,8 @@ def continue_texts(
         What `quantkit.load` returns.
     prompts : sequence of Prompt
     batch : int
-        Texts that are written at once. No text depends on it.
+        Most texts that are written at once; fewer where they are so long that they would fill the memory. No text
+        depends on it.
     progress : callable
         Told how many texts were finished since it was last called.
 
@@ -78,8 +80,9 @@ def continue_texts(
             raise GenerationError(f"a prompt {cause}")
     found = [""] * len(prompts)
     waiting = deque(_Text(number, prompt, tokenizer) for number, prompt in enumerate(prompts))
+    together = texts_together(batch, max((len(each.tokens) + each.max_tokens for each in prompts), default=0))
     with ExitStack() as stack:
-        free = [stack.enter_context(model.new_sequence()) for _ in range(min(batch, len(prompts)))]
+        free = [stack.enter_context(model.new_sequence()) for _ in range(min(together, len(prompts)))]
         writing: list[tuple[Sequence, _Text]] = []
         while waiting or writing:
             while waiting and free:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 ROWS = 64
 """Predictions whose logits are in memory at once."""
+TOKENS = 1 << 14
+"""Tokens of all texts that are in memory at once, unless one text has more."""
 
 
 class Continuation(NamedTuple):
@@ -53,7 +55,7 @@ def log_likelihoods(
     continuations : sequence of Continuation
         Contexts have at least one token. What the model cannot hold is cut from their beginning.
     batch : int
-        Texts that are in memory, and read together. No result depends on it.
+        Most texts that are read together; fewer where they have more than `TOKENS` tokens. No result depends on it.
     progress : callable
         Told how many continuations were finished since it was last called.
 
@@ -65,7 +67,8 @@ def log_likelihoods(
     found = [Likelihood(0.0, True)] * len(continuations)
     windows = [_window(each, model.context_length) for each in continuations]
     order = sorted((number for number, window in enumerate(windows) if window.targets), key=lambda n: windows[n].inputs)
-    share = max(1, -(-len(order) // batch))
+    together = texts_together(batch, max((len(window.inputs) for window in windows), default=0))
+    share = max(1, -(-len(order) // together))
     with ExitStack() as stack:
         readers = [
             _Reader(stack.enter_context(model.new_sequence()), order[begin : begin + share])
@@ -80,6 +83,11 @@ def log_likelihoods(
                 found[reader.waiting.pop(0)] = Likelihood(reader.log_likelihood, reader.greedy)
             progress(len(readers))
     return found
+
+
+def texts_together(batch: int, longest: int) -> int:
+    """Return how many texts to have in memory: `batch`, or fewer where the longest is so long."""
+    return min(batch, max(1, TOKENS // max(1, longest)))
 
 
 class _Window(NamedTuple):

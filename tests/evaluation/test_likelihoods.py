@@ -91,6 +91,14 @@ def test_long_continuations_are_scored_in_pieces() -> None:
     assert model.most_rows == ROWS
 
 
+@pytest.mark.parametrize(("tokens", "readers"), [(1 << 14, 4), (100, 2), (10, 1)])
+def test_few_long_texts_are_in_memory(tokens: int, readers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quantkit.evaluation.likelihoods.TOKENS", tokens)
+    model = bigram()
+    log_likelihoods(model, [Continuation([1] * 40, [first]) for first in range(8)], batch=4)
+    assert len(model.sequences) == readers
+
+
 def test_contexts_are_cut_where_the_model_is_full() -> None:
     model = bigram(context_length=8)
     random = np.random.default_rng(4)
