@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,27 @@ def debug_option() -> click.Option:
 
 
 class Command(click.Command):
-    """A command of quantkit: takes `--debug`."""
+    """A command of quantkit: takes `--debug`.
 
-    def __init__(self, *args: Any, **attributes: Any) -> None:
+    Parameters
+    ----------
+    groups : mapping of str to sequence of str, optional
+        Headings of `--help`, and the names of the parameters below each; the others are below "Options".
+    """
+
+    def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]] | None = None, **attributes: Any) -> None:
         super().__init__(*args, **attributes)
         self.params.append(debug_option())
+        self._groups = groups or {}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        options = (param for param in self.get_params(ctx) if isinstance(param, click.Option))
+        records = {option.name: record for option in options if (record := option.get_help_record(ctx))}
+        for heading, names in self._groups.items():
+            with formatter.section(heading):
+                formatter.write_dl([records.pop(name) for name in names])
+        with formatter.section("Options"):
+            formatter.write_dl(list(records.values()))
 
 
 def path(value: str) -> Path:

@@ -20,12 +20,12 @@ from quantkit import formats
 from quantkit.engine.machine import peak_memory, usable_cores
 from quantkit.errors import CheckpointError, OptionError
 from quantkit.formats.output import check_outputs
-from quantkit.formats.output.space import check_space
+from quantkit.formats.output.space import check_space, free_bytes
 from quantkit.formats.packed import FORMAT_VERSION, PackedWriter, write_packed
 from quantkit.formats.source import Selection
 from quantkit.generation.options import is_whole, require
 from quantkit.quantization.encode import ENCODER_VERSION
-from quantkit.quantization.pipeline import Stripe, encoded_stripes
+from quantkit.quantization.pipeline import Stripe, encoded_stripes, memory_needed
 from quantkit.quantization.plan import Plan, make_plans
 from quantkit.quantization.recipe import Recipe
 from quantkit.quantization.report import CalibrationReport, Progress, Report
@@ -149,14 +149,15 @@ def convert_all(
     if calibration is not None:
         plans = _with_text(plans, calibration)
     check_space({Path(output): plan.nbytes for output, plan in plans.items()})
+    free = {output: free_bytes(Path(output)) for output in outputs}
     lost = dict.fromkeys(plans, _Losses({}))
     if not dry_run:
         lost = _pack(plans, force=force, threads=threads or usable_cores(), progress=progress)
     took = time.perf_counter() - start
-    return {output: _report(plan, lost[output], took) for output, plan in plans.items()}
+    return {output: _report(plan, lost[output], free[output], took) for output, plan in plans.items()}
 
 
-def _report(plan: Plan, lost: _Losses, seconds: float) -> Report:
+def _report(plan: Plan, lost: _Losses, disk_free: int, seconds: float) -> Report:
     from importlib.metadata import version  # slow to import, and `run` does without
 
     return Report(
@@ -168,6 +169,8 @@ def _report(plan: Plan, lost: _Losses, seconds: float) -> Report:
         source_bytes=plan.source.nbytes,
         unused=plan.source.unused,
         notices=plan.notices,
+        disk_free=disk_free,
+        memory=None if plan.text else memory_needed(plan.source),
         seconds=seconds,
         peak_rss=peak_memory(),
         calibration=lost.calibration,

@@ -7,6 +7,7 @@ truncated meanwhile is an error and no signal. `encode.py` encodes a stripe, `co
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 from quantkit.formats.source import Selection
 from quantkit.quantization.encode import Encoded, encode, stripes
 
+BASE_MEMORY = 300_000_000
+"""Bytes of the process besides what is read at once: libraries, kernels, the tokenizer, what all threads encode."""
+ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 READ_WEIGHTS = 1 << 22
 """About how many weights are read at once: enough that a disk is busy with them, and what a scheme reads besides."""
 
@@ -69,6 +73,15 @@ def encoded_stripes(source: Selection, kinds: Mapping[str, Collection[str]], thr
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(threads) as workers:
         read = _ahead(reader, lambda part: _read(source, *part), _parts(source, kinds), 1)
         yield from _ahead(workers, search, (job for part in read for job in _jobs(*part)), 2 * threads)
+
+
+def memory_needed(source: Selection) -> int:
+    """Return more bytes than packing needs in memory, the whole process included: what is read at once, three times."""
+    parts = ((source.spec(name), rows) for name, rows in _parts(source, source.names))
+    largest: int = max(
+        (rows.stop - rows.start) * math.prod(spec.shape[1:]) * ITEM_BYTES[spec.kind] for spec, rows in parts
+    )
+    return BASE_MEMORY + 3 * largest
 
 
 @dataclass(frozen=True)

@@ -108,11 +108,84 @@ def test_strict_is_one_line(invoke: Invoke, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["source"]
 
 
-def test_a_dry_run_reports_and_writes_nothing(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
-    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--dry-run")
-    assert result.exit_code == 0
-    assert result.stdout.splitlines()[-1].startswith("6.52 bits per weight, 255 KB before, 104 KB after")
+def test_a_dry_run_says_what_would_be_written_to_the_byte(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    args = ("convert", checkpoint, "-o", tmp_path / "out")
+    result = invoke(*args, "--dry-run")
+    assert (result.exit_code, result.stderr) == (0, "")
     assert os.listdir(tmp_path) == []
+    header, *rows = result.stdout.splitlines()
+    assert header.split() == ["kind", "why", "tensors", "weights", "size"]
+    assert rows[0].startswith("int4  linear layer: int4 is asked for")
+    assert any(
+        row.startswith("6.52 bits per weight, 255 KB before, 104 KB after; packing takes at most") for row in rows
+    )
+    assert invoke(*args).exit_code == 0
+    sizes = {file.name: file.stat().st_size for file in (tmp_path / "out").iterdir()}
+    announced = dict(row.split() for row in rows[-len(sizes) :])
+    assert {name: int(number.replace(",", "")) for name, number in announced.items()} == sizes
+    assert f"nothing was written; it would be {sum(sizes.values()):,} bytes, of " in result.stdout
+
+
+def test_verbose_lists_each_tensor_with_the_reason(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    args = ("convert", checkpoint, "-o", tmp_path / "out", "-v", "--override", "lm_head=f16")
+    dry, wet = invoke(*args, "--dry-run"), invoke(*args)
+    for result in (dry, wet):
+        assert result.stdout.splitlines()[0].split() == ["tensor", "kind", "why", "shape", "size", "error"]
+        (head,) = (line for line in result.stdout.splitlines() if line.startswith("lm_head.weight"))
+        assert head.split()[1:4] == ["f16", "override", "lm_head=f16"]
+    (down,) = (line for line in wet.stdout.splitlines() if line.startswith("model.layers.0.mlp.down_proj.weight"))
+    assert 1e-4 < float(down.split()[-1]) < 1e-2
+
+
+def test_reports_of_several_conversions(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    args = ("convert", checkpoint, "-o", tmp_path / "v1.5", "-q", "int4,int8", "--report", tmp_path / "v1.5.json")
+    assert invoke(*args).exit_code == 0
+    assert set(os.listdir(tmp_path)) == {"v1.5-int4", "v1.5-int8", "v1.5-int4.json", "v1.5-int8.json"}
+    for kind in ("int4", "int8"):
+        found = json.loads((tmp_path / f"v1.5-{kind}.json").read_bytes())
+        assert found["options"]["quantize"] == kind
+        assert all(tensor["error"] is not None for tensor in found["tensors"])
+
+
+def test_a_dry_run_writes_its_report(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--dry-run", "--report", tmp_path / "plan.html")
+    assert result.exit_code == 0
+    assert os.listdir(tmp_path) == ["plan.html"]
+    assert "nothing was packed" in (tmp_path / "plan.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        ("report.txt", "ends in .json or .html"),
+        ("missing/report.json", "is no folder"),
+        ("out/report.json", "is no folder"),
+        ("source/config.json", "is in the folder of a model"),
+        (".", "ends in .json or .html"),
+    ],
+)
+def test_a_report_that_cannot_be_written_is_told_before_any_work(
+    invoke: Invoke, tmp_path: Path, report: str, words: str
+) -> None:
+    source = tiny.checkpoint(tmp_path / "source")
+    before = {file: file.read_bytes() for file in source.iterdir()}
+    result = invoke("convert", source, "-o", tmp_path / "out", "--force", "--report", f"{tmp_path}/{report}")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert os.listdir(tmp_path) == ["source"]
+    assert {file: file.read_bytes() for file in source.iterdir()} == before
+
+
+def test_help_groups_its_options(invoke: Invoke) -> None:
+    text = invoke("convert", "--help").stdout
+    headings = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["What to write:", "Which kinds:", "Before any work:", "Options:"]
+    assert all(option in text for option in ("--dry-run", "--report", "--strict", "--recipe", "--threads", "--debug"))
+    assert "  SOURCE" not in text
+    rows = [line.split() for line in text.splitlines()]
+    for kind, bits in {"int4": "4.5", "int8": "8.25", "f16": "16", "bf16": "16", "f32": "32"}.items():
+        assert [kind, bits] in [row[:2] for row in rows]
 
 
 def test_dequantize_makes_a_checkpoint_that_packs_again(invoke: Invoke, packed: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from quantkit.quantization.report import CalibrationReport, Report
 
 BITS = {"4": "int4", "8": "int8"}
+GROUPS = {
+    "What to write": ("output", "force", "report"),
+    "Which kinds": ("quantize", "bits", "overrides", "recipe", "calibration"),
+    "Before any work": ("dry_run", "verbose", "strict"),
+}
 
 
 def _kinds(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
@@ -35,9 +41,13 @@ def _overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     return [(pattern, kind) for pattern, _, kind in pairs]
 
 
-@click.command("convert", cls=Command, short_help="Pack a downloaded checkpoint.")
+@click.command("convert", cls=Command, groups=GROUPS, short_help="Pack a downloaded checkpoint.")
 @click.argument("source", type=model_name)
 @output_option
+@force_option
+@click.option(
+    "--report", type=path, metavar="FILE", help="Write errors, kinds, sizes and reasons of all tensors, .json or .html."
+)
 @click.option(
     "-q",
     "--quantize",
@@ -54,7 +64,8 @@ def _overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     multiple=True,
     metavar="REGEX=KIND",
     callback=_overrides,
-    help="Kind of the tensors whose name the expression finds: int4, int8, f16, bf16, f32; repeatable.",
+    help="Kind of the tensors whose name the expression finds: int4, int8, f16, bf16, f32; repeatable, the last "
+    "that finds a tensor decides.",
 )
 @click.option(
     "--calibration",
@@ -62,27 +73,47 @@ def _overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     metavar="FILE",
     help="UTF-8 text to calibrate int4 on: a third of the divergence, for minutes instead of seconds.",
 )
-@click.option("--recipe", type=path, metavar="FILE", help="Take both from a JSON or TOML file; options given here win.")
-@click.option("--strict", is_flag=True, help="Refuse what would be left out, or made up for what is missing.")
-@click.option("--dry-run", is_flag=True, help="Check the checkpoint and say what would be written; write nothing.")
-@force_option
+@click.option(
+    "--recipe",
+    "--quant-predicate",
+    "recipe",
+    type=path,
+    metavar="FILE",
+    help="Take -q and --override from a JSON or TOML file; those given here win.",
+)
+@click.option("--dry-run", is_flag=True, help="Check everything and say what would be written, to the byte, and why.")
+@click.option("-v", "--verbose", is_flag=True, help="List each tensor with its kind and the reason.")
+@click.option("--strict", is_flag=True, help="Refuse what would be left out, or stand in for what is missing.")
 @threads_option
 def command(
     source: str,
     output: Path,
+    force: bool,
+    report: Path | None,
     quantize: list[str],
     bits: str | None,
     overrides: list[tuple[str, str]],
     calibration: Path | None,
     recipe: Path | None,
-    strict: bool,
     dry_run: bool,
-    force: bool,
+    verbose: bool,
+    strict: bool,
     threads: int | None,
 ) -> None:
-    """Pack SOURCE, a checkpoint folder or a GGUF file, into the folder DIR.
+    """Pack SOURCE, a checkpoint folder, a GGUF file or a name ORG/NAME of the hub, into the folder DIR.
 
-    Linear layers become int4 (or what -q says), the embedding and the head int8; norms and biases stay f32.
+    Each token that a model answers reads all of its weights, so fewer bits are more tokens per second.
+
+    \b
+      kind       bits   error   what it is for
+      int4        4.5   4e-3    linear layers: half the bytes of int8
+      int8       8.25   1e-5    embedding and head; small models, layers that matter
+      f16          16   3e-8    what must stay as it is, of a checkpoint in fp16
+      bf16         16   2e-6    the same in bf16: what a checkpoint holds already loses nothing
+      f32          32   0       norms, biases and routers
+
+    The error is squared and relative, of SmolLM2-135M. Linear layers become what -q says, everything else as the table
+    has it, unless --override says otherwise.
 
     With --calibration the model reads a text, layer by layer, and int4 matrices are packed so that their outputs on it
     change least (GPTQ). 50,000 tokens are enough, and more are not taken. Measure the result on other text.
@@ -97,12 +128,16 @@ def command(
     from quantkit.quantization.conversion import convert_all
     from quantkit.quantization.recipe import Recipe
     from quantkit.quantization.recipe.file import read_recipe
+    from quantkit.quantization.report.saved import check_report
 
     base = read_recipe(recipe) if recipe else Recipe()
     recipes = [replace(base, quantize=kind) for kind in asked] or [base]
-    several = {Path(f"{output}-{recipe.quantize}"): recipe for recipe in recipes}
-    outputs = several if recipes[1:] else {output: recipes[0]}
+    endings = [f"-{recipe.quantize}" for recipe in recipes] if recipes[1:] else [""]
+    outputs = {Path(f"{output}{ending}"): it for ending, it in zip(endings, recipes, strict=True)}
+    files = [report.parent / f"{report.stem}{ending}{report.suffix}" for ending in endings] if report else []
     check_outputs(outputs, force=force, source=Path(source))  # before hours of downloading
+    for file in files:
+        check_report(file, apart_from=(Path(source), *outputs), force=force)
     local = local_path(source, packed=False)
     with Bar("packing") as bar:
         reports = convert_all(
@@ -116,21 +151,45 @@ def command(
             threads=threads,
             progress=lambda now: bar.update(now.done, now.total, now.tensor),
         )
-    for folder, report in reports.items():
-        echo(f"{folder}:\n{_summary(report)}" if recipes[1:] else _summary(report))
+    for folder, found in reports.items():
+        heading = [f"{folder}:"] if recipes[1:] else []
+        echo("\n".join((*heading, *_lines(found, dry_run=dry_run, verbose=verbose))))
+    for file, found in zip(files, reports.values(), strict=False):
+        found.save(file)
 
 
-def _summary(report: Report) -> str:
+def _lines(report: Report, *, dry_run: bool, verbose: bool) -> Iterator[str]:
+    """Yield what is printed of a conversion: tables, and the sums in the last lines."""
     from quantkit.cli.text import size, table
 
-    lines = [_calibrated(report.calibration)] if report.calibration else []
-    rows = [(row.kind, row.tensors, row.weights, size(row.nbytes)) for row in report.kinds]
+    if verbose:
+        cells = [
+            (row.name, row.kind, row.reason, "x".join(map(str, row.shape)), size(row.nbytes), _error(row.error))
+            for row in report.tensors
+        ]
+        yield table(("tensor", "kind", "why", "shape", "size", "error"), cells, left=3)
+        yield ""
+    if dry_run:
+        rows = [
+            (row.kind, "; ".join(row.reasons), row.tensors, row.weights, size(row.nbytes)) for row in report.reasons
+        ]
+        yield table(("kind", "why", "tensors", "weights", "size"), rows, left=2)
+    else:
+        yield table(
+            ("kind", "tensors", "weights", "size"),
+            [(row.kind, row.tensors, row.weights, size(row.nbytes)) for row in report.kinds],
+        )
     before, after = size(report.source_bytes), size(report.packed_bytes)
-    lines.append(
-        f"{report.bits_per_weight:.2f} bits per weight, {before} before, {after} after, "
-        f"{report.seconds:.1f} s, peak memory {size(report.peak_rss)}"
-    )
-    return "\n".join([table(("kind", "tensors", "weights", "size"), rows), *lines])
+    summary = f"{report.bits_per_weight:.2f} bits per weight, {before} before, {after} after"
+    if report.calibration:
+        yield _calibrated(report.calibration)
+    if not dry_run:
+        yield f"{summary}, {report.seconds:.1f} s, peak memory {size(report.peak_rss)}"
+        return
+    yield summary if report.memory is None else f"{summary}; packing takes at most {size(report.memory)} of memory"
+    files = sorted(report.files.items(), key=lambda item: -item[1])
+    yield f"nothing was written; it would be {report.folder_bytes:,} bytes, of {size(report.disk_free)} free:"
+    yield table(("file", "bytes"), [(name, f"{nbytes:,}") for name, nbytes in files])
 
 
 def _calibrated(report: CalibrationReport) -> str:
@@ -142,3 +201,7 @@ def _calibrated(report: CalibrationReport) -> str:
     if report.uncalibrated:
         line += f"\n{len(report.uncalibrated)} matrices met too few tokens, such as {report.uncalibrated[0]}"
     return line
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f"{value:.2e}" if value else "0"

@@ -29,12 +29,17 @@ def check_space(sizes: Mapping[Path, int]) -> None:
         disks.setdefault(_above(path).stat().st_dev, []).append(path)
     for paths in disks.values():
         needed, left = sum(sizes[path] for path in paths), sum(map(_left_behind, paths))
-        room = shutil.disk_usage(_above(paths[0])).free + left
+        room = free_bytes(paths[0]) + left
         if needed > room:
             raise PackedModelError(
                 f"{paths[0]}: {_megabytes(needed)} are to be written, but the disk has room for {_megabytes(room)}; "
                 "free some space or name another output"
             )
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes that are free on the disk of a folder that exists or will be written."""
+    return shutil.disk_usage(_above(path)).free
 
 
 def _above(path: Path) -> Path:

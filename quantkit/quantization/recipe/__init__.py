@@ -110,6 +110,12 @@ class Recipe:
         """What quantkit.json says of it, and what a file would say that holds it."""
         return {"quantize": self.quantize, "overrides": [[pattern, kind] for pattern, kind, _ in self.overrides]}
 
+    @property
+    def arguments(self) -> list[str]:
+        """The arguments of `quantkit convert` that say it."""
+        overrides = (("--override", f"{pattern}={kind}") for pattern, kind, _ in self.overrides)
+        return ["-q", self.quantize, *(argument for override in overrides for argument in override)]
+
 
 def choose(tensors: Mapping[str, TensorSpec], recipe: Recipe) -> dict[str, Choice]:
     """Return name -> kind and reason for each of a model's tensors.

@@ -130,6 +130,10 @@ class Report:
         Tensors of the checkpoint that the model does not use; they were left out.
     notices : tuple of str
         What is said of this and of all else that was left out, or that stands in for something missing.
+    disk_free : int
+        Bytes free on the disk of the folder, before it was written.
+    memory : int or None
+        More bytes than packing needs in memory, the whole process included; None where it calibrates.
     seconds : float
         Duration.
     peak_rss : int
@@ -145,6 +149,8 @@ class Report:
     source_bytes: int
     unused: tuple[str, ...]
     notices: tuple[str, ...]
+    disk_free: int
+    memory: int | None
     seconds: float
     peak_rss: int
     calibration: CalibrationReport | None = None
@@ -189,7 +195,10 @@ class Report:
         totals = ("packed_bytes", "folder_bytes", "bits_per_weight", "bytes_per_second")
         return {
             **{name: getattr(self, name) for name in ("version", "source", "options", "source_bytes", *totals)},
-            **{name: getattr(self, name) for name in ("seconds", "peak_rss", "files", "unused", "notices")},
+            **{
+                name: getattr(self, name)
+                for name in ("seconds", "peak_rss", "memory", "disk_free", "files", "unused", "notices")
+            },
             "calibration": asdict(self.calibration) if self.calibration else None,
             "kinds": [asdict(row) for row in self.kinds],
             "tensors": [asdict(row) for row in self.tensors],

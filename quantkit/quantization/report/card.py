@@ -78,11 +78,7 @@ def card(plan: Plan, tensors: Sequence[TensorReport]) -> bytes:
 
 def _command(plan: Plan) -> str:
     """Return the command that packs the source in the same way."""
-    overrides = (
-        argument for pattern, kind, _ in plan.recipe.overrides for argument in ("--override", f"{pattern}={kind}")
-    )
-    name = plan.about["source"]["name"]
-    return shlex.join(["quantkit", "convert", name, "-o", "DIR", "-q", plan.recipe.quantize, *overrides])
+    return shlex.join(["quantkit", "convert", plan.about["source"]["name"], "-o", "DIR", *plan.recipe.arguments])
 
 
 def _row(row: KindReport) -> str:

@@ -6,9 +6,12 @@ forbids a browser to load or to run anything.
 
 from __future__ import annotations
 
+import shlex
+
 import jinja2
 from markupsafe import Markup
 
+from quantkit.quantization.recipe import Recipe
 from quantkit.quantization.report import Report, TensorReport
 from quantkit.quantization.report.chart import MARKS, chart
 from quantkit.quantization.report.text import shown
@@ -119,11 +122,9 @@ def page(report: Report) -> bytes:
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:
-    overrides = [f"{pattern}={kind}" for pattern, kind in report.options["overrides"]]
-    options = " ".join([f"-q {report.options['quantize']}", *(f"--override {override}" for override in overrides)])
     facts = [
         ("source", f"{report.source['name']}, {report.source['dtype']}, {report.source_bytes:,} bytes of tensors"),
-        ("options", options),
+        ("options", shlex.join(Recipe(**report.options).arguments)),
         ("quantkit", report.version),
         ("folder", f"{report.folder_bytes:,} bytes, {report.packed_bytes:,} of tensors"),
         ("bits per weight", f"{report.bits_per_weight:.2f}"),
@@ -132,6 +133,9 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         facts.append(("time", f"{report.seconds:.1f} s, {report.bytes_per_second / 1e6:.0f} MB/s of the source"))
         facts.append(("peak memory", f"{report.peak_rss / 1e6:.0f} MB"))
     else:
+        facts.append(("free on the disk", f"{report.disk_free:,} bytes"))
+        if report.memory is not None:
+            facts.append(("memory", f"at most {report.memory / 1e6:.0f} MB"))
         facts.append(("dry run", "nothing was packed, so no error is known"))
     return facts
 

@@ -95,7 +95,7 @@ def test_names_are_no_markup(report: Report) -> None:
         report,
         tensors=tuple(named),
         source={**report.source, "name": HOSTILE},
-        options={"quantize": "int4", "overrides": [[HOSTILE, "int8"]]},
+        options={"quantize": "int4", "overrides": [[re.escape(HOSTILE), "int8"]]},
         notices=(HOSTILE,),
     )
     plain, read = Reader(page(replace(report, notices=("a",))).decode()), Reader(page(hostile).decode())
