@@ -73,9 +73,9 @@ def convert(
         Kinds of the matrices whose names the expressions are found in; the last match decides. They come after those of
         a recipe.
     calibration : path, optional
-        UTF-8 text. The model reads it layer by layer, and each int4 matrix is packed so that its output on the text
-        changes least (GPTQ). Far better than without, but takes minutes rather than seconds, and memory for what the
-        layers make of the text. Measure the result on other text.
+        UTF-8 text, or `builtin`. The model reads it layer by layer, and each int4 matrix is packed so that its output
+        on it changes least (GPTQ). Far better than without, but takes minutes rather than seconds, and memory for what
+        the layers make of the text. Measure the result on other text.
     threads : int, optional
         Default: the physical cores that this process may use. The result does not depend on it.
     force : bool

@@ -70,8 +70,8 @@ def _overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 @click.option(
     "--calibration",
     type=path,
-    metavar="FILE",
-    help="UTF-8 text to calibrate int4 on: a third of the divergence, for minutes instead of seconds.",
+    metavar="builtin|FILE",
+    help="Text to calibrate int4 on: less than half the divergence, for minutes instead of seconds.",
 )
 @click.option(
     "--recipe",
@@ -116,7 +116,8 @@ def command(
     has it, unless --override says otherwise.
 
     With --calibration the model reads a text, layer by layer, and int4 matrices are packed so that their outputs on it
-    change least (GPTQ). 50,000 tokens are enough, and more are not taken. Measure the result on other text.
+    change least (GPTQ). It takes up to 65,536 tokens of it. Text like that which the model will see is best; without
+    any, there is a built-in one. Measure the result on other text.
 
     What was interrupted goes on where it stopped when the same command is given again, unless it calibrates. Until then
     it is kept beside DIR, in a hidden folder .DIR.*.partial, which may be deleted.

@@ -1,0 +1,74 @@
+"""The text that a model is calibrated on: windows of one length, spread over it; the built-in one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import tiny
+from quantkit import formats
+from quantkit.formats.source import ModelSource
+from quantkit.generation.loading import load_tokenizer
+from quantkit.quantization.calibration import text as module
+from quantkit.quantization.calibration.text import BUILTIN, read_calibration_text
+
+DOCUMENTS = [json.loads(line) for line in Path(module.__file__).with_name("builtin.jsonl").open(encoding="utf-8")]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> ModelSource:
+    return formats.open(tiny.checkpoint(tmp_path / "model"))
+
+
+def test_windows_are_alike_and_reach_from_end_to_end(source: ModelSource, tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text(" ".join(map(str, range(30000))))
+    found = read_calibration_text(file, source, None)
+    tokenizer = load_tokenizer(source.path)
+    begin, ids = tokenizer.encode(""), tokenizer.encode(file.read_text(), add_special_tokens=False)
+    assert {len(window) for window in found.windows} == {module.WINDOW_TOKENS}
+    assert len(found.windows) == module.MOST_WINDOWS
+    assert all(window[: len(begin)] == begin for window in found.windows)
+    assert found.windows[0][len(begin) :] == ids[: module.WINDOW_TOKENS - len(begin)]
+    assert found.windows[-1][len(begin) :] == ids[len(begin) - module.WINDOW_TOKENS :]
+    assert found.tokens == module.MOST_WINDOWS * module.WINDOW_TOKENS
+    assert found.about["text"] == "text.txt"
+
+
+def test_windows_are_no_longer_than_the_positions_that_a_model_has_learned(source: ModelSource, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a b c " * 1000)
+    found = read_calibration_text(tmp_path / "text.txt", source, 64)
+    assert {len(window) for window in found.windows} == {64}
+
+
+def test_the_spelling_of_a_special_token_is_text(source: ModelSource, tmp_path: Path) -> None:
+    special = load_tokenizer(source.path)
+    (tmp_path / "text.txt").write_text("</s> " * 1000)
+    begin = special.encode("")
+    windows = read_calibration_text(tmp_path / "text.txt", source, None).windows
+    assert all(special.eos_token_ids.isdisjoint(window[len(begin) :]) for window in windows)
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_the_builtin_text_is_for_every_model(source: ModelSource, template: bool) -> None:
+    if not template:
+        (source.path / "chat_template.jinja").unlink()
+        source = formats.open(source.path)
+    found = read_calibration_text(BUILTIN, source, None)
+    assert found.name == BUILTIN
+    assert len(found.windows) == module.MOST_WINDOWS
+
+
+def test_the_builtin_text_has_some_of_everything() -> None:
+    texts = [each["text"] for each in DOCUMENTS if "text" in each]
+    dialogues = [each["messages"] for each in DOCUMENTS if "messages" in each]
+    assert len(texts) > 150
+    assert len(dialogues) > 30
+    assert sum(map(len, texts)) + sum(len(it["content"]) for each in dialogues for it in each) > 180_000
+    everything = "".join(texts)
+    assert all(sign in everything for sign in "字のя한عहşñßéã=")
+    for messages in dialogues:
+        roles = [it["role"] for it in messages if it["role"] != "system"]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
