@@ -18,7 +18,7 @@ def size(nbytes: float) -> str:
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1, markdown: bool = False) -> str:
     """Return an aligned table: the first `left` columns flush left, the others flush right; a row is one line."""
-    cells = [[_one_line(str(cell)) for cell in row] for row in (headers, *rows)]
+    cells = [[one_line(str(cell)) for cell in row] for row in (headers, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
     lines = [table_line(row, widths, left=left, markdown=markdown) for row in cells]
     if markdown:
@@ -41,5 +41,6 @@ def table_rule(widths: Sequence[int], *, left: int = 1) -> str:
     return table_line(dashes, widths, left=left, markdown=True)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return a text in one line, with its control characters spelled out."""
     return printable(text).replace("\n", r"\n").replace("\t", r"\t")

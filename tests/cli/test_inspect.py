@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 import tiny
@@ -37,6 +39,28 @@ def test_tables_of_a_packed_model(invoke: Invoke, packed: Path) -> None:
     assert lines[0].split() == ["tensor", "kind", "shape", "size", "error"]
     assert any(line.split()[:3] == ["model.layers.0.mlp.up_proj.weight", "int4", "160x64"] for line in lines)
     assert lines[-1].split()[:2] == ["all", str(len(SHAPES))]
+
+
+def test_how_a_packed_model_was_made(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    args = ("-q", "int8", "--override", r"layers\.0\.=f16")
+    assert invoke("convert", checkpoint, "-o", tmp_path / "out", *args).exit_code == 0
+    found = json.loads(invoke("inspect", tmp_path / "out", "--json").stdout)
+    assert found["options"] == {"quantize": "int8", "overrides": [[r"layers\.0\.", "f16"]]}
+    assert found["source"] == {"name": "tiny-llama", "dtype": "bfloat16"}
+    lines = invoke("inspect", tmp_path / "out").stdout.splitlines()
+    assert r"made by quantkit convert tiny-llama -q int8 --override 'layers\.0\.=f16'" in lines
+    assert not any(line.startswith("made by") for line in invoke("inspect", checkpoint).stdout.splitlines())
+
+
+@pytest.mark.parametrize("options", [{"quantize": "q9"}, {"overrides": [1]}, {"a": {"b": "\x1b[31m\n"}}, "text"])
+def test_options_of_another_version(invoke: Invoke, packed: Path, tmp_path: Path, options: object) -> None:
+    shutil.copytree(packed, tmp_path / "out")
+    manifest = json.loads((tmp_path / "out/quantkit.json").read_text()) | {"options": options}
+    (tmp_path / "out/quantkit.json").write_text(json.dumps(manifest))
+    result = invoke("inspect", tmp_path / "out")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert len([line for line in result.stdout.splitlines() if line.startswith("made by ")]) == 1
+    assert "\x1b" not in result.stdout
 
 
 def test_a_checkpoint_is_inspected_as_it_is(invoke: Invoke, checkpoint: Path) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from quantkit.cli.models import local_path
 from quantkit.cli.options import Command, model_argument
 from quantkit.cli.streams import echo
-from quantkit.errors import QuantkitError
+from quantkit.errors import OptionError, QuantkitError
+
+if TYPE_CHECKING:
+    from quantkit.formats import ModelSource
 
 
 @dataclass(frozen=True)
@@ -39,16 +45,16 @@ def command(model: str, as_json: bool) -> None:
 
     MODEL is a packed folder, a checkpoint folder or a GGUF file. Nothing is computed.
     """
-    config, rows = _read(model)
-    (_print_json if as_json else _print_tables)(model, config, rows)
-
-
-def _read(model: str) -> tuple[Any, list[Row]]:
     from quantkit import formats
+
+    source = formats.open(local_path(model))
+    (_print_json if as_json else _print_tables)(model, source, _rows(source))
+
+
+def _rows(source: ModelSource) -> list[Row]:
     from quantkit.formats.packed import PackedModel
     from quantkit_kernels.blocks import nbytes
 
-    source = formats.open(local_path(model))
     written = source.manifest["tensors"] if isinstance(source, PackedModel) else {}
     rows = []
     for name in source.names:
@@ -59,7 +65,27 @@ def _read(model: str) -> tuple[Any, list[Row]]:
             continue
         relative_error = written.get(name, {}).get("relative_error")
         rows.append(Row(name, spec.kind, spec.shape, nbytes(spec.kind, spec.shape), relative_error))
-    return source.config, rows
+    return rows
+
+
+def _made(source: ModelSource) -> dict[str, Any]:
+    """What quantkit.json says of how a packed model was made; empty for other models."""
+    from quantkit.formats.packed import PackedModel
+
+    manifest = source.manifest if isinstance(source, PackedModel) else {}
+    return {key: manifest[key] for key in ("source", "options", "calibration") if isinstance(manifest.get(key), dict)}
+
+
+def _made_by(made: Mapping[str, Any]) -> str:
+    """The command that makes such a model, as far as it is known."""
+    from quantkit.quantization.recipe import Recipe
+
+    calibration = ["--calibration", str(made["calibration"].get("text"))] if "calibration" in made else []
+    try:
+        options = Recipe(**made.get("options", {})).arguments
+    except (TypeError, OptionError):  # of another version
+        options = [json.dumps(made["options"])]
+    return shlex.join(["quantkit", "convert", str(made["source"].get("name")), *options, *calibration])
 
 
 def _by_kind(rows: list[Row]) -> dict[str, list[Row]]:
@@ -73,8 +99,8 @@ def _bits(rows: list[Row]) -> float:
     return 8 * sum(row.nbytes for row in rows) / max(1, sum(row.weights for row in rows))
 
 
-def _print_tables(model: str, config: Any, rows: list[Row]) -> None:
-    from quantkit.cli.text import size, table
+def _print_tables(model: str, source: ModelSource, rows: list[Row]) -> None:
+    from quantkit.cli.text import one_line, size, table
 
     cells = [
         (
@@ -98,14 +124,13 @@ def _print_tables(model: str, config: Any, rows: list[Row]) -> None:
         )
         for kind, group in groups.items()
     ]
-    echo(f"\n{model}: {config['model_type']}")
+    echo(f"\n{model}: {source.config['model_type']}")
+    if "source" in (made := _made(source)):
+        echo(one_line(f"made by {_made_by(made)}"))
     echo(table(("kind", "tensors", "weights", "size", "bits/weight"), totals))
 
 
-def _print_json(model: str, config: Any, rows: list[Row]) -> None:
-    import json
-    from dataclasses import asdict
-
+def _print_json(model: str, source: ModelSource, rows: list[Row]) -> None:
     kinds = {
         kind: {
             "tensors": len(group),
@@ -116,7 +141,8 @@ def _print_json(model: str, config: Any, rows: list[Row]) -> None:
     }
     found = {
         "model": model,
-        "model_type": config["model_type"],
+        "model_type": source.config["model_type"],
+        **_made(source),
         "bits_per_weight": _bits(rows),
         "nbytes": sum(row.nbytes for row in rows),
         "kinds": kinds,

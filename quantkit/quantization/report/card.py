@@ -22,8 +22,6 @@ KEPT_FIELDS = ("license", "license_name", "license_link", "language", "pipeline_
 """What a checkpoint's own card says that is true of the packed model as well."""
 SMALLEST_ERROR = 1e-99
 """Smaller ones are shown as 0: their exponents have another length."""
-
-
 TEXT = """\
 {front_matter}
 # {name}, packed to {quantize}
@@ -78,7 +76,9 @@ def card(plan: Plan, tensors: Sequence[TensorReport]) -> bytes:
 
 def _command(plan: Plan) -> str:
     """Return the command that packs the source in the same way."""
-    return shlex.join(["quantkit", "convert", plan.about["source"]["name"], "-o", "DIR", *plan.recipe.arguments])
+    calibration = ["--calibration", plan.text.name] if plan.text else []
+    name = plan.about["source"]["name"]
+    return shlex.join(["quantkit", "convert", name, "-o", "DIR", *plan.recipe.arguments, *calibration])
 
 
 def _row(row: KindReport) -> str:

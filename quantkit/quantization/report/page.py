@@ -129,6 +129,8 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("folder", f"{report.folder_bytes:,} bytes, {report.packed_bytes:,} of tensors"),
         ("bits per weight", f"{report.bits_per_weight:.2f}"),
     ]
+    if report.calibration:
+        facts.append(("calibration", f"on {report.calibration.tokens:,} tokens of {report.calibration.text}"))
     if report.errors:
         facts.append(("time", f"{report.seconds:.1f} s, {report.bytes_per_second / 1e6:.0f} MB/s of the source"))
         facts.append(("peak memory", f"{report.peak_rss / 1e6:.0f} MB"))

@@ -19,6 +19,7 @@ from quantkit.quantization.conversion import convert
 from quantkit.quantization.encode import quantize
 from quantkit.quantization.plan import make_plan
 from quantkit.quantization.recipe import Recipe
+from quantkit.quantization.report.page import page
 
 CASES = (
     "llama",
@@ -65,7 +66,11 @@ def test_every_tensor_is_packed_once(name: str, tmp_path: Path) -> None:
 def test_a_calibrated_model_is_nearer_to_its_reference(tmp_path: Path) -> None:
     source = tiny.checkpoint(tmp_path / "source", "llama")
     file = text(tmp_path / "text.txt")
+    dry = convert(source, tmp_path / "calibrated", calibration=file, dry_run=True)
     report = convert(source, tmp_path / "calibrated", calibration=file)
+    assert dry.files == {each.name: each.stat().st_size for each in (tmp_path / "calibrated").iterdir()}
+    assert "-q int4 --calibration text.txt\n" in (tmp_path / "calibrated/README.md").read_text()
+    assert b" tokens of text.txt</dd>" in page(report)
     convert(source, tmp_path / "plain")
     ids = load_tokenizer(source).encode(file.read_text()[:4000])
     assert divergence(tmp_path / "calibrated", source, ids) < 0.6 * divergence(tmp_path / "plain", source, ids)
