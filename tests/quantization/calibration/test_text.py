@@ -68,7 +68,7 @@ def test_the_builtin_text_has_some_of_everything() -> None:
     assert len(dialogues) > 30
     assert sum(map(len, texts)) + sum(len(it["content"]) for each in dialogues for it in each) > 180_000
     everything = "".join(texts)
-    assert all(sign in everything for sign in "字のя한عहşñßéã=")
+    assert all(sign in everything for sign in "学のя한عहşñßéã=")
     for messages in dialogues:
         roles = [it["role"] for it in messages if it["role"] != "system"]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
