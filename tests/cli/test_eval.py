@@ -10,7 +10,8 @@ import pytest
 
 from golden import generate as golden
 from invocation import Invoke
-from quantkit.evaluation.estimates import QUANTILES
+from quantkit.cli.commands.eval_output import both, nats
+from quantkit.evaluation.estimates import QUANTILES, Estimate
 
 SMALL = ("-c", 32, "--chunks", 3)
 VALUE = {"value", "error"}
@@ -103,6 +104,12 @@ def test_several_models_beside_one_reference(invoke: Invoke, packed: Path, check
         assert found == json.loads(invoke("eval", model, *asked, "--json").stdout)
     alone = invoke("eval", packed, checkpoint, "-f", text, *SMALL).stdout
     assert "KL" not in alone
+
+
+def test_small_divergences_keep_their_digits() -> None:
+    figures = [Estimate(0.0961234, 0.00152), Estimate(0.000161, 0.0000123), Estimate(1.25e-7, 2e-9), Estimate(0, 0)]
+    shown = [both(each, nats) for each in figures]
+    assert shown == ["0.09612 ± 0.00152", "1.6e-04 ± 1.2e-05", "1.2e-07 ± 2.0e-09", "0.00000 ± 0.00000"]
 
 
 def test_parts_of_the_loss(invoke: Invoke, packed: Path, checkpoint: Path, text: Path) -> None:

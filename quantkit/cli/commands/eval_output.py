@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from quantkit.cli.text import size, table
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from quantkit.evaluation.estimates import Divergence, Estimate
     from quantkit.evaluation.quality import Evaluation
 
-NATS, SHARE = "{:.5f}", "{:.2%}"
+Form = Callable[[float], str]
+"""Makes a form, for a figure and its error alike, of how large the figure is."""
 
 
 def lines(found: Evaluation) -> Iterator[str]:
@@ -33,20 +34,20 @@ def _lines_of(other: Divergence) -> Iterator[tuple[str, str]]:
     yield "reference perplexity", str(other.reference_perplexity)
     yield "perplexity ratio", str(other.perplexity_ratio)
     yield "perplexity difference", str(other.perplexity_difference)
-    yield "log perplexity ratio", _both(other.log_perplexity_ratio, NATS)
-    yield "correlation of losses", SHARE.format(other.correlation)
-    yield "mean KL divergence", _both(other.mean_kl, NATS)
-    yield "KL maximum", NATS.format(other.kl_max)
-    for share, value in reversed(other.kl_quantiles.items()):
-        yield f"KL quantile {share:.1%}", _both(value, NATS)
-    yield "KL minimum", NATS.format(other.kl_min)
-    yield "mean Δp", _both(other.mean_dp, SHARE)
-    yield "RMS Δp", _both(other.rms_dp, SHARE)
-    yield "Δp maximum", SHARE.format(other.dp_max)
-    for share, value in reversed(other.dp_quantiles.items()):
-        yield f"Δp quantile {share:.1%}", _both(value, SHARE)
-    yield "Δp minimum", SHARE.format(other.dp_min)
-    yield "same top token", _both(other.same_top, SHARE)
+    yield "log perplexity ratio", both(other.log_perplexity_ratio, nats)
+    yield "correlation of losses", alone(other.correlation, share)
+    yield "mean KL divergence", both(other.mean_kl, nats)
+    yield "KL maximum", alone(other.kl_max, nats)
+    for place, value in reversed(other.kl_quantiles.items()):
+        yield f"KL quantile {place:.1%}", both(value, nats)
+    yield "KL minimum", alone(other.kl_min, nats)
+    yield "mean Δp", both(other.mean_dp, share)
+    yield "RMS Δp", both(other.rms_dp, share)
+    yield "Δp maximum", alone(other.dp_max, share)
+    for place, value in reversed(other.dp_quantiles.items()):
+        yield f"Δp quantile {place:.1%}", both(value, share)
+    yield "Δp minimum", alone(other.dp_min, share)
+    yield "same top token", both(other.same_top, share)
 
 
 def table_of(what: str, names: Sequence[str], sizes: Sequence[int] | None, found: Sequence[Evaluation]) -> str:
@@ -62,10 +63,10 @@ def table_of(what: str, names: Sequence[str], sizes: Sequence[int] | None, found
         if other := each.divergence:
             row += [
                 str(other.perplexity_ratio),
-                _both(other.mean_kl, NATS),
-                _both(other.kl_quantiles[0.99], NATS),
-                _both(other.rms_dp, SHARE),
-                _both(other.same_top, SHARE),
+                both(other.mean_kl, nats),
+                both(other.kl_quantiles[0.99], nats),
+                both(other.rms_dp, share),
+                both(other.same_top, share),
             ]
     read = f"{found[0].tokens} tokens scored in {found[0].windows} windows of {found[0].context}"
     if other := found[0].divergence:
@@ -73,8 +74,25 @@ def table_of(what: str, names: Sequence[str], sizes: Sequence[int] | None, found
     return f"{table(headers, rows)}\n{read}"
 
 
-def _both(figure: Estimate, form: str) -> str:
-    return f"{form.format(figure.value)} ± {form.format(figure.error)}"
+def nats(value: float) -> str:
+    """Five decimals, which small divergences have no use for."""
+    return "{:.5f}" if abs(value) >= 1e-3 or not value else "{:.1e}"
+
+
+def share(value: float) -> str:
+    """Percent."""
+    return "{:.2%}"
+
+
+def both(figure: Estimate, form: Form) -> str:
+    """Return a figure and its error."""
+    chosen = form(figure.value)
+    return f"{chosen.format(figure.value)} ± {chosen.format(figure.error)}"
+
+
+def alone(value: float, form: Form) -> str:
+    """Return a figure that has no error."""
+    return form(value).format(value)
 
 
 def as_json(about: Sequence[dict[str, Any]], found: Sequence[Evaluation]) -> str:
