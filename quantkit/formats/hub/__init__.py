@@ -14,13 +14,19 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from quantkit.errors import CheckpointError
+from quantkit.formats.gguf.file import gguf_package
+from quantkit.formats.hub.cache import Storage
+from quantkit.formats.hub.client import constants, list_contents
+from quantkit.formats.hub.contents import Contents, HubFile
 from quantkit.formats.hub.names import HubError, HubName, hub_name, shown_name
-
-if TYPE_CHECKING:
-    from quantkit.formats.hub.contents import Contents, HubFile
+from quantkit.formats.hub.parallel import download_all
+from quantkit.formats.hub.transfer import check_sizes
+from quantkit.formats.json_files import read_object
+from quantkit.formats.output import CARD, PACKED_MANIFEST
+from quantkit.formats.safetensors.folder import CONFIG, INDEX, SINGLE, read_config, read_index
 
 __all__ = ["Check", "Download", "HubError", "HubName", "Snapshot", "find", "hub_name", "shown_name"]
 
@@ -59,25 +65,21 @@ class Snapshot:
     @property
     def path(self) -> Path:
         """Where it is, or will be: a folder or a GGUF file."""
-        folder = _folder(self.contents)
+        folder = Storage(self.contents.name).snapshot(self.contents.commit)
         return folder / self.needed[0].name if self.contents.name.file else folder
 
     @property
     def is_packed(self) -> bool:
         """Whether quantkit wrote it."""
-        from quantkit.formats.output import PACKED_MANIFEST
-
         return any(file.name == PACKED_MANIFEST for file in self.needed)
 
     def identity(self) -> str:
-        """Return a SHA-256 of the names and contents of all files that the model needs."""
-        evidence = sorted((file.name, file.etag) for file in self.needed)
+        """Return a SHA-256 of the names and contents of all files that decide what the model answers."""
+        evidence = sorted((file.name, file.etag) for file in self.needed if file.name != CARD)
         return hashlib.sha256(json.dumps(evidence).encode()).hexdigest()
 
     def fetch(self, progress: Callable[[Download], None] | None = None) -> Path:
         """Download what is missing; returns `path`. `progress` is called as bytes arrive; errors as of `find`."""
-        from quantkit.formats.hub.cache import Storage
-
         _fetch(self.contents, self.needed, progress)
         Storage(self.contents.name).remember(self.contents.commit)
         return self.path
@@ -105,9 +107,6 @@ def find(name: HubName, *, check: Check | None = None, weights: bool = True) -> 
     CheckpointError
         The repository holds no model, or not all of one.
     """
-    from quantkit.formats.hub.cache import Storage
-    from quantkit.formats.hub.client import constants, list_contents
-
     settings = constants(name)
     here = Storage(name).contents()
     timeout = min(settings.HF_HUB_ETAG_TIMEOUT, CHECK_SECONDS) if here else settings.HF_HUB_ETAG_TIMEOUT
@@ -129,18 +128,12 @@ def find(name: HubName, *, check: Check | None = None, weights: bool = True) -> 
 def _select(contents: Contents, check: Check | None, weights: bool) -> Snapshot:
     """Choose the files that a model needs. The small ones are downloaded, to see whether the others are worth it."""
     if contents.name.file:
-        from quantkit.formats.gguf.file import gguf_package
-
         gguf_package()  # raises where it is missing
         parts = contents.gguf()
         return Snapshot(contents, tuple(parts if weights else parts[:1]))
     if not weights:
         return Snapshot(contents, tuple(contents.small()))
-    from quantkit.formats.json_files import read_object
-    from quantkit.formats.output import PACKED_MANIFEST
-    from quantkit.formats.safetensors.folder import CONFIG, INDEX, SINGLE, read_config, read_index
-
-    folder = _folder(contents)
+    folder = Storage(contents.name).snapshot(contents.commit)
     small, shards = contents.small(), set[str]()
     if INDEX in contents.files and SINGLE not in contents.files:
         small.append(contents.files[INDEX])
@@ -154,23 +147,16 @@ def _select(contents: Contents, check: Check | None, weights: bool) -> Snapshot:
     return Snapshot(contents, needed)
 
 
-def _folder(contents: Contents) -> Path:
-    from quantkit.formats.hub.cache import Storage
-
-    return Storage(contents.name).snapshot(contents.commit)
-
-
 def _fetch(contents: Contents, files: Sequence[HubFile], progress: Callable[[Download], None] | None = None) -> None:
     """Bring files of a repository into the cache, unless they are there."""
-    from quantkit.formats.hub.cache import Storage
-    from quantkit.formats.hub.parallel import download_all
-    from quantkit.formats.hub.transfer import check_sizes
-
     storage, done = Storage(contents.name), 0
     missing = [file for file in files if not storage.holds(contents.commit, file)]
     check_sizes(contents, missing, storage.blobs)
-    total = sum(file.size for file in missing)
-    for file, count in download_all(contents, missing, storage):
+    different = {file.etag: file for file in missing}.values()
+    total = sum(file.size for file in different)
+    for file, count in download_all(contents, list(different), storage.blobs):
         done += count
         if progress:
             progress(Download(file.name, done, total))
+    for file in missing:
+        storage.link(contents.commit, file)

@@ -29,6 +29,8 @@ from quantkit.formats.safetensors.folder import (
 
 SMALL = (CONFIG, CARD, MODELOPT, PACKED_MANIFEST, PIPELINE, *SIDECARS)
 """Files beside the weights that say something of a model."""
+COPY = "consolidated"
+"""How the files begin that Mistral's own library wants: a second copy of the weights."""
 SUFFIXES = {
     ".safetensors": Magic.SAFETENSORS,
     ".gguf": Magic.GGUF,
@@ -91,6 +93,7 @@ class Contents:
         """Return the safetensors files of a repository without an index: one, or all shards of a set."""
         kinds = {name: SUFFIXES.get(Path(name).suffix, Magic.UNKNOWN) for name in self.files if "/" not in name}
         found = sorted(name for name, kind in kinds.items() if kind is Magic.SAFETENSORS)
+        found = [name for name in found if not name.startswith(COPY)] or found
         if len(found) == 1:
             number = NUMBERED.fullmatch(found[0])
             return set(found) if number is None else _all_of(number)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from queue import SimpleQueue
 
-from quantkit.formats.hub.cache import Storage
 from quantkit.formats.hub.contents import Contents, HubFile
 from quantkit.formats.hub.transfer import download
 
@@ -24,8 +24,8 @@ class _Abandoned(Exception):
     """Nobody waits for the files any more."""
 
 
-def download_all(contents: Contents, files: Sequence[HubFile], storage: Storage) -> Iterator[tuple[HubFile, int]]:
-    """Bring files into the cache; yields how many more bytes of which file are here.
+def download_all(contents: Contents, files: Sequence[HubFile], blobs: Path) -> Iterator[tuple[HubFile, int]]:
+    """Bring files with different contents into the cache; yields how many more bytes of which file are here.
 
     Raises what `transfer.download` raises. When the caller stops before the end, what has come is kept.
     """
@@ -39,8 +39,7 @@ def download_all(contents: Contents, files: Sequence[HubFile], storage: Storage)
                 raise _Abandoned
             events.put((file, count))
 
-        download(contents, file, storage.blobs, advance)
-        storage.link(contents.commit, file)
+        download(contents, file, blobs, advance)
 
     def work() -> None:
         try:

@@ -42,7 +42,7 @@ WEIGHTS: dict[str, tuple[list[str], set[str], list[str]]] = {
     "shards": ([INDEX, *SHARDS, "consolidated.safetensors"], {*SHARDS}, SHARDS),
     "one file and shards": (["model.safetensors", INDEX, *SHARDS], {*SHARDS}, ["model.safetensors"]),
     "left-over shards": ([INDEX, *SHARDS, "model-00001-of-00009.safetensors"], {*SHARDS}, SHARDS),
-    "shards without an index": (SHARDS, set(), SHARDS),
+    "shards without an index": ([*SHARDS, "consolidated.safetensors"], set(), SHARDS),
     "one file of another name": (["weights.safetensors"], set(), ["weights.safetensors"]),
 }
 

@@ -405,6 +405,13 @@ def test_what_is_no_hub(hub: HubServer, answer: bytes) -> None:
         local_path("org/tiny")
 
 
+def test_files_with_the_same_contents_come_once(hub: HubServer, checkpoint: Path) -> None:
+    same = {"special_tokens_map.json": b"{}", "added_tokens.json": b"{}"}
+    hub.add("org/tiny", {**files_of(checkpoint), **same})
+    assert files_of(local_path("org/tiny")) == {**files_of(checkpoint), **same}
+    assert len({"special_tokens_map.json", "added_tokens.json"}.intersection(hub.downloads())) == 1
+
+
 def test_hostile_names_are_left(hub: HubServer, checkpoint: Path, tmp_path: Path) -> None:
     hub.add("org/tiny", {**files_of(checkpoint), "../../evil.json": b"", "/etc/evil": b""})
     commit = hub.add("org/tiny", checkpoint, branch="other")
