@@ -6,7 +6,7 @@ reads the parts and offers the decoded tensors. A scheme knows neither files nor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +19,7 @@ from quantkit.formats.schemes.floats.fp8 import Fp8
 from quantkit.formats.schemes.floats.modelopt import ModelOpt
 from quantkit.formats.schemes.floats.mxfp4 import Mxfp4
 from quantkit.formats.schemes.gptq import Gptq
+from quantkit.formats.schemes.integers import auto_round
 from quantkit.formats.schemes.integers.hqq import Hqq
 from quantkit.formats.schemes.mlx import Mlx
 from quantkit.formats.schemes.scheme import Scheme
@@ -44,6 +45,10 @@ SCHEMES: Mapping[str, type[Scheme]] = MappingProxyType(
     }
 )
 """`quant_method` -> scheme."""
+RENAMED: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = MappingProxyType(
+    {"auto-round": auto_round.config_of, "intel/auto-round": auto_round.config_of}
+)
+"""`quant_method` -> what config.json would say if it named the scheme that tensors are stored in."""
 UNNAMED = MappingProxyType({"mlx": {"bits", "group_size"}, "bitsandbytes": {"load_in_8bit"}})
 """`quant_method` -> fields that say so where it is not named."""
 FIELDS = ("quantization_config", "quantization", "compression_config")
@@ -61,9 +66,9 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
     for field in FIELDS:
         found = config.get(field)
         if found:
-            method = _method_of(found) if isinstance(found, dict) else None
+            method, said = _named(found)
             if isinstance(method, str) and method in SCHEMES:
-                return SCHEMES[method].of(found)
+                return SCHEMES[method].of(said)
             named = "method not named" if method is None else f"{method!r:.60}"
             raise UnsupportedError(
                 f"the checkpoint is already quantized ({field}: {named}), in no scheme that quantkit reads: use the "
@@ -72,7 +77,12 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
     return None
 
 
-def _method_of(found: Mapping[str, Any]) -> Any:
-    """The name of a method; MLX and old checkpoints of bitsandbytes have none, but fields of their own."""
+def _named(found: Any) -> tuple[Any, Mapping[str, Any]]:
+    """The name of a method, and what is said of it; some have no name, but fields of their own."""
+    if not isinstance(found, dict):
+        return None, {}
     unnamed = (method for method, fields in UNNAMED.items() if fields <= found.keys())
-    return found["quant_method"] if "quant_method" in found else next(unnamed, None)
+    method = found["quant_method"] if "quant_method" in found else next(unnamed, None)
+    if isinstance(method, str) and method in RENAMED:
+        return _named(RENAMED[method](found))
+    return method, found

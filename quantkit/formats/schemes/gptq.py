@@ -8,6 +8,7 @@ A matrix `X`, `[rows, columns]`, is stored transposed:
     X.g_idx    I32 [columns], may be missing              group of each column
 
 A number is `scale * (code - zero)`. The first version of the format (`checkpoint_format` gptq) stores zeros less one.
+config.json says the bits of most modules and may say others for some (`dynamic`); they follow from the shapes.
 
 Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2022.
 """
@@ -27,6 +28,8 @@ from quantkit.formats.schemes.scheme import Part, Scheme
 BITS = (2, 3, 4, 8)
 LESS_ONE = {"gptq": 1, "gptq_v2": 0}
 """`checkpoint_format` -> what must be added to stored zeros."""
+LAYOUT = ("format", "checkpoint_format", "method", "quant_method", "pack_dtype")
+"""Fields that say how a module is stored, which must not differ among modules."""
 
 
 class Gptq(Scheme):
@@ -34,27 +37,28 @@ class Gptq(Scheme):
 
     Parameters
     ----------
-    bits : int
     less : int
         What must be added to stored zeros.
     """
 
     kind = "f32"
 
-    def __init__(self, bits: int, less: int = 1) -> None:
-        self.bits, self.less = bits, less
+    def __init__(self, less: int = 1) -> None:
+        self.less = less
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Gptq:
-        bits, form = config.get("bits"), config.get("checkpoint_format", "gptq")
-        if bits not in BITS or form not in LESS_ONE:
-            raise UnsupportedError(
-                f"quantization_config: {bits!r:.20} bits and checkpoint_format {form!r:.60} are not supported"
-            )
-        dynamic = config.get("dynamic")
-        if isinstance(dynamic, dict) and any(not str(name).startswith("-") for name in dynamic):
-            raise UnsupportedError("quantization_config: dynamic says that modules differ, which is not supported")
-        return cls(bits, LESS_ONE[form])
+        form, dynamic = config.get("checkpoint_format", config.get("format", "gptq")), config.get("dynamic")
+        modules = dynamic if isinstance(dynamic, dict) else {}
+        others = {f"dynamic: {name!r:.60}: ": own for name, own in modules.items() if isinstance(own, dict)}
+        for where, said in {"": config, **others}.items():
+            bits = said.get("bits", config.get("bits"))
+            if bits not in BITS or form not in LESS_ONE or (where and not said.keys().isdisjoint(LAYOUT)):
+                layout = {field: said[field] for field in LAYOUT if field in said}
+                raise UnsupportedError(
+                    f"quantization_config: {where}{bits!r:.20} bits and {layout!r:.100} are not supported"
+                )
+        return cls(LESS_ONE[form])
 
     def encoded(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         held = set(names)
@@ -70,19 +74,29 @@ class Gptq(Scheme):
             raise ValueError(f"its parts are {', '.join(part.dtype for part in parts)}")
         if not all(len(each.shape) == 2 for each in (weight, zeros, scales)):
             raise ValueError(f"its codes have shape {weight.shape}")
-        rows, columns = weight.shape[1], weight.shape[0] * 32 // self.bits
-        groups = scales.shape[0]
-        fits = scales.shape == (groups, rows) and zeros.shape == (groups, rows * self.bits // 32)
+        groups, rows = scales.shape
+        bits = _bits(zeros, scales)
+        columns = weight.shape[0] * 32 // bits
+        fits = weight.shape[1] == rows and zeros.shape == (groups, rows * bits // 32)
         if not fits or (order and order[0].shape != (columns,)) or not groups or (columns % groups and not order):
             raise ValueError(f"codes of shape {weight.shape} do not fit scales {scales.shape} and zeros {zeros.shape}")
         return rows, columns
 
     def decode(self, parts: Sequence[Part], wanted: slice) -> NDArray[np.float32]:
         words, zero_words, scales, *order = (part() for part in parts)
-        codes = stream_of(words[:, wanted].T, self.bits).astype(np.float32)
-        zeros = stream_of(zero_words, self.bits)[:, wanted].astype(np.float32) + np.float32(self.less)
+        bits = _bits(*parts[1:3])
+        codes = stream_of(words[:, wanted].T, bits).astype(np.float32)
+        zeros = stream_of(zero_words, bits)[:, wanted].astype(np.float32) + np.float32(self.less)
         groups = order[0] if order else np.arange(codes.shape[1]) // (codes.shape[1] // len(scales))
         if groups.min() < 0 or groups.max() >= len(scales):
             raise ValueError(f"a column is of group {groups.max()}, of which there are {len(scales)}")
         decoded: NDArray[np.float32] = (codes - zeros.T[:, groups]) * floats(scales[:, wanted]).T[:, groups]
         return decoded
+
+
+def _bits(zeros: Part, scales: Part) -> int:
+    """Bits of a code, by the words that the zeros of all rows take; raises `ValueError` where that cannot be."""
+    bits, rest = divmod(32 * zeros.shape[1], scales.shape[1] or 1)
+    if bits not in BITS or rest:
+        raise ValueError(f"zeros of shape {zeros.shape} do not fit scales {scales.shape}")
+    return bits

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import quantized
 from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
 from quantkit.formats.schemes.gptq import BITS, Gptq
-from scheme_writers import WRITERS, gptq
+from scheme_writers import WRITERS, Written, gptq
 from stored_parts import Stored, decoded
 
 CONFIG = WRITERS["gptq"].config
@@ -23,9 +24,9 @@ def test_typed_words() -> None:
     eight = np.full((1, 8), 0x76543210, np.int32)  # each of eight rows has the codes 0 to 7
     zeros, scales = np.array([[0x76543210]], np.int32), np.full((1, 8), 0.5, np.float16)
     stored: Stored = {".qweight": ("I32", eight), ".qzeros": ("I32", zeros), ".scales": ("F16", scales)}
-    numbers = decoded(Gptq(4), stored)
+    numbers = decoded(Gptq(), stored)
     assert numbers.tolist() == [[(code - zero - 1) / 2 for code in range(8)] for zero in range(8)]
-    assert decoded(Gptq(4, 0), stored)[0].tolist() == [code / 2 for code in range(8)]
+    assert decoded(Gptq(0), stored)[0].tolist() == [code / 2 for code in range(8)]
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -36,11 +37,11 @@ def test_every_width(bits: int, less: int, in_order: bool) -> None:
     weight = random.standard_normal((64, 96)).astype(np.float32)
     groups = np.arange(96, dtype=np.int32) // GROUP
     parts, expected = gptq("", weight, bits=bits, less=less, groups=groups if in_order else random.permutation(groups))
-    np.testing.assert_array_equal(decoded(Gptq(bits, less), parts), expected)
-    np.testing.assert_array_equal(decoded(Gptq(bits, less), parts, wanted=slice(8, 33)), expected[8:33])
+    np.testing.assert_array_equal(decoded(Gptq(less), parts), expected)
+    np.testing.assert_array_equal(decoded(Gptq(less), parts, wanted=slice(8, 33)), expected[8:33])
     if in_order:
         np.testing.assert_array_equal(
-            decoded(Gptq(bits, less), {name: parts[name] for name in parts if name != ".g_idx"}), expected
+            decoded(Gptq(less), {name: parts[name] for name in parts if name != ".g_idx"}), expected
         )
 
 
@@ -49,13 +50,30 @@ def test_a_checkpoint(tmp_path: Path, variant: str) -> None:
     quantized.assert_equal(*quantized.checkpoints(tmp_path, *WRITERS[variant]))
 
 
-@pytest.mark.parametrize("spoiled", [{"bits": 5}, {"checkpoint_format": "marlin"}, {"dynamic": {"+:.*": {"bits": 8}}}])
-def test_what_is_not_known_is_refused(spoiled: dict[str, Any]) -> None:
-    with pytest.raises(UnsupportedError, match=next(iter(spoiled))):
+def test_modules_may_differ_in_bits(tmp_path: Path) -> None:
+    def mixed(module: str, weight: NDArray[np.float32]) -> Written:
+        return gptq(module, weight, bits=8 if "down" in module else 4)
+
+    dynamic = {"+:.*down_proj.*": {"bits": 8, "group_size": 64}, "-:lm_head": {}}
+    quantized.assert_equal(*quantized.checkpoints(tmp_path, mixed, {**CONFIG, "dynamic": dynamic}))
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "message"),
+    [
+        ({"bits": 5}, "5 bits"),
+        ({"checkpoint_format": "marlin"}, "marlin"),
+        ({"format": "gptq_p"}, "gptq_p"),
+        ({"dynamic": {"+:.*": {"bits": 6}}}, "dynamic: '.*': 6 bits"),
+        ({"dynamic": {"+:.*": {"format": "gptq_v2"}}}, "dynamic: .*gptq_v2"),
+    ],
+)
+def test_what_is_not_known_is_refused(spoiled: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"quantization_config: .*{message}"):
         scheme_of({"quantization_config": {**CONFIG, **spoiled}})
 
 
 def test_a_group_that_is_not_there() -> None:
     parts, _ = gptq("", np.eye(8, 32, dtype=np.float32), less=0)
     with pytest.raises(ValueError, match="group 7"):
-        decoded(Gptq(4), {**parts, ".g_idx": ("I32", np.full(32, 7, np.int32))})
+        decoded(Gptq(), {**parts, ".g_idx": ("I32", np.full(32, 7, np.int32))})
