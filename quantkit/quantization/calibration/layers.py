@@ -85,14 +85,16 @@ def pack_calibrated(
     parts = cut(program, [stop.border for stop in stops])
     weights = _Weights(source.config)
     rows: dict[int, Rows] = {}
-    written: set[str] = set()
+    # A table that is read before it is calibrated, as an embedding that is the head too, is packed by itself at first.
+    left, calibrated = dict.fromkeys(specs), {name for stop in stops for name in stop.names}
     for number, (part, stop) in enumerate(zip(parts, stops, strict=False)):
         for name in part.tensors:
             if name not in weights.tensors:
                 packed = _pack(source, specs[name], threads)
                 weights.tensors[name] = packed.tensor
-                written.add(name)
-                yield packed
+                if name not in calibrated:
+                    left.pop(name)
+                    yield packed
         _run(part, weights, rows, windows, threads)
         later = parts[number + 1 :]
         needed = {value.index for each in later for value in each.inputs}
@@ -100,13 +102,12 @@ def pack_calibrated(
         for shared in stop.shared.values():
             for packed in _calibrate(shared, rows, source, len(windows[0]), threads):
                 weights.tensors[packed.name] = packed.tensor
-                written.add(packed.name)
+                left.pop(packed.name)
                 yield packed
         used = {name for each in later for name in each.tensors}
         weights.tensors = {name: tensor for name, tensor in weights.tensors.items() if name in used}
-    for name, spec in specs.items():
-        if name not in written:
-            yield _pack(source, spec, threads)
+    for name in left:
+        yield _pack(source, specs[name], threads)
 
 
 def _pack(source: ModelSource, spec: TensorSpec, threads: int) -> Packed:

@@ -46,6 +46,11 @@ class Stop:
     border: int
     shared: dict[int, Shared] = field(default_factory=dict)
 
+    @property
+    def names(self) -> list[str]:
+        """The weights that are calibrated there."""
+        return [name for shared in self.shared.values() for names in shared.names for name in names]
+
 
 def stops_of(program: Program, names: Collection[str]) -> list[Stop]:
     """Return where to stop so that weights are calibrated before they are used, for the inputs of their first use."""

@@ -94,6 +94,17 @@ def test_threads_do_not_change_a_calibrated_model(tmp_path: Path) -> None:
     assert packed[0] == packed[1]
 
 
+def test_an_embedding_that_is_the_head_too_is_calibrated_as_the_head(tmp_path: Path) -> None:
+    source = tiny.checkpoint(tmp_path / "source", "llama", tie_word_embeddings=True)
+    plan = make_plan(source, Recipe("int4").with_overrides([("embed_tokens", "int4")]))
+    windows = np.random.default_rng(1).integers(4, tiny.VOCAB_SIZE, (8, 64)).tolist()
+    packed = list(pack_calibrated(plan.program, plan.source, plan.specs, windows, threads=2))
+    assert sorted(each.name for each in packed) == sorted(plan.specs)
+    (table,) = (each for each in packed if each.name == "model.embed_tokens.weight")
+    assert table.output_error is not None
+    assert table.error > quantize(plan.source.tensor(table.name), "int4")[1]  # for which the output is better
+
+
 def test_experts_that_meet_too_few_tokens_are_packed_without(tmp_path: Path) -> None:
     plan = make_plan(checkpoint(tmp_path, "mixtral"), Recipe("int4"))
     windows = np.random.default_rng(1).integers(4, tiny.VOCAB_SIZE, (1, 12)).tolist()
