@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -35,11 +36,13 @@ from quantkit.quantization.report import Progress
 logger = logging.getLogger(__name__)
 
 RECIPE = "int4"
+_UNFINISHED = re.compile(r"\.([0-9a-f-]+)\.[0-9a-f]{8}\.partial")
+"""Name of a folder that becomes a copy."""
 
 
 @dataclass(frozen=True)
 class PackedCopy:
-    """A packed model in the cache.
+    """A packed model in the cache, or what is left of one whose packing was interrupted, which is gone on with.
 
     Attributes
     ----------
@@ -49,6 +52,8 @@ class PackedCopy:
         What that is: a folder, a file, or a commit on the hub.
     kind : str
         What its linear layers were packed to.
+    complete : bool
+        Whether it is not only a part.
     nbytes : int
         Bytes on disk.
     used : float
@@ -60,6 +65,7 @@ class PackedCopy:
     name: str
     source: str
     kind: str
+    complete: bool
     nbytes: int
     used: float
     path: Path
@@ -121,7 +127,12 @@ def packed_copy(
 def list_copies() -> list[PackedCopy]:
     """Return all packed models in the cache, the one that was used last first."""
     folder = user_cache.root() / "models"
-    found = [_described(entry) for entry in (folder.iterdir() if folder.is_dir() else ()) if is_packed(entry)]
+    entries = [(entry, _UNFINISHED.fullmatch(entry.name)) for entry in (folder.iterdir() if folder.is_dir() else ())]
+    found = [
+        _described(entry, unfinished[1] if unfinished else entry.name, complete=not unfinished)
+        for entry, unfinished in entries
+        if unfinished or (is_packed(entry) and not entry.name.startswith("."))
+    ]
     return sorted(found, key=lambda copy: -copy.used)
 
 
@@ -143,7 +154,7 @@ def remove_copies(names: Sequence[str]) -> list[PackedCopy]:
     OptionError
         There is none of a name; nothing is removed.
     PackedModelError
-        One is just being opened by another process, or cannot be removed.
+        One is just being made or opened by another process, or cannot be removed.
     """
     copies = list_copies()
     for name in names:
@@ -155,9 +166,9 @@ def remove_copies(names: Sequence[str]) -> list[PackedCopy]:
             with ExitStack() as stack:
                 lock(copy.path, fcntl.LOCK_EX | fcntl.LOCK_NB, stack)
                 shutil.rmtree(copy.path)
-                _record(copy.path).unlink(missing_ok=True)
+                _record(copy.path.name).unlink(missing_ok=True)
         except BlockingIOError:
-            raise PackedModelError(f"{copy.name}: is being opened by another process; try again") from None
+            raise PackedModelError(f"{copy.name}: is in use by another process; try again") from None
         except OSError as cause:
             raise PackedModelError(f"{copy.path}: cannot be removed: {cause.strerror or cause}") from cause
     return removed
@@ -183,6 +194,9 @@ def _copy_of(
 ) -> Path:
     """Return the copy of a model, locked until the stack is closed; it is made if it is missing or damaged."""
     folder = user_cache.entry("models", f"{_prefix(source.name)}-{_digest(source.identity)[:32]}")
+    user_cache.entry("sources", _record(folder.name).name).write_bytes(
+        as_json({"name": source.name, "source": source.about})
+    )
     if not _held(folder, stack):
         path = source.fetch()
         logger.info("packing %s to %s, once, into %s ...", path, RECIPE, folder)
@@ -190,16 +204,13 @@ def _copy_of(
         convert(path, folder, RECIPE, threads=threads, progress=progress, force=True)
         _held(folder, stack)
         _remove_older(folder, source.name)
-    user_cache.entry("sources", _record(folder).name).write_bytes(
-        as_json({"name": source.name, "source": source.about})
-    )
     return folder
 
 
 def _newest(path: str | os.PathLike[str], stack: ExitStack) -> Path | None:
     """Return the copy of a model of the hub that was used last, locked, None if there is none."""
-    copies = [copy for copy in list_copies() if copy.path.name.startswith(f"{_prefix(str(hub.hub_name(path)))}-")]
-    for copy in copies:
+    prefix = _prefix(str(hub.hub_name(path)))
+    for copy in [copy for copy in list_copies() if copy.path.name.startswith(f"{prefix}-")]:
         if _held(user_cache.entry("models", copy.path.name), stack):
             return copy.path
     return None
@@ -214,21 +225,21 @@ def _digest(*decisive: object) -> str:
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 
-def _record(folder: Path) -> Path:
-    """Where it is written what a copy was made of."""
-    return user_cache.root() / "sources" / f"{folder.name}.json"
+def _record(copy: str) -> Path:
+    """Where it is written what a copy is made of."""
+    return user_cache.root() / "sources" / f"{copy}.json"
 
 
-def _described(folder: Path) -> PackedCopy:
+def _described(folder: Path, copy: str, *, complete: bool) -> PackedCopy:
     record = {}
     with suppress(CheckpointError):
-        record = read_object(_record(folder))
-    files = [file.stat() for file in folder.iterdir()]
+        record = read_object(_record(copy))
     return PackedCopy(
-        name=str(record.get("name", folder.name)),
+        name=str(record.get("name", copy)),
         source=str(record.get("source", "")),
         kind=RECIPE,
-        nbytes=sum(status.st_size for status in files),
+        complete=complete,
+        nbytes=sum(512 * file.stat().st_blocks for file in folder.iterdir()),
         used=folder.stat().st_mtime,
         path=folder,
     )

@@ -142,7 +142,7 @@ def test_packed_models_are_listed_and_removed(invoke: Invoke, model: str, checkp
     assert lines[-1].startswith("2 packed models, ")
     (first, second) = json.loads(invoke("list", "--json").stdout)
     assert {first["name"], second["name"]} == {NAME, str(checkpoint)}
-    assert first.keys() == {"name", "source", "kind", "nbytes", "used", "path"}
+    assert first.keys() == {"name", "source", "kind", "complete", "nbytes", "used", "path"}
     assert_refused(invoke("rm", "org/nothing"), "org/nothing: no packed model", "quantkit list", status=2)
     assert_refused(invoke("rm"), "--all", status=2)
     assert_refused(invoke("rm", NAME, "--all"), "--all", status=2)

@@ -17,6 +17,7 @@ from quantkit.formats.hub import HubError
 from quantkit.formats.packed import verify
 from quantkit.quantization.conversion import convert
 from quantkit.quantization.packed_copies import list_copies, packed_copy, remove_copies
+from quantkit.quantization.report import Progress
 
 NAME = "org/tiny"
 NOW = int(time.time())
@@ -159,8 +160,9 @@ def test_copies_are_listed_and_removed(hub: HubServer, checkpoint: Path, copies:
     assert (found[NAME].source, found[str(checkpoint)].source) == (f"hub, commit {commit[:8]}", "folder")
     for copy in found.values():
         assert copy.path in folders
-        assert copy.kind == "int4"
-        assert copy.nbytes == sum(file.stat().st_size for file in copy.path.iterdir())
+        assert (copy.kind, copy.complete) == ("int4", True)
+        size = sum(file.stat().st_size for file in copy.path.iterdir())
+        assert size <= copy.nbytes <= size + 4096 * len(list(copy.path.iterdir()))
     with pytest.raises(OptionError, match=r"org/tinx: no packed model of this name is in the cache"):
         remove_copies([NAME, "org/tinx"])
     assert len(list_copies()) == 2
@@ -179,8 +181,24 @@ def test_the_copy_that_was_used_last_is_the_first(checkpoint: Path, tmp_path: Pa
 
 def test_a_copy_that_is_being_opened_is_not_removed(checkpoint: Path) -> None:
     with packed_copy(str(checkpoint)) as folder:
-        with pytest.raises(PackedModelError, match="is being opened by another process; try again"):
+        with pytest.raises(PackedModelError, match="is in use by another process; try again"):
             remove_copies([str(checkpoint)])
         assert verify(folder)
     remove_copies([str(checkpoint)])
     assert list_copies() == []
+
+
+def test_what_was_interrupted_is_listed_and_removed(checkpoint: Path, copies: Path) -> None:
+    def interrupt(_: Progress) -> None:
+        (copy,) = list_copies()
+        with pytest.raises(PackedModelError, match="is in use by another process"):
+            remove_copies([copy.name])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), packed_copy(str(checkpoint), progress=interrupt):
+        pytest.fail("the copy was not made")
+    (copy,) = list_copies()
+    assert (copy.name, copy.source, copy.complete) == (str(checkpoint), "folder", False)
+    assert remove_copies([str(checkpoint)]) == [copy]
+    assert list_copies() == []
+    assert os.listdir(copies) == []

@@ -33,7 +33,13 @@ def _print_table(copies: list[PackedCopy]) -> None:
     from quantkit.cli.text import size, table
 
     rows = [
-        (copy.name, copy.source, copy.kind, size(copy.nbytes), f"{datetime.fromtimestamp(copy.used):%Y-%m-%d %H:%M}")
+        (
+            copy.name,
+            copy.source,
+            copy.kind if copy.complete else "unfinished",
+            size(copy.nbytes),
+            f"{datetime.fromtimestamp(copy.used):%Y-%m-%d %H:%M}",
+        )
         for copy in copies
     ]
     if rows:
