@@ -1,7 +1,8 @@
-"""A chart of errors as inline SVG: one mark for each part of each layer, its shape and colour those of its kind.
+"""A chart of errors as inline SVG: a panel for each kind, in it one mark for each part of each layer.
 
-The page defines the colours, for light and dark. Experts of a layer that do the same are one mark, at their mean, with
-a line from the smallest error to the largest. No library is needed, and names, which come from strangers, are escaped.
+Mark and colour are those of the kind; the page defines the colours, for light and dark. Experts of a layer that do the
+same are one mark, at their mean, with a line from the smallest error to the largest. No library is needed, and names,
+which come from strangers, are escaped.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import NamedTuple
 from quantkit.quantization.report import TensorReport
 from quantkit.quantization.report.text import shown
 
-WIDTH, HEIGHT = 960, 380
-LEFT, RIGHT, TOP, BOTTOM = 64, 12, 12, 44
-"""Margins around the area of marks, in pixels."""
+WIDTH, PANEL = 960, 180
+"""Size of the panel of one kind, in pixels."""
+LEFT, RIGHT, TOP, BOTTOM = 64, 12, 26, 44
+"""Margins around marks: beside them, above those of a panel, and below the last panel."""
 MARKS = {
     "int4": "M-4-4h8v8h-8z",
     "int8": "M0-5.5L5.5 0 0 5.5-5.5 0z",
@@ -33,6 +35,10 @@ FIRST_ROLES = ("embedding", "positions")
 """What stands before the layers, where its name has no number."""
 TICKS = 16
 """Layers that are numbered, at most."""
+LINES = 6
+"""Errors that are numbered in a panel, at most."""
+SPREAD = 0.7
+"""Share of a layer's column over which its marks are spread."""
 
 
 @dataclass(frozen=True)
@@ -70,28 +76,42 @@ class Mark:
 
 
 class Axes(NamedTuple):
-    """Where layers and errors lie: the first and the last layer, the powers of ten below and above all errors."""
+    """Where layers and errors lie in the panel of a kind.
+
+    Attributes
+    ----------
+    first, last : int
+        Layers, alike in all panels.
+    low, high : float
+        Logarithms of errors, somewhat below and above all of the panel.
+    top : float
+        Where the marks' area begins.
+    """
 
     first: int
     last: int
-    low: int
-    high: int
+    low: float
+    high: float
+    top: float
 
-    @classmethod
-    def of(cls, marks: Iterable[Mark]) -> Axes:
-        """Return the axes that hold some marks."""
-        layers = [mark.layer for mark in marks]
-        logarithms = [math.log10(error) for mark in marks for error in mark.errors]
-        low = math.floor(min(logarithms))
-        return cls(min(layers), max(layers), low, max(low + 1, math.ceil(max(logarithms))))
-
-    def x(self, layer: int) -> float:
+    def x(self, layer: float) -> float:
         """Return the middle of a layer's column."""
         return LEFT + (layer - self.first + 0.5) / (self.last - self.first + 1) * (WIDTH - LEFT - RIGHT)
 
     def y(self, error: float) -> float:
         """Return the height of an error, on a logarithmic scale."""
-        return TOP + (self.high - math.log10(error)) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM)
+        return self.top + (self.high - math.log10(error)) / (self.high - self.low) * (PANEL - TOP)
+
+    @property
+    def lines(self) -> list[float]:
+        """The errors that are numbered: as many of each power of ten as are not too many."""
+        powers = range(math.floor(self.low), math.ceil(self.high))
+        for digits in (range(1, 10), (1, 2, 5), (1,)):
+            errors = [float(f"{digit}e{power}") for power in powers for digit in digits]
+            fitting = [error for error in errors if error and self.low <= math.log10(error) <= self.high]
+            if len(fitting) <= LINES:
+                return fitting
+        return fitting[:: -(-len(fitting) // LINES)]
 
 
 def marks_of(tensors: Iterable[TensorReport]) -> list[Mark]:
@@ -110,40 +130,55 @@ def marks_of(tensors: Iterable[TensorReport]) -> list[Mark]:
 
 
 def chart(tensors: Sequence[TensorReport]) -> str:
-    """Return an `<svg>` of the errors over the layers; nothing where no tensor has one."""
-    marks = marks_of(tensors)
-    if not marks:
+    """Return an `<svg>` of the errors over the layers, a panel for each kind; nothing where no tensor has one."""
+    kinds: dict[str, list[Mark]] = {}
+    for mark in marks_of(tensors):
+        kinds.setdefault(mark.kind, []).append(mark)
+    if not kinds:
         return ""
-    axes = Axes.of(marks)
-    return "\n".join(
-        (
-            f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="chart-title">',
-            '<title id="chart-title">Relative squared error of each tensor, by layer and kind</title>',
-            *_grid(axes),
-            *(_drawn(mark, axes) for mark in marks),
-            "</svg>",
-        )
-    )
+    layers = [mark.layer for marks in kinds.values() for mark in marks]
+    height = PANEL * len(kinds) + BOTTOM
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-labelledby="chart-title">',
+        '<title id="chart-title">Relative squared error of each tensor, by layer and kind</title>',
+    ]
+    for place, marks in enumerate(kinds.values()):
+        logarithms = [math.log10(error) for mark in marks for error in mark.errors]
+        low, high = min(logarithms), max(logarithms)
+        edge = max(0.05, 0.08 * (high - low))
+        axes = Axes(min(layers), max(layers), low - edge, high + edge, PANEL * place + TOP)
+        parts += _panel(marks, axes)
+    parts += _layers(axes, height)
+    return "\n".join((*parts, "</svg>"))
 
 
-def _grid(axes: Axes) -> Iterator[str]:
-    """Yield a line and a number for each power of ten, and the numbers of layers."""
-    for power in range(axes.low, axes.high + 1):
-        y = axes.y(10.0**power)
+def _panel(marks: Sequence[Mark], axes: Axes) -> Iterator[str]:
+    """Yield the marks of a kind, those of a layer side by side, with the kind's name and lines at some errors."""
+    yield f'<text class="kind" x="{LEFT}" y="{axes.top - 8:.0f}">{marks[0].kind}</text>'
+    for error in axes.lines:
+        y = axes.y(error)
         yield f'<path class="rule" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>'
-        yield f'<text class="axis" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">1e{power}</text>'
+        yield f'<text class="axis" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{error:.0e}</text>'
+    layers: dict[int, list[Mark]] = {}
+    for mark in marks:
+        layers.setdefault(mark.layer, []).append(mark)
+    for layer, beside in layers.items():
+        for place, mark in enumerate(beside):
+            yield _drawn(mark, axes.x(layer + SPREAD * ((place + 0.5) / len(beside) - 0.5)), axes)
+
+
+def _layers(axes: Axes, height: int) -> Iterator[str]:
+    """Yield the numbers of layers below the last panel."""
     step = -(-(axes.last - axes.first + 1) // TICKS)
     for layer in range(max(axes.first, 0), axes.last + 1, step):
-        yield f'<text class="axis" x="{axes.x(layer):.1f}" y="{HEIGHT - 24}" text-anchor="middle">{layer}</text>'
-    yield f'<text class="axis" x="{(LEFT + WIDTH) / 2:.1f}" y="{HEIGHT - 6}" text-anchor="middle">layer</text>'
+        yield f'<text class="axis" x="{axes.x(layer):.1f}" y="{height - 24}" text-anchor="middle">{layer}</text>'
+    yield f'<text class="axis" x="{(LEFT + WIDTH) / 2:.1f}" y="{height - 6}" text-anchor="middle">layer</text>'
 
 
-def _drawn(mark: Mark, axes: Axes) -> str:
-    x = axes.x(mark.layer)
+def _drawn(mark: Mark, x: float, axes: Axes) -> str:
     low, high = axes.y(min(mark.errors)), axes.y(max(mark.errors))
     line = f'<path class="span" d="M{x:.1f} {low:.1f}V{high:.1f}"/>' if mark.errors[1:] else ""
     place = f"translate({x:.1f} {axes.y(mark.mean):.1f})"
     title = f"<title>{escape(shown(mark.title))}</title>"
-    return (
-        f'<g class="{mark.kind}">{line}<path class="mark" transform="{place}" d="{MARKS[mark.kind]}">{title}</path></g>'
-    )
+    path = f'<path class="mark" transform="{place}" d="{MARKS[mark.kind]}">{title}</path>'
+    return f'<g class="{mark.kind}">{line}{path}</g>'

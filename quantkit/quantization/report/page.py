@@ -40,9 +40,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 caption { text-align: left; color: var(--soft); padding-bottom: .4rem; }
 th, td { padding: .2rem .9rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
 th.number, td.number { text-align: right; white-space: nowrap; } tbody th { font-weight: 400; overflow-wrap: anywhere; }
-svg { width: 100%; height: auto; } .rule { stroke: var(--line); } .axis { fill: var(--soft); font-size: 12px; }
-.legend { display: flex; flex-wrap: wrap; gap: 1.2rem; list-style: none; padding: 0; font-size: .875rem; }
-.legend svg { width: 14px; height: 14px; vertical-align: -2px; margin-right: .3rem; }
+svg { width: 100%; height: auto; } .rule { stroke: var(--line); } .axis, .kind { fill: var(--soft); font-size: 12px; }
+.kind { fill: var(--text); font-weight: 600; }
 .span { stroke: currentColor; stroke-width: 1.5; } .mark { fill: currentColor; stroke: var(--back); stroke-width: .8; }
 {% for kind in marks %}.{{ kind }} { color: var(--{{ kind }}); } {% endfor %}
 
@@ -76,12 +75,9 @@ svg { width: 100%; height: auto; } .rule { stroke: var(--line); } .axis { fill: 
 {% if chart %}<h2>Errors by layer</h2>
 <figure class="scroll">
 {{ chart }}
-<figcaption>Squared error over the sum of squared weights, on a logarithmic scale. What belongs to no layer is at the
-left or right edge; experts that do the same are one mark, with a line from the smallest error to the largest.
-<ul class="legend">
-{% for kind, path in marks.items() if kind in drawn %}<li class="{{ kind }}">\
-<svg viewBox="-7 -7 14 14" aria-hidden="true"><path class="mark" d="{{ path }}"/></svg>{{ kind }}</li>
-{% endfor %}</ul></figcaption>
+<figcaption>Squared error over the sum of squared weights, on logarithmic scales. What belongs to no layer is at the
+left or right edge; experts that do the same are one mark, with a line from the smallest error to the largest. A mark's
+name and number show when it is pointed at.</figcaption>
 </figure>
 {% endif %}<h2 id="tensors">Tensors</h2>
 <div class="scroll" role="region" aria-labelledby="tensors" tabindex="0">
@@ -114,7 +110,6 @@ def page(report: Report) -> bytes:
             facts=_facts(report),
             chart=Markup(chart(report.tensors)),  # escapes by itself what is not its own
             marks=MARKS,
-            drawn={row.kind for row in report.kinds if row.largest_error},
             tensors=sorted(report.tensors, key=_by_error),
         )
         .encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from dataclasses import replace
@@ -127,13 +128,23 @@ def test_experts_of_a_layer_are_one_mark() -> None:
     assert experts.mean == pytest.approx(0.0025)
     assert "4 tensors" in experts.title
     assert (embedding.layer, head.layer) == (-1, 4)
-    axes = Axes.of([experts, embedding, head])
-    assert (axes.first, axes.last, axes.low, axes.high) == (-1, 4, -5, -2)
     assert chart(tensors).count('<path class="span"') == 1
 
 
-def test_one_error_has_axes_too() -> None:
-    assert chart([tensor("a", 1e-3)]).count('<path class="mark"') == 1
+def test_each_kind_has_a_panel_whose_scale_holds_its_errors() -> None:
+    drawn = chart([tensor("a.0.x", 1e-3), tensor("a.1.x", 4e-3), tensor("lm_head.weight", 1e-5, "head", "int8")])
+    assert re.findall(r'<text class="kind"[^>]*>(\w+)<', drawn) == ["int4", "int8"]
+    assert re.findall(r'<text class="axis"[^>]*>(\d+e-\d+)<', drawn) == ["1e-03", "2e-03", "3e-03", "4e-03", "1e-05"]
+    places = re.findall(r'class="mark" transform="translate\(([\d.]+) ([\d.]+)\)"', drawn)
+    height = int(re.findall(r'viewBox="0 0 960 (\d+)"', drawn)[0])
+    assert [0 < float(x) < 960 and 0 < float(y) < height for x, y in places] == [True] * 3
+
+
+@pytest.mark.parametrize("errors", [(1e-3, 1e-3), (1e-300, 1.0), (5e-324, 5e-324), (1.0, 1e10)])
+def test_lines_are_few_and_within_the_panel(errors: tuple[float, float]) -> None:
+    axes = Axes(0, 1, math.log10(errors[0]) - 0.1, math.log10(errors[1]) + 0.1, 0)
+    assert 0 <= len(axes.lines) <= 6
+    assert all(-1 <= axes.y(error) <= 180 for error in axes.lines)
 
 
 def test_saving(report: Report, tmp_path: Path) -> None:
