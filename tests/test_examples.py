@@ -17,6 +17,7 @@ import tiny
 from hub_server import HubServer
 from quantkit import convert
 from quantkit.formats.packed import verify
+from quantkit.formats.schemes import SCHEMES
 from quantkit.models.registry import FAMILIES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -114,6 +115,14 @@ def test_the_readme_lists_every_family() -> None:
     readme = program["README"].read_text()
     assert program["rewrite"](readme) == readme, "run examples/models_table.py"
     assert all("golden" in program["status"](family) for family in FAMILIES)
+
+
+def test_the_readme_lists_every_input() -> None:
+    program = runpy.run_path(str(EXAMPLES / "inputs_table.py"))
+    readme = program["README"].read_text()
+    assert program["rewrite"](readme) == readme, "run examples/inputs_table.py"
+    assert {scheme.known_as for scheme in SCHEMES.values()} >= program["REAL"]
+    assert all("live" in program["status"](scheme) for scheme in SCHEMES.values())
 
 
 @pytest.mark.parametrize(("file", "text"), [("README", "table"), ("FRONT_PAGE", "headlines")])

@@ -31,6 +31,8 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 class Awq(Scheme):
     """Matrices in the format of AutoAWQ's GEMM kernels."""
 
+    known_as = "AWQ"
+    variants = "4 bits, in the layout of AutoAWQ's GEMM kernels"
     kind = "f32"
 
     @classmethod

@@ -45,6 +45,8 @@ class Bitnet(Scheme):
         A packed matrix is divided by its scale.
     """
 
+    known_as = "BitNet b1.58"
+    variants = "packed, or as training keeps weights"
     kind = "f32"
 
     def __init__(self, *, online: bool = False, divides: bool = False) -> None:

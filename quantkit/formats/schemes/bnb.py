@@ -57,6 +57,8 @@ class State(NamedTuple):
 class Bnb(Scheme):
     """Tensors as bitsandbytes stores them."""
 
+    known_as = "bitsandbytes"
+    variants = "NF4, FP4, nested or not, and LLM.int8()"
     kind = "f32"
 
     def encoded(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:

@@ -49,6 +49,8 @@ class CompressedTensors(Scheme):
         Rows and columns that share a scale, where these are blocks that the edges may cut.
     """
 
+    known_as = "compressed-tensors"
+    variants = "integers of 2, 4 and 8 bits, FP8, NVFP4, MXFP4"
     kind = "f32"
     ignored = (
         *(".weight_shape", ".input_scale", ".input_zero_point", ".input_global_scale"),

@@ -41,6 +41,8 @@ class Gptq(Scheme):
         What must be added to stored zeros.
     """
 
+    known_as = "GPTQ"
+    variants = "2, 3, 4 and 8 bits, both versions of zeros, columns in any order, modules that differ"
     kind = "f32"
 
     def __init__(self, less: int = 1) -> None:

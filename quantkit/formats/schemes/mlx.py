@@ -52,6 +52,8 @@ class Mlx(Scheme):
         The same, of modules that have others.
     """
 
+    known_as = "MLX"
+    variants = "1 to 8 bits, MXFP4, MXFP8, NVFP4, modules that differ"
     kind = "f32"
 
     def __init__(self, group_size: int, others: Mapping[str, int] | None = None) -> None:

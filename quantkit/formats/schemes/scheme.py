@@ -38,12 +38,16 @@ class Scheme(ABC):
 
     Attributes
     ----------
+    known_as, variants : str
+        What people call it, and what of it is read, for a table.
     kind : str
         What decoded tensors are: `f32`, `f16` or `bf16`, whichever holds every number exactly.
     ignored : tuple of str
         How names of tensors end that no number of the model depends on, such as scales of activations.
     """
 
+    known_as: ClassVar[str]
+    variants: ClassVar[str]
     kind: ClassVar[str]
     ignored: ClassVar[tuple[str, ...]] = ()
 

@@ -39,6 +39,8 @@ CODES = re.compile(r"(.+)\._(\w+)_qdata")
 class TorchAo(Scheme):
     """Matrices as torchao stores those of `VARIANTS`."""
 
+    known_as = "torchao"
+    variants = "whole numbers of up to 8 bits, a byte each, and FP8"
     kind = "f32"
 
     @classmethod

@@ -13,7 +13,7 @@ from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
 from quantkit.formats.schemes.awq import Awq
 from scheme_writers import WRITERS
-from stored_parts import decoded
+from stored_parts import Stored, decoded
 
 encode, CONFIG, _ = WRITERS["awq"]
 
@@ -39,3 +39,23 @@ def test_parts_that_do_not_fit() -> None:
     parts, _ = encode("", np.eye(8, 32, dtype=np.float32))
     with pytest.raises(ValueError, match="do not fit"):
         decoded(Awq(), {**parts, ".scales": ("F16", parts[".scales"][1][:, :4])})
+
+
+@pytest.mark.live
+def test_what_auto_round_packs() -> None:
+    import torch
+    from auto_round.export.export_to_awq.utils import WQLinear_GEMM, dequantize_gemm
+
+    random = np.random.default_rng(0)
+    layer = torch.nn.Linear(128, 64, bias=False)
+    layer.weight.data = torch.from_numpy(random.standard_normal((64, 128), np.float32))
+    scales = torch.from_numpy(random.uniform(0.01, 0.3, (4, 64)).astype(np.float32))
+    zeros = torch.from_numpy(random.integers(0, 16, (4, 64)).astype(np.float32))
+    packed = WQLinear_GEMM.from_linear(layer, 4, 32, scales=scales, zeros=zeros, device="cpu")
+    stored: Stored = {
+        ".qweight": ("I32", packed.qweight.numpy()),
+        ".qzeros": ("I32", packed.qzeros.numpy()),
+        ".scales": ("F16", packed.scales.numpy()),
+    }
+    theirs = dequantize_gemm(packed.qweight, packed.qzeros, packed.scales.float(), 4, 32).t().numpy()
+    np.testing.assert_array_equal(decoded(Awq(), stored), theirs)

@@ -77,3 +77,34 @@ def test_a_group_that_is_not_there() -> None:
     parts, _ = gptq("", np.eye(8, 32, dtype=np.float32), less=0)
     with pytest.raises(ValueError, match="group 7"):
         decoded(Gptq(), {**parts, ".g_idx": ("I32", np.full(32, 7, np.int32))})
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(("library", "form"), [("qlinear_torch_zp", "gptq"), ("qlinear_torch", "gptq_v2")])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_what_auto_round_packs(library: str, form: str, bits: int) -> None:
+    import importlib
+
+    import torch
+
+    qlinear = importlib.import_module(f"auto_round_extension.torch.{library}")
+    random = np.random.default_rng(bits)
+    weight = torch.from_numpy(random.standard_normal((64, 128), np.float32))
+    scales = torch.from_numpy(random.uniform(0.01, 0.02, (64, 4)).astype(np.float32))
+    zeros = torch.from_numpy(random.integers(1, 2**bits, (64, 4)).astype(np.float32))
+    layer = torch.nn.Linear(128, 64, bias=False)
+    layer.weight.data = weight
+    packed = qlinear.QuantLinear(bits, 32, 128, 64, False)
+    packed.device = "cpu"
+    packed.pack(layer, scales, zeros, None, "cpu")
+    stored: Stored = {
+        ".qweight": ("I32", packed.qweight.numpy()),
+        ".qzeros": ("I32", packed.qzeros.numpy()),
+        ".scales": ("F16", packed.scales.numpy()),
+    }
+    scheme = scheme_of({"quantization_config": {"quant_method": "gptq", "bits": bits, "checkpoint_format": form}})
+    assert isinstance(scheme, Gptq)
+    half = scales.half().float().numpy().repeat(32, 1)
+    wide = zeros.numpy().repeat(32, 1)
+    codes = np.rint(weight.numpy() / scales.numpy().repeat(32, 1) + wide).clip(0, 2**bits - 1)
+    np.testing.assert_array_equal(decoded(scheme, stored), (codes - wide) * half)

@@ -42,6 +42,8 @@ class Fp8(Scheme):
         Rows and columns that share a factor, where the edges may cut blocks.
     """
 
+    known_as = "FP8"
+    variants = "factors of blocks, rows or matrices, and MXFP8"
     kind = "f32"
     ignored = (
         *(".activation_scale", ".input_scale", ".input_scale_ub", "_proj_activation_scale"),

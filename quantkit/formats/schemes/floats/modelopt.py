@@ -37,6 +37,9 @@ SCALE, SCALE_2, INPUTS = ".weight_scale", ".weight_scale_2", ".pre_quant_scale"
 class ModelOpt(Fp8):
     """Matrices as NVIDIA's Model Optimizer stores them."""
 
+    known_as = "NVIDIA ModelOpt"
+    variants = "FP8, MXFP8, NVFP4; also where `hf_quant_config.json` alone says so"
+
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> ModelOpt:
         layers = config.get("quantized_layers")

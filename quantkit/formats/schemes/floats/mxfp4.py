@@ -30,6 +30,8 @@ BLOCK_BYTES = 16
 class Mxfp4(Scheme):
     """Stacks of matrices in MXFP4; decoded they stand as gpt-oss stores them unquantized, transposed."""
 
+    known_as = "MXFP4"
+    variants = "stacks of experts, as gpt-oss has them"
     kind = "bf16"
 
     def encoded(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:

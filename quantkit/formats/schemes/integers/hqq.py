@@ -65,6 +65,8 @@ class Lines(NamedTuple):
 class Hqq(Scheme):
     """Matrices as HQQ packs them."""
 
+    known_as = "HQQ"
+    variants = "1 to 8 bits, groups along both axes"
     kind = "f32"
     ignored = (
         *(".nbits", ".group_size", ".axis", ".channel_wise", ".optimize", ".round_zero", ".view_as_float"),
