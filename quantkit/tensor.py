@@ -8,7 +8,7 @@ No file format is known here and nothing is computed; the layout of blocks is sp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -129,6 +129,11 @@ class Piece:
             return slice(0, self.shape[0])
         return slice(self.begin, self.end)
 
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether each of its rows is a stored row, with the numbers and the order of columns that are stored."""
+        return not (self.transposed or self.decoder or self.columns)
+
     def places(self) -> NDArray[np.intp] | None:
         """Return which entry of the tensor's first axis each row is; None where rows are no entries, or far apart."""
         moved = bool(self.decoder) and not DECODERS[self.decoder].computes
@@ -206,6 +211,36 @@ class TensorSpec:
     def weights(self) -> int:
         """Number of elements, without padding."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class GroupScales:
+    """What the numbers of a matrix were quantized with before: each is `scale * code + min`, for a whole code.
+
+    The codes need no place here: they follow from the numbers. For a stack of matrices the arrays have another axis,
+    the first.
+
+    Attributes
+    ----------
+    scales, mins : ndarray
+        f32 `[rows, ceil(columns / 32)]`: one of each for a row's every group of 32 columns.
+    bits : int
+        Of a code.
+    """
+
+    scales: NDArray[np.float32]
+    mins: NDArray[np.float32]
+    bits: int
+
+    def viewed(self, view: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> GroupScales:
+        """Return what a function finds in both arrays, such as some rows."""
+        return replace(self, scales=view(self.scales), mins=view(self.mins))
+
+    @classmethod
+    def joined(cls, parts: Sequence[GroupScales]) -> GroupScales:
+        """Return those of matrices that are put below each other."""
+        scales, mins = (np.concatenate(each) for each in zip(*((it.scales, it.mins) for it in parts), strict=True))
+        return cls(scales, mins, max(it.bits for it in parts))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,13 @@ from numpy.typing import NDArray
 import tiny
 from quantkit import formats
 from quantkit.formats.packed import PackedModel
+from quantkit.formats.source import ModelSource
 from quantkit.quantization.conversion import convert
+from quantkit_kernels import blocks
 from scheme_writers import Encode
 
+LARGEST_ERROR = {"int4": 2e-4, "int8": 1e-5}
+"""Relative squared error of kept codes in tiny checkpoints."""
 SHAPES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_key_value_heads": 4}
 
 
@@ -42,8 +47,11 @@ def checkpoints(
     return plain, quantized
 
 
-def assert_equal(plain: Path, quantized: Path) -> None:
-    """Assert that both hold the same numbers, whole or in rows, and are packed to the same bytes."""
+def assert_equal(plain: Path, quantized: Path, *, keeps: str = "", kind: str = "int4") -> None:
+    """Assert that both hold the same numbers, whole or in rows, and that packing them loses the same.
+
+    Of tensors in whose names the expression `keeps` is found, blocks of the kind keep the codes, and less is lost.
+    """
     ours, theirs = formats.open(quantized), formats.open(plain)
     for name in theirs.names:
         assert ours.spec(name) == theirs.spec(name)
@@ -53,6 +61,27 @@ def assert_equal(plain: Path, quantized: Path) -> None:
         np.testing.assert_array_equal(ours.entries(name, rows), theirs.tensor(name).data[rows], err_msg=name)
     assert set(ours.names) == set(theirs.names)
     for source in (plain, quantized):
-        convert(source, source.with_suffix(".packed"))
-    manifests = [PackedModel(source.with_suffix(".packed")).manifest["tensors"] for source in (plain, quantized)]
-    assert manifests[0] == manifests[1]
+        convert(source, source.with_suffix(".packed"), kind)
+    packed = PackedModel(quantized.with_suffix(".packed"))
+    lost, expected = packed.manifest["tensors"], PackedModel(plain.with_suffix(".packed")).manifest["tensors"]
+    for name in theirs.names:
+        if keeps and re.search(keeps, name):
+            assert lost[name]["kept_codes"] == 1
+            assert lost[name]["relative_error"] < min(LARGEST_ERROR[kind], expected[name]["relative_error"])
+            if kind == "int4":
+                assert_kept(ours, packed, name)
+        else:
+            assert lost[name] == expected[name]
+
+
+def assert_kept(source: ModelSource, packed: PackedModel, name: str) -> None:
+    """Assert that a tensor's int4 codes are its source's, counted from the other end where a scale is negative."""
+    scales, tensor = source.group_scales(name, slice(None)), source.tensor(name)
+    assert scales is not None
+    numbers = blocks.dequantize(tensor.kind, tensor.data, None, tensor.shape)
+    steps, mins = (np.repeat(each, 32, axis=1)[:, : tensor.shape[1]] for each in (scales.scales, scales.mins))
+    codes = np.rint(np.divide(numbers - mins, steps, out=np.zeros_like(numbers), where=steps != 0))
+    found, *_ = blocks.unpack_int4(packed.tensor(name).data)
+    np.testing.assert_array_equal(
+        found[: tensor.shape[0], : tensor.shape[1]], np.where(steps < 0, 15 - codes, codes), err_msg=name
+    )

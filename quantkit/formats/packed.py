@@ -2,10 +2,10 @@
 
 A folder looks like the checkpoint that it came from: config.json (the original, plus a section `quantization` that
 names each tensor's kind and true shape), model.safetensors, the tokenizer's files, README.md, and quantkit.json: format
-version, source, options, each tensor's relative error, checksums, and blanks up to a size that is known beforehand. In
-model.safetensors a packed matrix `X.weight` is `X.weight` U8 `[tiles, groups, block bytes]` and `X.row_scales` F32
-`[tiles, 2 or 1, 8]`; plain tensors are as in any checkpoint. All begin on multiples of 64 bytes; where that takes
-filling, tensors `padding.N` hold zeros.
+version, source, options, each tensor's relative error and share of kept codes, checksums, and blanks up to a size that
+is known beforehand. In model.safetensors a packed matrix `X.weight` is `X.weight` U8 `[tiles, groups, block bytes]` and
+`X.row_scales` F32 `[tiles, 2 or 1, 8]`; plain tensors are as in any checkpoint. All begin on multiples of 64 bytes;
+where that takes filling, tensors `padding.N` hold zeros.
 
 What the bytes of a block mean is specified in `quantkit_kernels.blocks`, how folders and safetensors are written in
 `output.py` and `safetensors/writer.py`. No model is known here, and nothing is computed.
@@ -41,6 +41,10 @@ FORMAT_VERSION = 1
 CONFIG = "config.json"
 SECTION = "quantization"
 """Where config.json lists the tensors."""
+MEASURED = ("relative_error", "kept_codes")
+"""Numbers that quantkit.json may say of a tensor: what was lost, and how much of the source's codes was kept."""
+Measured = Mapping[str, Mapping[str, Any]]
+"""Name of a tensor -> what quantkit.json says of it."""
 _SHA256 = "0" * 64
 _LONGEST = 1.2345678901234567e-300
 """No number is longer in JSON."""
@@ -85,7 +89,7 @@ class Contents:
     specs: Mapping[str, TensorSpec]
     files: Mapping[str, bytes | Path]
     about: Mapping[str, Any]
-    card: Callable[[Mapping[str, float]], bytes] | None = None
+    card: Callable[[Measured], bytes] | None = None
 
     @cached_property
     def small_files(self) -> Mapping[str, bytes | Path]:
@@ -99,13 +103,13 @@ class Contents:
         entries = {key: entry for spec in self.specs.values() for key, entry in entries_of(spec).items()}
         return SafetensorsWriter(file, entries, {"format": "pt"})
 
-    def late_files(self, errors: Mapping[str, float]) -> dict[str, bytes | Path]:
+    def late_files(self, tensors: Measured) -> dict[str, bytes | Path]:
         """Return README.md, which is written when the tensors are."""
-        return {CARD: self.card(errors)} if self.card else {}
+        return {CARD: self.card(tensors)} if self.card else {}
 
     def manifest(self, header_sha256: str, files: Mapping[str, str], tensors: Mapping[str, Any]) -> bytes:
         """Return quantkit.json, as long as with the longest numbers."""
-        longest = {name: {"relative_error": _LONGEST, "sha256": _SHA256} for name in self.specs}
+        longest = {name: {**dict.fromkeys(MEASURED, _LONGEST), "sha256": _SHA256} for name in self.specs}
         length = len(self._manifest(header_sha256, files, longest))
         return self._manifest(header_sha256, files, tensors).removesuffix(b"\n").ljust(length - 1) + b"\n"
 
@@ -117,7 +121,7 @@ class Contents:
 
     def sizes(self) -> dict[str, int]:
         """Return the bytes of each file, by its name."""
-        late = self.late_files(dict.fromkeys(self.specs, 0.0))
+        late = self.late_files({})
         sizes = {
             name: len(content) if isinstance(content, bytes) else content.stat().st_size
             for name, content in {**self.small_files, **late}.items()
@@ -159,8 +163,7 @@ def write_packed(
         with contents.weights(folder / WEIGHTS) as weights:
             writer = PackedWriter(weights, journal, contents.specs)
             yield writer
-        errors = {name: entry.get("relative_error", 0.0) for name, entry in writer.tensors.items()}
-        digests |= write_files(folder, contents.late_files(errors))
+        digests |= write_files(folder, contents.late_files(writer.tensors))
         header_sha256 = hashlib.sha256(SafetensorsFile(folder / WEIGHTS).raw_header()).hexdigest()
         (folder / MANIFEST).write_bytes(contents.manifest(header_sha256, digests, writer.tensors))
 
@@ -179,8 +182,8 @@ class PackedWriter:
         """What the manifest says of each finished tensor, in the order of the file."""
         return {name: self._entries[name] for name in self._specs if name in self._entries}
 
-    def keep_finished(self) -> Iterator[tuple[str, float]]:
-        """Yield the tensors that an interrupted process finished, and what each lost; the others are to be written.
+    def keep_finished(self) -> Iterator[str]:
+        """Yield the tensors that an interrupted process finished; the others are to be written.
 
         Their bytes are compared with their checksums; one that differs is to be written again.
         """
@@ -194,7 +197,7 @@ class PackedWriter:
                 for key in keys:
                     self._weights.keep(key)
                 self._entries[name] = {key: value for key, value in entry.items() if key != "name"}
-                yield name, entry.get("relative_error", 0.0)
+                yield name
 
     def add(self, name: str, tensor: Tensor, relative_error: float = 0.0) -> None:
         """Write a tensor; its squared error relative to the source goes into the manifest, unless nothing was lost."""
@@ -208,14 +211,18 @@ class PackedWriter:
         if row_scales is not None:
             self._row_scales.append(row_scales)
 
-    def finish(self, name: str, relative_error: float = 0.0) -> None:
-        """Note that all rows of a tensor were given, and what was lost, as `add` does."""
+    def finish(self, name: str, relative_error: float = 0.0, kept_codes: float | None = None) -> None:
+        """Note that all rows of a tensor were given, and what was lost, as `add` does.
+
+        `kept_codes` is the share of its rows that keep the codes of a source that has quantized them before.
+        """
         for part in self._row_scales:
             self._digest.update(as_bytes(part))
         if self._row_scales:
             self._weights.write(row_scales_name(name), self._row_scales)
         lost = {"relative_error": relative_error} if relative_error else {}
-        self._entries[name] = {**lost, "sha256": self._digest.hexdigest()}
+        kept = {} if kept_codes is None else {"kept_codes": kept_codes}
+        self._entries[name] = {**lost, **kept, "sha256": self._digest.hexdigest()}
         self._journal.add({"name": name, **self._entries[name]})
         self._digest, self._row_scales = hashlib.sha256(), []
 
@@ -352,7 +359,7 @@ class PackedModel(ModelSource):
                 raise self._fault(MANIFEST, f"{name!r} is not a file of this folder")
         for name, entry in tensors.items():
             match entry:
-                case {"sha256": str()} if type(entry.get("relative_error", 0.0)) in (int, float):
+                case {"sha256": str()} if all(type(entry.get(key, 0.0)) in (int, float) for key in MEASURED):
                     continue
             raise self._fault(MANIFEST, f"its entry for tensor {name!r} is malformed")
         return manifest

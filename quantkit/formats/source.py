@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, QuantkitError
-from quantkit.tensor import DECODERS, Piece, Tensor, TensorSpec
+from quantkit.tensor import DECODERS, GroupScales, Piece, Tensor, TensorSpec
 
 Prefixes = Sequence[tuple[str, str]]
 """How names of tensors begin in a source, and in a program."""
@@ -95,6 +95,13 @@ class ModelSource(ABC):
     def entries(self, name: str, wanted: slice, *, copy: bool = False) -> NDArray[Any]:
         """Return some entries of the first axis of a tensor that is f32, f16 or bf16; `tensor` has the rest."""
         return self.tensor(name, copy=copy).data[wanted]
+
+    def group_scales(self, name: str, wanted: slice) -> GroupScales | None:
+        """Return what some entries of the first axis of a tensor were quantized with, before they were decoded.
+
+        None where they were not, or where 32 columns of a block have no scale that is theirs alone.
+        """
+        return None
 
     @abstractmethod
     def file_of(self, name: str) -> Path:
@@ -355,6 +362,29 @@ class Selection(ModelSource):
         stored = self._source.entries(piece.name, slice(first, last), copy=copy)
         in_order = np.array_equal(places, np.arange(first, last))
         return piece.numbers(stored if in_order else stored[places - first])
+
+    def group_scales(self, name: str, wanted: slice) -> GroupScales | None:
+        first, last, _ = wanted.indices(self._tensors[name].shape[0])
+        found = []
+        for piece in self._found.get(name, ()):
+            if first < piece.rows and last > 0:
+                found.append(self._scales(piece, slice(max(first, 0), last)))
+            first, last = first - piece.rows, last - piece.rows
+        known = [scales for scales in found if scales is not None]
+        return GroupScales.joined(known) if known and len(known) == len(found) else None
+
+    def _scales(self, piece: Piece, wanted: slice) -> GroupScales | None:
+        """Return what some rows of a piece were quantized with."""
+        if not piece.keeps_rows or piece.shape != self._source.spec(piece.name).shape:
+            return None
+        places = piece.places()
+        if places is None:  # a matrix of a stack, or rows that are far apart
+            found = self._source.group_scales(piece.name, piece.entries)
+            return found and found.viewed(lambda it: piece.view(it).reshape(-1, it.shape[-1])[wanted])
+        places = places[wanted]
+        first = int(places.min())
+        found = self._source.group_scales(piece.name, slice(first, int(places.max()) + 1))
+        return found and found.viewed(lambda it: it[places - first])
 
     def file_of(self, name: str) -> Path:
         return self._source.file_of(self._found[name][0].name) if name in self._found else self.path

@@ -21,7 +21,7 @@ from quantkit.engine.machine import peak_memory, usable_cores
 from quantkit.errors import CheckpointError, OptionError
 from quantkit.formats.output import check_outputs
 from quantkit.formats.output.space import check_space, free_bytes
-from quantkit.formats.packed import FORMAT_VERSION, PackedWriter, write_packed
+from quantkit.formats.packed import FORMAT_VERSION, Measured, PackedWriter, write_packed
 from quantkit.formats.source import Selection
 from quantkit.generation.options import is_whole, require
 from quantkit.quantization.encode import ENCODER_VERSION
@@ -30,6 +30,7 @@ from quantkit.quantization.plan import Plan, make_plans
 from quantkit.quantization.recipe import Recipe
 from quantkit.quantization.report import CalibrationReport, Progress, Report
 from quantkit.tensor import TensorSpec
+from quantkit_kernels.blocks import grid
 
 Output = TypeVar("Output", bound=str | os.PathLike[str])
 CALIBRATED = "int4"
@@ -37,9 +38,9 @@ CALIBRATED = "int4"
 
 
 class _Losses(NamedTuple):
-    """What a packed folder lost: the relative error of each tensor, and what calibration found."""
+    """What a packed folder lost: what quantkit.json says of each tensor, and what calibration found."""
 
-    errors: Mapping[str, float]
+    tensors: Measured
     calibration: CalibrationReport | None = None
 
 
@@ -164,7 +165,7 @@ def _report(plan: Plan, lost: _Losses, disk_free: int, seconds: float) -> Report
         source=plan.about["source"],
         options=plan.about["options"],
         version=version("quantkit"),
-        tensors=plan.tensors(lost.errors),
+        tensors=plan.tensors(lost.tensors),
         files=plan.contents.sizes(),
         source_bytes=plan.source.nbytes,
         unused=plan.source.unused,
@@ -200,7 +201,7 @@ def _pack(
         growing = {output: _Growing(writers[output], plan.specs) for output, plan in plans.items() if not plan.text}
         if together:
             _write_stripes(source, list(growing.values()), threads, tell)
-        lost = {output: _Losses(folder.errors) for output, folder in growing.items()}
+        lost = {output: _Losses(writers[output].tensors) for output in growing}
         for output in calibrated:
             lost[output] = _write_calibrated(plans[output], writers[output], threads, tell)
         if formats.open(source.path).identity() != identity:
@@ -242,15 +243,14 @@ def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Call
     from quantkit.quantization.calibration.layers import pack_calibrated  # heavy: after all that can be refused
 
     assert plan.text is not None
-    errors, output_errors = {}, {}
+    output_errors = {}
     for packed in pack_calibrated(plan.program, plan.source, plan.specs, plan.text.windows, threads):
         writer.add(packed.name, packed.tensor, packed.error)
-        errors[packed.name] = packed.error
         if packed.output_error is not None:
             output_errors[packed.name] = packed.output_error
         tell(packed.name)
     rest = (name for name, spec in plan.specs.items() if spec.kind == CALIBRATED and name not in output_errors)
-    return _Losses(errors, CalibrationReport(plan.text.name, plan.text.tokens, output_errors, tuple(rest)))
+    return _Losses(writer.tensors, CalibrationReport(plan.text.name, plan.text.tokens, output_errors, tuple(rest)))
 
 
 def _written(output: Output, plan: Plan, force: bool, identity: str) -> AbstractContextManager[PackedWriter]:
@@ -273,26 +273,31 @@ class _Growing:
     ----------
     specs : Mapping of str to TensorSpec
         The tensors that it is to hold.
-    errors : dict of str to float
-        Relative error of each tensor that is complete.
     """
 
     def __init__(self, writer: PackedWriter, specs: Mapping[str, TensorSpec]) -> None:
         self.specs = specs
-        self.errors = dict(writer.keep_finished())
+        self._complete = set(writer.keep_finished())
         self._writer = writer
         self._error = self._squares = 0.0
+        self._kept: list[int] = []
 
     def lacks(self, name: str) -> bool:
         """Whether a tensor is not complete."""
-        return name not in self.errors
+        return name not in self._complete
 
     def append(self, stripe: Stripe) -> None:
         """Write a stripe, in the kind that its tensor has in this folder."""
         part = stripe.encoded[self.specs[stripe.name].kind]
         self._writer.append(stripe.name, part.data, part.row_scales)
         self._error, self._squares = self._error + part.error, self._squares + part.squares
+        if part.kept is not None:
+            self._kept.append(part.kept)
         if stripe.last:
-            self.errors[stripe.name] = self._error / (self._squares or 1.0)
-            self._writer.finish(stripe.name, self.errors[stripe.name])
-            self._error = self._squares = 0.0
+            self._finish(stripe.name)
+
+    def _finish(self, name: str) -> None:
+        kept = sum(self._kept) / grid(*self.specs[name].shape)[0] if self._kept else None
+        self._writer.finish(name, self._error / (self._squares or 1.0), kept)
+        self._complete.add(name)
+        self._error, self._squares, self._kept = 0.0, 0.0, []

@@ -1,7 +1,7 @@
 """From float weights to the bytes of any kind, and back; how much was lost on the way.
 
-The search for codes is compiled (`quantkit_kernels.packing`); this cuts a tensor into stripes of rows, so that memory
-stays bounded and all cores work. `recipe.py` chooses kinds, `pipeline.py` reads stripes ahead. No file is known here.
+This cuts a tensor into stripes of rows, so that memory stays bounded and all cores work. `kept_codes.py` writes blocks,
+`recipe.py` chooses kinds, `pipeline.py` reads stripes ahead. No file is known here.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError
-from quantkit.tensor import Tensor
+from quantkit.quantization.kept_codes import encode_blocks
+from quantkit.tensor import GroupScales, Tensor
 from quantkit_kernels.blocks import KINDS, ROWS, expected_shapes
 from quantkit_kernels.blocks import dequantize as dequantize_rows
 
-ENCODER_VERSION = 1
+ENCODER_VERSION = 2
 """Goes up when the same weights become other bytes, so that nobody takes old packed copies for new ones."""
 STRIPE_WEIGHTS = 1 << 18
 """About how many weights are worked on at once by each thread: 1 MB of f32, which stays in its cache."""
@@ -36,16 +37,24 @@ class Encoded:
         As of `Tensor`.
     error, squares : float
         Sums of the squared errors, and of the squared weights.
+    kept : int or None
+        Of blocks: row tiles with the codes of the source, which has quantized them before; None where it has not.
     """
 
     data: NDArray[Any]
     row_scales: NDArray[np.float32] | None
     error: float
     squares: float
+    kept: int | None = None
 
 
 def encode(
-    stored: NDArray[Any], stored_kind: str, kinds: Collection[str], *, label: str = "tensor"
+    stored: NDArray[Any],
+    stored_kind: str,
+    kinds: Collection[str],
+    *,
+    scales: GroupScales | None = None,
+    label: str = "tensor",
 ) -> dict[str, Encoded]:
     """Return rows of a tensor in other kinds; errors as of `quantize`.
 
@@ -56,6 +65,8 @@ def encode(
     stored_kind : str
     kinds : collection of str
         Names of `blocks.KINDS`.
+    scales : GroupScales, optional
+        What the rows were quantized with.
     label : str
         Names file and tensor in messages.
     """
@@ -69,10 +80,13 @@ def encode(
         data_shape, scales_shape = expected_shapes(kind, weights.shape)
         data = np.empty(data_shape, _DTYPES[kind])
         row_scales = None if scales_shape is None else np.empty(scales_shape, np.float32)
-        error = (_encode_blocks(kind) if scales_shape else _ENCODERS[kind])(weights, data, row_scales)
+        if row_scales is None:
+            error, kept = _ENCODERS[kind](weights, data), None
+        else:
+            error, kept = encode_blocks(kind, weights, data, row_scales, scales)
         if not np.isfinite(error):
             raise CheckpointError(f"{label} holds weights that are too large for {kind}; keep it in f32")
-        found[kind] = Encoded(data, row_scales, error, squares)
+        found[kind] = Encoded(data, row_scales, error, squares, kept)
     return found
 
 
@@ -131,7 +145,7 @@ def round_to(kind: str, weights: NDArray[np.float32]) -> tuple[NDArray[Any], flo
     They are rounded to nearest, ties to even. The error is not finite where one exceeds the range of the kind.
     """
     data = np.empty(weights.shape, _DTYPES[kind])
-    return data, _ENCODERS[kind](weights, data, None)
+    return data, _ENCODERS[kind](weights, data)
 
 
 def _as_vector(scalar: Tensor) -> Tensor:
@@ -150,22 +164,22 @@ def _tiles(rows: slice) -> slice:
     return slice(rows.start // ROWS, -(-rows.stop // ROWS))
 
 
-_Encoder = Callable[[NDArray[np.float32], NDArray[Any], Any], float]
-"""Writes f32 rows into data (and row scales) of a kind; returns the sum of squared errors."""
+_Encoder = Callable[[NDArray[np.float32], NDArray[Any]], float]
+"""Writes f32 rows into data of a plain kind; returns the sum of squared errors."""
 
 
-def _encode_f32(weights: NDArray[np.float32], data: NDArray[Any], row_scales: object) -> float:
+def _encode_f32(weights: NDArray[np.float32], data: NDArray[Any]) -> float:
     data[...] = weights
     return 0.0
 
 
-def _encode_f16(weights: NDArray[np.float32], data: NDArray[Any], row_scales: object) -> float:
+def _encode_f16(weights: NDArray[np.float32], data: NDArray[Any]) -> float:
     with np.errstate(over="ignore"):
         data[...] = weights
     return _squared_error(weights, data.astype(np.float32))
 
 
-def _encode_bf16(weights: NDArray[np.float32], data: NDArray[Any], row_scales: object) -> float:
+def _encode_bf16(weights: NDArray[np.float32], data: NDArray[Any]) -> float:
     """Round to nearest, ties to even."""
     bits = weights.view(np.uint32)
     data[...] = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
@@ -174,17 +188,6 @@ def _encode_bf16(weights: NDArray[np.float32], data: NDArray[Any], row_scales: o
 
 def _squared_error(weights: NDArray[np.float32], rounded: NDArray[np.float32]) -> float:
     return float(np.square(rounded - weights, dtype=np.float64).sum())
-
-
-def _encode_blocks(kind: str) -> _Encoder:
-    from quantkit_kernels.packing import search
-
-    kernel = {"int4": search.search_int4, "int8": search.search_int8}[kind]
-
-    def encode(weights: NDArray[np.float32], data: NDArray[Any], row_scales: NDArray[np.float32]) -> float:
-        return float(kernel(weights, data, row_scales).sum())
-
-    return encode
 
 
 _ENCODERS: dict[str, _Encoder] = {"f32": _encode_f32, "f16": _encode_f16, "bf16": _encode_bf16}

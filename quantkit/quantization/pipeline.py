@@ -12,12 +12,14 @@ from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
 from quantkit.formats.source import Selection
 from quantkit.quantization.encode import Encoded, encode, stripes
+from quantkit.tensor import GroupScales
 
 BASE_MEMORY = 300_000_000
 """Bytes of the process besides what is read at once: libraries, kernels, the tokenizer, what all threads encode."""
@@ -67,12 +69,12 @@ def encoded_stripes(source: Selection, kinds: Mapping[str, Collection[str]], thr
 
     def search(job: _Job) -> Stripe:
         label = f"{source.file_of(job.name)}: tensor {job.name!r}"
-        found = encode(job.stored, source.spec(job.name).kind, kinds[job.name], label=label)
+        found = encode(job.stored, source.spec(job.name).kind, kinds[job.name], scales=job.scales, label=label)
         return Stripe(job.name, found, job.last)
 
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(threads) as workers:
         read = _ahead(reader, lambda part: _read(source, *part), _parts(source, kinds), 1)
-        yield from _ahead(workers, search, (job for part in read for job in _jobs(*part)), 2 * threads)
+        yield from _ahead(workers, search, (job for part in read for job in _jobs(part)), 2 * threads)
 
 
 def memory_needed(source: Selection) -> int:
@@ -86,10 +88,11 @@ def memory_needed(source: Selection) -> int:
 
 @dataclass(frozen=True)
 class _Job:
-    """Rows for one worker to encode."""
+    """Rows to encode, and what they were quantized with before."""
 
     name: str
     stored: NDArray[Any]
+    scales: GroupScales | None
     last: bool
 
 
@@ -102,18 +105,20 @@ def _parts(source: Selection, names: Iterable[str]) -> Iterator[tuple[str, slice
             yield name, rows
 
 
-def _read(source: Selection, name: str, rows: slice) -> tuple[str, NDArray[Any], bool]:
-    """Read some rows of a tensor, a scalar as a vector of one; returns them, and whether they are its last."""
+def _read(source: Selection, name: str, rows: slice) -> _Job:
+    """Read some rows of a tensor, a scalar as a vector of one."""
     shape = source.spec(name).shape
     if not shape:
-        return name, source.tensor(name, copy=True).data.reshape(1), True
-    return name, source.entries(name, rows, copy=True), rows.stop == shape[0]
+        return _Job(name, source.tensor(name, copy=True).data.reshape(1), None, True)
+    scales = source.group_scales(name, rows) if len(shape) == 2 else None
+    return _Job(name, source.entries(name, rows, copy=True), scales, rows.stop == shape[0])
 
 
-def _jobs(name: str, stored: NDArray[Any], last: bool) -> Iterator[_Job]:
+def _jobs(job: _Job) -> Iterator[_Job]:
     """Cut rows that were read at once into what one worker encodes at once."""
-    for rows in stripes(stored.shape):
-        yield _Job(name, stored[rows], last and rows.stop == len(stored))
+    for rows in stripes(job.stored.shape):
+        scales = job.scales and job.scales.viewed(itemgetter(rows))
+        yield _Job(job.name, job.stored[rows], scales, job.last and rows.stop == len(job.stored))
 
 
 def _ahead(

@@ -19,7 +19,7 @@ from quantkit.engine.opening import open_model
 from quantkit.errors import StrictError, UnsupportedError, collecting_notices, notice
 from quantkit.formats.hub import shown_name
 from quantkit.formats.output import as_json
-from quantkit.formats.packed import Contents, PackedModel
+from quantkit.formats.packed import Contents, Measured, PackedModel
 from quantkit.formats.source import ModelSource, Selection
 from quantkit.models.program import Program
 from quantkit.quantization.recipe import Recipe, choose
@@ -85,18 +85,19 @@ class Plan:
     def contents(self) -> Contents:
         """What the packed folder will hold."""
 
-        def readme(errors: Mapping[str, float]) -> bytes:
-            return card(self, self.tensors(errors))
+        def readme(packed: Measured) -> bytes:
+            return card(self, self.tensors(packed))
 
         return Contents(self.source.config, self.specs, self.source.files, self.about, readme)
 
-    def tensors(self, errors: Mapping[str, float]) -> tuple[TensorReport, ...]:
-        """Return what a report says of each tensor, with those errors that are known."""
+    def tensors(self, packed: Measured) -> tuple[TensorReport, ...]:
+        """Return what a report says of each tensor, with what was measured of those that are packed."""
         return tuple(
             TensorReport(
                 *(name, spec.kind, spec.shape, spec.role, nbytes(spec.kind, spec.shape)),
                 reason=self.reasons[name],
-                error=errors.get(name),
+                error=packed[name].get("relative_error", 0.0) if name in packed else None,
+                kept_codes=packed.get(name, {}).get("kept_codes"),
             )
             for name, spec in self.specs.items()
         )

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 import tiny
+import tiny_gguf
 from invocation import Invoke
 
 SHAPES = tiny.shapes(tiny.config_of("llama"))
@@ -61,6 +63,16 @@ def test_options_of_another_version(invoke: Invoke, packed: Path, tmp_path: Path
     assert (result.exit_code, result.stderr) == (0, "")
     assert len([line for line in result.stdout.splitlines() if line.startswith("made by ")]) == 1
     assert "\x1b" not in result.stdout
+
+
+def test_where_codes_come_from(invoke: Invoke, tmp_path: Path) -> None:
+    file = tiny_gguf.write(tmp_path / "tiny.gguf", kind=GGMLQuantizationType.Q8_0)
+    assert invoke("convert", file, "-o", tmp_path / "packed").exit_code == 0
+    lines = [line.split() for line in invoke("inspect", tmp_path / "packed").stdout.splitlines()]
+    assert lines[0][-2:] == ["error", "codes"]
+    sources = {line[0]: line[-1] for line in lines if line}
+    assert sources["model.embed_tokens.weight"] == "kept"
+    assert not {"kept", "searched"} & {sources["model.layers.0.mlp.up_proj.weight"], sources["model.norm.weight"]}
 
 
 def test_a_checkpoint_is_inspected_as_it_is(invoke: Invoke, checkpoint: Path) -> None:

@@ -242,6 +242,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         edit(MANIFEST, lambda it: it["tensors"]["up.weight"].update(relative_error="x")),
         "'up.weight'",
     ),
+    "share of codes is a word": (
+        edit(MANIFEST, lambda it: it["tensors"]["up.weight"].update(kept_codes="all")),
+        "'up.weight'",
+    ),
     "tensor not in the manifest": (edit(MANIFEST, lambda it: it["tensors"].pop("up.weight")), "'up.weight'"),
     "no section": (edit(CONFIG, lambda it: it.pop("quantization")), r"config\.json.*'quantization'"),
     "newer section": (edit_section(lambda it: it.update(format_version=2)), r"config\.json.*format version 2"),

@@ -11,12 +11,13 @@ import pytest
 from numpy.typing import NDArray
 
 import tiny
+from memory_source import MemorySource
 from quantkit import formats
 from quantkit.errors import CheckpointError, PackedModelError
 from quantkit.formats import ModelSource
 from quantkit.formats.mapped import MappedFile
 from quantkit.quantization.conversion import convert
-from quantkit.tensor import Piece, TensorSpec
+from quantkit.tensor import GroupScales, Piece, Tensor, TensorSpec
 
 UP = "model.layers.0.mlp.up_proj.weight"
 
@@ -192,6 +193,50 @@ def test_other_patterns_become_arrays_of_their_own(dtype: type, tmp_path: Path) 
     assert tensor.data.flags.c_contiguous
     assert tensor.data.dtype == dtype
     np.testing.assert_array_equal(tensor.data, stored.T[1::2])
+
+
+class QuantizedSource(MemorySource):
+    """A source whose scales are every 32nd column of its numbers, and whose mins are their opposites."""
+
+    def group_scales(self, name: str, wanted: slice) -> GroupScales | None:
+        scales = self.entries(name, wanted)[..., ::32]
+        return GroupScales(scales, -scales, 4)
+
+
+PIECES: Mapping[str, tuple[tuple[Piece, ...], bool]] = {
+    "all": ((Piece("a.weight", (24, 64)),), True),
+    "some rows": ((Piece("a.weight", (24, 64), 6, 18, 24),), True),
+    "rows of each period": ((Piece("a.weight", (24, 64), 2, 5, 6),), True),
+    "several": ((Piece("a.weight", (24, 64), 0, 6, 12), Piece("b.weight", (24, 64), 12, 24, 24)), True),
+    "rows in pairs": ((Piece("a.weight", (24, 64), pairs=3),), True),
+    "rows in another order": ((Piece("a.weight", (24, 64), order=tuple(range(23, -1, -1))),), True),
+    "a matrix of a stack": ((Piece("stack.weight", (3, 24, 64), index=1),), True),
+    "rows of a matrix of a stack": ((Piece("stack.weight", (3, 24, 64), 12, 24, 24, index=2),), True),
+    "a matrix below others": ((Piece("a.weight", (24, 64), index=1, stacked=2),), True),
+    "columns": ((Piece("a.weight", (24, 64), transposed=True),), False),
+    "columns in another order": ((Piece("a.weight", (24, 64), order=tuple(range(63, -1, -1)), columns=True),), False),
+    "other numbers": ((Piece("a.weight", (24, 64), decoder="minus_one"),), False),
+    "another shape": ((Piece("a.weight", (48, 32), reshaped=True),), False),
+}
+
+
+@pytest.mark.parametrize("case", PIECES)
+def test_scales_go_with_their_rows(case: str) -> None:
+    pieces, kept = PIECES[case]
+    random = np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {"a.weight": (24, 64), "b.weight": (24, 64), "stack.weight": (3, 24, 64)}
+    arrays = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    source = QuantizedSource({name: Tensor("f32", array.shape, array) for name, array in arrays.items()})
+    columns = 24 if pieces[0].transposed else pieces[0].shape[-1]
+    spec = TensorSpec("w.weight", (sum(piece.rows for piece in pieces), columns), pieces=pieces)
+    selection = source.select(program(spec))
+    for rows in (slice(None), slice(0, 4), slice(4, spec.shape[0]), slice(5, 6)):
+        found = selection.group_scales("w.weight", rows)
+        assert (found is not None) == kept
+        if found is not None:
+            expected = selection.entries("w.weight", rows)[:, ::32]
+            np.testing.assert_array_equal(found.scales, expected)
+            np.testing.assert_array_equal(found.mins, -expected)
 
 
 def test_pieces_one_below_the_other(tmp_path: Path) -> None:

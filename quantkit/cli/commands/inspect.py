@@ -23,13 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One tensor; `relative_error` is squared, relative to the source, and None where nothing was lost."""
+    """One tensor.
+
+    `relative_error` is squared, relative to the source, and None where nothing was lost. `kept_codes` is the share of
+    rows with the codes of a source that was quantized, and None for tensors that were not.
+    """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     nbytes: int
     relative_error: float | None = None
+    kept_codes: float | None = None
 
     @property
     def weights(self) -> int:
@@ -52,7 +57,7 @@ def command(model: str, as_json: bool) -> None:
 
 
 def _rows(source: ModelSource) -> list[Row]:
-    from quantkit.formats.packed import PackedModel
+    from quantkit.formats.packed import MEASURED, PackedModel
     from quantkit_kernels.blocks import nbytes
 
     written = source.manifest["tensors"] if isinstance(source, PackedModel) else {}
@@ -63,8 +68,8 @@ def _rows(source: ModelSource) -> list[Row]:
         except QuantkitError as error:  # of a type that quantkit does not read; the others are listed
             echo(f"warning: {error}", err=True)
             continue
-        relative_error = written.get(name, {}).get("relative_error")
-        rows.append(Row(name, spec.kind, spec.shape, nbytes(spec.kind, spec.shape), relative_error))
+        measured = (written.get(name, {}).get(key) for key in MEASURED)
+        rows.append(Row(name, spec.kind, spec.shape, nbytes(spec.kind, spec.shape), *measured))
     return rows
 
 
@@ -101,6 +106,7 @@ def _bits(rows: list[Row]) -> float:
 
 def _print_tables(model: str, source: ModelSource, rows: list[Row]) -> None:
     from quantkit.cli.text import one_line, size, table
+    from quantkit.quantization.report import codes
 
     cells = [
         (
@@ -109,10 +115,13 @@ def _print_tables(model: str, source: ModelSource, rows: list[Row]) -> None:
             "x".join(map(str, row.shape)),
             size(row.nbytes),
             "" if row.relative_error is None else f"{row.relative_error:.2e}",
+            codes(row.kept_codes),
         )
         for row in rows
     ]
-    echo(table(("tensor", "kind", "shape", "size", "error"), cells, left=2))
+    headers = ("tensor", "kind", "shape", "size", "error", "codes")
+    shown = slice(None if any(row.kept_codes is not None for row in rows) else -1)
+    echo(table(headers[shown], [row[shown] for row in cells], left=2))
     groups = _by_kind(rows) | {"all": rows}
     totals = [
         (

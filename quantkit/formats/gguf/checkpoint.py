@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.formats.gguf.file import GGUFFile, gguf_package
 from quantkit.formats.gguf.parts import parts_of
+from quantkit.formats.gguf.scales import TYPES, group_scales
 from quantkit.formats.gguf.tokenizer import check_tokenizer, tokenizer_files
 from quantkit.formats.mapped import Entry
 from quantkit.formats.source import ModelSource
-from quantkit.tensor import Tensor, TensorSpec
+from quantkit.tensor import GroupScales, Tensor, TensorSpec
 
 PLAIN = {"F32": ("f32", "<f4"), "F16": ("f16", "<f2"), "BF16": ("bf16", "<u2")}
 IN_BF16 = frozenset({"MXFP4"})
@@ -95,6 +96,13 @@ class GGUFSource(ModelSource):
         get = file.mapped.read if copy else file.mapped.view
         return get(PLAIN[entry.dtype][1], entry.shape, entry.begin)
 
+    def group_scales(self, name: str, wanted: slice) -> GroupScales | None:
+        file, entry = self._place(name)
+        if entry.dtype not in TYPES:
+            return None
+        entry = entry.part(wanted)
+        return group_scales(entry.dtype, self._blocks(file, entry), entry.shape)
+
     def file_of(self, name: str) -> Path:
         return self._place(name)[0].path
 
@@ -122,11 +130,18 @@ class GGUFSource(ModelSource):
             supported.add(name)
         return frozenset(supported)
 
+    def _blocks(self, file: GGUFFile, entry: Entry) -> NDArray[np.uint8]:
+        """Read the bytes of a tensor's blocks, `[blocks, bytes]`."""
+        package = gguf_package()
+        _, size = package.GGML_QUANT_SIZES[package.GGMLQuantizationType[entry.dtype]]
+        return file.mapped.read("u1", ((entry.end - entry.begin) // size, size), entry.begin)
+
     def _dequantize(self, file: GGUFFile, name: str, entry: Entry) -> NDArray[Any]:
         package = gguf_package()
         kind = package.GGMLQuantizationType[entry.dtype]
         rows = math.prod(entry.shape[:-1])
-        raw = file.mapped.read("u1", (rows, (entry.end - entry.begin) // max(rows, 1)), entry.begin)
+        raw = self._blocks(file, entry)
+        raw = raw.reshape(rows, raw.size // max(rows, 1))
         in_bf16 = entry.dtype in IN_BF16
         result = np.empty((rows, entry.shape[-1]), np.uint16 if in_bf16 else np.float16)
         step = max(1, CHUNK // max(1, entry.shape[-1]))

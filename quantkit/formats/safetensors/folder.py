@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -27,7 +28,7 @@ from quantkit.formats.schemes.floats import modelopt
 from quantkit.formats.schemes.scheme import Part, Scheme
 from quantkit.formats.source import ModelSource
 from quantkit.formats.vocabularies import VOCABULARIES, with_tokenizer
-from quantkit.tensor import Tensor, TensorSpec
+from quantkit.tensor import GroupScales, Tensor, TensorSpec
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -99,10 +100,8 @@ class FolderSource(ModelSource):
 
     def spec(self, name: str) -> TensorSpec:
         if self._scheme and name in self._parts:
-            try:
+            with self._decoding(name):
                 return TensorSpec(name, self._scheme.shape(self._parts_of(name)), kind=self._scheme.kind)
-            except ValueError as cause:
-                raise CheckpointError(f"{self.file_of(name)}: tensor {name!r} cannot be decoded: {cause}") from cause
         shard = self._shard(name)
         dtype, shape, *_ = shard.header[name]
         if dtype not in KINDS:
@@ -118,12 +117,15 @@ class FolderSource(ModelSource):
 
     def entries(self, name: str, wanted: slice, *, copy: bool = False) -> NDArray[Any]:
         if self._scheme and name in self._parts:
-            try:
-                with np.errstate(over="ignore", invalid="ignore"):  # those who read refuse numbers beyond f32
-                    return self._scheme.decode(self._parts_of(name, copy=copy), wanted)
-            except ValueError as cause:
-                raise CheckpointError(f"{self.file_of(name)}: tensor {name!r} cannot be decoded: {cause}") from cause
+            with self._decoding(name):
+                return self._scheme.decode(self._parts_of(name, copy=copy), wanted)
         return self._shard(name).array(name, wanted, copy=copy)
+
+    def group_scales(self, name: str, wanted: slice) -> GroupScales | None:
+        if not self._scheme or name not in self._parts:
+            return None
+        with self._decoding(name):
+            return self._scheme.group_scales(self._parts_of(name, copy=True), wanted)
 
     def file_of(self, name: str) -> Path:
         return self._shard(self._parts.get(name, (name,))[0]).path
@@ -142,6 +144,15 @@ class FolderSource(ModelSource):
 
     def _why_missing(self, name: str) -> str:
         return self._missing.get(name, "")
+
+    @contextmanager
+    def _decoding(self, name: str) -> Iterator[None]:
+        """Say of which tensor and file a scheme's error is."""
+        try:
+            with np.errstate(over="ignore", invalid="ignore"):  # those who read refuse numbers beyond f32
+                yield
+        except ValueError as cause:
+            raise CheckpointError(f"{self.file_of(name)}: tensor {name!r} cannot be decoded: {cause}") from cause
 
     def _parts_of(self, name: str, *, copy: bool = False) -> list[Part]:
         """Return the stored tensors that a tensor is decoded from."""

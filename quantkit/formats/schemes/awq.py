@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import UnsupportedError
-from quantkit.formats.schemes.packing import PLAIN, codes_of, floats
+from quantkit.formats.schemes.packing import PLAIN, Floats, codes_of, floats, group_scales
 from quantkit.formats.schemes.scheme import Part, Scheme
+from quantkit.tensor import GroupScales
 
 BITS, PER_WORD = 4, 8
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -60,10 +61,20 @@ class Awq(Scheme):
             raise ValueError(f"codes of shape {weight.shape} do not fit scales {scales.shape} and zeros {zeros.shape}")
         return rows, columns
 
-    def decode(self, parts: Sequence[Part], wanted: slice) -> NDArray[np.float32]:
-        words, zero_words, scales = (part() for part in parts)
-        codes, zeros = (codes_of(each, BITS, order=ORDER)[:, wanted] for each in (words, zero_words))
-        groups = np.arange(len(codes)) // (len(codes) // len(scales))
-        numbers = (codes.astype(np.float32) - zeros.astype(np.float32)[groups]) * floats(scales[:, wanted])[groups]
-        decoded: NDArray[np.float32] = numbers.T
+    def decode(self, parts: Sequence[Part], wanted: slice) -> Floats:
+        codes = codes_of(parts[0](), BITS, order=ORDER)[:, wanted].astype(np.float32)
+        scales, zeros, groups = _groups(parts, wanted)
+        decoded: Floats = ((codes - zeros[groups]) * scales[groups]).T
         return decoded
+
+    def group_scales(self, parts: Sequence[Part], wanted: slice) -> GroupScales | None:
+        scales, zeros, groups = _groups(parts, wanted)
+        return group_scales(scales.T, (-scales * zeros).T, groups, BITS)
+
+
+def _groups(parts: Sequence[Part], wanted: slice) -> tuple[Floats, Floats, NDArray[np.intp]]:
+    """Scales and zeros `[groups, rows]` of some rows, and the group of each column."""
+    weight, zero_words, scales = parts
+    columns = weight.shape[0]
+    zeros = codes_of(zero_words(), BITS, order=ORDER)[:, wanted].astype(np.float32)
+    return floats(scales()[:, wanted]), zeros, np.arange(columns) // (columns // scales.shape[0])

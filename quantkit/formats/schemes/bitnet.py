@@ -21,16 +21,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantkit.errors import UnsupportedError
-from quantkit.formats.schemes.packing import PLAIN, floats
+from quantkit.formats.schemes.packing import PLAIN, Floats, floats, group_scales
 from quantkit.formats.schemes.scheme import Part, Scheme
+from quantkit.tensor import GroupScales
 
 WEIGHT, SCALE = ".weight", ".weight_scale"
 LINEAR = "_proj.weight"
 """How names of linear layers end in online checkpoints."""
-ROWS_PER_BYTE = 4
+BITS, ROWS_PER_BYTE = 2, 4
 SMALLEST_MEAN = 1e-5
 
 
@@ -80,14 +80,23 @@ class Bitnet(Scheme):
         rows, columns = weight.shape
         return (rows if self.online else ROWS_PER_BYTE * rows), columns
 
-    def decode(self, parts: Sequence[Part], wanted: slice) -> NDArray[np.float32]:
-        stored = parts[0](slice(None))
+    def decode(self, parts: Sequence[Part], wanted: slice) -> Floats:
+        stored, scale = parts[0](), self._scale(parts)
         if self.online:
-            weights = floats(stored)
-            mean = np.float32(max(np.abs(weights).mean(dtype=np.float64), SMALLEST_MEAN))
-            rounded: NDArray[np.float32] = np.clip(np.rint(weights[wanted] / mean), -1, 1) * mean
+            rounded: Floats = np.clip(np.rint(floats(stored)[wanted] / scale), -1, 1) * scale
             return rounded
-        (scale,) = floats(parts[1](slice(None))).reshape(-1)
         codes = np.concatenate([stored >> 2 * place & 3 for place in range(ROWS_PER_BYTE)])[wanted]
-        ternary = codes.astype(np.float32) - 1
-        return ternary / scale if self.divides else ternary * scale
+        ternary: Floats = (codes.astype(np.float32) - 1) * scale
+        return ternary
+
+    def group_scales(self, parts: Sequence[Part], wanted: slice) -> GroupScales | None:
+        rows, columns = self.shape(parts)
+        scales = np.full((len(range(rows)[wanted]), 1), self._scale(parts))
+        return group_scales(scales, -scales, np.zeros(columns, np.intp), BITS)
+
+    def _scale(self, parts: Sequence[Part]) -> np.float32:
+        """The number that all of a matrix are multiplied by."""
+        if self.online:
+            return np.float32(max(np.abs(floats(parts[0]())).mean(dtype=np.float64), SMALLEST_MEAN))
+        (scale,) = floats(parts[1]()).reshape(-1)
+        return np.float32(1) / scale if self.divides else scale

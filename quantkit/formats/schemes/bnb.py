@@ -33,8 +33,9 @@ from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError
 from quantkit.formats.json_files import parse_object
-from quantkit.formats.schemes.packing import Floats
+from quantkit.formats.schemes.packing import Floats, group_scales
 from quantkit.formats.schemes.scheme import Part, Scheme
+from quantkit.tensor import GroupScales
 
 ABSMAX, MAP, NESTED_ABSMAX, NESTED_MAP = ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map"
 STATES = (".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4")
@@ -80,6 +81,12 @@ class Bnb(Scheme):
         first, last = (row * place for place in wanted.indices(shape[0])[:2])
         numbers = parts[2]()[_codes(parts[0], first, last)] * _factors(parts, first, last)
         return numbers.reshape(-1, *shape[1:])
+
+    def group_scales(self, parts: Sequence[Part], wanted: slice) -> GroupScales | None:
+        if not parts[1].name.endswith(SCB):
+            return None
+        scales = parts[1](wanted)[:, np.newaxis] * np.float32(1 / LARGEST)
+        return group_scales(scales, -128 * scales, np.zeros(self.shape(parts)[1], np.intp), 8)
 
 
 def _four_bits(name: str, held: set[str]) -> tuple[str, ...]:

@@ -24,8 +24,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import UnsupportedError
-from quantkit.formats.schemes.packing import E2M1, PLAIN, block_of, codes_of, e4m3, floats, nibbles_of, spread
+from quantkit.formats.schemes.packing import (
+    E2M1,
+    PLAIN,
+    Floats,
+    block_of,
+    codes_of,
+    e4m3,
+    floats,
+    group_scales,
+    nibbles_of,
+)
 from quantkit.formats.schemes.scheme import Part, Scheme
+from quantkit.tensor import GroupScales
 
 FORMATS = (
     *("pack-quantized", "int-quantized", "float-quantized", "naive-quantized"),
@@ -111,25 +122,38 @@ class CompressedTensors(Scheme):
             raise ValueError(f"groups of {order.shape} columns do not fit {shape}")
         return shape
 
-    def decode(self, parts: Sequence[Part], wanted: slice) -> NDArray[np.float32]:
-        weight, scale, *others = parts
+    def decode(self, parts: Sequence[Part], wanted: slice) -> Floats:
+        numbers = self._numbers(parts[0], wanted)
+        scales, zeros, groups = self._groups(parts, wanted)
+        if zeros is not None:
+            numbers -= zeros[:, groups]
+        numbers *= scales[:, groups]
+        return numbers
+
+    def group_scales(self, parts: Sequence[Part], wanted: slice) -> GroupScales | None:
+        if parts[0].dtype not in ("I32", "I8"):
+            return None
+        scales, zeros, groups = self._groups(parts, wanted)
+        least = np.float32(-(1 << self.bits - 1))
+        return group_scales(scales, scales * (least if zeros is None else least - zeros), groups, self.bits)
+
+    def _groups(self, parts: Sequence[Part], wanted: slice) -> tuple[Floats, Floats | None, NDArray[Any]]:
+        """Scales and zeros `[rows, groups]` of some rows, and the group of each column."""
+        _, scale, *others = parts
         shape = self.shape(parts)
-        block, first = self._block(shape, scale.shape), wanted.indices(shape[0])[0]
+        block, rows = self._block(shape, scale.shape), np.arange(*wanted.indices(shape[0]))
         zero, divisor, order = _sorted(others)
-        numbers = self._numbers(weight, wanted)
-        scales: NDArray[np.float32] = e4m3()[scale()] if scale.dtype == "F8_E4M3" else floats(scale())
+        scales: Floats = e4m3()[scale()] if scale.dtype == "F8_E4M3" else floats(scale())
         scales = scales.reshape(_matrix(scales.shape))
         if divisor:
             scales = scales / divisor().reshape(())
-        zeros = self._zeros(zero, len(scales)) if zero else None
-        if order and (groups := order()).min() >= 0:
-            rows = np.arange(first, first + len(numbers)) // block[0]
-            rows, groups = np.ix_(rows, groups)
-            ordered: NDArray[np.float32] = scales[rows, groups]
-            return (numbers if zeros is None else numbers - zeros[rows, groups]) * ordered
-        if zeros is not None:
-            numbers -= spread(zeros, numbers.shape, block, first)
-        return numbers * spread(scales, numbers.shape, block, first)
+        zeros = self._zeros(zero, len(scales))[rows // block[0]] if zero else None
+        groups = order() if order else None
+        if groups is None or groups.min() < 0:
+            groups = np.arange(shape[1]) // block[1]
+        elif groups.max() >= scales.shape[1]:
+            raise ValueError(f"a column is of group {groups.max()}, of which there are {scales.shape[1]}")
+        return scales[rows // block[0]], zeros, groups
 
     def _block(self, shape: Sequence[int], scales: tuple[int, ...]) -> tuple[int, int]:
         """Rows and columns that share a scale."""
@@ -137,16 +161,16 @@ class CompressedTensors(Scheme):
             return self.block
         return block_of(shape, _matrix(scales))
 
-    def _numbers(self, weight: Part, wanted: slice) -> NDArray[np.float32]:
+    def _numbers(self, weight: Part, wanted: slice) -> Floats:
         stored = weight(wanted)
         if weight.dtype == "I32":
             return codes_of(stored, self.bits).astype(np.float32) - np.float32(1 << self.bits - 1)
         if weight.dtype == "U8":
             return np.array(E2M1, np.float32)[nibbles_of(stored)]
-        numbers: NDArray[np.float32] = e4m3()[stored] if weight.dtype == "F8_E4M3" else stored.astype(np.float32)
+        numbers: Floats = e4m3()[stored] if weight.dtype == "F8_E4M3" else stored.astype(np.float32)
         return numbers
 
-    def _zeros(self, zero: Part, rows: int) -> NDArray[np.float32]:
+    def _zeros(self, zero: Part, rows: int) -> Floats:
         if zero.dtype == "I32":
             codes = codes_of(zero().T, self.bits).T[:rows]
             return codes.astype(np.float32) - np.float32(1 << self.bits - 1)

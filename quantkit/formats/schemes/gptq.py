@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import UnsupportedError
-from quantkit.formats.schemes.packing import PLAIN, floats, stream_of
+from quantkit.formats.schemes.packing import PLAIN, Floats, floats, group_scales, stream_of
 from quantkit.formats.schemes.scheme import Part, Scheme
+from quantkit.tensor import GroupScales
 
 BITS = (2, 3, 4, 8)
 LESS_ONE = {"gptq": 1, "gptq_v2": 0}
@@ -84,16 +85,26 @@ class Gptq(Scheme):
             raise ValueError(f"codes of shape {weight.shape} do not fit scales {scales.shape} and zeros {zeros.shape}")
         return rows, columns
 
-    def decode(self, parts: Sequence[Part], wanted: slice) -> NDArray[np.float32]:
-        words, zero_words, scales, *order = (part() for part in parts)
-        bits = _bits(*parts[1:3])
-        codes = stream_of(words[:, wanted].T, bits).astype(np.float32)
-        zeros = stream_of(zero_words, bits)[:, wanted].astype(np.float32) + np.float32(self.less)
-        groups = order[0] if order else np.arange(codes.shape[1]) // (codes.shape[1] // len(scales))
-        if groups.min() < 0 or groups.max() >= len(scales):
-            raise ValueError(f"a column is of group {groups.max()}, of which there are {len(scales)}")
-        decoded: NDArray[np.float32] = (codes - zeros.T[:, groups]) * floats(scales[:, wanted]).T[:, groups]
+    def decode(self, parts: Sequence[Part], wanted: slice) -> Floats:
+        codes = stream_of(parts[0]()[:, wanted].T, _bits(*parts[1:3])).astype(np.float32)
+        scales, zeros, groups = self._groups(parts, wanted)
+        decoded: Floats = (codes - zeros[:, groups]) * scales[:, groups]
         return decoded
+
+    def group_scales(self, parts: Sequence[Part], wanted: slice) -> GroupScales | None:
+        scales, zeros, groups = self._groups(parts, wanted)
+        return group_scales(scales, -scales * zeros, groups, _bits(*parts[1:3]))
+
+    def _groups(self, parts: Sequence[Part], wanted: slice) -> tuple[Floats, Floats, NDArray[Any]]:
+        """Scales and zeros `[rows, groups]` of some rows, and the group of each column."""
+        _, columns = self.shape(parts)
+        _, zero_words, scales, *order = parts
+        zeros = stream_of(zero_words(), _bits(zero_words, scales))[:, wanted].astype(np.float32) + np.float32(self.less)
+        count = scales.shape[0]
+        groups = order[0]() if order else np.arange(columns) // (columns // count)
+        if groups.min() < 0 or groups.max() >= count:
+            raise ValueError(f"a column is of group {groups.max()}, of which there are {count}")
+        return floats(scales()[:, wanted]).T, zeros.T, groups
 
 
 def _bits(zeros: Part, scales: Part) -> int:

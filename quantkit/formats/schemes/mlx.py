@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import UnsupportedError
-from quantkit.formats.schemes.packing import E2M1, PLAIN, Floats, e4m3, e8m0, floats, stream_of
+from quantkit.formats.schemes.packing import E2M1, PLAIN, Floats, e4m3, e8m0, floats, group_scales, stream_of
 from quantkit.formats.schemes.scheme import Part, Scheme
+from quantkit.tensor import GroupScales
 
 BITS = (1, 2, 3, 4, 5, 6, 8)
 MODES = ("affine", "mxfp4", "mxfp8", "nvfp4")
@@ -92,7 +93,7 @@ class Mlx(Scheme):
     def decode(self, parts: Sequence[Part], wanted: slice) -> NDArray[np.float32]:
         weight, scales, *biases = parts
         size = self._group_size(weight, scales)
-        codes = stream_of(weight(wanted), 32 * weight.shape[-1] // (size * scales.shape[-1]))
+        codes = stream_of(weight(wanted), self._bits(weight, scales))
         codes = codes.reshape(*codes.shape[:-1], -1, size)
         if biases:
             numbers = codes.astype(np.float32) * floats(scales(wanted))[..., np.newaxis]
@@ -101,6 +102,17 @@ class Mlx(Scheme):
             mode = _mode(weight, scales)
             numbers = mode.numbers[codes] * mode.scales[scales(wanted)][..., np.newaxis]
         return numbers.reshape(*codes.shape[:-2], -1)
+
+    def group_scales(self, parts: Sequence[Part], wanted: slice) -> GroupScales | None:
+        weight, scales, *biases = parts
+        if not biases:
+            return None
+        size = self._group_size(weight, scales)
+        groups = np.arange(size * scales.shape[-1]) // size
+        return group_scales(floats(scales(wanted)), floats(biases[0](wanted)), groups, self._bits(weight, scales))
+
+    def _bits(self, weight: Part, scales: Part) -> int:
+        return 32 * weight.shape[-1] // (self._group_size(weight, scales) * scales.shape[-1])
 
     def _group_size(self, weight: Part, scales: Part) -> int:
         if scales.dtype == "U8":

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit_kernels.blocks import dequantize
+from quantkit.tensor import GroupScales
+from quantkit_kernels.blocks import COLUMNS, dequantize
 
 Floats = NDArray[np.float32]
 
@@ -75,6 +76,29 @@ def nibbles_of(stored: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Codes of four bits along the last axis of bytes, the lower four first."""
     pairs: NDArray[np.uint8] = np.stack([stored & 15, stored >> 4], axis=-1)
     return pairs.reshape(*stored.shape[:-1], -1)
+
+
+def group_scales(scales: Floats, mins: Floats, groups: NDArray[Any], bits: int) -> GroupScales | None:
+    """Scales and mins of a scheme's own groups -> those of each 32 columns.
+
+    Parameters
+    ----------
+    scales, mins : ndarray
+        f32 `[..., rows, groups]`.
+    groups : ndarray
+        Whole numbers `[columns]`: the group of each column.
+    bits : int
+        Of a code.
+
+    Returns
+    -------
+    GroupScales or None
+        None where not all of 32 columns are of one group.
+    """
+    first = groups[::COLUMNS]
+    if not np.array_equal(np.repeat(first, COLUMNS)[: len(groups)], groups):
+        return None
+    return GroupScales(scales[..., first], mins[..., first], bits)
 
 
 def spread(scales: Floats, shape: Sequence[int], block: tuple[int, int], first: int = 0) -> Floats:

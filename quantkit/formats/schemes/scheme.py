@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 from numpy.typing import NDArray
 
 from quantkit.formats.mapped import Entry
+from quantkit.tensor import GroupScales
 
 
 @dataclass(frozen=True)
@@ -73,3 +74,7 @@ class Scheme(ABC):
     @abstractmethod
     def decode(self, parts: Sequence[Part], wanted: slice) -> NDArray[Any]:
         """Return some entries of the first axis of a tensor, as `kind` stores them; no others are read."""
+
+    def group_scales(self, parts: Sequence[Part], wanted: slice) -> GroupScales | None:
+        """Return what some entries of a tensor were quantized with; None where there is no scale for 32 columns."""
+        return None

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import UnsupportedError
-from quantkit.formats.schemes.packing import PLAIN, Floats, block_of, e4m3, floats, spread
+from quantkit.formats.schemes.packing import PLAIN, Floats, block_of, e4m3, floats, group_scales, spread
 from quantkit.formats.schemes.scheme import Part, Scheme
+from quantkit.tensor import GroupScales
 
 VARIANTS = frozenset(
     {
@@ -77,6 +78,16 @@ class TorchAo(Scheme):
         if zero:
             numbers -= spread(zero[0]().astype(np.float32), numbers.shape, block, first)
         return numbers * spread(floats(scale()), numbers.shape, block, first)
+
+    def group_scales(self, parts: Sequence[Part], wanted: slice) -> GroupScales | None:
+        codes, scale, *zero = parts
+        if codes.dtype != "I8":
+            return None
+        (height, width), (rows, columns) = block_of(codes.shape, scale.shape), codes.shape
+        blocks = np.arange(*wanted.indices(rows)) // height
+        scales = floats(scale())[blocks]
+        zeros = zero[0]()[blocks] if zero else np.int8(0)
+        return group_scales(scales, scales * (np.float32(-128) - zeros), np.arange(columns) // width, 8)
 
 
 def _variants(said: Mapping[str, Any]) -> Iterator[str]:

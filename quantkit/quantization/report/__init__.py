@@ -46,6 +46,9 @@ class TensorReport:
         Why it has its kind.
     error : float or None
         Squared error, relative to its sum of squares; None where nothing was packed.
+    kept_codes : float or None
+        Of a tensor that its source has quantized before, in a way that fits its kind: the share of rows that keep the
+        source's codes, since that errs less than a search for other ones.
     """
 
     name: str
@@ -55,6 +58,7 @@ class TensorReport:
     nbytes: int
     reason: str
     error: float | None = None
+    kept_codes: float | None = None
 
     @property
     def weights(self) -> int:
@@ -171,6 +175,11 @@ class Report:
         return {tensor.name: tensor.error for tensor in self.tensors if tensor.error is not None}
 
     @property
+    def kept_codes(self) -> dict[str, float]:
+        """The share of rows with the source's codes, of each tensor that the source has quantized in a fitting way."""
+        return {tensor.name: tensor.kept_codes for tensor in self.tensors if tensor.kept_codes is not None}
+
+    @property
     def packed_bytes(self) -> int:
         """Bytes of all tensors of the packed folder."""
         return sum(tensor.nbytes for tensor in self.tensors)
@@ -220,6 +229,13 @@ class Report:
         from quantkit.quantization.report.saved import save
 
         save(self, path)
+
+
+def codes(kept: float | None) -> str:
+    """Say where the codes of a tensor come from, by `TensorReport.kept_codes`; nothing where the source has none."""
+    if kept is None:
+        return ""
+    return {0.0: "searched", 1.0: "kept"}.get(kept) or f"{min(max(kept, 0.01), 0.99):.0%} kept"
 
 
 def summed(tensors: Iterable[TensorReport], *, by_reason: bool) -> tuple[KindReport, ...]:

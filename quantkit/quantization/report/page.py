@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from quantkit.quantization.recipe import Recipe
-from quantkit.quantization.report import Report, TensorReport
+from quantkit.quantization.report import Report, TensorReport, codes
 from quantkit.quantization.report.chart import MARKS, chart
 from quantkit.quantization.report.text import shown
 
@@ -85,11 +85,12 @@ name and number show when it is pointed at.</figcaption>
 <caption>All {{ tensors | length | number }} tensors, those with the largest error first</caption>
 <thead><tr><th scope="col">Tensor</th><th scope="col">Kind</th><th scope="col">Shape</th>\
 <th scope="col" class="number">Bytes</th><th scope="col" class="number" aria-sort="descending">Error</th>\
-<th scope="col">Reason</th></tr></thead>
+{% if report.kept_codes %}<th scope="col">Codes</th>{% endif %}<th scope="col">Reason</th></tr></thead>
 <tbody>
 {% for row in tensors %}<tr><th scope="row">{{ row.name | shown }}</th><td>{{ row.kind }}</td>\
 <td>{{ row.shape | join(" × ") }}</td><td class="number">{{ row.nbytes | number }}</td>\
-<td class="number">{{ row.error | error }}</td><td>{{ row.reason | shown }}</td></tr>
+<td class="number">{{ row.error | error }}</td>\
+{% if report.kept_codes %}<td>{{ row.kept_codes | codes }}</td>{% endif %}<td>{{ row.reason | shown }}</td></tr>
 {% endfor %}</tbody>
 </table>
 </div>
@@ -102,7 +103,7 @@ name and number show when it is pointed at.</figcaption>
 def page(report: Report) -> bytes:
     """Return a report as an HTML page."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"shown": shown, "number": "{:,}".format, "error": _error}
+    environment.filters |= {"shown": shown, "number": "{:,}".format, "error": _error, "codes": codes}
     return (
         environment.from_string(TEMPLATE)
         .render(

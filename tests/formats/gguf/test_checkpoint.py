@@ -23,6 +23,8 @@ import tiny
 from quantkit import formats
 from quantkit.engine.binding import bind
 from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.formats.gguf.scales import TYPES, group_scales
+from quantkit.quantization.conversion import convert
 from tiny_gguf import (
     ARRAY,
     CONFIG,
@@ -236,6 +238,42 @@ def test_every_type_of_the_gguf_package(name: str, file: Path) -> None:
         np.testing.assert_array_equal((tensor.data.astype(np.uint32) << 16).view(np.float32), expected)
     else:
         np.testing.assert_array_equal(tensor.data, expected.astype(np.float16))
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_numbers_are_whole_codes_of_their_scales(name: str, file: Path) -> None:
+    kind = GGMLQuantizationType[name]
+    block, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    raw = np.random.default_rng(0).integers(0, 256, (6, 2 * nbytes), np.uint8)
+    raw = moderate(raw, kind, 2)
+    scales = group_scales(name, raw.reshape(-1, nbytes), (6, 2 * block))
+    assert scales.scales.shape == scales.mins.shape == (6, 2 * block // 32)
+    steps, mins = (np.repeat(each, 32, axis=1) for each in (scales.scales, scales.mins))
+    numbers = gguf.dequantize(raw, kind)
+    told = np.abs(steps) > 1e-3 * np.abs(mins)  # where a step is not lost beside the min
+    codes = (numbers - mins)[told] / steps[told]
+    assert told.mean() > 0.5
+    np.testing.assert_allclose(codes, np.rint(codes), rtol=0, atol=1e-3)
+    assert np.rint(codes).min() == 0
+    assert np.rint(codes).max() < 1 << scales.bits
+    np.testing.assert_allclose(np.rint(codes) * steps[told] + mins[told], numbers[told], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "packed"), [("Q4_0", "int4"), ("Q4_1", "int4"), ("Q5_0", "int8"), ("Q8_0", "int8")])
+def test_packing_keeps_codes(kind: str, packed: str, file: Path, tmp_path: Path) -> None:
+    report = convert(write(file, kind=GGMLQuantizationType[kind]), tmp_path / "kept", packed)
+    plain = {name: gguf.quantize(values, GGMLQuantizationType[kind]) for name, values in weights().items()}
+    decoded = {
+        name: gguf.dequantize(plain[name], GGMLQuantizationType[kind]) if values.ndim == 2 else values
+        for name, values in weights().items()
+    }
+    searched = convert(write(tmp_path / "plain.gguf", tensors=decoded), tmp_path / "searched", packed)
+    assert searched.kept_codes == {}
+    matrices = [name for name in report.kept_codes if name.endswith("_proj.weight")]
+    assert len(matrices) == 14
+    for name in matrices:
+        assert report.kept_codes[name] == 1
+        assert report.errors[name] < searched.errors[name]
 
 
 def moderate(raw: NDArray[np.uint8], kind: GGMLQuantizationType, blocks: int) -> NDArray[np.uint8]:

@@ -69,9 +69,9 @@ def test_codes_may_be_stored_as_other_numbers() -> None:
         np.testing.assert_array_equal(decoded(Bnb(), seen, wanted=slice(1, 2)), decoded(Bnb(), whole)[1:])
 
 
-@pytest.mark.parametrize("variant", ["bnb", "bnb nested", "bnb bytes"])
-def test_a_checkpoint(tmp_path: Path, variant: str) -> None:
-    quantized.assert_equal(*quantized.checkpoints(tmp_path, *WRITERS[variant]))
+@pytest.mark.parametrize(("variant", "keeps"), [("bnb", ""), ("bnb nested", ""), ("bnb bytes", "_proj")])
+def test_a_checkpoint(tmp_path: Path, variant: str, keeps: str) -> None:
+    quantized.assert_equal(*quantized.checkpoints(tmp_path, *WRITERS[variant]), keeps=keeps, kind="int8")
 
 
 @pytest.mark.parametrize(

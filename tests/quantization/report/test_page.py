@@ -68,6 +68,12 @@ def test_it_needs_nothing_but_itself(report: Report) -> None:
     assert "prefers-color-scheme: dark" in html
 
 
+def test_it_says_where_codes_come_from_if_the_source_has_some(report: Report) -> None:
+    kept = replace(report, tensors=tuple(replace(tensor, kept_codes=0.5) for tensor in report.tensors))
+    assert Reader(page(kept).decode()).texts.count("50% kept") == len(report.tensors)
+    assert "Codes" not in Reader(page(report).decode()).texts
+
+
 def test_it_shows_every_tensor_the_worst_first(report: Report) -> None:
     html = page(report).decode()
     rows = re.findall(

@@ -11,7 +11,7 @@ import tiny
 from quantkit import convert
 from quantkit.formats.output import as_json
 from quantkit.formats.packed import PackedModel
-from quantkit.quantization.report import Report, TensorReport, summed
+from quantkit.quantization.report import Report, TensorReport, codes, summed
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,14 @@ def test_sums_of_kinds_come_largest_first_with_errors_weighted_by_size() -> None
         ("int4", ("other",)),
         ("int4", ("why",)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [(None, ""), (0.0, "searched"), (1e-4, "1% kept"), (0.5, "50% kept"), (0.9999, "99% kept"), (1.0, "kept")],
+)
+def test_where_codes_come_from(kept: float | None, said: str) -> None:
+    assert codes(kept) == said
 
 
 def test_before_packing_no_error_is_known() -> None:

@@ -25,8 +25,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.formats.schemes.packing import PLAIN, Floats, floats
+from quantkit.formats.schemes.packing import PLAIN, Floats, floats, group_scales
 from quantkit.formats.schemes.scheme import Part, Scheme
+from quantkit.tensor import GroupScales
 
 CODES, PARTS = ".W_q", (".scale", ".zero", ".shape", ".packing")
 FLOAT_BYTES = MappingProxyType({"F16": 2, "BF16": 2, "F32": 4})
@@ -91,6 +92,16 @@ class Hqq(Scheme):
         numbers: Floats = ((codes - floats(zero(of_codes))) * floats(scale(of_codes))).reshape(-1)
         begin = lines.start * length
         return numbers[first - begin : last - begin].reshape(-1, columns)
+
+    def group_scales(self, parts: Sequence[Part], wanted: slice) -> GroupScales | None:
+        _, scale, zero, *_ = parts
+        (rows, columns), packing, length = _lines(parts)
+        if scale.shape[1] != 1 or columns % length:
+            return None
+        of_row = columns // length
+        lines = slice(*(of_row * row for row in wanted.indices(rows)[:2]))
+        scales, zeros = (floats(part(lines)).reshape(-1, of_row) for part in (scale, zero))
+        return group_scales(scales, -scales * zeros, np.arange(columns) // length, packing.bits)
 
 
 def _lines(parts: Sequence[Part]) -> Lines:

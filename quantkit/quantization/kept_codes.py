@@ -1,0 +1,74 @@
+"""Blocks of weights that their source has quantized before: its codes are kept where that errs less than a search.
+
+`ModelSource.group_scales` says what a tensor was quantized with. The kernels of `quantkit_kernels.packing` write both:
+`kept.py` rounds the source's scales and mins, `search.py` looks for better ones. Each tile of eight rows is decided by
+itself, so the result depends on neither stripes nor threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.tensor import GroupScales
+from quantkit_kernels.blocks import ROWS
+
+CODE_BITS = {"int4": 4, "int8": 8}
+"""Bits of the widest codes that a kind of blocks keeps."""
+NEGLIGIBLE = {"int4": 1e-4, "int8": 8e-7}
+"""Relative squared error of kept codes below which nothing is searched: a fiftieth of what a search loses of normally
+distributed weights. Of int4, the search takes ten times as long as keeping codes."""
+
+Floats = NDArray[np.float32]
+
+
+def encode_blocks(
+    kind: str, weights: Floats, data: NDArray[np.uint8], row_scales: Floats, scales: GroupScales | None = None
+) -> tuple[float, int | None]:
+    """Write weights as blocks.
+
+    Parameters
+    ----------
+    kind : {"int4", "int8"}
+    weights : ndarray
+        f32 `[rows, columns]`, C-contiguous, finite.
+    data, row_scales : ndarray
+        Written, of the shapes of `blocks.expected_shapes`.
+    scales : GroupScales, optional
+        What the weights were quantized with.
+
+    Returns
+    -------
+    float
+        Sum of squared errors.
+    int or None
+        Row tiles of which the source's codes were kept; None where it has none that fit.
+    """
+    from quantkit_kernels.packing.search import search_int4, search_int8  # compiles, where the kernels are not cached
+
+    search = {"int4": search_int4, "int8": search_int8}[kind]
+    if scales is None or scales.bits > CODE_BITS[kind]:
+        return float(search(weights, data, row_scales).sum()), None
+    errors = _keep(kind, weights, data, row_scales, scales)
+    starts = np.arange(0, len(weights), ROWS)
+    squares = np.add.reduceat(np.square(weights, dtype=np.float64).sum(axis=1), starts)
+    kept = errors <= NEGLIGIBLE[kind] * squares
+    other, other_scales = np.empty_like(data[:1]), np.empty_like(row_scales[:1])
+    for tile in np.flatnonzero(~kept):  # also of errors that are not finite
+        (error,) = search(weights[starts[tile] : starts[tile] + ROWS], other, other_scales)
+        kept[tile] = errors[tile] <= error
+        if not kept[tile]:
+            data[tile], row_scales[tile], errors[tile] = other[0], other_scales[0], error
+    return float(errors.sum()), int(kept.sum())
+
+
+def _keep(kind: str, weights: Floats, data: NDArray[np.uint8], row_scales: Floats, scales: GroupScales) -> NDArray[Any]:
+    """Write blocks with the source's codes; returns the squared error of each row tile."""
+    from quantkit_kernels.packing.kept import keep_int4, keep_int8
+
+    factors, mins = np.ascontiguousarray(scales.scales), np.ascontiguousarray(scales.mins)
+    if kind == "int4":
+        return keep_int4(weights, factors, mins, data, row_scales)
+    return keep_int8(weights, factors, data, row_scales)

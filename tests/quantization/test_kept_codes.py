@@ -1,0 +1,117 @@
+"""Weights that were quantized before: each tile keeps its source's codes, or a search found better ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import quantkit.quantization.encode
+from quantkit.quantization.encode import Encoded, encode, stripes
+from quantkit.quantization.kept_codes import CODE_BITS
+from quantkit.tensor import GroupScales
+from quantkit_kernels import blocks
+
+Floats = NDArray[np.float32]
+
+
+def quantized(rows: int, columns: int, bits: int = 4, seed: int = 0) -> tuple[Floats, GroupScales]:
+    """Numbers of codes of some bits, with scales and whole zeros of each group, and these."""
+    random = np.random.default_rng(seed)
+    groups = blocks.grid(rows, columns)[1]
+    scales = random.uniform(0.3, 1, (rows, groups)).astype(np.float16).astype(np.float32)
+    mins = np.float32(-(1 << bits - 1)) * scales
+    codes = random.integers(1, 1 << bits, (rows, columns))
+    of_column = np.arange(columns) // 32
+    return (codes * scales[:, of_column] + mins[:, of_column]).astype(np.float32), GroupScales(scales, mins, bits)
+
+
+def encoded(weights: Floats, kind: str, scales: GroupScales | None = None) -> Encoded:
+    return encode(weights, "f32", (kind,), scales=scales)[kind]
+
+
+def numbers(kind: str, found: Encoded, shape: tuple[int, ...]) -> Floats:
+    return blocks.dequantize(kind, found.data, found.row_scales, shape)
+
+
+@pytest.mark.parametrize("kind", CODE_BITS)
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 20),
+    columns=st.integers(1, 140),
+    spoiled=st.sets(st.integers(0, 19)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_it_never_errs_more_than_a_search(kind: str, rows: int, columns: int, spoiled: set[int], seed: int) -> None:
+    weights, scales = quantized(rows, columns, CODE_BITS[kind], seed)
+    for row in spoiled & set(range(rows)):  # of which the scales say nothing
+        weights[row] = np.random.default_rng(seed).standard_normal(columns)
+    found, searched = encoded(weights, kind, scales), encoded(weights, kind)
+    assert found.error <= max(searched.error, 1e-4 * found.squares)
+    assert searched.kept is None
+    assert found.kept is not None
+    assert 0 <= found.kept <= blocks.grid(rows, columns)[0]
+    error = np.square(numbers(kind, found, weights.shape).astype(np.float64) - weights).sum()
+    assert found.error == pytest.approx(error, rel=1e-2, abs=1e-11 * found.squares)
+
+
+@pytest.mark.parametrize("kind", CODE_BITS)
+def test_each_tile_is_decided_by_itself(kind: str) -> None:
+    weights, scales = quantized(40, 96, CODE_BITS[kind])
+    random = np.random.default_rng(1).standard_normal((16, 96)).astype(np.float32)
+    weights[8:24] = random
+    found = encoded(weights, kind, scales)
+    assert found.kept == 3
+    searched = encoded(random, kind)
+    assert found.data[1:3].tobytes() == searched.data.tobytes()
+    assert found.row_scales is not None
+    assert searched.row_scales is not None
+    assert found.row_scales[1:3].tobytes() == searched.row_scales.tobytes()
+
+
+@pytest.mark.parametrize("kind", CODE_BITS)
+def test_stripes_change_nothing(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    weights, scales = quantized(75, 40, CODE_BITS[kind])
+    weights[30:40] *= np.float32(1.01)
+    whole = encoded(weights, kind, scales)
+    monkeypatch.setattr(quantkit.quantization.encode, "STRIPE_WEIGHTS", 16 * 40)
+
+    def parts() -> Iterator[Encoded]:
+        for rows in stripes(weights.shape):
+            yield encoded(weights[rows], kind, scales.viewed(lambda it, rows=rows: it[rows]))  # type: ignore[misc]
+
+    found = list(parts())
+    assert len(found) == 5
+    assert b"".join(part.data.tobytes() for part in found) == whole.data.tobytes()
+    assert sum(part.kept or 0 for part in found) == whole.kept
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("int4", 5), ("int4", 8)])
+def test_codes_that_are_too_wide_are_not_tried(kind: str, bits: int) -> None:
+    weights, scales = quantized(8, 64, bits)
+    found = encoded(weights, kind, scales)
+    assert found.kept is None
+    assert found.data.tobytes() == encoded(weights, kind).data.tobytes()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5])
+def test_codes_of_fewer_bits_stay_in_wider_blocks(bits: int) -> None:
+    """Whole zeros make them symmetric codes."""
+    weights, scales = quantized(16, 256, bits)
+    found = encoded(weights, "int8", scales)
+    assert found.kept == 2
+    assert found.error < encoded(weights, "int8").error / 3
+    codes = blocks.unpack_int8(found.data)[0]
+    np.testing.assert_array_equal(codes, np.rint(weights / np.repeat(scales.scales, 32, axis=1)))
+
+
+def test_scales_that_are_not_finite_are_of_no_use() -> None:
+    weights, scales = quantized(8, 64)
+    bad = GroupScales(scales.scales * np.float32(np.inf), scales.mins, 4)
+    found = encoded(weights, "int4", bad)
+    assert found.kept == 0
+    assert found.data.tobytes() == encoded(weights, "int4").data.tobytes()
