@@ -87,9 +87,10 @@ def read_calibration_text(
     if "tokenizer.json" not in source.files:
         raise OptionError(f"calibration: {source.path} has no tokenizer.json, so it cannot read a text")
     tokenizer = Tokenizer({**source.files, "config.json": as_json(source.config)}, source.path)
-    file = Path(__file__).with_name("builtin.jsonl") if path == BUILTIN else Path(os.path.expanduser(path))
+    builtin = os.fspath(path) == BUILTIN
+    file = Path(__file__).with_name("builtin.jsonl") if builtin else Path(os.path.expanduser(path))
     raw = _read(file)
-    ids = _builtin(raw, tokenizer) if path == BUILTIN else _encode(raw.decode(), tokenizer)
+    ids = _builtin(raw, tokenizer) if builtin else _encode(raw.decode(), tokenizer)
     length = min(WINDOW_TOKENS, learned_positions or WINDOW_TOKENS)
     if len(ids) < LEAST_TOKENS:
         raise OptionError(
@@ -101,7 +102,7 @@ def read_calibration_text(
     count = min(MOST_WINDOWS, len(ids) // size)
     starts = np.linspace(0, len(ids) - size, count).astype(int).tolist()
     windows = [begin + ids[start : start + size] for start in starts]
-    return CalibrationText(BUILTIN if path == BUILTIN else file.name, windows, hashlib.sha256(raw).hexdigest())
+    return CalibrationText(BUILTIN if builtin else file.name, windows, hashlib.sha256(raw).hexdigest())
 
 
 def _read(path: Path) -> bytes:

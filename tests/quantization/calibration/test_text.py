@@ -52,11 +52,12 @@ def test_the_spelling_of_a_special_token_is_text(source: ModelSource, tmp_path: 
 
 
 @pytest.mark.parametrize("template", [True, False])
-def test_the_builtin_text_is_for_every_model(source: ModelSource, template: bool) -> None:
+@pytest.mark.parametrize("name", [BUILTIN, Path(BUILTIN)])
+def test_the_builtin_text_is_for_every_model(source: ModelSource, name: str | Path, template: bool) -> None:
     if not template:
         (source.path / "chat_template.jinja").unlink()
         source = formats.open(source.path)
-    found = read_calibration_text(BUILTIN, source, None)
+    found = read_calibration_text(name, source, None)
     assert found.name == BUILTIN
     assert len(found.windows) == module.MOST_WINDOWS
 
