@@ -145,7 +145,7 @@ CASES: dict[str, Case] = {name: Case(name) for name in _SAME.split()} | {
     "ernie4_5_moe": Case("ernie4_5_moe"),
     "exaone_moe": Case("exaone_moe"),
     "gemma4_text": Case("gemma4_text"),
-    "gemma4_text_experts": Case("gemma4_text_experts"),
+    "gemma4_text_experts": Case("gemma4_text_experts", {"final_logit_softcapping": 30.0}),
     "glm4_moe": Case("glm4_moe"),
     "glm4_moe_lite": Case("glm4_moe_lite_default_layers", {"first_k_dense_replace": 1}),
     "gpt_bigcode": Case("gpt_bigcode"),
@@ -175,7 +175,9 @@ CASES: dict[str, Case] = {name: Case(name) for name in _SAME.split()} | {
     "falcon_h1_no_norm": Case("falcon_h1", {"head_dim": 16}),
     "falcon_mamba": Case("falcon_mamba"),
     "gemma3n_text": Case("gemma3n_text_four_inputs"),
-    "gemma3n_text_published_ranks": Case("gemma3n_text_published_ranks", {"activation_sparsity_pattern": [0.95] * 4}),
+    "gemma3n_text_published_ranks": Case(
+        "gemma3n_text_published_ranks", {"activation_sparsity_pattern": [0.95] * 4, "final_logit_softcapping": 30.0}
+    ),
     "granite_swa": Case("granite_swa_default_layers"),
     "granitemoe_swa": Case("granitemoe_swa", {"layer_rope_theta": ...}),
     "hunyuan_v1_moe": Case("hunyuan_v1_moe", {"rope_scaling": ...}),

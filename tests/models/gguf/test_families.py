@@ -32,14 +32,14 @@ ROUNDED = dict.fromkeys(
 
 OTHERWISE_IN_LLAMA_CPP = frozenset(
     (
-        *("olmo3", "gpt_oss", "glm4_moe_lite", "gemma4_text", "gemma4_text_experts"),
+        *("olmo3", "gpt_oss", "glm4_moe_lite", "gemma4_text"),
         *("bamba", "gemma3n_text_published_ranks", "phimoe"),
     )
 )
 """llama.cpp multiplies yarn's own factor and the config's; rounds the bounds of yarn's ramp; knows GLM by its size;
-ends the process where Gemma 4's last layers share keys in so small a model; is one percent off where it has experts;
-turns channels of Bamba that its converter took for others; reckons on 30 layers of Gemma 3n; weighs Phi's experts by a
-plain softmax. transformers answers as quantkit does in all of them."""
+ends the process where Gemma 4's last layers share keys in so small a model; turns channels of Bamba that its converter
+took for others; divides by one less for the deviation of Gemma 3n's gates; weighs Phi's experts by a plain softmax.
+transformers answers as quantkit does in all of them."""
 
 TOLERANCE = 5e-3
 """Of llama.cpp's logits: it looks GELU up in a table of 16-bit numbers."""
