@@ -25,7 +25,7 @@ from quantkit.models.program import Program
 from quantkit.quantization.recipe import Recipe, choose
 from quantkit.quantization.report import TensorReport
 from quantkit.quantization.report.card import card
-from quantkit.quantization.report.card_fields import card_fields
+from quantkit.quantization.report.card_fields import Fields, card_fields
 from quantkit.tensor import TensorSpec
 from quantkit_kernels.blocks import nbytes
 
@@ -55,7 +55,7 @@ class Plan:
     notices : tuple of str
         What is left out, and what stands in for something that is missing.
     card_fields : Mapping
-        What the checkpoint's own README.md says to model hubs.
+        What the checkpoint says of itself to model hubs.
     text : CalibrationText, optional
         What to calibrate on.
     """
@@ -66,7 +66,7 @@ class Plan:
     reasons: Mapping[str, str]
     recipe: Recipe
     notices: tuple[str, ...]
-    card_fields: Mapping[str, str | list[str]]
+    card_fields: Fields
     text: CalibrationText | None = None
 
     @property
@@ -120,10 +120,10 @@ def make_plans(path: str | os.PathLike[str], recipes: Iterable[Recipe], *, stric
     if strict and notices:
         messages = [message.removeprefix(f"{bound.weights.path}: ") for message in notices]
         raise StrictError(f"{bound.weights.path}: refused by --strict: {_listed(messages)}")
-    return [_plan(bound, recipe, notices) for recipe in recipes]
+    return [_plan(bound, recipe, notices, card_fields(model)) for recipe in recipes]
 
 
-def _plan(bound: Bound, recipe: Recipe, notices: Sequence[str]) -> Plan:
+def _plan(bound: Bound, recipe: Recipe, notices: Sequence[str], fields: Fields) -> Plan:
     source, tensors = bound.weights, bound.program.tensors
     chosen = choose(tensors, recipe)
     return Plan(
@@ -133,7 +133,7 @@ def _plan(bound: Bound, recipe: Recipe, notices: Sequence[str]) -> Plan:
         {name: chosen[name].reason for name in source.names},
         recipe,
         tuple(notices),
-        card_fields(source.path),
+        fields,
     )
 
 

@@ -24,7 +24,7 @@ from quantkit.errors import CheckpointError, OptionError, PackedModelError, Quan
 from quantkit.formats.packed import PackedModel, verify
 from quantkit.formats.safetensors.file import SafetensorsFile
 from quantkit.models.registry import read
-from quantkit.quantization.conversion import convert
+from quantkit.quantization.conversion import convert, convert_all
 from quantkit.quantization.report import Progress
 from quantkit.tensor import Piece
 from quantkit_kernels import blocks
@@ -120,6 +120,15 @@ def test_a_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
     assert [(row.name, row.kind, row.reason) for row in dry.tensors] == [
         (row.name, row.kind, row.reason) for row in wet.tensors
     ]
+
+
+@pytest.mark.real
+def test_a_real_model_has_the_size_that_was_announced(tmp_path: Path) -> None:
+    source = os.environ["QUANTKIT_TEST_MODEL"]
+    outputs = {tmp_path / kind: kind for kind in ("int4", "int8")}
+    announced = {output: report.files for output, report in convert_all(source, outputs, dry_run=True).items()}
+    convert_all(source, outputs)
+    assert announced == {output: {file.name: file.stat().st_size for file in output.iterdir()} for output in outputs}
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Path:

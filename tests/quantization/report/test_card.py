@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 import tiny
+import tiny_gguf
 from quantkit import convert
+from quantkit.formats import open as opened
 from quantkit.formats.packed import PackedModel, verify
 from quantkit.quantization.dequantization import dequantize
 from quantkit.quantization.report.card_fields import card_fields
@@ -109,16 +111,32 @@ def test_a_name_is_text(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_front_matter(tmp_path: Path, text: str, found: dict[str, object]) -> None:
-    assert card_fields(written(tmp_path, text)) == found
+    assert card_fields(opened(written(tiny.checkpoint(tmp_path / "tiny"), text))) == found
 
 
 def test_a_card_that_is_no_text(tmp_path: Path) -> None:
-    assert card_fields(tmp_path) == {}
-    (tmp_path / "README.md").write_bytes(b"---\nlicense: \xff\xfe\n---\n")
-    assert "license" in card_fields(tmp_path)
-    (tmp_path / "README.md").unlink()
-    (tmp_path / "README.md").mkdir()
-    assert card_fields(tmp_path) == {}
+    source = opened(tiny.checkpoint(tmp_path / "tiny"))
+    assert card_fields(source) == {}
+    (source.path / "README.md").write_bytes(b"---\nlicense: \xff\xfe\n---\n")
+    assert "license" in card_fields(source)
+    (source.path / "README.md").write_bytes(b"---\n" + b"tags:\n" + 1_000_000 * b"- a\n" + b"---\n")
+    assert card_fields(source) == {}
+    (source.path / "README.md").unlink()
+    (source.path / "README.md").mkdir()
+    assert card_fields(source) == {}
+
+
+def test_a_gguf_file_says_it_in_its_metadata(tmp_path: Path) -> None:
+    said = {
+        "general.license": ("mit", tiny_gguf.TEXT),
+        "general.languages": (["en", "no"], tiny_gguf.ARRAY),
+        "general.license.link": ("\x1b[31m", tiny_gguf.TEXT),
+        "general.base_model.0.repo_url": ("https://huggingface.co/org/base", tiny_gguf.TEXT),
+    }
+    convert(tiny_gguf.write(tmp_path / "m.gguf", said), tmp_path / "out")
+    found = fields_of((tmp_path / "out/README.md").read_text())
+    assert (found["license"], found["language"], found["base_model"]) == ("mit", ["en", "no"], "org/base")
+    assert "license_link" not in found
 
 
 def test_a_model_of_the_hub_is_the_base_of_its_packed_one(tmp_path: Path) -> None:
