@@ -37,6 +37,8 @@ class Fault:
         An error in place of the answer.
     flip : bool
         The last byte is another one.
+    cut : int
+        Bytes that are missing at the end, as if the file were no longer; a number below zero adds some.
     ignore_range : bool
         The whole file is sent, though a part was asked for.
     """
@@ -45,6 +47,7 @@ class Fault:
     hang: float = 0.0
     status: int = 0
     flip: bool = False
+    cut: int = 0
     ignore_range: bool = False
 
 
@@ -211,6 +214,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault.flip:
             content = content[:-1] + bytes([content[-1] ^ 1])
+        content = content[: len(content) - fault.cut] + bytes(max(0, -fault.cut))
         match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if match and not fault.ignore_range:
             begin = int(match[1])

@@ -83,7 +83,7 @@ def test_faults_are_one_line(invoke: Invoke, hub: HubServer, tmp_path: Path) -> 
     hub.add("org/gated", {"config.json": b"{}", WEIGHTS: b""}, gated=True)
     hub.add("org/files", {"a.Q4_0.gguf": b"GGUF", "pytorch_model.bin": b""})
     faults = {
-        "org/nothing": ["no such model on", "HF_TOKEN"],
+        "org/nothing": ["no such file or folder, and there is no such model on", "HF_TOKEN"],
         "org/gated": ["accept its terms at", "hf auth login"],
         f"{NAME}@v9": ["no revision 'v9'"],
         f"{NAME}:Q4_0": ["no GGUF file"],

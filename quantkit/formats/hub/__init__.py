@@ -109,9 +109,9 @@ def find(name: HubName, *, check: Check | None = None, weights: bool = True) -> 
     """
     settings = constants(name)
     here = Storage(name).contents()
-    timeout = min(settings.HF_HUB_ETAG_TIMEOUT, CHECK_SECONDS) if here else settings.HF_HUB_ETAG_TIMEOUT
+    timeout = settings.HF_HUB_ETAG_TIMEOUT
     try:
-        contents = list_contents(name, timeout)
+        contents = list_contents(name, min(timeout, CHECK_SECONDS) if here else timeout, known=here is not None)
     except HubError as cause:
         if here is None:
             raise

@@ -19,6 +19,7 @@ from quantkit.formats.hub.names import HubError, HubName
 from quantkit.formats.json_files import parse_object
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+NO_PATH = "no such file or folder, and "
 _ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -37,8 +38,10 @@ def constants(name: HubName) -> Any:
     return constants
 
 
-def list_contents(name: HubName, timeout: float) -> Contents:
+def list_contents(name: HubName, timeout: float, *, known: bool) -> Contents:
     """Ask the hub what a repository holds; this is one request.
+
+    Where nothing is `known` of it on this machine, what was meant may have been a path, and errors say so.
 
     Raises
     ------
@@ -48,9 +51,9 @@ def list_contents(name: HubName, timeout: float) -> Contents:
     """
     settings = constants(name)
     if settings.HF_HUB_OFFLINE:
-        raise HubError(f"{name}: no such file or folder, and the hub is not asked: HF_HUB_OFFLINE is set")
+        raise HubError(f"{name}: {'' if known else NO_PATH}the hub is not asked: HF_HUB_OFFLINE is set")
     url = f"{settings.ENDPOINT}/api/models/{name.repo}/revision/{quote(name.revision, safe='')}"
-    with explained(name):
+    with explained(name, "" if known else NO_PATH):
         from huggingface_hub.utils import get_session, hf_raise_for_status
 
         response = get_session().get(url, headers=_headers(settings), params={"blobs": "true"}, timeout=timeout)
@@ -111,8 +114,8 @@ def _headers(settings: Any) -> dict[str, str]:
 
 
 @contextmanager
-def explained(name: HubName) -> Iterator[None]:
-    """Turn what requests raise into a `HubError` that says what to do."""
+def explained(name: HubName, before: str = "") -> Iterator[None]:
+    """Turn what requests raise into a `HubError` that says what to do; `before` begins the sentence."""
     from huggingface_hub import errors
 
     endpoint = constants(name).ENDPOINT
@@ -124,16 +127,14 @@ def explained(name: HubName) -> Iterator[None]:
             f"{name}: the model is gated: accept its terms at {endpoint}/{name.repo}, and {log_in}"
         ) from cause
     except errors.RepositoryNotFoundError as cause:
-        raise HubError(
-            f"{name}: no such file or folder, and no such model on {endpoint}; if it is private: {log_in}"
-        ) from cause
+        raise HubError(f"{name}: {before}there is no such model on {endpoint}; if it is private: {log_in}") from cause
     except errors.RevisionNotFoundError as cause:
         raise HubError(f"{name}: the repository has no revision {name.revision!r}") from cause
     except errors.HfHubHTTPError as cause:
         status = cause.response.status_code
         hint = f"; {log_in}" if status in (401, 403) else ""
         error = Unreachable if status in (408, 429) or status >= 500 else HubError
-        raise error(f"{name}: {endpoint} answers {status} {cause.response.reason_phrase}{hint}") from cause
+        raise error(f"{name}: {before}{endpoint} answers {status} {cause.response.reason_phrase}{hint}") from cause
     except (errors.HfHubHTTPError.__bases__[0], errors.OfflineModeIsEnabled) as cause:  # httpx's base class of all
         what = f"{type(cause).__name__}: {cause}".rstrip(": ")
-        raise Unreachable(f"{name}: {endpoint} cannot be reached ({what})") from cause
+        raise Unreachable(f"{name}: {before}{endpoint} cannot be reached ({what})") from cause

@@ -187,6 +187,7 @@ INTERRUPTIONS: dict[str, list[Fault]] = {
     "dropped at once": [Fault(after=1)] * 3,
     "hangs": [Fault(after=50_000, hang=3), Fault(after=9, hang=3)],
     "busy": [Fault(status=503), Fault(status=429), Fault(after=70_000), Fault(status=500)],
+    "short": [Fault(cut=60_000), Fault(after=9)],
     "no ranges": [Fault(after=100_000), Fault(ignore_range=True)],
     "no ranges, dropped again": [Fault(after=100_000), Fault(after=150_000, ignore_range=True), Fault(after=1)],
 }
@@ -236,8 +237,8 @@ def test_an_interrupt_keeps_what_has_come(hub: HubServer, checkpoint: Path) -> N
 
 def test_what_is_not_what_the_hub_lists_is_fetched_again(hub: HubServer, checkpoint: Path) -> None:
     hub.add("org/tiny", checkpoint)
-    for name in ("tokenizer.json", WEIGHTS):
-        hub.faults[name] = [Fault(flip=True)]
+    for name, fault in (("tokenizer.json", Fault(flip=True)), (WEIGHTS, Fault(flip=True)), (WEIGHTS, Fault(cut=-9))):
+        hub.faults[name] = [fault]
         with pytest.raises(HubError, match=f"org/tiny: {name} is not what the hub lists; start again"):
             local_path("org/tiny")
     path = local_path("org/tiny")
@@ -300,7 +301,7 @@ ABSENCES: dict[Callable[[pytest.MonkeyPatch, HubServer], None], str] = {
     take_the_hub_away: "cannot be reached",
     let_the_hub_hang: "cannot be reached",
     let_the_hub_fail: "answers 500",
-    remove_the_model: "no such model on",
+    remove_the_model: "there is no such model on",
 }
 
 
@@ -319,7 +320,7 @@ def test_without_the_hub_what_is_here_is_used(
     assert ABSENCES[absence] in str(caught.value)
     assert "the download that is here is not complete: org/tiny: " in str(caught.value)
     shutil.rmtree(path.parents[1])
-    with pytest.raises(HubError, match=r"^org/tiny: ") as caught:
+    with pytest.raises(HubError, match=r"^org/tiny: no such file or folder, and ") as caught:
         local_path("org/tiny")
     assert ABSENCES[absence] in str(caught.value)
 
@@ -351,7 +352,7 @@ def test_gated_and_private_models(hub: HubServer, checkpoint: Path, monkeypatch:
     hub.requests.clear()
     assert files_of(local_path("org/tiny")) == files_of(checkpoint)
     assert all(("authorization" in headers) != path.startswith("/cdn/") for _, path, headers in hub.requests)
-    with pytest.raises(HubError, match=r"org/nothing: no such file or folder, and no such model on .*; if it is"):
+    with pytest.raises(HubError, match=r"org/nothing: no such file or folder, and there is no such model on .*; if"):
         local_path("org/nothing")
 
 
