@@ -31,7 +31,7 @@ from quantkit.formats.json_files import read_file, read_object
 from quantkit.formats.output import CARD, WEIGHTS, as_json, output_folder, write_files
 from quantkit.formats.output import PACKED_MANIFEST as MANIFEST
 from quantkit.formats.output.journal import JOURNAL, Journal
-from quantkit.formats.safetensors.file import SafetensorsFile
+from quantkit.formats.safetensors.file import NUMPY, SafetensorsFile
 from quantkit.formats.safetensors.writer import PADDING, SafetensorsWriter, as_bytes
 from quantkit.formats.source import ModelSource
 from quantkit.tensor import Tensor, TensorSpec
@@ -182,8 +182,8 @@ class PackedWriter:
         """What the manifest says of each finished tensor, in the order of the file."""
         return {name: self._entries[name] for name in self._specs if name in self._entries}
 
-    def keep_finished(self) -> Iterator[str]:
-        """Yield the tensors that an interrupted process finished; the others are to be written.
+    def keep_finished(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield the tensors that an interrupted process finished, and what it noted of each; the others are to come.
 
         Their bytes are compared with their checksums; one that differs is to be written again.
         """
@@ -196,13 +196,23 @@ class PackedWriter:
             if digest.hexdigest() == entry["sha256"]:
                 for key in keys:
                     self._weights.keep(key)
-                self._entries[name] = {key: value for key, value in entry.items() if key != "name"}
-                yield name
+                self._entries[name] = {key: entry[key] for key in (*MEASURED, "sha256") if key in entry}
+                yield name, entry
 
-    def add(self, name: str, tensor: Tensor, relative_error: float = 0.0) -> None:
-        """Write a tensor; its squared error relative to the source goes into the manifest, unless nothing was lost."""
+    def read(self, name: str) -> Tensor:
+        """Return a finished tensor, from the file."""
+        spec, arrays = self._specs[name], []
+        for key, (dtype, shape) in entries_of(spec).items():
+            arrays.append(np.frombuffer(bytearray().join(self._weights.written(key)), NUMPY[dtype]).reshape(shape))
+        return Tensor(spec.kind, spec.shape, *arrays)
+
+    def add(self, name: str, tensor: Tensor, relative_error: float = 0.0, **noted: Any) -> None:
+        """Write a tensor; its squared error relative to the source goes into the manifest, unless nothing was lost.
+
+        What is `noted` besides is for `keep_finished`, as JSON.
+        """
         self.append(name, tensor.data, tensor.row_scales)
-        self.finish(name, relative_error)
+        self.finish(name, relative_error, **noted)
 
     def append(self, name: str, data: NDArray[Any], row_scales: NDArray[np.float32] | None) -> None:
         """Write the next rows of a tensor, whole tiles or up to its last row; `finish` comes before the next tensor."""
@@ -211,7 +221,7 @@ class PackedWriter:
         if row_scales is not None:
             self._row_scales.append(row_scales)
 
-    def finish(self, name: str, relative_error: float = 0.0, kept_codes: float | None = None) -> None:
+    def finish(self, name: str, relative_error: float = 0.0, kept_codes: float | None = None, **noted: Any) -> None:
         """Note that all rows of a tensor were given, and what was lost, as `add` does.
 
         `kept_codes` is the share of its rows that keep the codes of a source that has quantized them before.
@@ -223,7 +233,7 @@ class PackedWriter:
         lost = {"relative_error": relative_error} if relative_error else {}
         kept = {} if kept_codes is None else {"kept_codes": kept_codes}
         self._entries[name] = {**lost, **kept, "sha256": self._digest.hexdigest()}
-        self._journal.add({"name": name, **self._entries[name]})
+        self._journal.add({**noted, "name": name, **self._entries[name]})
         self._digest, self._row_scales = hashlib.sha256(), []
 
 

@@ -239,13 +239,21 @@ def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str]) -> di
 
 
 def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Callable[[str], None]) -> _Losses:
-    """Write all tensors, those of int4 packed for what they do to a text."""
-    from quantkit.quantization.calibration.layers import pack_calibrated  # heavy: after all that can be refused
+    """Write the tensors that are not finished, those of int4 packed for what they do to a text."""
+    from quantkit.quantization.calibration.layers import Packed, pack_calibrated  # heavy: after all that can be refused
 
     assert plan.text is not None
+    noted = dict(writer.keep_finished())
+
+    def finished(name: str) -> Packed | None:
+        if name not in noted:
+            return None
+        return Packed(name, writer.read(name), noted[name].get("relative_error", 0.0), noted[name].get("output_error"))
+
     output_errors = {}
-    for packed in pack_calibrated(plan.program, plan.source, plan.specs, plan.text.windows, threads):
-        writer.add(packed.name, packed.tensor, packed.error)
+    for packed in pack_calibrated(plan.program, plan.source, plan.specs, plan.text.windows, threads, finished):
+        if packed.name not in noted:
+            writer.add(packed.name, packed.tensor, packed.error, output_error=packed.output_error)
         if packed.output_error is not None:
             output_errors[packed.name] = packed.output_error
         tell(packed.name)
@@ -254,9 +262,7 @@ def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Call
 
 
 def _written(output: Output, plan: Plan, force: bool, identity: str) -> AbstractContextManager[PackedWriter]:
-    # What is calibrated depends on all that was packed before it: it is packed at a stretch.
-    key = "" if plan.text else _key(plan, identity)
-    return write_packed(output, plan.contents, force=force, key=key)
+    return write_packed(output, plan.contents, force=force, key=_key(plan, identity))
 
 
 def _key(plan: Plan, identity: str) -> str:
@@ -277,7 +283,7 @@ class _Growing:
 
     def __init__(self, writer: PackedWriter, specs: Mapping[str, TensorSpec]) -> None:
         self.specs = specs
-        self._complete = set(writer.keep_finished())
+        self._complete = {name for name, _ in writer.keep_finished()}
         self._writer = writer
         self._error = self._squares = 0.0
         self._kept: list[int] = []

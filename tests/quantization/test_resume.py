@@ -21,6 +21,7 @@ from quantkit.formats.packed import verify
 from quantkit.formats.safetensors.file import SafetensorsFile
 from quantkit.formats.safetensors.writer import SafetensorsWriter
 from quantkit.quantization import encode, pipeline
+from quantkit.quantization.calibration import curvature, layers
 from quantkit.quantization.conversion import convert
 from quantkit.quantization.report import Progress
 
@@ -104,6 +105,7 @@ KILLED = """
 import os, signal, sys
 from quantkit import convert
 from quantkit.quantization import encode, pipeline
+from quantkit.quantization.calibration import curvature, layers
 
 source, out, left, original = sys.argv[1], sys.argv[2], int(sys.argv[3]), pipeline.encode
 
@@ -298,3 +300,30 @@ def test_it_is_told_once(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCap
     assert [record.getMessage() for record in caplog.records] == [
         f"interrupted: what is finished is kept in {left}; the same command goes on from there"
     ]
+
+
+def test_calibration_goes_on(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is finished is read, not calibrated again: what follows depends on it."""
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"{number} is {number * number % 997}," for number in range(1500)))
+    whole = convert(checkpoint, tmp_path / "whole", calibration=text)
+    assert whole.calibration
+    assert interrupt(checkpoint, tmp_path / "out", 12, calibration=text)
+    calibrated, original = [], curvature.pack_under
+
+    def pack_under(*args: Any) -> Any:
+        calibrated.append(args)
+        return original(*args)
+
+    monkeypatch.setattr(layers, "pack_under", pack_under)
+    steps: list[Progress] = []
+    report = convert(checkpoint, tmp_path / "out", calibration=text, progress=steps.append)
+    assert 0 < len(calibrated) < len(whole.calibration.output_errors)
+    assert len({step.tensor for step in steps}) == len(steps) == len(report.errors)
+    assert (report.errors, report.calibration) == (whole.errors, whole.calibration)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    interrupt(checkpoint, tmp_path / "other", 12, calibration=text)
+    text.write_text(text.read_text() + "And so on.")
+    calibrated.clear()
+    convert(checkpoint, tmp_path / "other", calibration=text)
+    assert len(calibrated) == len(whole.calibration.output_errors)

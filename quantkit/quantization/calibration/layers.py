@@ -7,7 +7,7 @@ of those matrices that share an input. `stops.py` says where the program is cut,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from quantkit.engine.model import PASS_TOKENS, Model, empty_rows
 from quantkit.formats.source import ModelSource
 from quantkit.models.parts import cut
 from quantkit.models.program import Program, Value
-from quantkit.quantization.calibration.curvature import curvature_of, pack_under
+from quantkit.quantization.calibration.curvature import Curvature, curvature_of, pack_under
 from quantkit.quantization.calibration.stops import Shared, stops_of
 from quantkit.quantization.encode import quantize
 from quantkit.tensor import Tensor, TensorSpec
@@ -62,6 +62,7 @@ def pack_calibrated(
     specs: Mapping[str, TensorSpec],
     windows: Sequence[Sequence[int]],
     threads: int,
+    finished: Callable[[str], Packed | None] = lambda name: None,
 ) -> Iterator[Packed]:
     """Pack the tensors of a model, those of kind int4 under the Hessian of their inputs.
 
@@ -74,12 +75,18 @@ def pack_calibrated(
     windows : sequence of sequence of int
         The text: token ids, as many in each.
     threads : int
+    finished : callable, optional
+        A tensor that was packed before, with the same text, by its name; None where it was not.
 
     Yields
     ------
     Packed
         Each tensor, once, in the order of use.
     """
+
+    def pack(name: str) -> Packed:
+        return finished(name) or _pack(source, specs[name], threads)
+
     wanted = [name for name, spec in specs.items() if spec.kind == "int4"]
     stops = stops_of(program, wanted)
     parts = cut(program, [stop.border for stop in stops])
@@ -90,7 +97,7 @@ def pack_calibrated(
     for number, (part, stop) in enumerate(zip(parts, stops, strict=False)):
         for name in part.tensors:
             if name not in weights.tensors:
-                packed = _pack(source, specs[name], threads)
+                packed = _pack(source, specs[name], threads) if name in calibrated else pack(name)
                 weights.tensors[name] = packed.tensor
                 if name not in calibrated:
                     left.pop(name)
@@ -100,14 +107,13 @@ def pack_calibrated(
         needed = {value.index for each in later for value in each.inputs}
         rows = {index: array for index, array in rows.items() if index in needed}
         for shared in stop.shared.values():
-            for packed in _calibrate(shared, rows, source, len(windows[0]), threads):
+            for packed in _calibrate(shared, _inputs(shared, rows, len(windows[0])), source, threads, finished):
                 weights.tensors[packed.name] = packed.tensor
                 left.pop(packed.name)
                 yield packed
         used = {name for each in later for name in each.tensors}
         weights.tensors = {name: tensor for name, tensor in weights.tensors.items() if name in used}
-    for name in left:
-        yield _pack(source, specs[name], threads)
+    yield from map(pack, left)
 
 
 def _pack(source: ModelSource, spec: TensorSpec, threads: int) -> Packed:
@@ -137,19 +143,28 @@ def _of_window(rows: Rows, value: Value, number: int, length: int) -> Rows:
 
 
 def _calibrate(
-    shared: Shared, rows: Mapping[int, Rows], source: ModelSource, length: int, threads: int
+    shared: Shared,
+    inputs: Iterable[Rows],
+    source: ModelSource,
+    threads: int,
+    finished: Callable[[str], Packed | None],
 ) -> Iterator[Packed]:
     """Pack the weights that share inputs."""
-    for names, inputs in zip(shared.names, _inputs(shared, rows, length), strict=True):
-        curvature = curvature_of(inputs) if names else None
-        for name in names:
-            label = f"{source.file_of(name)}: tensor {name!r}"
-            weights = source.tensor(name, copy=True)
-            packed, error = quantize(weights, "int4", label=label, threads=threads)
-            if curvature is None:
-                yield Packed(name, packed, error)
-            else:
-                yield Packed(name, *pack_under(curvature, weights, packed, threads))
+    for names, rows in zip(shared.names, inputs, strict=True):
+        found = {name: finished(name) for name in names}
+        curvature = None if all(found.values()) else curvature_of(rows)
+        for name, before in found.items():
+            yield before or _pack_under(curvature, source, name, threads)
+
+
+def _pack_under(curvature: Curvature | None, source: ModelSource, name: str, threads: int) -> Packed:
+    """Pack a weight of kind int4, under the Hessian of its inputs if there were any."""
+    label = f"{source.file_of(name)}: tensor {name!r}"
+    weights = source.tensor(name, copy=True)
+    packed, error = quantize(weights, "int4", label=label, threads=threads)
+    if curvature is None:
+        return Packed(name, packed, error)
+    return Packed(name, *pack_under(curvature, weights, packed, threads))
 
 
 def _inputs(shared: Shared, rows: Mapping[int, Rows], length: int) -> Iterator[Rows]:
