@@ -49,7 +49,7 @@ def local_path(
     name = hub.hub_name(path)
     if name is None:
         return Path(os.path.expanduser(path))
-    snapshot = find_on_hub(name, weights=weights)
+    snapshot = find_on_hub(name, progress=progress, weights=weights)
     if packed is True and not snapshot.is_packed:
         raise PackedModelError(f"{name}: is not a packed model; convert it first")
     if packed is False and snapshot.is_packed:
@@ -57,6 +57,8 @@ def local_path(
     return snapshot.fetch(progress)
 
 
-def find_on_hub(name: hub.HubName, *, weights: bool = True) -> hub.Snapshot:
+def find_on_hub(
+    name: hub.HubName, *, progress: Callable[[hub.Download], None] | None = None, weights: bool = True
+) -> hub.Snapshot:
     """Find a model on the hub, and refuse it before its weights are downloaded; see `formats.hub`."""
-    return hub.find(name, check=registry.read, weights=weights)
+    return hub.find(name, check=registry.read, progress=progress, weights=weights)

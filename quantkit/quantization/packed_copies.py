@@ -182,7 +182,7 @@ def _source(path: str | os.PathLike[str], downloading: Callable[[hub.Download], 
         about = "folder" if local.is_dir() else "file"
         identity = "" if is_packed(local) else formats.open(local).identity()
         return _Source(os.path.realpath(local), about, lambda: local, identity)
-    snapshot = find_on_hub(name)
+    snapshot = find_on_hub(name, progress=downloading)
     about = f"hub, commit {snapshot.contents.commit[:8]}"
     return _Source(
         str(name), about, partial(snapshot.fetch, downloading), "" if snapshot.is_packed else snapshot.identity()

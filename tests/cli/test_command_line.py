@@ -45,7 +45,7 @@ def test_help_loads_nothing_heavy(args: list[str]) -> None:
     assert not modules_after(*args) & {"numba", "numpy", "rich", "tokenizers", "jinja2", "huggingface_hub"}
 
 
-@pytest.mark.parametrize("args", [["inspect", "{}"], ["verify", "{}"], ["list"]])
+@pytest.mark.parametrize("args", [["inspect", "{}"], ["verify", "{}"], ["list", "--json"]])
 def test_looking_at_a_model_needs_neither_compiler_nor_hub(args: list[str], packed: Path) -> None:
     loaded = modules_after(*(arg.format(packed) for arg in args))
     assert not loaded & {"numba", "llvmlite", "rich", "huggingface_hub"}

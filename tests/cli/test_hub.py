@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+import tiny_gguf
 from hub_server import Fault, HubServer
 from invocation import PROGRAM, Invoke
 
@@ -42,6 +43,17 @@ def test_commands_take_names(invoke: Invoke, hub: HubServer, args: Sequence[str]
     result = invoke(*args)
     assert result.exit_code == 0, result.stderr
     assert hub.downloads().count(WEIGHTS) == 1
+
+
+def test_a_gguf_file_runs_by_its_name(invoke: Invoke, hub: HubServer, tmp_path: Path) -> None:
+    hub.add("org/gguf", {"tiny-F16.gguf": tiny_gguf.write(tmp_path / "tiny.gguf").read_bytes(), "b-Q4_0.gguf": b""})
+    packed = tmp_path / "packed"
+    assert invoke("convert", "org/gguf:tiny-F16.gguf", "-o", packed).exit_code == 0
+    assert json.loads((packed / "quantkit.json").read_text())["source"]["name"] == "org/gguf:tiny-F16.gguf"
+    for name in ("org/gguf:F16", packed):
+        result = invoke("run", name, "-p", "hi", "-n", 2)
+        assert result.exit_code == 0, result.stderr
+    assert hub.downloads() == ["tiny-F16.gguf"]
 
 
 def test_eval_takes_two_names(invoke: Invoke, hub: HubServer, tmp_path: Path) -> None:
@@ -131,8 +143,12 @@ def test_the_next_process_needs_no_hub(
     assert hub.requests == []
 
 
-def test_packed_models_are_listed_and_removed(invoke: Invoke, model: str, checkpoint: Path, model_cache: Path) -> None:
-    assert invoke("list").stdout == f"0 packed models, 0 B, in {model_cache}\n"
+def test_packed_models_are_listed_and_removed(
+    invoke: Invoke, model: str, checkpoint: Path, model_cache: Path, tmp_path: Path
+) -> None:
+    listed = invoke("list")
+    assert listed.stdout == f"0 packed models, 0 B, in {model_cache}\n"
+    assert f"downloads from the hub are in {tmp_path / 'hf/hub'}; `hf cache`" in listed.stderr
     assert json.loads(invoke("list", "--json").stdout) == []
     for name in (checkpoint, NAME):
         assert invoke("run", name, "-p", "hi", "-n", 2).exit_code == 0

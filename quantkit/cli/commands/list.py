@@ -31,6 +31,7 @@ def _print_table(copies: list[PackedCopy]) -> None:
 
     from quantkit import user_cache
     from quantkit.cli.text import size, table
+    from quantkit.formats.hub.cache import cache_folder
 
     rows = [
         (
@@ -46,6 +47,8 @@ def _print_table(copies: list[PackedCopy]) -> None:
         echo(table(("name", "source", "kind", "size", "last used"), rows, left=2) + "\n")
     models = "1 packed model" if len(copies) == 1 else f"{len(copies)} packed models"
     echo(f"{models}, {size(sum(copy.nbytes for copy in copies))}, in {user_cache.root() / 'models'}")
+    if downloads := cache_folder():
+        echo(f"downloads from the hub are in {downloads}; `hf cache` lists and removes them", err=True)
 
 
 def _print_json(copies: list[PackedCopy]) -> None:

@@ -85,7 +85,13 @@ class Snapshot:
         return self.path
 
 
-def find(name: HubName, *, check: Check | None = None, weights: bool = True) -> Snapshot:
+def find(
+    name: HubName,
+    *,
+    check: Check | None = None,
+    progress: Callable[[Download], None] | None = None,
+    weights: bool = True,
+) -> Snapshot:
     """Ask the hub for a model, and download its small files; where it cannot be reached, take what is here.
 
     That all is here already, and unchanged, is known after one request.
@@ -95,6 +101,8 @@ def find(name: HubName, *, check: Check | None = None, weights: bool = True) -> 
     name : HubName
     check : callable, optional
         Told the `config.json`; raises where the weights need not come.
+    progress : callable, optional
+        Called as bytes arrive.
     weights : bool
         Whether they are wanted, or the small files alone.
 
@@ -116,31 +124,33 @@ def find(name: HubName, *, check: Check | None = None, weights: bool = True) -> 
         if here is None:
             raise
         try:
-            found = _select(here, check, weights)
+            found = _select(here, check, progress, weights)
         except CheckpointError as incomplete:
             raise HubError(f"{cause}; and the download that is here is not complete: {incomplete}") from cause
         if not settings.HF_HUB_OFFLINE:
             logger.warning("%s; using what was downloaded before", cause)
         return found
-    return _select(contents, check, weights)
+    return _select(contents, check, progress, weights)
 
 
-def _select(contents: Contents, check: Check | None, weights: bool) -> Snapshot:
+def _select(
+    contents: Contents, check: Check | None, progress: Callable[[Download], None] | None, weights: bool
+) -> Snapshot:
     """Choose the files that a model needs. The small ones are downloaded, to see whether the others are worth it."""
     if contents.name.file:
         gguf_package()  # raises where it is missing
         parts = contents.gguf()
         return Snapshot(contents, tuple(parts if weights else parts[:1]))
     if not weights:
-        return Snapshot(contents, tuple(contents.small()))
+        return Snapshot(contents, tuple(contents.tokenizer()))
     folder = Storage(contents.name).snapshot(contents.commit)
     small, shards = contents.small(), set[str]()
     if INDEX in contents.files and SINGLE not in contents.files:
         small.append(contents.files[INDEX])
-        _fetch(contents, small[-1:])
+        _fetch(contents, small[-1:], progress)
         shards.update(read_index(folder / INDEX).values())
     needed = (*small, *contents.weights(shards))
-    _fetch(contents, small)
+    _fetch(contents, small, progress)
     config = read_object(folder / CONFIG) if PACKED_MANIFEST in contents.files else read_config(folder)[0]
     if check is not None:
         check(config)

@@ -85,6 +85,15 @@ class Storage:
                 os.replace(new, ref)
 
 
+def cache_folder() -> Path | None:
+    """Return the folder of the hub's cache, None where huggingface_hub is not installed."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return None
+    return Path(constants.HF_HUB_CACHE)
+
+
 def _etag(path: Path, commit: str) -> str:
     """The name of the blob that a file is; where it is no link, all that is known of it is its commit."""
     return os.path.basename(os.readlink(path)) if path.is_symlink() else commit

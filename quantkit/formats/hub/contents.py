@@ -26,9 +26,11 @@ from quantkit.formats.safetensors.folder import (
     SINGLE,
     without_weights,
 )
+from quantkit.formats.vocabularies import VOCABULARIES
 
 SMALL = (CONFIG, CARD, MODELOPT, PACKED_MANIFEST, PIPELINE, *SIDECARS)
 """Files beside the weights that say something of a model."""
+TOKENIZERS = ("tokenizer.json", *VOCABULARIES)
 COPY = "consolidated"
 """How the files begin that Mistral's own library wants: a second copy of the weights."""
 SUFFIXES = {
@@ -72,6 +74,12 @@ class Contents:
         """Return the files that say something of a model."""
         return [self.files[name] for name in SMALL if name in self.files]
 
+    def tokenizer(self) -> list[HubFile]:
+        """Return the files that a tokenizer may need; raises `CheckpointError` where GGUF files alone hold one."""
+        if self.files.keys().isdisjoint(TOKENIZERS) and (several := self._gguf_files()):
+            raise self._several(several)
+        return self.small()
+
     def weights(self, shards: Iterable[str]) -> list[HubFile]:
         """Return the files of weights, one set; `shards` are those that the index names, if there is one.
 
@@ -105,7 +113,7 @@ class Contents:
         if PIPELINE in self.files:
             raise UnsupportedError(f"{self.name}: is a diffusion pipeline ({PIPELINE}), no language model")
         if several := self._gguf_files():
-            raise CheckpointError(f"{self.name}: holds GGUF files; name one of them: {self._choices(several)}")
+            raise self._several(several)
         raise without_weights(str(self.name), kinds)
 
     def gguf(self) -> list[HubFile]:
@@ -146,6 +154,9 @@ class Contents:
                 held = found.get(first, HubFile(first, 0, file.etag))
                 found[first] = held._replace(size=held.size + file.size)
         return list(found.values())
+
+    def _several(self, files: Sequence[HubFile]) -> CheckpointError:
+        return CheckpointError(f"{self.name}: holds GGUF files; name one of them: {self._choices(files)}")
 
     def _choices(self, files: Sequence[HubFile]) -> str:
         return ", ".join(f"{HubName(self.name.repo, self.name.revision, name)} ({gb(size)})" for name, size, _ in files)

@@ -37,6 +37,13 @@ def test_small_files() -> None:
     assert set(names(found)) == {*TEXT, "README.md", "quantkit.json", "tokenizer.model"}
 
 
+def test_files_of_a_tokenizer() -> None:
+    assert contents([*TEXT, *GGUF]).tokenizer() == contents(TEXT).small()
+    assert names(contents(["config.json", "tekken.json"]).tokenizer()) == ["config.json", "tekken.json"]
+    with pytest.raises(CheckpointError, match=r"name one of them: org/tiny:.*\.gguf \(2\.5 MB\)"):
+        contents(["config.json", "README.md", *GGUF]).tokenizer()
+
+
 WEIGHTS: dict[str, tuple[list[str], set[str], list[str]]] = {
     "one file": (["model.safetensors", "consolidated.safetensors"], set(), ["model.safetensors"]),
     "shards": ([INDEX, *SHARDS, "consolidated.safetensors"], {*SHARDS}, SHARDS),
