@@ -38,6 +38,7 @@ from quantkit_kernels.simd import (
     scale_u4,
     start_dot_i8,
     store_grid,
+    sum_so_far_u4,
     tiles_of,
     to_f32,
     tokens_of,
@@ -81,6 +82,12 @@ def _prefetch_blocks(address, size, like):
 
 
 @jit
+def _add_mins(like, weight, stride, record, x, offset):
+    """Add what the mins of one group contribute, before their units."""
+    return fma(load_rows_i8(weight + 136, stride, like), broadcast_f32(record + SUM, x.stride, like), offset)
+
+
+@jit
 def _int4_tile(like, matrix, x, y, upcoming):
     """The first row tiles of a matrix, as many as `like` has, times as many tokens; `like` is zero."""
     stride = INT4_BLOCK * _groups(matrix)
@@ -92,13 +99,22 @@ def _int4_tile(like, matrix, x, y, upcoming):
             codes = load_rows_bytes(weight + 32 * chunk, stride, like)
             dot = dot_u4(dot, low_nibbles(codes), broadcast_dwords(record + 8 * chunk, x.stride, like))
             dot = dot_u4(dot, high_nibbles(codes), broadcast_dwords(record + 8 * chunk + 4, x.stride, like))
+            if tokens_of(like) == TOKENS:
+                dot = sum_so_far_u4(dot)
         scaled = scale_u4(dot, load_scales_u4(weight + 128, stride, like))
         total = fma(scaled, broadcast_f32(record + STEP, x.stride, like), total)
-        offset = fma(load_rows_i8(weight + 136, stride, like), broadcast_f32(record + SUM, x.stride, like), offset)
+        if tokens_of(like) < TOKENS:
+            offset = _add_mins(like, weight, stride, record, x, offset)
         if tokens_of(like) == 1 or not group & upcoming.skip:
             ahead = _prefetch_blocks(ahead, INT4_BLOCK, like)
         weight += INT4_BLOCK
         record += RECORD
+    if tokens_of(like) == TOKENS:  # apart, since the registers of a grid are all taken
+        weight, record = matrix.data, x.address
+        for _ in range(_groups(matrix)):
+            offset = _add_mins(like, weight, stride, record, x, offset)
+            weight += INT4_BLOCK
+            record += RECORD
     scales, mins = load_rows_f32(matrix.row_scales, 64, like), load_rows_f32(matrix.row_scales + 32, 64, like)
     total = fma(total, scales, offset * mins)
     if matrix.bias:

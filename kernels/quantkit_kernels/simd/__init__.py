@@ -49,6 +49,7 @@ from .codes import (
     low_nibbles,
     scale_u4,
     start_dot_i8,
+    sum_so_far_u4,
     zero_dot_u4,
     zeros_tiles,
 )

@@ -49,6 +49,10 @@ class Dot:
         """`acc` + dot of one chunk."""
         return self.i8_dot(builder, acc, codes, x)
 
+    def sum_so_far(self, builder: Any, acc: Any) -> Any:
+        """The same accumulator; sets that spend an instruction on its sum keep LLVM from reordering it."""
+        return acc
+
     def u4_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
         """Product of the dot and the block's scales, f32; exact, since it stays below 2**24 (32 * 15 * 127 * 255)."""
         return builder.fmul(builder.sitofp(acc, scales.type), scales)
@@ -85,6 +89,10 @@ class Avx2(Dot):
 
     def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
         return builder.add(acc, self._maddubs(builder, codes, x))
+
+    def sum_so_far(self, builder: Any, acc: Any) -> Any:
+        # No instruction: LLVM does not look into what assembly returns.
+        return builder.asm(ir.FunctionType(acc.type, [acc.type]), "", "=x,0", [acc], False)
 
     def u4_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
         # The scale stands in both halves of a lane, so the horizontal sum and the product are one instruction.
