@@ -104,6 +104,39 @@ def awq(module: str, weight: Weights) -> Written:
     return parts, numbers.reshape(weight.shape)
 
 
+def awq_gemv(module: str, weight: Weights) -> Written:
+    """Groups of 32 columns, as many as fill words by fours."""
+    scales, zeros, codes = asymmetric(weight.reshape(len(weight), -1, 32), 4)
+    filling = [(0, 0), (0, -scales.shape[1] % 32)]
+    parts: Stored = {
+        ".qweight": ("I32", words_of(codes.astype(np.uint8).reshape(weight.shape), 4)),
+        ".qzeros": ("I32", words_of(np.pad(zeros.astype(np.uint8), filling), 4)),
+        ".scales": ("F16", np.pad(scales, filling)),
+    }
+    numbers = (codes - zeros[..., None]).astype(np.float32) * scales[..., None].astype(np.float32)
+    return parts, numbers.reshape(weight.shape)
+
+
+def awq_gemv_fast(module: str, weight: Weights) -> Written:
+    """Groups of 32 columns; the steps of AutoAWQ's `pack_intweight`, one after the other."""
+    rows, columns = weight.shape
+    scales, zeros, codes = asymmetric(weight.reshape(rows, -1, 32), 4)
+    packed = codes.astype(np.uint16).reshape(rows, columns // 32, 4, 4, 2).transpose(0, 1, 3, 2, 4)
+    packed = packed.reshape(rows, columns // 32, 4, 4, 2).transpose(0, 1, 2, 4, 3).reshape(rows, columns)
+    packed = packed.reshape(rows // 4, 4, columns // 64, 64).transpose(0, 2, 1, 3)
+    packed = packed.reshape(rows // 4, columns // 64, 64, 4)
+    words = packed[..., 0] | packed[..., 1] << 4 | packed[..., 2] << 8 | packed[..., 3] << 12
+    filling = [(0, -scales.shape[1] % 32), (0, 0)]
+    added = -(scales * zeros.astype(np.float32)).astype(np.float16)
+    parts: Stored = {
+        ".qweight": ("I16", words.astype(np.uint16).reshape(rows // 4, columns).view(np.int16)),
+        ".qzeros": ("F16", np.pad(added.T, filling)),
+        ".scales": ("F16", np.pad(scales.T, filling)),
+    }
+    numbers = codes.astype(np.float32) * scales[..., None].astype(np.float32) + added[..., None].astype(np.float32)
+    return parts, numbers.reshape(weight.shape)
+
+
 def hqq(module: str, weight: Weights) -> Written:
     """Groups of 64 numbers, whose zeros are floats."""
     groups = weight.reshape(-1, 64)
@@ -277,6 +310,10 @@ _COMPRESSED = {"quant_method": "compressed-tensors"}
 
 WRITERS: Mapping[str, Writer] = {
     "awq": Writer(awq, {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}),
+    "awq gemv": Writer(awq_gemv, {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv"}),
+    "awq gemv_fast": Writer(
+        awq_gemv_fast, {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemv_fast"}
+    ),
     "bitnet": Writer(
         bitnet, {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "offline"}
     ),

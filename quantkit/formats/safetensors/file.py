@@ -34,7 +34,7 @@ BITS = {
 ALL = slice(None)
 NUMPY = {
     "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1", "F8_E4M3": "u1", "F8_E8M0": "u1",
-    "I8": "i1", "I32": "<i4", "U32": "<u4", "I64": "<i8",
+    "I8": "i1", "I16": "<i2", "I32": "<i4", "U32": "<u4", "I64": "<i8",
 }  # fmt: skip
 """The dtypes that are read -> how numpy sees their bytes."""
 

@@ -1,5 +1,7 @@
 """AWQ, as AutoAWQ writes it for its GEMM kernels: codes of 4 bits, and a scale and a zero for each group.
 
+`integers/awq_gemv.py` has what it writes for others.
+
 A matrix `X`, `[rows, columns]`, is stored transposed; the codes of eight rows share a word, in an order of their own:
 
     X.qweight  I32 [columns, rows / 8]
@@ -20,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import UnsupportedError
+from quantkit.formats.schemes.integers.awq_gemv import AwqGemv
 from quantkit.formats.schemes.packing import PLAIN, Floats, codes_of, floats, group_scales
 from quantkit.formats.schemes.scheme import Part, Scheme
 from quantkit.tensor import GroupScales
@@ -33,18 +36,19 @@ class Awq(Scheme):
     """Matrices in the format of AutoAWQ's GEMM kernels."""
 
     known_as = "AWQ"
-    variants = "4 bits, in the layout of AutoAWQ's GEMM kernels"
+    variants = "4 bits, in the layouts of AutoAWQ's GEMM and GEMV kernels"
     kind = "f32"
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Awq:
-        bits = config.get("bits", config.get("w_bit", BITS))
-        version = str(config.get("version", "gemm")).lower()
-        if bits != BITS or version not in ("gemm", "exllama"):
-            raise UnsupportedError(
-                f"quantization_config: {bits!r:.20} bits and version {version!r:.60} are not supported"
-            )
-        return cls()
+    def of(cls, config: Mapping[str, Any]) -> Scheme:
+        bits, size = config.get("bits", config.get("w_bit", BITS)), config.get("group_size", config.get("q_group_size"))
+        version = str(config.get("version", config.get("format", "gemm"))).lower()
+        if bits == BITS and version in ("gemm", "exllama"):
+            return cls()
+        if bits == BITS and version in ("gemv", "gemv_fast") and type(size) is int and (size > 0 or size == -1):
+            return AwqGemv(size, fast=version == "gemv_fast")
+        said = f"{bits!r:.20} bits, version {version!r:.60} and groups of {size!r:.20}"
+        raise UnsupportedError(f"quantization_config: {said} are not supported")
 
     def encoded(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         modules = [name.removesuffix(".qweight") for name in names if name.endswith(".qweight")]

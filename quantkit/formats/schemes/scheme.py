@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -53,8 +53,11 @@ class Scheme(ABC):
     ignored: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Self:
-        """Make the scheme of a `quantization_config`; raises `UnsupportedError` for a variant that is not read."""
+    def of(cls, config: Mapping[str, Any]) -> Scheme:
+        """Make the scheme of a `quantization_config`; raises `UnsupportedError` for a variant that is not read.
+
+        It may be of another class, where variants of a method have little in common.
+        """
         return cls()
 
     @abstractmethod

@@ -29,7 +29,7 @@ def test_a_checkpoint(tmp_path: Path) -> None:
     quantized.assert_equal(*quantized.checkpoints(tmp_path, *WRITERS["awq"]), keeps="_proj")
 
 
-@pytest.mark.parametrize("spoiled", [{"bits": 3}, {"version": "gemv_fast"}])
+@pytest.mark.parametrize("spoiled", [{"bits": 3}, {"version": "marlin"}, {"version": "gemv", "group_size": 0}])
 def test_what_is_not_known_is_refused(spoiled: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match=next(iter(spoiled))):
         scheme_of({"quantization_config": {**CONFIG, **spoiled}})
