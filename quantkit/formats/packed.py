@@ -119,8 +119,9 @@ class Contents:
         first = {"format_version": FORMAT_VERSION, "quantkit_version": version("quantkit"), **self.about}
         return as_json({**first, "header_sha256": header_sha256, "files": files, "tensors": tensors})
 
-    def sizes(self) -> dict[str, int]:
-        """Return the bytes of each file, by its name."""
+    @cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """The bytes of each file, by its name."""
         late = self.late_files({})
         sizes = {
             name: len(content) if isinstance(content, bytes) else content.stat().st_size

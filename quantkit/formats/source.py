@@ -186,7 +186,8 @@ class ModelSource(ABC):
         read = {piece.name for pieces in found.values() for piece in pieces}
         left = {known.get(name) for spec in tensors.values() for name in (spec.name, *spec.aliases)}
         left |= set(map(known.get, spare))
-        unused = [name for name in self.names if name not in read | left and not _COMPUTED.search(name)]
+        left |= read
+        unused = [name for name in self.names if name not in left and not _COMPUTED.search(name)]
         layers = {layer for name in read for layer in _layers(name)}
         for name in unused:
             if layers.intersection(_layers(name)):

@@ -166,7 +166,7 @@ def _report(plan: Plan, lost: _Losses, disk_free: int, seconds: float) -> Report
         options=plan.about["options"],
         version=version("quantkit"),
         tensors=plan.tensors(lost.tensors),
-        files=plan.contents.sizes(),
+        files=plan.contents.sizes,
         source_bytes=plan.source.nbytes,
         unused=plan.source.unused,
         notices=plan.notices,

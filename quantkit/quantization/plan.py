@@ -72,9 +72,9 @@ class Plan:
     @property
     def nbytes(self) -> int:
         """Bytes of the packed folder's files."""
-        return sum(self.contents.sizes().values())
+        return sum(self.contents.sizes.values())
 
-    @property
+    @cached_property
     def about(self) -> dict[str, Any]:
         """What quantkit.json says of the source, the options and the text for calibration."""
         source = {"name": shown_name(self.source.path), "dtype": _stored_dtype(self.source)}

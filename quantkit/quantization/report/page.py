@@ -85,12 +85,12 @@ name and number show when it is pointed at.</figcaption>
 <caption>All {{ tensors | length | number }} tensors, those with the largest error first</caption>
 <thead><tr><th scope="col">Tensor</th><th scope="col">Kind</th><th scope="col">Shape</th>\
 <th scope="col" class="number">Bytes</th><th scope="col" class="number" aria-sort="descending">Error</th>\
-{% if report.kept_codes %}<th scope="col">Codes</th>{% endif %}<th scope="col">Reason</th></tr></thead>
+{% if kept %}<th scope="col">Codes</th>{% endif %}<th scope="col">Reason</th></tr></thead>
 <tbody>
 {% for row in tensors %}<tr><th scope="row">{{ row.name | shown }}</th><td>{{ row.kind }}</td>\
 <td>{{ row.shape | join(" × ") }}</td><td class="number">{{ row.nbytes | number }}</td>\
 <td class="number">{{ row.error | error }}</td>\
-{% if report.kept_codes %}<td>{{ row.kept_codes | codes }}</td>{% endif %}<td>{{ row.reason | shown }}</td></tr>
+{% if kept %}<td>{{ row.kept_codes | codes }}</td>{% endif %}<td>{{ row.reason | shown }}</td></tr>
 {% endfor %}</tbody>
 </table>
 </div>
@@ -111,6 +111,7 @@ def page(report: Report) -> bytes:
             facts=_facts(report),
             chart=Markup(chart(report.tensors)),  # escapes by itself what is not its own
             marks=MARKS,
+            kept=report.kept_codes,
             tensors=sorted(report.tensors, key=_by_error),
         )
         .encode()
