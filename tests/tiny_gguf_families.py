@@ -36,7 +36,7 @@ class Case:
     `layers` are as many as the case has, or so many like its first. `resized` has the shapes that the overrides change,
     by ends of names. With `signs`, weights of layers are 1/16 or -1/16: ternary, as the converter makes BitNet's. With
     `fused`, the converter is asked to make one tensor of queries, keys and values, or of experts' gates and what they
-    gate.
+    gate. What it is `told` beside the config are other words for the same model.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Case:
     layers: int | None = None
     resized: dict[str, tuple[int, ...]] = field(default_factory=dict)
     signs: bool = False
+    told: dict[str, Any] = field(default_factory=dict)
     fused: Literal["", "attn_q", "ffn_gate_exps"] = ""
 
     @property
@@ -105,6 +106,17 @@ _SMALL_HEADS: dict[str, tuple[int, ...]] = {
     "o_proj.weight": (64, 64),
 }
 """Of 4 heads of 16 channels, 2 of them keys."""
+_SECTIONS = {"rope_scaling": {"type": "default", "mrope_section": [4, 2, 2]}}
+_INTERLEAVED_SECTIONS = {"rope_scaling": {"type": "default", "mrope_section": [6, 5, 5]}}
+"""Channels that turn by a picture's time, height and width, which of text are one."""
+_MINICPM = {
+    "attention_multiplier": 0.25,
+    "embedding_multiplier": 12.0,
+    "logits_scaling": 2.0,
+    "residual_multiplier": 1.4 / 2**0.5,
+}
+_MINICPM_WORDS = {"architectures": ["MiniCPMForCausalLM"], "dim_model_base": 32, "scale_depth": 1.4, "scale_emb": 12}
+"""MiniCPM 1 and 2 are Granite in other words."""
 _PHI_MOE = {
     "architectures": ["PhiMoEForCausalLM"],
     "rope_scaling": {
@@ -193,6 +205,12 @@ CASES: dict[str, Case] = {name: Case(name) for name in _SAME.split()} | {
     "nemotron_h_experts": Case("nemotron_h_no_mlp"),
     "phimoe": Case("phimoe", _PHI_MOE),
     "sarvam_moe": Case("sarvam_moe", {"head_dim": 16, "score_function": "sigmoid"}, resized=_SMALL_HEADS_FUSED),
+    "qwen2_vl": Case("qwen2", {"architectures": ["Qwen2VLForConditionalGeneration"], **_SECTIONS}),
+    "qwen3_vl": Case("qwen3", {"architectures": ["Qwen3VLForConditionalGeneration"], **_INTERLEAVED_SECTIONS}),
+    "qwen3_vl_moe": Case(
+        "qwen3_moe", {"architectures": ["Qwen3VLMoeForConditionalGeneration"], **_INTERLEAVED_SECTIONS}
+    ),
+    "minicpm": Case("granite", _MINICPM, told=_MINICPM_WORDS),
     "llama_fused": Case("llama_biases", fused="attn_q"),
     "qwen2_fused": Case("qwen2", fused="attn_q"),
     "cohere2_moe_fused": Case("cohere2_moe", fused="ffn_gate_exps"),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ FIRST_NAMES = {"ffn_sub_norm": "ffn_layernorm", "attn_sub_norm": "inner_attn_ln"
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
-def convert(model: Path, file: Path, *, unsaid: Collection[str] = (), fused: bool = False) -> None:
-    """Write a Hugging Face folder as a GGUF file, in F32, without fields that transformers adds to a config."""
+def convert(
+    model: Path, file: Path, *, told: Mapping[str, Any], unsaid: Collection[str] = (), fused: bool = False
+) -> None:
+    """Write a Hugging Face folder as a GGUF file, in F32, with and without some fields of its config."""
     import gguf
     import torch
     from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
@@ -44,7 +46,7 @@ def convert(model: Path, file: Path, *, unsaid: Collection[str] = (), fused: boo
         return found.map_tensor_name(self, name, *args, **kwargs)
 
     known = ModelBase.load_hparams(model, False) | json.loads((model / "config.json").read_text())
-    known = {name: value for name, value in known.items() if name not in unsaid}
+    known = {name: value for name, value in known.items() if name not in unsaid} | dict(told)
     ModelBase.load_hparams = staticmethod(lambda folder, is_mistral_format: dict(known))
     found = get_model_class(get_model_architecture(known, ModelType.TEXT), mmproj=False)
     found = getattr(found, "Ministral3Model", found)  # which a Mistral3Model asks for everything
@@ -85,7 +87,9 @@ def main(folder: str, files: str = "", output: str = "") -> None:
             ModelBase.load_hparams = load_hparams
             try:
                 unsaid = [field for field, value in case.overrides.items() if value is ...]
-                convert(case.checkpoint(Path(scratch, name)), file, unsaid=unsaid, fused=bool(case.fused))
+                convert(
+                    case.checkpoint(Path(scratch, name)), file, told=case.told, unsaid=unsaid, fused=bool(case.fused)
+                )
                 found[name] = summary(file)
             except Exception as cause:
                 sys.stderr.write(f"{name}: {type(cause).__name__}: {cause}\n")

@@ -57,6 +57,17 @@ def _granite_swa(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any
     }
 
 
+def _minicpm(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Old files have no factors, but those that they all had."""
+    factors = {
+        "attention_multiplier": config["head_dim"] ** -0.5 if config["head_dim"] > 0 else 1.0,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 1.4 / config["num_hidden_layers"] ** 0.5,
+        "logits_scaling": config["hidden_size"] / 256,
+    }
+    return {name: config.get(name, factor) for name, factor in factors.items()}
+
+
 _GLM4_NORMS: Names = {
     "attn_norm": "input_layernorm",
     "post_attention_norm": "post_self_attn_layernorm",
@@ -125,6 +136,7 @@ DENSE: Mapping[str, dict[str, Dialect]] = {
         "": Dialect("granite_swa", rows(LLAMA, paired=True) + SINKS, GRANITE | WINDOW, more=_granite_swa),
     },
     "hunyuan-dense": {"": Dialect("hunyuan_v1_dense", rows(LLAMA | LATE_HEAD_NORMS))},
+    "minicpm": {"": Dialect("granite", rows(LLAMA, paired=True), GRANITE, more=_minicpm)},
     "mistral3": {
         "attention.temperature_scale": Dialect(
             "ministral3",
@@ -146,7 +158,9 @@ DENSE: Mapping[str, dict[str, Dialect]] = {
     },
     "phi3": {"": Dialect("phi3", rows(BESIDE_BLOCKS | ATTENTION | NORMS_BEFORE | GATED_FUSED), WINDOW, more=longrope)},
     "qwen2": {"": Dialect("qwen2", rows(LLAMA))},
+    "qwen2vl": {"": Dialect("qwen2", rows(LLAMA))},
     "qwen3": {"": Dialect("qwen3", rows(LLAMA | HEAD_NORMS))},
+    "qwen3vl": {"": Dialect("qwen3", rows(LLAMA | HEAD_NORMS))},
     "seed_oss": {
         "": Dialect(
             "seed_oss",

@@ -94,6 +94,13 @@ def _llama4(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
+_QWEN3 = Dialect(
+    "qwen3_moe",
+    rows(_ATTENTION | HEAD_NORMS | ROUTER | experts("mlp")),
+    COUNTS | EXPERT_SIZE,
+    fixed={"norm_topk_prob": True},
+)
+
 MIXTURES: Mapping[str, dict[str, Dialect]] = {
     "llama": {"expert_count": Dialect("mixtral", rows(_ATTENTION | MIXTRAL_EXPERTS, paired=True), LOCAL_COUNTS)},
     "dbrx": {
@@ -206,13 +213,7 @@ MIXTURES: Mapping[str, dict[str, Dialect]] = {
             fixed={"norm_topk_prob": False},
         )
     },
-    "qwen3moe": {
-        "": Dialect(
-            "qwen3_moe",
-            rows(_ATTENTION | HEAD_NORMS | ROUTER | experts("mlp")),
-            COUNTS | EXPERT_SIZE,
-            fixed={"norm_topk_prob": True},
-        )
-    },
+    "qwen3moe": {"": _QWEN3},
+    "qwen3vlmoe": {"": _QWEN3},
 }
 """As `dense.DENSE`."""
