@@ -39,9 +39,10 @@ def root() -> Path:
 
 
 def entry(kind: str, name: str) -> Path:
-    """Return the path of the entry `name` of a kind (`models`, `kernels`); whoever asks makes it if it is missing.
+    """Return the path of the entry `name` of a kind (`models`, `sources`, `kernels`).
 
-    An entry that exists counts as used now. The others of its kind that nobody used for `UNUSED_DAYS` are removed.
+    Whoever asks makes it if it is missing. An entry that exists counts as used now. The others of its kind that nobody
+    used for `UNUSED_DAYS` are removed.
 
     Raises
     ------

@@ -33,6 +33,8 @@ class Fault:
         Bytes of the answer that are sent before it happens.
     hang : float
         Seconds of silence that follow; then the connection is closed.
+    until : str
+        A file; the silence ends when it is asked for.
     status : int
         An error in place of the answer.
     flip : bool
@@ -45,6 +47,7 @@ class Fault:
 
     after: int = 0
     hang: float = 0.0
+    until: str = ""
     status: int = 0
     flip: bool = False
     cut: int = 0
@@ -243,7 +246,9 @@ class _Handler(BaseHTTPRequestHandler):
         if fault and (fault.after or fault.hang):
             self.wfile.write(content[: fault.after])
             self.wfile.flush()
-            time.sleep(fault.hang)
+            end = time.monotonic() + fault.hang
+            while time.monotonic() < end and not (fault.until and fault.until in self.server_hub.downloads()):
+                time.sleep(0.01)
             self.close_connection = True
         else:
             self.wfile.write(content)

@@ -100,9 +100,9 @@ def receive(contents: Contents, file: HubFile, begin: int) -> Iterator[tuple[int
 
 
 def _headers(settings: Any) -> dict[str, str]:
-    """Who asks: the library, and the user by the token, if there is one.
+    """Return headers that name the library, and the user by the token, if there is one.
 
-    Those of huggingface_hub take another request, by which it learns which programs it may be run by.
+    Those that huggingface_hub would make cost a further request, about the programs that may have started it.
     """
     from importlib.metadata import version
 

@@ -1,7 +1,7 @@
-"""Several files at once, each over a connection of its own: the hub sends one no faster than it sends each of many.
+"""Downloads of several files at once, each over a connection of its own: a single one rarely fills a fast line.
 
-How far they are is told in the caller's thread, which an interrupt reaches at once. Threads that are still waiting for
-the network then end by themselves, when something comes or the connection times out.
+Progress is reported in the caller's thread, which an interrupt reaches at once. Threads that are then still waiting for
+the network end when something comes or the connection times out.
 """
 
 from __future__ import annotations

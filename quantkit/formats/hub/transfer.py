@@ -1,7 +1,7 @@
-"""One file from the hub into its cache, byte after byte; what an interrupted download left is gone on with.
+"""The download of one file from the hub into its cache, which is resumed where it was interrupted.
 
-A file that is not whole stands beside the blob that it becomes, locked while a process adds to it. Its checksum decides
-whether it is what the hub lists. (huggingface_hub throws away what it has of a file when a download is interrupted.)
+An incomplete file stands beside the blob that it becomes, locked while a process adds to it; its checksum must be the
+one that the hub lists. huggingface_hub itself removes incomplete files, so that it cannot resume.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from quantkit.formats.hub.names import HubError
 logger = logging.getLogger(__name__)
 
 WAITS = (0.5, 1.0, 2.0, 4.0)
-"""Seconds before a connection that was lost is tried again; any byte that comes begins anew."""
+"""Seconds to wait before each further connection that follows one without a byte; then the download is given up."""
 SUFFIX = ".quantkit.incomplete"
 SHA256_DIGITS = 64
 CHUNK = 1 << 20
@@ -74,7 +74,8 @@ def download(contents: Contents, file: HubFile, blobs: Path, advance: Callable[[
     blobs : Path
         The cache's folder of blobs.
     advance : callable
-        Told of each further number of bytes that are here; less than none where some have to be fetched again.
+        Told how many more bytes are here, less than none where some have to be fetched again; it may raise, to end the
+        download.
 
     Raises
     ------
@@ -118,17 +119,19 @@ def _alone(path: Path) -> Iterator[io.FileIO]:
 
 
 class _Partial:
-    """A file that is not whole yet, with the checksum of what is here.
+    """An incomplete file, with the checksum of what is here.
 
     Attributes
     ----------
     size : int
         Bytes that are here.
+    advance : callable
+        Told of them, see `download`.
     """
 
     def __init__(self, contents: Contents, file: HubFile, stream: io.FileIO, advance: Callable[[int], None]) -> None:
         self.size = 0
-        self._contents, self._file, self._stream, self._advance = contents, file, stream, advance
+        self._contents, self._file, self._stream, self.advance = contents, file, stream, advance
         self._checksum = self._new_checksum()
         stream.seek(0)
         while chunk := stream.read(CHUNK):
@@ -145,7 +148,7 @@ class _Partial:
         """Forget all bytes."""
         self._stream.truncate(0)
         self._checksum = self._new_checksum()
-        self._advance(-self.size)
+        self.advance(-self.size)
         self.size = 0
 
     def check(self) -> None:
@@ -158,7 +161,7 @@ class _Partial:
         if self.size > self._file.size:
             self._differs()
         self._checksum.update(chunk)
-        self._advance(len(chunk))
+        self.advance(len(chunk))
 
     def _differs(self) -> NoReturn:
         self._stream.truncate(0)
@@ -175,6 +178,7 @@ def _complete(contents: Contents, file: HubFile, partial: _Partial) -> None:
     failures = 0
     while partial.size < file.size:
         before = partial.size
+        partial.advance(0)
         try:
             with explained(contents.name), receive(contents, file, before) as (begin, chunks):
                 if begin != before:
