@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.formats.schemes.awq import ORDER
+from quantkit.formats.schemes.integers.awq import ORDER
 from quantkit.formats.schemes.packing import E2M1, e4m3, e8m0
 from stored_parts import Stored
 

@@ -11,15 +11,15 @@ from types import MappingProxyType
 from typing import Any
 
 from quantkit.errors import UnsupportedError
-from quantkit.formats.schemes.awq import Awq
 from quantkit.formats.schemes.bitnet import Bitnet
 from quantkit.formats.schemes.bnb import Bnb
 from quantkit.formats.schemes.compressed_tensors import CompressedTensors
 from quantkit.formats.schemes.floats.fp8 import Fp8
 from quantkit.formats.schemes.floats.modelopt import ModelOpt
 from quantkit.formats.schemes.floats.mxfp4 import Mxfp4
-from quantkit.formats.schemes.gptq import Gptq
 from quantkit.formats.schemes.integers import auto_round
+from quantkit.formats.schemes.integers.awq import Awq
+from quantkit.formats.schemes.integers.gptq import Gptq
 from quantkit.formats.schemes.integers.hqq import Hqq
 from quantkit.formats.schemes.mlx import Mlx
 from quantkit.formats.schemes.scheme import Scheme

@@ -151,6 +151,7 @@ def read_all(folder: Path) -> None:
                     if tensor.shape:
                         rows = slice(tensor.shape[0] // 2, tensor.shape[0])
                         np.testing.assert_array_equal(source.entries(name, rows), tensor.data[rows])
+                        source.group_scales(name, rows)
                 except QuantkitError as error:
                     check_line(error, folder)
         assert tracemalloc.get_traced_memory()[1] < MAX_BYTES

@@ -11,7 +11,7 @@ import pytest
 import quantized
 from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
-from quantkit.formats.schemes.awq import Awq
+from quantkit.formats.schemes.integers.awq import Awq
 from scheme_writers import WRITERS
 from stored_parts import Stored, decoded
 

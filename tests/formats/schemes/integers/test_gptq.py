@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import quantized
 from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
-from quantkit.formats.schemes.gptq import BITS, Gptq
+from quantkit.formats.schemes.integers.gptq import BITS, Gptq
 from scheme_writers import WRITERS, Written, gptq
 from stored_parts import Stored, decoded
 

@@ -1,6 +1,6 @@
 """AWQ, as AutoAWQ writes it for its GEMM kernels: codes of 4 bits, and a scale and a zero for each group.
 
-`integers/awq_gemv.py` has what it writes for others.
+`awq_gemv.py` has what it writes for others.
 
 A matrix `X`, `[rows, columns]`, is stored transposed; the codes of eight rows share a word, in an order of their own:
 
