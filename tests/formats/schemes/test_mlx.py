@@ -10,9 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 import quantized
+import tiny
+from quantkit import formats
 from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
 from quantkit.formats.schemes.mlx import BITS, Mlx
+from quantkit.models.registry import read
 from scheme_writers import WRITERS
 from stored_parts import Stored, decoded
 
@@ -117,3 +120,30 @@ def test_parts_that_do_not_fit() -> None:
         decoded(
             Mlx(64), {".weight": ("U32", np.zeros((1, 7), np.uint32)), ".scales": ("U8", np.ones((1, 1), np.uint8))}
         )
+
+
+@pytest.mark.live
+@pytest.mark.parametrize(
+    "options",
+    [{"q_bits": 4, "q_group_size": 64}, {"q_mode": "mxfp4"}, {"q_group_size": 32, "quant_predicate": "mixed_4_6"}],
+)
+def test_what_mlx_lm_converts_is_read(options: dict[str, Any], tmp_path: Path) -> None:
+    import mlx.core as mx
+    from mlx_lm import convert
+    from mlx_lm.utils import load_model
+
+    plain = tiny.checkpoint(tmp_path / "plain", "llama", **quantized.SHAPES)
+    convert(str(plain), mlx_path=str(tmp_path / "mlx"), quantize=True, **options)
+    source = formats.open(tmp_path / "mlx")
+    assert source.check(read(source.config).record().tensors) == []
+    model, _ = load_model(tmp_path / "mlx")
+    modules = dict(model.named_modules())
+    for name in source.names:
+        module = modules[name.removesuffix(".weight")]
+        if not hasattr(module, "bits"):
+            continue
+        said = {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
+        floats = () if module.mode != "affine" else (module.scales.astype(mx.float32), module.biases.astype(mx.float32))
+        theirs = mx.dequantize(module.weight, *(floats or (module.scales,)), **said, dtype=mx.float32)
+        np.testing.assert_allclose(source.tensor(name).data, np.array(theirs), rtol=1e-6, atol=1e-6, err_msg=name)
+    assert len({source.spec(name).kind for name in source.names}) == 2
