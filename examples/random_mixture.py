@@ -24,7 +24,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.formats.packed import Contents, write_packed
+from quantkit.formats.packed.writer import Contents, write_packed
 from quantkit.models.registry import read
 from quantkit.quantization.encode import quantize
 from quantkit.quantization.recipe import Recipe, choose

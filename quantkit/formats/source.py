@@ -1,6 +1,6 @@
 """What a model on disk offers, whatever its format: configuration, small files, specs of tensors, lazily read tensors.
 
-`safetensors/folder.py`, `gguf/` and `packed.py` implement `ModelSource`; `quantkit.formats.open` returns the right one.
+`safetensors/folder.py`, `gguf/` and `packed/` implement `ModelSource`; `quantkit.formats.open` returns the right one.
 Everybody else sees this class alone. A source knows nothing of architectures: `select` brings together the tensors that
 it holds and those that a recorded program reads.
 """

@@ -21,7 +21,8 @@ from quantkit.engine.machine import peak_memory, usable_cores
 from quantkit.errors import CheckpointError, OptionError
 from quantkit.formats.output import check_outputs
 from quantkit.formats.output.space import check_space, free_bytes
-from quantkit.formats.packed import FORMAT_VERSION, Measured, PackedWriter, write_packed
+from quantkit.formats.packed import FORMAT_VERSION
+from quantkit.formats.packed.writer import Measured, PackedWriter, write_packed
 from quantkit.formats.source import Selection
 from quantkit.generation.options import is_whole, require
 from quantkit.quantization.encode import ENCODER_VERSION

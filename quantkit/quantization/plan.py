@@ -19,7 +19,8 @@ from quantkit.engine.opening import open_model
 from quantkit.errors import StrictError, UnsupportedError, collecting_notices, notice
 from quantkit.formats.hub import shown_name
 from quantkit.formats.output import as_json
-from quantkit.formats.packed import Contents, Measured, PackedModel
+from quantkit.formats.packed import PackedModel
+from quantkit.formats.packed.writer import Contents, Measured
 from quantkit.formats.source import ModelSource, Selection
 from quantkit.models.program import Program
 from quantkit.quantization.recipe import Recipe, choose

@@ -5,8 +5,8 @@ call gives it its name. A folder with contents is replaced only if quantkit's ow
 an interrupted process left is gone on with by the next one that writes the same to the same target, and removed by one
 that writes something else.
 
-`space.py` asks for room on the disk, `journal.py` remembers what is finished. `packed.py` and `dequantization.py` say
-what goes in, `safetensors/writer.py` streams tensors into it; no model is known here.
+`space.py` asks for room on the disk, `journal.py` remembers what is finished. `packed/writer.py` and
+`dequantization.py` say what goes in, `safetensors/writer.py` streams tensors into it; no model is known here.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The first line says by a key of what the folder is made; each further one names a finished tensor and says what the
 manifest will say of it. A line begins with a checksum of its own, 16 digits of SHA-256, and is written after the
-tensor's bytes. It proves nothing: whoever goes on compares those with their checksum. `packed.py` writes journals,
-`output.py` asks whether one fits, and removes it from a folder that is complete.
+tensor's bytes. It proves nothing: whoever goes on compares those with their checksum. `packed/writer.py` writes
+journals, `output/` asks whether one fits, and removes it from a folder that is complete.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The format is 8 bytes of little-endian header length, a JSON header, and the ten
 (https://github.com/huggingface/safetensors#format). What the library opens is opened here, and nothing else. Its numpy
 side copies every tensor and refuses BF16 and FP8, so the bytes come from a map of our own: BF16 as uint16 bit patterns.
 
-Models and folders are not known here: `folder.py` reads checkpoints with this module, and `formats/packed.py` packed
+Models and folders are not known here: `folder.py` reads checkpoints with this module, and `formats/packed/` packed
 models. `writer.py` writes.
 """
 

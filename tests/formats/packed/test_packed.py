@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from quantkit.errors import PackedModelError
-from quantkit.formats.packed import Contents, PackedModel, is_packed, verify, write_packed
+from quantkit.formats.packed import PackedModel, is_packed, verify
+from quantkit.formats.packed.writer import Contents, write_packed
 from quantkit.tensor import Tensor, TensorSpec
 from quantkit_kernels import blocks
 
