@@ -180,7 +180,7 @@ def test_a_report_that_cannot_be_written_is_told_before_any_work(
 def test_help_groups_its_options(invoke: Invoke) -> None:
     text = invoke("convert", "--help").stdout
     headings = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert headings == ["What to write:", "Which kinds:", "Before any work:", "Options:"]
+    assert headings == ["What to write:", "Which kinds:", "What is checked and told:", "Options:"]
     assert all(option in text for option in ("--dry-run", "--report", "--strict", "--recipe", "--threads", "--debug"))
     assert "  SOURCE" not in text
     rows = [line.split() for line in text.splitlines()]

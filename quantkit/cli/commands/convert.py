@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 BITS = {"4": "int4", "8": "int8"}
 GROUPS = {
-    "What to write": ("output", "force", "report"),
+    "What to write": ("output", "force"),
     "Which kinds": ("quantize", "bits", "overrides", "recipe", "calibration"),
-    "Before any work": ("dry_run", "verbose", "strict"),
+    "What is checked and told": ("dry_run", "strict", "verbose", "report"),
 }
 
 
@@ -46,7 +46,10 @@ def _overrides(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 @output_option
 @force_option
 @click.option(
-    "--report", type=path, metavar="FILE", help="Write errors, kinds, sizes and reasons of all tensors, .json or .html."
+    "--report",
+    type=path,
+    metavar="FILE",
+    help="Write sizes, kinds, reasons and errors to a .json or .html file; --force replaces one.",
 )
 @click.option(
     "-q",

@@ -269,6 +269,8 @@ def test_packing_keeps_codes(kind: str, packed: str, file: Path, tmp_path: Path)
     }
     searched = convert(write(tmp_path / "plain.gguf", tensors=decoded), tmp_path / "searched", packed)
     assert searched.kept_codes == {}
+    for name, found in (("kept", report), ("searched", searched)):
+        assert found.files == {each.name: each.stat().st_size for each in (tmp_path / name).iterdir()}
     matrices = [name for name in report.kept_codes if name.endswith("_proj.weight")]
     assert len(matrices) == 14
     for name in matrices:
