@@ -195,9 +195,9 @@ class Report:
         return 8 * self.packed_bytes / sum(tensor.weights for tensor in self.tensors)
 
     @property
-    def bytes_per_second(self) -> float:
-        """How fast the checkpoint's tensors were packed."""
-        return self.source_bytes / self.seconds
+    def bytes_per_second(self) -> float | None:
+        """How fast the checkpoint's tensors were packed; None where nothing was."""
+        return self.source_bytes / self.seconds if self.errors else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON holds it: attributes and properties, by their names."""

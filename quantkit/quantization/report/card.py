@@ -90,9 +90,14 @@ def _row(row: KindReport) -> str:
 def _left_out(plan: Plan) -> str:
     if not plan.notices:
         return ""
-    path = plan.source.path
-    said = [message.replace(f"{path}/", "").removeprefix(f"{path}: ") for message in plan.notices]
+    said = [_without_path(message, plan) for message in plan.notices]
     return "\n## What differs from the source\n\n" + "".join(f"- {_code(message)}\n" for message in said)
+
+
+def _without_path(message: str, plan: Plan) -> str:
+    """Return a message that says nothing of where the source lies on this machine."""
+    path, name = str(plan.source.path), plan.about["source"]["name"]
+    return message.removeprefix(f"{path}: ").replace(f"{path}/", "").replace(path, name)
 
 
 def _front_matter(plan: Plan) -> str:

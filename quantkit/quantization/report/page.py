@@ -128,7 +128,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     ]
     if report.calibration:
         facts.append(("calibration", f"on {report.calibration.tokens:,} tokens of {report.calibration.text}"))
-    if report.errors:
+    if report.bytes_per_second:
         facts.append(("time", f"{report.seconds:.1f} s, {report.bytes_per_second / 1e6:.0f} MB/s of the source"))
         facts.append(("peak memory", f"{report.peak_rss / 1e6:.0f} MB"))
     else:

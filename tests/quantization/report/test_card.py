@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from quantkit import convert
 from quantkit.formats import open as opened
 from quantkit.formats.packed import PackedModel, verify
 from quantkit.quantization.dequantization import dequantize
+from quantkit.quantization.plan import make_plan
+from quantkit.quantization.recipe import Recipe
+from quantkit.quantization.report.card import card as card_of
 from quantkit.quantization.report.card_fields import card_fields
 
 FRONT_MATTER = """---
@@ -82,6 +86,11 @@ def test_what_was_left_out_is_told_without_paths(tmp_path: Path) -> None:
     card = (tmp_path / "out/README.md").read_text()
     assert "- `has no tokenizer.json; the packed model will not take text`\n" in card
     assert str(tmp_path) not in card
+    plan = make_plan(source, Recipe())
+    for message in (f"{source}: a", f"{source} declares b", f"{source}/config.json: c"):
+        told = card_of(replace(plan, notices=(message,)), plan.tensors({})).decode()
+        assert str(tmp_path) not in told
+        assert told.endswith(("- `a`\n", "- `tiny declares b`\n", "- `config.json: c`\n"))
 
 
 @pytest.mark.parametrize("name", ["a`b", "```", "a\n# b", "\x1b[31m", "‮abc", "a b; rm -rf $HOME", "{left_out}"])

@@ -60,6 +60,7 @@ def test_the_dictionary_is_what_the_report_says(report: Report) -> None:
     up = tensors["model.layers.0.mlp.up_proj.weight"]
     assert (up["kind"], up["shape"], up["role"], up["reason"]) == ("bf16", [160, 64], "linear", "override mlp.up=bf16")
     assert {name: tensor["error"] for name, tensor in tensors.items()} == report.errors
+    assert found["bytes_per_second"] == pytest.approx(report.source_bytes / report.seconds)
 
 
 def test_reasons_and_errors_are_those_of_the_packed_folder(report: Report, tmp_path: Path) -> None:
