@@ -187,8 +187,10 @@ def _lines(report: Report, *, dry_run: bool, verbose: bool) -> Iterator[str]:
     summary = f"{report.bits_per_weight:.2f} bits per weight, {before} before, {after} after"
     if report.calibration:
         yield _calibrated(report.calibration)
-    if kept := [share == 1 for share in report.kept_codes.values()]:
-        yield f"the source's own codes are kept in {sum(kept)} of {len(kept)} tensors that have some"
+    if quantized := [(row.kept_codes, row.weights) for row in report.tensors if row.kept_codes is not None]:
+        weights = sum(weights for _, weights in quantized)
+        share = sum(kept * weights for kept, weights in quantized) / weights
+        yield f"the source's codes: kept in {share:.2%} of {weights:,} weights"
     if not dry_run:
         yield f"{summary}, {report.seconds:.1f} s, peak memory {size(report.peak_rss)}"
         return
