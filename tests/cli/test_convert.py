@@ -68,6 +68,13 @@ def test_overrides(invoke: Invoke, checkpoint: Path, tmp_path: Path, option: str
     assert found["self_attn.q_proj.weight"] == "int4"
 
 
+@pytest.mark.parametrize("override", ["mlp=int3", "(=int4"])
+def test_options_are_checked_before_anything_is_opened(invoke: Invoke, tmp_path: Path, override: str) -> None:
+    result = invoke("convert", tmp_path / "no such model", "-o", tmp_path / "out", "--override", override)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: override {override}: ")
+
+
 @pytest.mark.parametrize("override", ["mlp=int3", "(=int4", "no such tensor=int4"])
 def test_overrides_that_mean_nothing_are_refused(
     invoke: Invoke, checkpoint: Path, tmp_path: Path, override: str

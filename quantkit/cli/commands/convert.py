@@ -15,6 +15,7 @@ from quantkit.cli.progress import Bar
 from quantkit.cli.streams import echo
 
 if TYPE_CHECKING:
+    from quantkit.quantization.recipe import Recipe
     from quantkit.quantization.report import CalibrationReport, Report
 
 BITS = {"4": "int4", "8": "int8"}
@@ -122,21 +123,17 @@ def command(
     change least (GPTQ). It takes up to 65,536 tokens of it. Text like that which the model will see is best; without
     any, there is a built-in one. Measure the result on other text.
 
-    What was interrupted goes on where it stopped when the same command is given again, unless it calibrates. Until then
-    it is kept beside DIR, in a hidden folder .DIR.*.partial, which may be deleted.
+    What was interrupted goes on where it stopped when the same command is given again. Until then it is kept beside
+    DIR, in a hidden folder .DIR.*.partial, which may be deleted.
     """
-    asked = quantize or ([BITS[bits]] if bits else [])
-    if bits and asked != [BITS[bits]]:
+    if bits and quantize and quantize != [BITS[bits]]:
         raise click.UsageError(f"--quantize {','.join(quantize)} contradicts --bits {bits}")
     from quantkit.formats.output import check_outputs
     from quantkit.quantization.conversion import convert_all
-    from quantkit.quantization.recipe import Recipe
-    from quantkit.quantization.recipe.file import read_recipe
     from quantkit.quantization.report.saved import check_report
 
-    base = read_recipe(recipe) if recipe else Recipe()
-    recipes = [replace(base, quantize=kind) for kind in asked] or [base]
-    endings = [f"-{recipe.quantize}" for recipe in recipes] if recipes[1:] else [""]
+    recipes = _recipes(recipe, quantize or ([BITS[bits]] if bits else []), overrides)
+    endings = [f"-{it.quantize}" for it in recipes] if recipes[1:] else [""]
     outputs = {Path(f"{output}{ending}"): it for ending, it in zip(endings, recipes, strict=True)}
     files = [report.parent / f"{report.stem}{ending}{report.suffix}" for ending in endings] if report else []
     check_outputs(outputs, force=force, source=Path(source))  # before hours of downloading
@@ -147,7 +144,6 @@ def command(
         reports = convert_all(
             local,
             outputs,
-            overrides=overrides,
             calibration=calibration,
             strict=strict,
             dry_run=dry_run,
@@ -160,6 +156,15 @@ def command(
         echo("\n".join((*heading, *_lines(found, dry_run=dry_run, verbose=verbose))))
     for file, found in zip(files, reports.values(), strict=False):
         found.save(file)
+
+
+def _recipes(file: Path | None, kinds: list[str], overrides: list[tuple[str, str]]) -> list[Recipe]:
+    """Return what each output is to hold: what a file says, if any, and what options say, which win."""
+    from quantkit.quantization.recipe import Recipe
+    from quantkit.quantization.recipe.file import read_recipe
+
+    base = (read_recipe(file) if file else Recipe()).with_overrides(overrides)
+    return [replace(base, quantize=kind) for kind in kinds] or [base]
 
 
 def _lines(report: Report, *, dry_run: bool, verbose: bool) -> Iterator[str]:
