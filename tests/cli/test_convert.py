@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -220,3 +221,16 @@ def test_a_missing_text_is_a_failure_of_one_line(invoke: Invoke, checkpoint: Pat
     result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--calibration", tmp_path / "none.txt")
     assert result.exit_code == 2
     assert "none.txt" in result.stderr
+
+
+@pytest.mark.real
+def test_the_readme_shows_a_dry_run(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("SmolLM2-135M-Instruct").symlink_to(os.environ["QUANTKIT_TEST_MODEL"])
+    _, after = (
+        (Path(__file__).parents[2] / "README.md").read_text().split("$ quantkit convert SmolLM2-135M-Instruct -o", 1)
+    )
+    command, *shown = after[: after.index("[...]")].splitlines()
+    found = invoke("convert", "SmolLM2-135M-Instruct", "-o", *shlex.split(command)).stdout.splitlines()
+    assert found[: len(shown) - 1] == shown[:-1]
+    assert found[len(shown) - 1].split(", of ")[0] == shown[-1].split(", of ")[0]  # how much is free differs
