@@ -35,6 +35,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MODELOPT = "hf_quant_config.json"
 """Says how NVIDIA's checkpoints are quantized, where config.json does not."""
+TEXT = "text_config"
+"""Where multimodal models say what their text part is."""
 PIPELINE = "model_index.json"
 """What the diffusers library lays out has this file in place of config.json."""
 SIDECARS = (
@@ -226,15 +228,24 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Scheme | None]:
     if not isinstance(config.get("model_type"), str):
         raise CheckpointError(f"{file}: has no model_type; is this the folder of a language model?")
     scheme = _read_scheme(folder, config)
-    return {key: value for key, value in config.items() if not (scheme and key in FIELDS)}, scheme
+    return _unquantized(config) if scheme else config, scheme
+
+
+def _unquantized(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A `config.json` without what it says of quantization, of the model or of its text part."""
+    left = {key: value for key, value in config.items() if key not in FIELDS}
+    return left | ({TEXT: _unquantized(text)} if isinstance(text := left.get(TEXT), dict) else {})
 
 
 def _read_scheme(folder: Path, config: Mapping[str, Any]) -> Scheme | None:
-    """Return the scheme that config.json names, or a file of ModelOpt beside it."""
-    file = folder / CONFIG
-    if not any(config.get(field) for field in FIELDS) and (folder / MODELOPT).exists():
-        file = folder / MODELOPT
-        config = {FIELDS[0]: modelopt.config_of(read_object(file))}
+    """Return the scheme that config.json names, of the model or its text part, or a file of ModelOpt beside it."""
+    file, text = folder / CONFIG, config.get(TEXT)
+    if not any(config.get(field) for field in FIELDS):
+        if isinstance(text, dict) and any(text.get(field) for field in FIELDS):
+            config = text
+        elif (folder / MODELOPT).exists():
+            file = folder / MODELOPT
+            config = {FIELDS[0]: modelopt.config_of(read_object(file))}
     try:
         return scheme_of(config)
     except UnsupportedError as cause:

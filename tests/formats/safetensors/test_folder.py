@@ -20,6 +20,7 @@ from quantkit.models.program import Program
 from quantkit.models.recorder import Recorder
 from quantkit.models.registry import read
 from quantkit.tensor import Tensor, TensorSpec
+from scheme_writers import WRITERS
 
 INDEX = "model.safetensors.index.json"
 
@@ -325,6 +326,17 @@ def test_any_json(config: Any, index: Any, tmp_path: Path) -> None:
     with pytest.raises((CheckpointError, UnsupportedError)) as caught:
         formats.open(tmp_path)
     str(caught.value).encode()  # printable, whatever the file holds
+
+
+def test_the_text_part_may_be_quantized_by_its_own_config(tmp_path: Path) -> None:
+    encode, said, field = WRITERS["awq"]
+    parts, numbers = encode("x", np.random.default_rng(0).standard_normal((32, 64), np.float32))
+    config = {"model_type": "llava", "text_config": {"model_type": "llama", field: said}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tiny.write_safetensors(tmp_path / "model.safetensors", {f"x{end}": part for end, part in parts.items()})
+    source = formats.open(tmp_path)
+    np.testing.assert_array_equal(source.tensor("x.weight").data, numbers)
+    assert source.config == {"model_type": "llava", "text_config": {"model_type": "llama"}}
 
 
 @pytest.mark.real
