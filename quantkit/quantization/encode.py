@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,9 @@ def encode(
     return found
 
 
-def quantize(tensor: Tensor, kind: str, *, label: str = "tensor", threads: int = 1) -> tuple[Tensor, float]:
+def quantize(
+    tensor: Tensor, kind: str, *, scales: GroupScales | None = None, label: str = "tensor", threads: int = 1
+) -> tuple[Tensor, float]:
     """Return a tensor in another kind.
 
     Parameters
@@ -99,6 +102,8 @@ def quantize(tensor: Tensor, kind: str, *, label: str = "tensor", threads: int =
         Of kind f32, f16 or bf16 and any shape; block kinds need a matrix `[rows, columns]`, of any size.
     kind : str
         A name of `blocks.KINDS`.
+    scales : GroupScales, optional
+        What a matrix was quantized with before.
     label : str
         Names file and tensor in messages.
     threads : int
@@ -119,9 +124,13 @@ def quantize(tensor: Tensor, kind: str, *, label: str = "tensor", threads: int =
     if not tensor.shape:
         vector, error = quantize(_as_vector(tensor), kind, label=label)
         return replace(vector, shape=(), data=vector.data.reshape(())), error
+
+    def encode_rows(rows: slice) -> Encoded:
+        of_rows = scales and scales.viewed(itemgetter(rows))
+        return encode(tensor.data[rows], tensor.kind, (kind,), scales=of_rows, label=label)[kind]
+
     with ThreadPoolExecutor(threads) as pool:
-        parts = (tensor.data[rows] for rows in stripes(tensor.shape))
-        found = [*pool.map(lambda part: encode(part, tensor.kind, (kind,), label=label)[kind], parts)]
+        found = list(pool.map(encode_rows, stripes(tensor.shape)))
     row_scales = [part.row_scales for part in found if part.row_scales is not None]
     data = np.concatenate([part.data for part in found])
     packed = Tensor(kind, tensor.shape, data, np.concatenate(row_scales) if row_scales else None)

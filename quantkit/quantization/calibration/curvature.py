@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.quantization.encode import dequantize as dequantize_tensor
 from quantkit.tensor import Tensor
 from quantkit_kernels.blocks import COLUMNS, ROWS, dequantize
 
@@ -99,3 +100,14 @@ def pack_under(curvature: Curvature, weights: Tensor, start: Tensor, threads: in
         sums = np.array(list(pool.map(pack, range(0, weights.shape[0], PANEL_ROWS)))).sum(axis=0)
     cost, whole, lost, squares = sums.tolist()
     return Tensor("int4", weights.shape, data, row_scales), lost / (squares or 1.0), cost / (whole or 1.0)
+
+
+def output_error_of(curvature: Curvature, weights: Tensor, packed: Tensor) -> float:
+    """Return the squared error of a layer's output, relative to its sum of squares, as `pack_under` does."""
+    columns = weights.shape[1]
+    hessian = curvature.hessian[:columns, :columns]
+    cost = whole = 0.0
+    for wanted, found in zip(dequantize_tensor(weights), dequantize_tensor(packed), strict=True):
+        lost = found - wanted
+        cost, whole = cost + float(np.vdot(lost @ hessian, lost)), whole + float(np.vdot(wanted @ hessian, wanted))
+    return cost / (whole or 1.0)

@@ -18,9 +18,10 @@ from quantkit.engine.model import PASS_TOKENS, Model, empty_rows
 from quantkit.formats.source import ModelSource
 from quantkit.models.parts import cut
 from quantkit.models.program import Program, Value
-from quantkit.quantization.calibration.curvature import Curvature, curvature_of, pack_under
+from quantkit.quantization.calibration.curvature import Curvature, curvature_of, output_error_of, pack_under
 from quantkit.quantization.calibration.stops import Shared, stops_of
 from quantkit.quantization.encode import quantize
+from quantkit.quantization.kept_codes import NEGLIGIBLE
 from quantkit.tensor import Tensor, TensorSpec
 
 Rows = NDArray[np.float32]
@@ -117,8 +118,14 @@ def pack_calibrated(
 
 
 def _pack(source: ModelSource, spec: TensorSpec, threads: int) -> Packed:
-    label = f"{source.file_of(spec.name)}: tensor {spec.name!r}"
-    return Packed(spec.name, *quantize(source.tensor(spec.name, copy=True), spec.kind, label=label, threads=threads))
+    return Packed(spec.name, *_quantized(source, source.tensor(spec.name, copy=True), spec.name, spec.kind, threads))
+
+
+def _quantized(source: ModelSource, weights: Tensor, name: str, kind: str, threads: int) -> tuple[Tensor, float]:
+    """Pack a tensor by itself, with the source's codes where it has some; returns it and its relative error."""
+    scales = source.group_scales(name, slice(None)) if len(weights.shape) == 2 else None
+    label = f"{source.file_of(name)}: tensor {name!r}"
+    return quantize(weights, kind, scales=scales, label=label, threads=threads)
 
 
 def _run(
@@ -159,11 +166,12 @@ def _calibrate(
 
 def _pack_under(curvature: Curvature | None, source: ModelSource, name: str, threads: int) -> Packed:
     """Pack a weight of kind int4, under the Hessian of its inputs if there were any."""
-    label = f"{source.file_of(name)}: tensor {name!r}"
     weights = source.tensor(name, copy=True)
-    packed, error = quantize(weights, "int4", label=label, threads=threads)
+    packed, error = _quantized(source, weights, name, "int4", threads)
     if curvature is None:
         return Packed(name, packed, error)
+    if error <= NEGLIGIBLE["int4"]:  # with the source's codes; no others come as near
+        return Packed(name, packed, error, output_error_of(curvature, weights, packed))
     return Packed(name, *pack_under(curvature, weights, packed, threads))
 
 

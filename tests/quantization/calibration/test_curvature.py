@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from quantkit.quantization.calibration.curvature import DAMPING, curvature_of, pack_under
+from quantkit.quantization.calibration.curvature import DAMPING, curvature_of, output_error_of, pack_under
 from quantkit.quantization.encode import quantize
 from quantkit.tensor import Tensor
 from quantkit_kernels import blocks
@@ -55,6 +55,7 @@ def test_outputs_change_less_than_without(shape: tuple[int, int], kind: str) -> 
     assert lost < 0.8 * ((x @ free.T - outputs) ** 2).sum()
     assert output_error == pytest.approx(lost / (outputs**2).sum(), rel=0.1)
     assert error == pytest.approx(((found - wanted) ** 2).sum() / (wanted**2).sum(), rel=1e-3)
+    assert output_error_of(curvature, weights, packed) == pytest.approx(output_error, rel=1e-3)
 
 
 def test_threads_change_nothing() -> None:

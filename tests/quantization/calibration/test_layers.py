@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import quantized
 import tiny
 from golden.generate import checkpoint
 from quantkit.engine.model import Model
@@ -20,6 +21,7 @@ from quantkit.quantization.encode import quantize
 from quantkit.quantization.plan import make_plan
 from quantkit.quantization.recipe import Recipe
 from quantkit.quantization.report.page import page
+from scheme_writers import WRITERS
 
 CASES = (
     "llama",
@@ -83,6 +85,20 @@ def test_a_calibrated_model_is_nearer_to_its_reference(tmp_path: Path) -> None:
     manifest = PackedModel(tmp_path / "calibrated").manifest
     assert manifest["calibration"]["text"] == "text.txt"
     assert manifest["calibration"]["tokens"] == report.calibration.tokens
+
+
+def test_codes_of_a_quantized_source_stay(tmp_path: Path) -> None:
+    """No text makes others come as near."""
+    _, source = quantized.checkpoints(tmp_path, *WRITERS["gptq"])
+    convert(source, tmp_path / "free")
+    report = convert(source, tmp_path / "calibrated", calibration=text(tmp_path / "text.txt"))
+    models = [PackedModel(tmp_path / name) for name in ("free", "calibrated")]
+    assert report.calibration is not None
+    assert report.calibration.uncalibrated == ()
+    for name, error in report.calibration.output_errors.items():
+        assert 0 < error < 1e-3
+        free, calibrated = (model.tensor(name) for model in models)
+        assert calibrated.data.tobytes() == free.data.tobytes()
 
 
 def test_threads_do_not_change_a_calibrated_model(tmp_path: Path) -> None:
