@@ -96,7 +96,7 @@ def test_damaged_weights(invoke: Invoke, tmp_path: Path, damage: str) -> None:
         ({"hidden_act": "mish"}, ("mish",)),
         ({"hidden_size": "64"}, ("hidden_size",)),
         ({"num_hidden_layers": 3}, ("model.layers.2",)),
-        ({"quantization_config": {"quant_method": "hqq", "bits": 4}}, ("hqq",)),
+        ({"quantization_config": {"quant_method": "eetq", "bits": 4}}, ("eetq",)),
     ],
 )
 def test_configs_that_cannot_be_run(
@@ -197,7 +197,7 @@ def test_a_flipped_byte_is_found(invoke: Invoke, packed: Path, tmp_path: Path) -
 
 DAMAGED_FOLDERS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "other format version": ("quantkit.json", lambda raw: raw.replace(b'"format_version": 1', b'"format_version": 99')),
-    "manifest that is not JSON": ("quantkit.json", lambda raw: raw[:-10]),
+    "manifest that is not JSON": ("quantkit.json", lambda raw: raw.rstrip()[:-10]),
     "truncated data": (WEIGHTS, lambda raw: raw[:-10]),
     "truncated header": (WEIGHTS, lambda raw: raw[:50]),
     "config that is not JSON": ("config.json", lambda raw: raw[:-10]),
