@@ -22,11 +22,15 @@ from numpy.typing import NDArray
 import tiny
 import tiny_gguf
 from golden import generate
-from tiny_gguf_changes import CHANGES, Tensors, fused
+from tiny_gguf_changes import CHANGES, Change, Tensors, fused
+from tiny_gguf_words import internlm2, qwen
 
 FILE = Path(__file__).parent / "golden" / "llama_cpp_files.json"
 NEWER = {"cohere2moe": "glm4moe", "granite_swa": "granitehybrid", "hy_v3": "exaone-moe"}
 """Architectures that llama.cpp's sources know, and the released `gguf` package does not: one that is named like it."""
+
+FUSED = {"qwen": "qwen2"}
+"""Those that have fused tensors alone -> one that has the parts."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Case:
     `layers` are as many as the case has, or so many like its first. `resized` has the shapes that the overrides change,
     by ends of names. With `signs`, weights of layers are 1/16 or -1/16: ternary, as the converter makes BitNet's. With
     `fused`, the converter is asked to make one tensor of queries, keys and values, or of experts' gates and what they
-    gate. What it is `told` beside the config are other words for the same model.
+    gate. What it is `told` beside the config are other words for the same model, which is stored as `words` make it.
     """
 
     name: str
@@ -45,6 +49,7 @@ class Case:
     resized: dict[str, tuple[int, ...]] = field(default_factory=dict)
     signs: bool = False
     told: dict[str, Any] = field(default_factory=dict)
+    words: Change | None = None
     fused: Literal["", "attn_q", "ffn_gate_exps"] = ""
 
     @property
@@ -76,9 +81,20 @@ class Case:
         overrides = generate.CASES[self.name].overrides | self.overrides | layers
         folder = tiny.checkpoint(folder, self.model_type, dtype="F32", tensors=self.shapes(), **overrides)
         if self.signs:
-            values = tensors_of(self)
-            tiny.write_safetensors(folder / "model.safetensors", {name: ("F32", values[name]) for name in values})
+            _store(folder, tensors_of(self))
         return folder
+
+    def reworded(self, folder: Path) -> Path:
+        """Write the folder that the converter is given."""
+        self.checkpoint(folder)
+        if self.words is not None:
+            _store(folder, self.words(tensors_of(self), self.config()))
+        return folder
+
+
+def _store(folder: Path, tensors: Tensors) -> None:
+    stored = {name: ("F32", np.ascontiguousarray(values)) for name, values in tensors.items()}
+    tiny.write_safetensors(folder / "model.safetensors", stored)
 
 
 _SAME = """llama llama_awkward_sizes llama_biases llama_linear_rope llama_llama3_rope llama_yarn_rope arcee seed_oss
@@ -117,6 +133,8 @@ _MINICPM = {
 }
 _MINICPM_WORDS = {"architectures": ["MiniCPMForCausalLM"], "dim_model_base": 32, "scale_depth": 1.4, "scale_emb": 12}
 """MiniCPM 1 and 2 are Granite in other words."""
+_QWEN = {"architectures": ["QWenLMHeadModel"], "intermediate_size": 320}
+"""Qwen counts the columns of both halves of an MLP."""
 _PHI_MOE = {
     "architectures": ["PhiMoEForCausalLM"],
     "rope_scaling": {
@@ -211,6 +229,11 @@ CASES: dict[str, Case] = {name: Case(name) for name in _SAME.split()} | {
         "qwen3_moe", {"architectures": ["Qwen3VLMoeForConditionalGeneration"], **_INTERLEAVED_SECTIONS}
     ),
     "minicpm": Case("granite", _MINICPM, told=_MINICPM_WORDS),
+    "xverse": Case("llama", told={"architectures": ["XverseForCausalLM"]}),
+    "internlm2": Case("llama", told={"architectures": ["InternLM2ForCausalLM"]}, words=internlm2),
+    "qwen": Case(
+        "qwen2", {"num_key_value_heads": 4, "tie_word_embeddings": False}, told=_QWEN, words=qwen, fused="attn_q"
+    ),
     "llama_fused": Case("llama_biases", fused="attn_q"),
     "qwen2_fused": Case("qwen2", fused="attn_q"),
     "cohere2_moe_fused": Case("cohere2_moe", fused="ffn_gate_exps"),
@@ -233,7 +256,7 @@ def stored(case: Case, architecture: str) -> Tensors:
     for change in CHANGES.get(case.model_type, ()):
         tensors = change(tensors, config)
     layers = max(int(match[1]) for name in tensors if (match := re.search(r"\.(\d+)\.", name))) + 1
-    named_as = NEWER.get(architecture, architecture)
+    named_as = (NEWER | FUSED).get(architecture, architecture)
     number = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == named_as)
     names = gguf.get_tensor_name_map(number, layers)
     found = {}

@@ -87,9 +87,7 @@ def main(folder: str, files: str = "", output: str = "") -> None:
             ModelBase.load_hparams = load_hparams
             try:
                 unsaid = [field for field, value in case.overrides.items() if value is ...]
-                convert(
-                    case.checkpoint(Path(scratch, name)), file, told=case.told, unsaid=unsaid, fused=bool(case.fused)
-                )
+                convert(case.reworded(Path(scratch, name)), file, told=case.told, unsaid=unsaid, fused=bool(case.fused))
                 found[name] = summary(file)
             except Exception as cause:
                 sys.stderr.write(f"{name}: {type(cause).__name__}: {cause}\n")

@@ -30,6 +30,7 @@ from quantkit.models.gguf.tables.names import (
     SINKS,
     UNGATED,
     WINDOW,
+    as_tensors,
     attention,
     experts,
     longrope,
@@ -93,7 +94,7 @@ _GRANITE_EXPERTS: Names = {
 _XIELU = {f"mlp.act_fn.{name}": f"xielu.{name}" for name in ("alpha_p", "alpha_n", "beta", "eps")}
 
 DENSE: Mapping[str, dict[str, Dialect]] = {
-    "llama": {"": Dialect("llama", rows(LLAMA, paired=True))},
+    **{name: {"": Dialect("llama", rows(LLAMA, paired=True))} for name in ("llama", "internlm2", "xverse")},
     "apertus": {
         "": Dialect(
             "apertus",
@@ -157,6 +158,7 @@ DENSE: Mapping[str, dict[str, Dialect]] = {
         "": Dialect("olmo2", rows(BESIDE_BLOCKS | ATTENTION | HEAD_NORMS | NORMS_BEHIND | GATED)),
     },
     "phi3": {"": Dialect("phi3", rows(BESIDE_BLOCKS | ATTENTION | NORMS_BEFORE | GATED_FUSED), WINDOW, more=longrope)},
+    "qwen": {"": Dialect("qwen2", rows(LLAMA), more=as_tensors("intermediate_size"))},
     "qwen2": {"": Dialect("qwen2", rows(LLAMA))},
     "qwen2vl": {"": Dialect("qwen2", rows(LLAMA))},
     "qwen3": {"": Dialect("qwen3", rows(LLAMA | HEAD_NORMS))},
