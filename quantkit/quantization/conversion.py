@@ -172,11 +172,21 @@ def _report(plan: Plan, lost: _Losses, disk_free: int, seconds: float) -> Report
         unused=plan.source.unused,
         notices=plan.notices,
         disk_free=disk_free,
-        memory=None if plan.text else memory_needed(plan.source),
+        memory=_memory_needed(plan),
         seconds=seconds,
         peak_rss=peak_memory(),
         calibration=lost.calibration,
     )
+
+
+def _memory_needed(plan: Plan) -> int:
+    """Return about how many bytes packing needs in memory at most, the whole process included."""
+    needed = memory_needed(plan.source)
+    if not plan.text:
+        return needed
+    from quantkit.quantization.calibration.memory import calibration_memory
+
+    return needed + calibration_memory(plan.program, plan.specs, CALIBRATED, plan.text.tokens)
 
 
 def _pack(

@@ -199,7 +199,7 @@ def _lines(report: Report, *, dry_run: bool, verbose: bool) -> Iterator[str]:
     if not dry_run:
         yield f"{summary}, {report.seconds:.1f} s, peak memory {size(report.peak_rss)}"
         return
-    yield summary if report.memory is None else f"{summary}; packing takes at most {size(report.memory)} of memory"
+    yield f"{summary}; packing takes at most {size(report.memory)} of memory"
     files = sorted(report.files.items(), key=lambda item: -item[1])
     yield f"nothing was written; it would be {report.folder_bytes:,} bytes, of {size(report.disk_free)} free:"
     yield table(("file", "bytes"), [(name, f"{nbytes:,}") for name, nbytes in files])

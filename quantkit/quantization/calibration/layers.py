@@ -2,7 +2,8 @@
 
 So the inputs that a weight is calibrated with are those which the packed weights before it, and the int8 activations of
 the engine, make of the text. Memory holds the values between two parts, of all tokens, and the weights and the Hessian
-of those matrices that share an input. `stops.py` says where the program is cut, `matrix.py` packs a matrix.
+of those matrices that share an input. `stops.py` says where the program is cut, `curvature.py` packs a
+matrix, `memory.py` says how much all that is.
 """
 
 from __future__ import annotations

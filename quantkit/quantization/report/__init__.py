@@ -136,8 +136,8 @@ class Report:
         What is said of this and of all else that was left out, or that stands in for something missing.
     disk_free : int
         Bytes free on the disk of the folder, before it was written.
-    memory : int or None
-        More bytes than packing needs in memory, the whole process included; None where it calibrates.
+    memory : int
+        More bytes than packing needs in memory, the whole process included.
     seconds : float
         Duration.
     peak_rss : int
@@ -154,7 +154,7 @@ class Report:
     unused: tuple[str, ...]
     notices: tuple[str, ...]
     disk_free: int
-    memory: int | None
+    memory: int
     seconds: float
     peak_rss: int
     calibration: CalibrationReport | None = None

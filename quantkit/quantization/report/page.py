@@ -133,8 +133,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         facts.append(("peak memory", f"{report.peak_rss / 1e6:.0f} MB"))
     else:
         facts.append(("free on the disk", f"{report.disk_free:,} bytes"))
-        if report.memory is not None:
-            facts.append(("memory", f"at most {report.memory / 1e6:.0f} MB"))
+        facts.append(("memory", f"at most {report.memory / 1e6:.0f} MB"))
         facts.append(("dry run", "nothing was packed, so no error is known"))
     return facts
 

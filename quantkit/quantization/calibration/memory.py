@@ -1,0 +1,65 @@
+"""How much memory calibration needs, known from a program and the length of the text alone.
+
+Two things are large: the values between two parts of the program, of all tokens (`layers.py`), and the Hessian of the
+widest input with its factor (`curvature.py`). Nothing is allocated here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from quantkit.models.parts import cut
+from quantkit.models.program import Program, Value
+from quantkit.quantization.calibration.stops import Stop, stops_of
+from quantkit.tensor import TensorSpec
+from quantkit_kernels.blocks import COLUMNS, nbytes
+
+HESSIAN_BYTES = 40
+"""Of each entry of a Hessian: itself and a chunk's part, f32, and what its factor is made of, f64."""
+WEIGHT_BYTES = 16
+"""Of each weight of the matrix that is packed: as it is read and stored, in f32, and its blocks."""
+PASS_TOKENS = 256
+"""Of the engine: tokens whose values inside of a part are in memory."""
+
+
+def calibration_memory(program: Program, specs: Mapping[str, TensorSpec], kind: str, tokens: int) -> int:
+    """Return about how many bytes calibration needs at once, beside those of the process itself, at most.
+
+    Parameters
+    ----------
+    program : Program
+    specs : Mapping of str to TensorSpec
+        Kind of each tensor.
+    kind : str
+        The kind that is calibrated.
+    tokens : int
+        Of the text.
+    """
+    stops = stops_of(program, [name for name, spec in specs.items() if spec.kind == kind])
+    parts = cut(program, [stop.border for stop in stops])
+    most = 0
+    for number, (part, stop) in enumerate(zip(parts, stops, strict=False)):
+        made = {value.index for each in parts[: number + 1] for value in each.outputs}
+        alive = {value for each in parts[number:] for value in each.inputs if value.index in made}
+        held = {name for each in parts[number : number + 2] for name in each.tensors}
+        inside = (each.output for each in part.operations if isinstance(each.output, Value))
+        most = max(
+            most,
+            _rows({*alive, *part.outputs}, tokens)
+            + _rows(inside, PASS_TOKENS)
+            + sum(nbytes(specs[name].kind, specs[name].shape) for name in held)
+            + _search(stop, specs, tokens),
+        )
+    return most
+
+
+def _rows(values: Iterable[Value], tokens: int) -> int:
+    return sum(4 * -(-value.columns // 16) * 16 * value.per_token * tokens for value in values)
+
+
+def _search(stop: Stop, specs: Mapping[str, TensorSpec], tokens: int) -> int:
+    """Bytes that the largest matrix at a stop is packed in, with its Hessian, and the rows of an expert, copied."""
+    largest = max(specs[name].weights for name in stop.names)
+    widest = max(-(-shared.x.columns // COLUMNS) * COLUMNS for shared in stop.shared.values())
+    copied = max((_rows([it.x], tokens) for it in stop.shared.values() if it.routing), default=0)
+    return WEIGHT_BYTES * largest + HESSIAN_BYTES * widest**2 + copied
