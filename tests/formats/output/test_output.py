@@ -21,6 +21,7 @@ import pytest
 from quantkit.errors import PackedModelError
 from quantkit.formats import output
 from quantkit.formats.output import as_json, check_output, output_folder, write_files
+from quantkit.formats.output.journal import Journal
 from quantkit.formats.safetensors.writer import SafetensorsWriter
 
 NOWHERE = Path("/nowhere")
@@ -89,6 +90,15 @@ def test_force_replaces_what_quantkit_wrote(tmp_path: Path, manifest: str) -> No
     (tmp_path / "quantkit.json").rename(tmp_path / manifest)
     (tmp_path / "model.safetensors").write_text("damaged")
     check_output(tmp_path, force=True, source=NOWHERE)
+
+
+def test_a_journal_that_a_killed_process_left_is_quantkits_own(tmp_path: Path) -> None:
+    """It is removed when the folder has its name already."""
+    fill(tmp_path / "out")
+    Journal(tmp_path / "out", "key")
+    check_output(tmp_path / "out", force=True, source=NOWHERE)
+    write(tmp_path / "out", force=True)
+    assert contents(tmp_path / "out") == model("new")
 
 
 def replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
