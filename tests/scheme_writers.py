@@ -156,22 +156,18 @@ def hqq(module: str, weight: Weights) -> Written:
     return parts, numbers.reshape(weight.shape)
 
 
-def compressed(module: str, weight: Weights) -> Written:
-    """compressed-tensors: integers of four bits in groups of 32, with zeros."""
-    scales, zeros, codes = asymmetric(weight.reshape(len(weight), -1, 32), 4)
+def compressed(module: str, weight: Weights, *, bits: int = 4) -> Written:
+    """compressed-tensors: integers of a few bits in groups of 32, with zeros."""
+    scales, zeros, codes = asymmetric(weight.reshape(len(weight), -1, 32), bits)
+    whole = np.pad(zeros.T.astype(np.uint8), [(0, 0), (0, -len(zeros) % (32 // bits))])
     parts: Stored = {
-        ".weight_packed": ("I32", words_of(codes.astype(np.uint8).reshape(weight.shape), 4)),
+        ".weight_packed": ("I32", words_of(codes.astype(np.uint8).reshape(weight.shape), bits)),
         ".weight_scale": ("F16", scales),
-        ".weight_zero_point": ("I32", np.ascontiguousarray(words_of(_whole_words(zeros.T), 4).T)),
+        ".weight_zero_point": ("I32", np.ascontiguousarray(words_of(whole, bits).T)),
         ".weight_shape": ("I64", np.array(weight.shape, np.int64)),
     }
     numbers = (codes - zeros[..., None]).astype(np.float32) * scales[..., None].astype(np.float32)
     return parts, numbers.reshape(weight.shape)
-
-
-def _whole_words(codes: Weights) -> Codes:
-    """Codes of four bits along the last axis, filled up to eights."""
-    return np.pad(codes.astype(np.uint8), [(0, 0), (0, -codes.shape[1] % 8)])
 
 
 def compressed_rows(module: str, weight: Weights) -> Written:

@@ -9,6 +9,7 @@ A matrix `X`, `[rows, columns]`, is stored in one of these ways; which one, its 
     X.weight_zero_point    zeros of the integers, packed down the rows as the codes are along them; may be missing
     X.weight_global_scale  F32 [1], which divides the scales of nvfp4
     X.weight_g_idx         I32 [columns]: group of each column; may be missing
+    X.weight_shape         I64 [2]: rows and columns; says how many bits integers have, where modules differ
 
 A number is `scale * (code - zero)`.
 
@@ -45,6 +46,7 @@ FORMATS = (
 PACKED, SCALE = ".weight_packed", ".weight_scale"
 BITS = (2, 4, 8)
 """Of packed integers; codes of others lie in two words, or not, depending on the library's version."""
+SHAPE = ".weight_shape"
 OTHERS = (".weight_zero_point", ".weight_global_scale", ".weight_g_idx")
 """How parts of a module's weight that may be missing are named."""
 
@@ -54,22 +56,22 @@ class CompressedTensors(Scheme):
 
     Parameters
     ----------
-    bits : int
-        Of integers that are packed into words.
+    *bits : int
+        Of integers that are packed into words; several where modules differ.
     block : tuple of int, optional
         Rows and columns that share a scale, where these are blocks that the edges may cut.
     """
 
     known_as = "compressed-tensors"
-    variants = "integers of 2, 4 and 8 bits, FP8, NVFP4, MXFP4"
+    variants = "integers of 2, 4 and 8 bits, FP8, NVFP4, MXFP4, modules that differ"
     kind = "f32"
     ignored = (
-        *(".weight_shape", ".input_scale", ".input_zero_point", ".input_global_scale"),
+        *(SHAPE, ".input_scale", ".input_zero_point", ".input_global_scale"),
         *(".output_scale", ".q_scale", ".k_scale", ".v_scale"),
     )
 
-    def __init__(self, bits: int = 4, block: tuple[int, int] | None = None) -> None:
-        self.bits, self.block = bits, block
+    def __init__(self, *bits: int, block: tuple[int, int] | None = None) -> None:
+        self.bits, self.block = bits or (4,), block
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> CompressedTensors:
@@ -83,23 +85,21 @@ class CompressedTensors(Scheme):
             for group in (groups.values() if isinstance(groups, dict) else ())
             if isinstance(group, dict) and isinstance(group.get("weights"), dict)
         ]
-        packed = {each.get("num_bits") for each in weights if each.get("type", "int") == "int"} or {4}
-        blocks = {tuple(each["block_structure"]) for each in weights if isinstance(each.get("block_structure"), list)}
-        bits, block = packed.pop(), next(iter(blocks), None)
-        if packed or len(blocks) > 1:
-            raise UnsupportedError("quantization_config: config_groups of several bits or blocks are not supported")
-        if bits not in BITS or (block and not _is_block(block)):
-            raise UnsupportedError(
-                f"quantization_config: {bits!r:.20} bits and blocks of {block!r:.60} are not supported"
-            )
-        return cls(bits, block)
+        packed = [each.get("num_bits") for each in weights if each.get("type", "int") == "int"]
+        blocks = [each["block_structure"] for each in weights if isinstance(each.get("block_structure"), list)]
+        known = all(type(bits) is int and bits in BITS for bits in packed) and all(map(_is_block, blocks))
+        if not known or any(block != blocks[0] for block in blocks):
+            said = f"{packed!r:.60} bits and blocks of {blocks!r:.100}"
+            raise UnsupportedError(f"quantization_config: {said} are not supported")
+        return cls(*sorted(set(packed)), block=tuple(blocks[0]) if blocks else None)
 
     def encoded(self, names: Iterable[str]) -> dict[str, tuple[str, ...]]:
         held = set(names)
         found = {}
         for module in (name.removesuffix(SCALE) for name in held if name.endswith(SCALE)):
             weight = module + (PACKED if module + PACKED in held else ".weight")
-            parts = (weight, module + SCALE, *(module + other for other in OTHERS if module + other in held))
+            others = (*OTHERS, SHAPE) if len(self.bits) > 1 else OTHERS
+            parts = (weight, module + SCALE, *(module + other for other in others if module + other in held))
             found[f"{module}.weight"] = parts
         return found
 
@@ -109,7 +109,7 @@ class CompressedTensors(Scheme):
             raise ValueError(f"its weights are {weight.dtype} of shape {weight.shape}")
         if scale.dtype not in (*PLAIN, *(("F8_E4M3", "U8") if weight.dtype == "U8" else ())):
             raise ValueError(f"its scales are {scale.dtype}")
-        per_entry = {"I32": 32 // self.bits, "U8": 2}.get(weight.dtype, 1)
+        per_entry = {"I32": 32 // self._bits(parts), "U8": 2}.get(weight.dtype, 1)
         shape = weight.shape[0], weight.shape[1] * per_entry
         block = self._block(shape, scale.shape)
         zero, _, order = _sorted(others)
@@ -123,7 +123,7 @@ class CompressedTensors(Scheme):
         return shape
 
     def decode(self, parts: Sequence[Part], wanted: slice) -> Floats:
-        numbers = self._numbers(parts[0], wanted)
+        numbers = _numbers(parts[0], self._bits(parts), wanted)
         scales, zeros, groups = self._groups(parts, wanted)
         if zeros is not None:
             numbers -= zeros[:, groups]
@@ -134,8 +134,9 @@ class CompressedTensors(Scheme):
         if parts[0].dtype not in ("I32", "I8"):
             return None
         scales, zeros, groups = self._groups(parts, wanted)
-        least = np.float32(-(1 << self.bits - 1))
-        return group_scales(scales, scales * (least if zeros is None else least - zeros), groups, self.bits)
+        bits = self._bits(parts)
+        least = np.float32(-(1 << bits - 1))
+        return group_scales(scales, scales * (least if zeros is None else least - zeros), groups, bits)
 
     def _groups(self, parts: Sequence[Part], wanted: slice) -> tuple[Floats, Floats | None, NDArray[Any]]:
         """Scales and zeros `[rows, groups]` of some rows, and the group of each column."""
@@ -147,7 +148,7 @@ class CompressedTensors(Scheme):
         scales = scales.reshape(_matrix(scales.shape))
         if divisor:
             scales = scales / divisor().reshape(())
-        zeros = self._zeros(zero, len(scales))[rows // block[0]] if zero else None
+        zeros = _zeros(zero, self._bits(parts), len(scales))[rows // block[0]] if zero else None
         groups = order() if order else None
         if groups is None or groups.min() < 0:
             groups = np.arange(shape[1]) // block[1]
@@ -161,23 +162,40 @@ class CompressedTensors(Scheme):
             return self.block
         return block_of(shape, _matrix(scales))
 
-    def _numbers(self, weight: Part, wanted: slice) -> Floats:
-        stored = weight(wanted)
-        if weight.dtype == "I32":
-            return codes_of(stored, self.bits).astype(np.float32) - np.float32(1 << self.bits - 1)
-        if weight.dtype == "U8":
-            return np.array(E2M1, np.float32)[nibbles_of(stored)]
-        numbers: Floats = e4m3()[stored] if weight.dtype == "F8_E4M3" else stored.astype(np.float32)
-        return numbers
+    def _bits(self, parts: Sequence[Part]) -> int:
+        """Bits of an integer: those that config.json says, of several those that make as many words of its columns."""
+        weight = parts[0]
+        if weight.dtype != "I32" or len(self.bits) == 1:
+            return max(self.bits)
+        shape = next((part for part in parts if part.name.endswith(SHAPE)), None)
+        if shape is None or shape.dtype not in ("I32", "I64") or shape.shape != (2,) or len(weight.shape) != 2:
+            raise ValueError(f"config.json says {self.bits} bits, and no {SHAPE[1:]} says which of them these are")
+        columns = int(shape()[1])
+        found = [bits for bits in self.bits if -(-columns // (32 // bits)) == weight.shape[1]]
+        if len(found) != 1:
+            raise ValueError(f"words of shape {weight.shape} do not fit {columns} columns of any of {self.bits} bits")
+        return found[0]
 
-    def _zeros(self, zero: Part, rows: int) -> Floats:
-        if zero.dtype == "I32":
-            codes = codes_of(zero().T, self.bits).T[:rows]
-            return codes.astype(np.float32) - np.float32(1 << self.bits - 1)
-        return zero().astype(np.float32)
+
+def _numbers(weight: Part, bits: int, wanted: slice) -> Floats:
+    """The numbers of some rows, before they are scaled."""
+    stored = weight(wanted)
+    if weight.dtype == "I32":
+        return codes_of(stored, bits).astype(np.float32) - np.float32(1 << bits - 1)
+    if weight.dtype == "U8":
+        return np.array(E2M1, np.float32)[nibbles_of(stored)]
+    numbers: Floats = e4m3()[stored] if weight.dtype == "F8_E4M3" else stored.astype(np.float32)
+    return numbers
 
 
-def _is_block(sides: tuple[Any, ...]) -> bool:
+def _zeros(zero: Part, bits: int, rows: int) -> Floats:
+    """The zeros of all rows of scales."""
+    if zero.dtype == "I32":
+        return codes_of(zero().T, bits).T[:rows].astype(np.float32) - np.float32(1 << bits - 1)
+    return zero().astype(np.float32)
+
+
+def _is_block(sides: Sequence[Any]) -> bool:
     return len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import quantized
 from quantkit.errors import UnsupportedError
 from quantkit.formats.schemes import scheme_of
 from quantkit.formats.schemes.compressed_tensors import BITS, CompressedTensors
-from scheme_writers import WRITERS, compressed, words_of
+from scheme_writers import WRITERS, Written, compressed, words_of
 from stored_parts import Stored, decoded
 
 PACKED = WRITERS["compressed-tensors"].config
@@ -69,14 +70,32 @@ def test_a_checkpoint(tmp_path: Path, variant: str, kind: str) -> None:
     [
         {"format": "marlin-24"},
         {"sparsity_config": {"format": "sparse-24-bitmask"}},
-        {"config_groups": {"a": GROUP, "b": {"weights": {"num_bits": 8, "type": "int"}}}},
+        {"config_groups": {"a": GROUP, "b": {"weights": {"num_bits": 5, "type": "int"}}}},
         {"config_groups": {"a": {"weights": {"num_bits": 3}}}},
         {"config_groups": {"a": {"weights": {"num_bits": "4"}}}},
+        {"config_groups": {"a": {"weights": {"num_bits": [4]}}}},
+        {"config_groups": {"a": {"weights": {"num_bits": 4.0}}}},
+        {"config_groups": {"a": {"weights": {"num_bits": 4, "block_structure": [[128], 128]}}}},
     ],
 )
 def test_what_is_not_known_is_refused(spoiled: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match="quantization_config: "):
         scheme_of({"quantization_config": {**PACKED, **spoiled}})
+
+
+def test_modules_may_differ_in_bits(tmp_path: Path) -> None:
+    def mixed(module: str, weight: NDArray[np.float32]) -> Written:
+        return compressed(module, weight, bits=8 if "down" in module else 4)
+
+    eight = {"targets": ["re:.*down_proj"], "weights": {"num_bits": 8, "type": "int", "group_size": 32}}
+    config = {**PACKED, "config_groups": {"group_0": GROUP, "group_1": eight}}
+    keeps = "(?<!down)_proj"
+    quantized.assert_equal(*quantized.checkpoints(tmp_path, mixed, config), keeps=keeps)
+    parts, _ = compressed("", np.random.default_rng(0).standard_normal((8, 64), np.float32))
+    for spoiled in ({}, {".weight_shape": ("I64", np.array([8, 48]))}):
+        left: Stored = {name: part for name, part in parts.items() if name != ".weight_shape"} | spoiled
+        with pytest.raises(ValueError, match="bits"):
+            decoded(CompressedTensors(4, 8), left)
 
 
 @pytest.mark.live

@@ -34,6 +34,13 @@ JSON = st.recursive(
     max_leaves=4,
 )
 
+FIELDS = (
+    *("bits", "checkpoint_format", "config_groups", "dynamic", "expert_dtype", "fmt", "format", "group_size"),
+    *("linear_class", "mode", "packing_format", "quant_algo", "quant_method", "quant_type", "quantized_layers"),
+    *("quantization_mode", "rotation_config", "sparsity_config", "version", "w_bit", "weight_block_size"),
+)
+"""What schemes read of config.json."""
+
 
 def test_the_writers_are_of_all_schemes() -> None:
     written = {writer.config.get("quant_method", "mlx") for writer in WRITERS.values()}
@@ -73,7 +80,7 @@ def damaged(draw: st.DrawFn, writer: Writer) -> Damaged:
     header, data = _file(parts)
     kinds = draw(st.sets(st.sampled_from(["config", "header", "contents", "length"]), min_size=1, max_size=2))
     if "config" in kinds:
-        config = changed(config, draw)
+        config = draw(st.sampled_from([changed(config, draw), {**config, draw(st.sampled_from(FIELDS)): draw(JSON)}]))
     if "header" in kinds:
         header, data = draw(other_header(header, data))
     if "contents" in kinds:

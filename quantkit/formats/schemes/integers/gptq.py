@@ -56,7 +56,8 @@ class Gptq(Scheme):
         others = {f"dynamic: {name!r:.60}: ": own for name, own in modules.items() if isinstance(own, dict)}
         for where, said in {"": config, **others}.items():
             bits = said.get("bits", config.get("bits"))
-            if bits not in BITS or form not in LESS_ONE or (where and not said.keys().isdisjoint(LAYOUT)):
+            known = bits in BITS and isinstance(form, str) and form in LESS_ONE
+            if not known or (where and not said.keys().isdisjoint(LAYOUT)):
                 layout = {field: said[field] for field in LAYOUT if field in said}
                 raise UnsupportedError(
                     f"quantization_config: {where}{bits!r:.20} bits and {layout!r:.100} are not supported"
