@@ -74,10 +74,11 @@ class Contents:
         return {CARD: self.card(tensors)} if self.card else {}
 
     def manifest(self, header_sha256: str, files: Mapping[str, str], tensors: Mapping[str, Any]) -> bytes:
-        """Return quantkit.json, as long as with the longest numbers."""
+        """Return quantkit.json, as long as with the longest numbers: blanks stand before its last brace."""
         longest = {name: {**dict.fromkeys(MEASURED, _LONGEST), "sha256": _SHA256} for name in self.specs}
         length = len(self._manifest(header_sha256, files, longest))
-        return self._manifest(header_sha256, files, tensors).removesuffix(b"\n").ljust(length - 1) + b"\n"
+        end = b"}\n"
+        return self._manifest(header_sha256, files, tensors).removesuffix(end).ljust(length - len(end)) + end
 
     def _manifest(self, header_sha256: str, files: Mapping[str, str], tensors: Mapping[str, Any]) -> bytes:
         from importlib.metadata import version  # slow to import, and readers do without
