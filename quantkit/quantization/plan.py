@@ -104,14 +104,8 @@ class Plan:
         )
 
 
-def make_plan(path: str | os.PathLike[str], recipe: Recipe, *, strict: bool = False) -> Plan:
-    """Open a checkpoint and choose a kind for each tensor; raises what `convert` raises for both."""
-    (plan,) = make_plans(path, (recipe,), strict=strict)
-    return plan
-
-
 def make_plans(path: str | os.PathLike[str], recipes: Iterable[Recipe], *, strict: bool = False) -> list[Plan]:
-    """As `make_plan`, for several recipes; the checkpoint is opened once."""
+    """Open a checkpoint and choose kinds by each of some recipes; raises what `convert` raises for both."""
     with collecting_notices(silent=strict) as notices:
         model = open_model(path)
         if isinstance(model, PackedModel):

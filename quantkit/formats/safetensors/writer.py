@@ -1,7 +1,7 @@
-"""Safetensors files written as a stream: the layout is known beforehand, the tensors come one at a time.
+"""Safetensors files written as a stream: the layout is known beforehand, the tensors come in pieces.
 
-The official library's writer wants every tensor in memory at once; here memory holds one. `file.py` reads such
-files, `output.py` makes the folders around them.
+The official library's writer wants every tensor in memory at once; here memory holds a piece. `file.py` reads such
+files, `formats/output/` makes the folders around them.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from quantkit.generation.loading import load_model, load_tokenizer
 from quantkit.quantization.calibration.layers import pack_calibrated
 from quantkit.quantization.conversion import convert
 from quantkit.quantization.encode import quantize
-from quantkit.quantization.plan import make_plan
+from quantkit.quantization.plan import make_plans
 from quantkit.quantization.recipe import Recipe
 from quantkit.quantization.report.page import page
 from scheme_writers import WRITERS
@@ -54,7 +54,7 @@ def divergence(packed: Path, reference: Path, ids: list[int]) -> float:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_tensor_is_packed_once(name: str, tmp_path: Path) -> None:
-    plan = make_plan(checkpoint(tmp_path, name), Recipe("int4"))
+    (plan,) = make_plans(checkpoint(tmp_path, name), [Recipe("int4")])
     windows = np.random.default_rng(1).integers(4, tiny.VOCAB_SIZE, (8, 64)).tolist()
     packed = list(pack_calibrated(plan.program, plan.source, plan.specs, windows, threads=2))
     assert sorted(each.name for each in packed) == sorted(plan.specs)
@@ -112,7 +112,7 @@ def test_threads_do_not_change_a_calibrated_model(tmp_path: Path) -> None:
 
 def test_an_embedding_that_is_the_head_too_is_calibrated_as_the_head(tmp_path: Path) -> None:
     source = tiny.checkpoint(tmp_path / "source", "llama", tie_word_embeddings=True)
-    plan = make_plan(source, Recipe("int4").with_overrides([("embed_tokens", "int4")]))
+    (plan,) = make_plans(source, [Recipe("int4").with_overrides([("embed_tokens", "int4")])])
     windows = np.random.default_rng(1).integers(4, tiny.VOCAB_SIZE, (8, 64)).tolist()
     packed = list(pack_calibrated(plan.program, plan.source, plan.specs, windows, threads=2))
     assert sorted(each.name for each in packed) == sorted(plan.specs)
@@ -122,7 +122,7 @@ def test_an_embedding_that_is_the_head_too_is_calibrated_as_the_head(tmp_path: P
 
 
 def test_experts_that_meet_too_few_tokens_are_packed_without(tmp_path: Path) -> None:
-    plan = make_plan(checkpoint(tmp_path, "mixtral"), Recipe("int4"))
+    (plan,) = make_plans(checkpoint(tmp_path, "mixtral"), [Recipe("int4")])
     windows = np.random.default_rng(1).integers(4, tiny.VOCAB_SIZE, (1, 12)).tolist()
     packed = list(pack_calibrated(plan.program, plan.source, plan.specs, windows, threads=1))
     rare = [each for each in packed if each.tensor.kind == "int4" and each.output_error is None]

@@ -12,7 +12,7 @@ from golden.generate import checkpoint
 from quantkit.models import registry
 from quantkit.quantization.calibration.layers import pack_calibrated
 from quantkit.quantization.calibration.memory import calibration_memory
-from quantkit.quantization.plan import make_plan
+from quantkit.quantization.plan import make_plans
 from quantkit.quantization.recipe import Recipe
 
 FIXED = 16e6
@@ -20,7 +20,7 @@ FIXED = 16e6
 
 
 def test_no_more_than_is_said(tmp_path: Path) -> None:
-    plan = make_plan(checkpoint(tmp_path, "mixtral"), Recipe("int4"))
+    (plan,) = make_plans(checkpoint(tmp_path, "mixtral"), [Recipe("int4")])
     windows = np.random.default_rng(1).integers(4, tiny.VOCAB_SIZE, (48, 64)).tolist()
     list(pack_calibrated(plan.program, plan.source, plan.specs, windows[:2], threads=1))  # compiles
     tracemalloc.start()

@@ -14,7 +14,7 @@ from quantkit import convert
 from quantkit.formats import open as opened
 from quantkit.formats.packed import PackedModel, verify
 from quantkit.quantization.dequantization import dequantize
-from quantkit.quantization.plan import make_plan
+from quantkit.quantization.plan import make_plans
 from quantkit.quantization.recipe import Recipe
 from quantkit.quantization.report.card import card as card_of
 from quantkit.quantization.report.card_fields import card_fields
@@ -86,7 +86,7 @@ def test_what_was_left_out_is_told_without_paths(tmp_path: Path) -> None:
     card = (tmp_path / "out/README.md").read_text()
     assert "- `has no tokenizer.json; the packed model will not take text`\n" in card
     assert str(tmp_path) not in card
-    plan = make_plan(source, Recipe())
+    (plan,) = make_plans(source, [Recipe()])
     for message in (f"{source}: a", f"{source} declares b", f"{source}/config.json: c"):
         told = card_of(replace(plan, notices=(message,)), plan.tensors({})).decode()
         assert str(tmp_path) not in told
