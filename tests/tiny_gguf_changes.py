@@ -110,16 +110,25 @@ def _stacked(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
     return found
 
 
-def _granite_experts(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    found: Tensors = {}
-    for name, values in tensors.items():
-        if "block_sparse_moe.input_linear" in name:
-            layer, half = name.split(".")[2], values.shape[1] // 2
-            found[f"blk.{layer}.ffn_gate_exps.weight"] = values[:, :half]
-            found[f"blk.{layer}.ffn_up_exps.weight"] = values[:, half:]
-        else:
-            found[name] = values
-    return found
+def _halves(module: str, gate: str, up: str) -> Change:
+    """Gates and what they gate, which stand below each other."""
+
+    def change(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
+        found: Tensors = {}
+        for name, values in tensors.items():
+            if module in name:
+                block = f"blk.{name.split('.')[2]}"
+                first, second = np.split(values, 2, axis=values.ndim - 2)
+                found |= {f"{block}.{gate}.weight": first, f"{block}.{up}.weight": second}
+            else:
+                found[name] = values
+        return found
+
+    return change
+
+
+_granite_experts = _halves("block_sparse_moe.input_linear", "ffn_gate_exps", "ffn_up_exps")
+_shared_apart = _halves("shared_mlp.input_linear", "ffn_gate_shexp", "ffn_up_shexp")
 
 
 def _oss_experts(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
@@ -228,19 +237,6 @@ def _delta_apart(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
             qkv = [part.reshape(-1, values.shape[1]) for part in (q, k, v)]
             found[f"blk.{layer}.attn_qkv.weight"] = np.concatenate(qkv)
             found[f"blk.{layer}.attn_gate.weight"] = z.reshape(-1, values.shape[1])
-        else:
-            found[name] = values
-    return found
-
-
-def _shared_apart(tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    """Gate and up of the MLP that all tokens go to."""
-    found: Tensors = {}
-    for name, values in tensors.items():
-        if "shared_mlp.input_linear" in name:
-            layer, half = name.split(".")[2], len(values) // 2
-            found[f"blk.{layer}.ffn_gate_shexp.weight"] = values[:half]
-            found[f"blk.{layer}.ffn_up_shexp.weight"] = values[half:]
         else:
             found[name] = values
     return found

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import tiny
+import tiny_gguf_families
 from quantkit import formats
 from quantkit.engine.binding import architecture_of, bind
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.models.gguf.config import llama3_factors
-from quantkit.models.gguf.metadata import shortest
+from quantkit.models.gguf.metadata import Metadata, shortest
 from quantkit.models.gguf.tables import DIALECTS
 from quantkit.models.registry import FAMILIES
 from tiny_gguf import ARRAY, BOOL, CONFIG, F32, TEXT, U32, Changes, weights, write
@@ -157,6 +158,26 @@ def test_refuses(name: str, file: Path) -> None:
         bind(formats.open(file))
     assert str(caught.value).startswith(f"{file}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_layers() -> None:
+    values = {"general.architecture": "x", "one": np.ones(1, np.float32), "two": np.array([0.1, 2], np.float32), "n": 3}
+    metadata = Metadata(values, {}, lambda name: np.zeros(0))
+    assert metadata.decimals("one", 3) == [1.0, 1.0, 1.0]
+    assert metadata.decimals("two", 2) == [0.1, 2.0]
+    assert metadata.decimals("none", 2) is None
+    for key, layers in (("two", 3), ("n", 1), ("general.architecture", 1)):
+        with pytest.raises(CheckpointError, match=rf"its {key} is .*, not a number for each of {layers} layers"):
+            metadata.decimals(key, layers)
+
+
+def test_tensors_that_metadata_hold(file: Path) -> None:
+    weights = bind(formats.open(tiny_gguf_families.write(file, "apertus"))).weights
+    said = json.loads(tiny_gguf_families.FILE.read_text())["apertus"]["beside"]
+    for name in ("alpha_p", "alpha_n", "beta", "eps"):
+        for layer in range(2):
+            number = weights.tensor(f"model.layers.{layer}.mlp.act_fn.{name}").data
+            np.testing.assert_array_equal(number.ravel(), np.float32(said[f"xielu.{name}"][layer]))
 
 
 def test_refuses_other_architectures(file: Path) -> None:
