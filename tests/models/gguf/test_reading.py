@@ -171,6 +171,15 @@ def test_numbers_of_layers() -> None:
             metadata.decimals(key, layers)
 
 
+@pytest.mark.parametrize("heads", [[0, 0, 0, 2], [0, 0, 2, 0], [2, 0, 0, 2], [0, 2, 2, 0]])
+def test_layers_that_do_not_recur(heads: list[int], file: Path) -> None:
+    """Jamba's config says every how many layers attention comes: what it cannot say is refused, not guessed."""
+    tiny_gguf_families.write(file, "jamba", {"attention.head_count_kv": heads})
+    with pytest.raises((CheckpointError, UnsupportedError)) as caught:
+        bind(formats.open(file))
+    assert ("not every so many of them" in str(caught.value)) == (heads == [0, 2, 2, 0])
+
+
 def test_tensors_that_metadata_hold(file: Path) -> None:
     weights = bind(formats.open(tiny_gguf_families.write(file, "apertus"))).weights
     said = json.loads(tiny_gguf_families.FILE.read_text())["apertus"]["beside"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantkit.errors import UnsupportedError
+from quantkit.models.config import shown
 from quantkit.models.gguf.dialect import Dialect, Key, Names, rows
 from quantkit.models.gguf.metadata import Metadata
 from quantkit.models.gguf.tables.names import (
@@ -95,12 +96,11 @@ def _jamba(metadata: Metadata, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _recurring(kind: str, flags: Sequence[bool]) -> dict[str, int]:
     """Every how many layers one is of a kind, and which is the first."""
-    places = [layer for layer, flag in enumerate(flags) if flag] or [
-        len(flags)
-    ]  # behind the last one, if there is none
-    period = places[1] - places[0] if places[1:] else len(flags) + 1
+    behind = len(flags)
+    places = [layer for layer, flag in enumerate(flags) if flag] or [behind]
+    period = places[1] - places[0] if places[1:] else behind + 1
     if places[0] >= period or any(flag != (layer % period == places[0]) for layer, flag in enumerate(flags)):
-        raise UnsupportedError(f"its layers of the kind {kind} are {places}, not every so many of them")
+        raise UnsupportedError(f"its layers of the kind {kind} are {shown(places)}, not every so many of them")
     return {f"{kind}_layer_period": period, f"{kind}_layer_offset": places[0]}
 
 
