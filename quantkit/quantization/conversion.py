@@ -25,6 +25,7 @@ from quantkit.formats.packed import FORMAT_VERSION
 from quantkit.formats.packed.writer import Measured, PackedWriter, write_packed
 from quantkit.formats.source import Selection
 from quantkit.generation.options import is_whole, require
+from quantkit.quantization.calibration import KIND as CALIBRATED
 from quantkit.quantization.encode import ENCODER_VERSION
 from quantkit.quantization.pipeline import Stripe, encoded_stripes, memory_needed
 from quantkit.quantization.plan import Plan, make_plans
@@ -34,8 +35,6 @@ from quantkit.tensor import TensorSpec
 from quantkit_kernels.blocks import grid
 
 Output = TypeVar("Output", bound=str | os.PathLike[str])
-CALIBRATED = "int4"
-"""The kind whose codes calibration finds."""
 
 
 class _Losses(NamedTuple):
@@ -186,7 +185,7 @@ def _memory_needed(plan: Plan) -> int:
         return needed
     from quantkit.quantization.calibration.memory import calibration_memory
 
-    return needed + calibration_memory(plan.program, plan.specs, CALIBRATED, plan.text.tokens)
+    return needed + calibration_memory(plan.program, plan.specs, plan.text.tokens)
 
 
 def _pack(

@@ -19,6 +19,7 @@ from quantkit.engine.model import PASS_TOKENS, Model, empty_rows
 from quantkit.formats.source import ModelSource
 from quantkit.models.parts import cut
 from quantkit.models.program import Program, Value
+from quantkit.quantization.calibration import KIND
 from quantkit.quantization.calibration.curvature import Curvature, curvature_of, output_error_of, pack_under
 from quantkit.quantization.calibration.stops import Shared, stops_of
 from quantkit.quantization.encode import quantize
@@ -66,7 +67,7 @@ def pack_calibrated(
     threads: int,
     finished: Callable[[str], Packed | None] = lambda name: None,
 ) -> Iterator[Packed]:
-    """Pack the tensors of a model, those of kind int4 under the Hessian of their inputs.
+    """Pack the tensors of a model, those of `KIND` under the Hessian of their inputs.
 
     Parameters
     ----------
@@ -89,7 +90,7 @@ def pack_calibrated(
     def pack(name: str) -> Packed:
         return finished(name) or _pack(source, specs[name], threads)
 
-    wanted = [name for name, spec in specs.items() if spec.kind == "int4"]
+    wanted = [name for name, spec in specs.items() if spec.kind == KIND]
     stops = stops_of(program, wanted)
     parts = cut(program, [stop.border for stop in stops])
     weights = _Weights(source.config)
@@ -168,10 +169,10 @@ def _calibrate(
 def _pack_under(curvature: Curvature | None, source: ModelSource, name: str, threads: int) -> Packed:
     """Pack a weight of kind int4, under the Hessian of its inputs if there were any."""
     weights = source.tensor(name, copy=True)
-    packed, error = _quantized(source, weights, name, "int4", threads)
+    packed, error = _quantized(source, weights, name, KIND, threads)
     if curvature is None:
         return Packed(name, packed, error)
-    if error <= NEGLIGIBLE["int4"]:  # with the source's codes; no others come as near
+    if error <= NEGLIGIBLE[KIND]:  # with the source's codes; no others come as near
         return Packed(name, packed, error, output_error_of(curvature, weights, packed))
     return Packed(name, *pack_under(curvature, weights, packed, threads))
 

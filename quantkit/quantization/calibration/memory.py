@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from quantkit.models.parts import cut
 from quantkit.models.program import Program, Value
+from quantkit.quantization.calibration import KIND
 from quantkit.quantization.calibration.stops import Stop, stops_of
 from quantkit.tensor import TensorSpec
 from quantkit_kernels.blocks import COLUMNS, nbytes
@@ -19,10 +20,10 @@ HESSIAN_BYTES = 40
 WEIGHT_BYTES = 16
 """Of each weight of the matrix that is packed: as it is read and stored, in f32, and its blocks."""
 PASS_TOKENS = 256
-"""Of the engine: tokens whose values inside of a part are in memory."""
+"""Those of the engine: the values inside of a part are in memory for so many tokens (a test compares)."""
 
 
-def calibration_memory(program: Program, specs: Mapping[str, TensorSpec], kind: str, tokens: int) -> int:
+def calibration_memory(program: Program, specs: Mapping[str, TensorSpec], tokens: int) -> int:
     """Return about how many bytes calibration needs at once, beside those of the process itself, at most.
 
     Parameters
@@ -30,12 +31,10 @@ def calibration_memory(program: Program, specs: Mapping[str, TensorSpec], kind: 
     program : Program
     specs : Mapping of str to TensorSpec
         Kind of each tensor.
-    kind : str
-        The kind that is calibrated.
     tokens : int
         Of the text.
     """
-    stops = stops_of(program, [name for name, spec in specs.items() if spec.kind == kind])
+    stops = stops_of(program, [name for name, spec in specs.items() if spec.kind == KIND])
     parts = cut(program, [stop.border for stop in stops])
     most = 0
     for number, (part, stop) in enumerate(zip(parts, stops, strict=False)):

@@ -9,7 +9,9 @@ import numpy as np
 
 import tiny
 from golden.generate import checkpoint
+from quantkit.engine import model
 from quantkit.models import registry
+from quantkit.quantization.calibration import memory
 from quantkit.quantization.calibration.layers import pack_calibrated
 from quantkit.quantization.calibration.memory import calibration_memory
 from quantkit.quantization.plan import make_plans
@@ -27,7 +29,7 @@ def test_no_more_than_is_said(tmp_path: Path) -> None:
     list(pack_calibrated(plan.program, plan.source, plan.specs, windows, threads=1))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    said = calibration_memory(plan.program, plan.specs, "int4", 48 * 64)
+    said = calibration_memory(plan.program, plan.specs, 48 * 64)
     assert 0.5 * said < peak < said + FIXED
 
 
@@ -39,4 +41,8 @@ def test_a_model_of_7b_fits_into_24_gb() -> None:
         name: type(spec)(name, spec.shape, spec.role, kind=kinds.get(spec.role, "f32"))
         for name, spec in program.tensors.items()
     }
-    assert 8e9 < calibration_memory(program, specs, "int4", 65536) < 16e9
+    assert 8e9 < calibration_memory(program, specs, 65536) < 16e9
+
+
+def test_a_pass_is_that_of_the_engine() -> None:
+    assert memory.PASS_TOKENS == model.PASS_TOKENS
