@@ -112,6 +112,11 @@ class Piece:
         return in_order and (self.begin, self.end) == (0, self.period)
 
     @property
+    def computed(self) -> bool:
+        """Whether its numbers are computed from those that are stored; they are f32, whatever those are."""
+        return bool(self.decoder) and DECODERS[self.decoder].computes
+
+    @property
     def rows(self) -> int:
         """How many rows it has."""
         shape = self.shape if self.index is None or self.stacked else self.shape[1:]
@@ -136,7 +141,7 @@ class Piece:
 
     def places(self) -> NDArray[np.intp] | None:
         """Return which entry of the tensor's first axis each row is; None where rows are no entries, or far apart."""
-        moved = bool(self.decoder) and not DECODERS[self.decoder].computes
+        moved = bool(self.decoder) and not self.computed
         inside = self.transposed or (self.index is not None and not self.stacked) or not self.shape
         if moved or inside or (self.order and not self.columns):
             return None

@@ -16,7 +16,7 @@ import numpy as np
 
 from quantkit.errors import CheckpointError, UnsupportedError, notice
 from quantkit.formats.source import ModelSource, Selection
-from quantkit.models import registry
+from quantkit.models import mlx, registry
 from quantkit.models.gguf import reading
 from quantkit.models.program import Program
 from quantkit.models.registry import Architecture
@@ -79,9 +79,14 @@ def _check_routers(program: Program, weights: Selection) -> None:
 
 
 def architecture_of(source: ModelSource) -> Architecture:
-    """Read what a model on disk says of itself: its `config.json`, or the metadata of a GGUF file."""
+    """Read what a model on disk says of itself: its `config.json`, or the metadata of a GGUF file.
+
+    A folder that mlx-lm wrote has the `config.json` of any other; the names and shapes of its tensors tell.
+    """
     if source.metadata is None:
-        return registry.read(source.config)
+        architecture = registry.read(source.config)
+        model_type = architecture.source["model_type"]
+        return architecture.storing(mlx.rows(model_type, source.names, lambda name: source.spec(name).shape))
     specs = {name: source.spec(name) for name in source.names}
     return reading.read(source.metadata, specs, lambda name: source.tensor(name, copy=True).data)
 

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import CheckpointError, QuantkitError
-from quantkit.tensor import DECODERS, GroupScales, Piece, Tensor, TensorSpec
+from quantkit.tensor import GroupScales, Piece, Tensor, TensorSpec
+from quantkit_kernels.blocks import dequantize
 
 Prefixes = Sequence[tuple[str, str]]
 """How names of tensors begin in a source, and in a program."""
@@ -226,7 +227,9 @@ class ModelSource(ABC):
         """Name in the program -> what it consists of, of each tensor that is there."""
         found: dict[str, tuple[Piece, ...]] = {}
         for spec in tensors.values():
-            whole = next((name for name in (spec.name, *spec.aliases) if name in known), None)
+            described = {piece.name for piece in spec.pieces}  # such as norms that are stored with 1 added
+            names = (name for name in (spec.name, *spec.aliases) if name in known and name not in described)
+            whole = next(names, None)
             pieces = spec.pieces if whole is None else (Piece(whole, spec.shape),)
             if any(piece.name in known for piece in pieces):
                 named = (replace(piece, name=known.get(piece.name, piece.name)) for piece in pieces)
@@ -249,10 +252,6 @@ class ModelSource(ABC):
                 )
             if not piece.whole and stored.kind not in _PLAIN:
                 raise self.error(f"{file}: tensor {piece.name!r} is {stored.kind}, of which no rows can be taken")
-            if piece.decoder and DECODERS[piece.decoder].computes and stored.kind != "f32":
-                raise self.error(
-                    f"{file}: tensor {piece.name!r} is {stored.kind}, not f32, as what it is computed from"
-                )
             first = self.spec(pieces[0].name)
             if stored.kind != first.kind:
                 raise self.error(
@@ -314,7 +313,8 @@ class Selection(ModelSource):
         return self._source.nbytes
 
     def spec(self, name: str) -> TensorSpec:
-        kind = self._source.spec(self._found[name][0].name).kind if name in self._found else "f32"
+        pieces = self._found.get(name, ())
+        kind = "f32" if not pieces or pieces[0].computed else self._source.spec(pieces[0].name).kind
         return replace(self._tensors[name], kind=kind)
 
     def tensor(self, name: str, *, copy: bool = False) -> Tensor:
@@ -324,7 +324,7 @@ class Selection(ModelSource):
         if pieces[0].whole and not pieces[1:]:
             whole = self._source.tensor(pieces[0].name, copy=copy)
             return whole if whole.shape == spec.shape else Tensor(spec.kind, spec.shape, whole.data.reshape(spec.shape))
-        views = [piece.view(self._source.entries(piece.name, piece.entries, copy=copy)) for piece in pieces]
+        views = [piece.view(self._stored(piece, piece.entries, copy=copy)) for piece in pieces]
         rows = [view.reshape(-1, *view.shape[2:]) for view in views]
         data = np.concatenate(rows) if rows[1:] else np.ascontiguousarray(rows[0])
         return Tensor(spec.kind, spec.shape, data.reshape(spec.shape))
@@ -360,9 +360,15 @@ class Selection(ModelSource):
     def _rows(self, piece: Piece, places: NDArray[np.intp], *, copy: bool) -> NDArray[Any]:
         """Read the stored rows at some places, which are near one another."""
         first, last = int(places.min()), int(places.max()) + 1
-        stored = self._source.entries(piece.name, slice(first, last), copy=copy)
+        stored = self._stored(piece, slice(first, last), copy=copy)
         in_order = np.array_equal(places, np.arange(first, last))
         return piece.numbers(stored if in_order else stored[places - first])
+
+    def _stored(self, piece: Piece, entries: slice, *, copy: bool) -> NDArray[Any]:
+        """Read some entries of the tensor that a piece is taken from, as f32 where they are computed with."""
+        stored = self._source.entries(piece.name, entries, copy=copy)
+        kind = self._source.spec(piece.name).kind
+        return dequantize(kind, stored, None, stored.shape) if piece.computed and kind != "f32" else stored
 
     def group_scales(self, name: str, wanted: slice) -> GroupScales | None:
         first, last, _ = wanted.indices(self._tensors[name].shape[0])

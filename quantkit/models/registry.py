@@ -6,7 +6,7 @@ understands, and `forward`, which reads like the forward pass. No file, no kerne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from types import MappingProxyType
@@ -289,6 +289,10 @@ class Architecture:
     def untied(self) -> Architecture:
         """Return the same with an output projection of its own, whatever the config says."""
         return replace(self, config=replace(self.config, tie_word_embeddings=False))
+
+    def storing(self, rows: Sequence[Stored]) -> Architecture:
+        """Return the same, of which a checkpoint stores some tensors in another way than its family does."""
+        return replace(self, family=self.family._replace(stored=(*rows, *self.family.stored)))
 
     def record(self, text_length: int | None = None) -> Program:
         """Record the forward pass, for texts of up to `text_length` tokens; by default, of `context_length`.

@@ -1,0 +1,94 @@
+"""How mlx-lm stores tensors where it does not as Hugging Face does: rows of `stored.py` for the folders it writes.
+
+Its `config.json` stays that of the model. That mlx-lm has been there, a folder's own tensors say: it stacks experts,
+keeps the taps of short convolutions on the second of three axes, and in some families changes numbers as well. How it
+quantizes is another matter, which `quantkit.formats` knows. No file is read here.
+
+mlx-lm, `sanitize` of `mlx_lm/models/*.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
+
+from quantkit.errors import UnsupportedError
+from quantkit.models.stored import Fused, Named, Stored
+
+_WEIGHT = ".weight"
+_STACKS = ("switch_mlp", "experts", "experts.switch_glu")
+_PARTS = {"gate_proj": ("gate_proj", "w1"), "up_proj": ("up_proj", "w3"), "down_proj": ("down_proj", "w2")}
+"""Module in a stack of experts -> module of one expert in the program, as families call it."""
+
+_MODULES: tuple[Fused | Named, ...] = (
+    *(
+        Fused(f"{stack}.{stored}", (f"experts.*.{part}",))
+        for stack, (stored, parts) in product(_STACKS, _PARTS.items())
+        for part in parts
+    ),
+    Fused("switch_mlp.fc1", ("experts.*.up_proj",)),
+    Fused("switch_mlp.fc2", ("experts.*.down_proj",)),
+    *(Fused(f"mlp.{part}", (f"shared_mlp.{part}",)) for part in _PARTS),
+    Named("self_attn.embed_q.weight", "self_attn.k_b_proj.weight", decoder="heads_transposed"),
+    Named("self_attn.unembed_out.weight", "self_attn.v_b_proj.weight"),
+)
+"""What stands under another name; each counts where a folder has a tensor of that name."""
+
+_CONVOLUTIONS = ("conv1d", "conv_1d", "q_conv1d", "k_conv1d", "v_conv1d", "conv.conv")
+_MOVED = tuple(Named(f"{module}.weight", f"{module}.weight") for module in _CONVOLUTIONS)
+"""Weights of convolutions, `[columns, taps, 1]`: the same numbers in the same order as `[columns, 1, taps]`."""
+
+_NORMS = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm", "model.norm")
+_SHIFTED = tuple(Named(f"{norm}.weight", f"{norm}.weight", decoder="minus_one") for norm in _NORMS)
+"""Norms that are stored with 1 added."""
+
+_ADDS_ONE = frozenset({"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"})
+_MULTIPLIES = frozenset({"falcon_h1"})
+"""Families whose multipliers are multiplied into the weights, though the configuration still has them."""
+
+
+def rows(model_type: str, names: Iterable[str], shape_of: Callable[[str], tuple[int, ...]]) -> tuple[Stored, ...]:
+    """Return how a folder with tensors of some names stores what mlx-lm stores in its own way; nothing for any other.
+
+    Parameters
+    ----------
+    model_type : str
+        Of the text model.
+    names : iterable of str
+    shape_of : callable
+        Returns the shape of a tensor; asked for those of convolutions.
+
+    Raises
+    ------
+    UnsupportedError
+        mlx-lm has computed the family's weights anew, in a way that is not undone.
+    """
+    weights = [name for name in names if name.endswith(_WEIGHT)]
+    modules = {_module(name) for name in weights}
+    found: list[Stored] = [row for row in _MODULES if _module(_stored(row)) in modules]
+    if not any(_is_moved(shape_of(name)) for name in _convolutions(weights)):
+        return tuple(found)
+    if model_type in _MULTIPLIES:
+        raise UnsupportedError(
+            f"config.json: mlx-lm has multiplied the multipliers of model_type {model_type!r} into the weights, which "
+            "is not supported: use the folder that it converted"
+        )
+    return (*found, *_MOVED, *(_SHIFTED if model_type in _ADDS_ONE else ()))
+
+
+def _module(name: str) -> str:
+    """The last two words of the name of a weight's module."""
+    return ".".join(name.removesuffix(_WEIGHT).split(".")[-2:])
+
+
+def _stored(row: Fused | Named) -> str:
+    return row.stored if isinstance(row, Named) else row.module
+
+
+def _convolutions(weights: Iterable[str]) -> Iterator[str]:
+    endings = tuple(f".{module}{_WEIGHT}" for module in _CONVOLUTIONS)
+    return (name for name in weights if name.endswith(endings))
+
+
+def _is_moved(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 3 and shape[1] > 1 == shape[2]

@@ -1,0 +1,179 @@
+"""Folders that mlx-lm writes: other names, shapes and numbers, and the same logits as of the folder it converted."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import reference
+import tiny
+from golden.generate import CASES, checkpoint, token_ids
+from quantkit import formats
+from quantkit.engine.binding import bind
+from quantkit.errors import CheckpointError, UnsupportedError
+from quantkit.models.mlx import rows
+from quantkit.quantization.conversion import convert
+from quantkit_kernels.blocks import dequantize
+
+Arrays = dict[str, NDArray[np.float32]]
+
+WRITTEN = {
+    "deepseek_v2": "switch_mlp",
+    "deepseek_v3": "switch_mlp",
+    "dots1": "experts",
+    "gemma4_text_experts": "experts.switch_glu",
+    "glm4_moe": "switch_mlp",
+    "granitemoe": "switch_mlp",
+    "granitemoehybrid": "switch_mlp",
+    "granitemoehybrid_no_experts": "",
+    "jamba": "switch_mlp",
+    "lfm2_moe": "switch_mlp",
+    "minimax_m2": "switch_mlp",
+    "mixtral": "switch_mlp",
+    "nemotron_h": "switch_mlp",
+    "olmoe": "switch_mlp",
+    "phimoe": "switch_mlp",
+    "qwen2_moe": "switch_mlp",
+    "qwen3_5_moe_text": "switch_mlp",
+    "qwen3_5_text": "",
+    "qwen3_moe": "switch_mlp",
+    "qwen3_next": "switch_mlp",
+    "recurrent_gemma": "",
+}
+"""Golden case -> how mlx-lm calls a stack of experts."""
+
+NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+CONVOLUTION = re.compile(r"(conv1d|conv_1d|conv\.conv)\.weight$")
+NORM = re.compile(r"(input_layernorm|post_attention_layernorm|[qk]_norm|model\.norm)\.weight$")
+FUSED = re.compile(r"(.*\.)(?:(experts)\.gate_up_proj|(shared_mlp|block_sparse_moe)\.input_linear\.weight)$")
+DOWN = re.compile(r"(.*\.)(?:(experts)\.down_proj|(shared_mlp|block_sparse_moe)\.output_linear\.weight)$")
+
+
+def numbers(folder: Path) -> Arrays:
+    source = formats.open(folder)
+    tensors = {name: source.tensor(name) for name in source.names}
+    return {name: dequantize(it.kind, it.data, None, it.shape) for name, it in tensors.items()}
+
+
+def sanitized(arrays: Arrays, case: str) -> Arrays:
+    """The tensors as mlx-lm's `sanitize` functions leave them."""
+    stack, experts, written = WRITTEN[case], dict[str, list[NDArray[np.float32]]](), Arrays()
+    for name, array in sorted(
+        arrays.items(), key=lambda item: [int(it) if it.isdigit() else 0 for it in item[0].split(".")]
+    ):
+        if expert := re.fullmatch(r"(.*\.)experts\.\d+\.(\w+)\.weight", name):
+            part = NAMES.get(expert[2], expert[2])
+            if case == "nemotron_h":
+                part = {"up_proj": "fc1", "down_proj": "fc2"}[part]
+            experts.setdefault(f"{expert[1]}{stack}.{part}.weight", []).append(array)
+        elif (fused := FUSED.match(name)) and (module := stacked(fused, stack)):
+            halves = np.split(array, 2, axis=-2)
+            written |= {f"{module}.{part}_proj.weight": half for part, half in zip(("gate", "up"), halves, strict=True)}
+        elif (down := DOWN.match(name)) and (module := stacked(down, stack)):
+            written[f"{module}.down_proj.weight"] = array
+        elif name.endswith("kv_b_proj.weight") and case == "deepseek_v3":
+            config = tiny.config_of(case, **CASES[case].overrides)
+            heads = array.reshape(config["num_attention_heads"], -1, array.shape[-1])
+            keys, values = np.split(heads, [config["qk_nope_head_dim"]], axis=1)
+            written[name.replace("kv_b_proj", "embed_q")] = keys.swapaxes(1, 2)
+            written[name.replace("kv_b_proj", "unembed_out")] = values
+        elif CONVOLUTION.search(name):
+            written[name] = np.moveaxis(array, 2, 1)
+        elif NORM.search(name) and case.startswith(("qwen3_next", "qwen3_5")):
+            written[name] = array + np.float32(1)
+        elif case == "lfm2_moe":  # whose dense layers have them as well
+            written[re.sub(r"\.(w\d)\.", lambda it: f".{NAMES[it[1]]}.", name)] = array
+        else:
+            written[name] = array
+    return written | {name: np.stack(each) for name, each in experts.items()}
+
+
+def stacked(found: re.Match[str], stack: str) -> str:
+    """What mlx-lm calls the module whose matrices are stored as one; nothing where it leaves it."""
+    if found[3] == "shared_mlp":
+        return "" if stack else f"{found[1]}mlp"
+    return f"{found[1]}{stack}" if found[2] else f"{found[1]}{found[3]}.{stack}"
+
+
+def write(folder: Path, plain: Path, arrays: Arrays, **fields: Any) -> Path:
+    folder.mkdir()
+    config = json.loads((plain / "config.json").read_text())
+    if fields:
+        config = {**fields, "text_config": config}
+        arrays = {f"language_model.{name}": array for name, array in arrays.items()}
+    (folder / "config.json").write_text(json.dumps(config))
+    tiny.write_safetensors(folder / "model.safetensors", {name: ("F32", array) for name, array in arrays.items()})
+    return folder
+
+
+def logits(folder: Path) -> NDArray[np.float64]:
+    bound = bind(formats.open(folder))
+    return reference.logits(bound.program, bound.weights, token_ids(320, 20))
+
+
+@pytest.mark.parametrize("case", WRITTEN)
+def test_the_same_logits(case: str, tmp_path: Path) -> None:
+    plain = checkpoint(tmp_path / "plain", case, dtype="BF16")  # 1 can be added to its numbers without an error
+    arrays = numbers(plain)
+    written = sanitized(arrays, case)
+    assert {name: array.shape for name, array in written.items()} != {name: it.shape for name, it in arrays.items()}
+    wrapper = {"model_type": case.removesuffix("_text")} if case.startswith("qwen3_5") else {}
+    np.testing.assert_array_equal(logits(write(tmp_path / "mlx", plain, written, **wrapper)), logits(plain))
+
+
+def test_norms_of_two_bytes(tmp_path: Path) -> None:
+    plain = checkpoint(tmp_path / "plain", "qwen3_next", dtype="BF16")
+    folder = write(tmp_path / "mlx", plain, written := sanitized(numbers(plain), "qwen3_next"))
+    norm = "model.layers.0.input_layernorm.weight"
+    for dtype in ("F16", "BF16"):
+        stored = {name: (dtype, tiny.encode_dtype(array, dtype)) for name, array in written.items()}
+        tiny.write_safetensors(folder / "model.safetensors", stored)
+        weights = bind(formats.open(folder)).weights
+        assert weights.spec(norm).kind == "f32"
+        rounded = numbers(folder)[norm] - np.float32(1)
+        np.testing.assert_array_equal(weights.tensor(norm).data, rounded)
+        np.testing.assert_array_equal(weights.entries(norm, slice(3, 9)), rounded[3:9])
+
+
+def test_packed_it_is_the_same(tmp_path: Path) -> None:
+    plain = checkpoint(tmp_path / "plain", "qwen3_next", dtype="BF16")
+    folder = write(tmp_path / "mlx", plain, sanitized(numbers(plain), "qwen3_next"))
+    for name in ("mlx", "plain"):
+        tiny.write_tokenizer(tmp_path / name)
+        convert(tmp_path / name, tmp_path / f"{name}.packed")
+    assert folder != plain
+    np.testing.assert_array_equal(logits(tmp_path / "mlx.packed"), logits(tmp_path / "plain.packed"))
+
+
+def test_a_folder_of_hugging_face_is_read_as_ever(tmp_path: Path) -> None:
+    plain = checkpoint(tmp_path / "plain", "qwen3_next")
+    arrays = numbers(plain)
+    assert rows("qwen3_next", arrays, lambda name: arrays[name].shape) == ()
+    del arrays["model.layers.1.mlp.experts.2.up_proj.weight"]
+    with pytest.raises(CheckpointError, match=r"has no tensor 'model.layers.1.mlp.experts.2.up_proj.weight'"):
+        logits(write(tmp_path / "incomplete", plain, arrays))
+
+
+def test_a_stack_that_is_missing_or_too_small_is_named(tmp_path: Path) -> None:
+    plain = checkpoint(tmp_path / "plain", "qwen3_moe")
+    written = sanitized(numbers(plain), "qwen3_moe")
+    stack = "model.layers.1.mlp.switch_mlp.up_proj.weight"
+    with pytest.raises(CheckpointError, match=f"tensor '{stack}' has shape"):
+        logits(write(tmp_path / "small", plain, written | {stack: written[stack][1:]}))
+    del written[stack]
+    with pytest.raises(CheckpointError, match=f"has no tensor '{stack}'"):
+        logits(write(tmp_path / "incomplete", plain, written))
+
+
+def test_multipliers_that_are_multiplied_into_weights_are_refused(tmp_path: Path) -> None:
+    plain = checkpoint(tmp_path / "plain", "falcon_h1")
+    arrays = numbers(plain)
+    moved = {name: np.moveaxis(it, 2, 1) if "conv1d.weight" in name else it for name, it in arrays.items()}
+    with pytest.raises(UnsupportedError, match=r"^config.json: mlx-lm has multiplied the multipliers of .*'falcon_h1'"):
+        logits(write(tmp_path / "mlx", plain, moved))
