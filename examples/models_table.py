@@ -14,7 +14,7 @@ from pathlib import Path
 
 from quantkit.models.gguf.tables import DIALECTS
 from quantkit.models.registry import FAMILIES
-from quantkit.models.wrappers import WRAPPERS
+from quantkit.models.registry.wrappers import WRAPPERS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -18,7 +18,7 @@ from quantkit.formats import ModelSource
 from quantkit.formats.hub import shown_name
 from quantkit.generation.options import is_whole, require
 from quantkit.generation.text.tokenizer import Tokenizer
-from quantkit.models.wrappers import text_config
+from quantkit.models.registry.wrappers import text_config
 
 
 def load_model(

@@ -13,14 +13,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from quantkit.errors import CheckpointError, UnsupportedError
-from quantkit.models import refused
 from quantkit.models.config import DecoderConfig, shown
 from quantkit.models.config.fields import check_unused
 from quantkit.models.program import Program
 from quantkit.models.recorder import Recorder
+from quantkit.models.registry import refused
+from quantkit.models.registry.wrappers import PREFIXES, WRAPPERS, text_config
 from quantkit.models.rope import context_of
 from quantkit.models.stored import Stored, described
-from quantkit.models.wrappers import PREFIXES, WRAPPERS, text_config
 
 Forward = Callable[[Any, Recorder], None]
 """Records the forward pass of the configuration that it is given."""

@@ -17,9 +17,9 @@ from quantkit import formats
 from quantkit.errors import CheckpointError, UnsupportedError
 from quantkit.formats.packed import PackedModel
 from quantkit.generation.loading import load, load_model
-from quantkit.models.refused import REASONS
 from quantkit.models.registry import FAMILIES, read
-from quantkit.models.wrappers import TEXT_TYPES, WRAPPERS
+from quantkit.models.registry.refused import REASONS
+from quantkit.models.registry.wrappers import TEXT_TYPES, WRAPPERS
 from quantkit.quantization.conversion import convert
 from quantkit.quantization.dequantization import dequantize
 
