@@ -9,13 +9,12 @@ mlx-lm, `sanitize` of `mlx_lm/models/*.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import product
 
 from quantkit.errors import UnsupportedError
 from quantkit.models.stored import Fused, Named, Stored
 
-_WEIGHT = ".weight"
 _STACKS = ("switch_mlp", "experts", "experts.switch_glu")
 _PARTS = {"gate_proj": ("gate_proj", "w1"), "up_proj": ("up_proj", "w3"), "down_proj": ("down_proj", "w2")}
 """Module in a stack of experts -> module of one expert in the program, as families call it."""
@@ -29,14 +28,17 @@ _MODULES: tuple[Fused | Named, ...] = (
     Fused("switch_mlp.fc1", ("experts.*.up_proj",)),
     Fused("switch_mlp.fc2", ("experts.*.down_proj",)),
     *(Fused(f"mlp.{part}", (f"shared_mlp.{part}",)) for part in _PARTS),
+    Named("mlp.gate.e_score_correction_bias", "mlp.e_score_correction_bias"),
     Named("self_attn.embed_q.weight", "self_attn.k_b_proj.weight", decoder="heads_transposed"),
     Named("self_attn.unembed_out.weight", "self_attn.v_b_proj.weight"),
 )
 """What stands under another name; each counts where a folder has a tensor of that name."""
 
-_CONVOLUTIONS = ("conv1d", "conv_1d", "q_conv1d", "k_conv1d", "v_conv1d", "conv.conv")
-_MOVED = tuple(Named(f"{module}.weight", f"{module}.weight") for module in _CONVOLUTIONS)
-"""Weights of convolutions, `[columns, taps, 1]`: the same numbers in the same order as `[columns, 1, taps]`."""
+_CONVOLUTIONS = tuple(f"{it}.weight" for it in ("conv1d", "conv_1d", "q_conv1d", "k_conv1d", "v_conv1d", "conv.conv"))
+_SCALARS = ("act_fn.alpha_p", "act_fn.alpha_n")
+_RESHAPED = {name: Named(name, name) for name in (*_CONVOLUTIONS, *_SCALARS)}
+"""What has another shape: convolutions, `[columns, taps, 1]` instead of `[columns, 1, taps]`, and numbers that are no
+vectors of one. The order of the numbers is the same."""
 
 _NORMS = ("input_layernorm", "post_attention_layernorm", "q_norm", "k_norm", "model.norm")
 _SHIFTED = tuple(Named(f"{norm}.weight", f"{norm}.weight", decoder="minus_one") for norm in _NORMS)
@@ -56,39 +58,38 @@ def rows(model_type: str, names: Iterable[str], shape_of: Callable[[str], tuple[
         Of the text model.
     names : iterable of str
     shape_of : callable
-        Returns the shape of a tensor; asked for those of convolutions.
+        Returns the shape of a tensor; asked for those of convolutions and of the parameters of activations.
 
     Raises
     ------
     UnsupportedError
         mlx-lm has computed the family's weights anew, in a way that is not undone.
     """
-    weights = [name for name in names if name.endswith(_WEIGHT)]
-    modules = {_module(name) for name in weights}
-    found: list[Stored] = [row for row in _MODULES if _module(_stored(row)) in modules]
-    if not any(_is_moved(shape_of(name)) for name in _convolutions(weights)):
+    names = list(names)
+    endings = {_ending(name) for name in names}
+    found: list[Stored] = [row for row in _MODULES if _ending(_stored(row)) in endings]
+    reshaped = {
+        ending for name in names for ending in _RESHAPED if name.endswith(f".{ending}") and _is_reshaped(shape_of(name))
+    }
+    found += [_RESHAPED[ending] for ending in sorted(reshaped)]
+    if reshaped.isdisjoint(_CONVOLUTIONS):
         return tuple(found)
     if model_type in _MULTIPLIES:
         raise UnsupportedError(
             f"config.json: mlx-lm has multiplied the multipliers of model_type {model_type!r} into the weights, which "
             "is not supported: use the folder that it converted"
         )
-    return (*found, *_MOVED, *(_SHIFTED if model_type in _ADDS_ONE else ()))
-
-
-def _module(name: str) -> str:
-    """The last two words of the name of a weight's module."""
-    return ".".join(name.removesuffix(_WEIGHT).split(".")[-2:])
+    return (*found, *(_SHIFTED if model_type in _ADDS_ONE else ()))
 
 
 def _stored(row: Fused | Named) -> str:
-    return row.stored if isinstance(row, Named) else row.module
+    return row.stored if isinstance(row, Named) else row.module + row.weight
 
 
-def _convolutions(weights: Iterable[str]) -> Iterator[str]:
-    endings = tuple(f".{module}{_WEIGHT}" for module in _CONVOLUTIONS)
-    return (name for name in weights if name.endswith(endings))
+def _ending(name: str) -> str:
+    """The last words of a tensor's name, by which rows are known."""
+    return ".".join(name.split(".")[-3:])
 
 
-def _is_moved(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 3 and shape[1] > 1 == shape[2]
+def _is_reshaped(shape: tuple[int, ...]) -> bool:
+    return not shape or (len(shape) == 3 and shape[1] > 1 == shape[2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,44 @@ WRITTEN = {
     "recurrent_gemma": "",
 }
 """Golden case -> how mlx-lm calls a stack of experts."""
+
+_MAMBA = {"intermediate_size": 128, "use_bias": False, "use_conv_bias": True, "time_step_rank": 4}
+_NEMOTRON = {**_MAMBA, "mamba_proj_bias": False}
+_HYBRID = {"attention_bias": False, "mamba_conv_bias": True, "mamba_d_conv": 4, "mamba_n_groups": 1}
+CONVERTED: dict[str, dict[str, Any]] = {
+    "afmoe": {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+    "apertus": {"mlp_bias": False, "post_norm": False, "qk_norm": True},
+    "dbrx": {},
+    "deepseek_v2": {},
+    "deepseek_v3": {},
+    "dots1": {},
+    "exaone_moe": {"is_moe_layer": [False, True, True, True]},
+    "falcon_mamba": _MAMBA,
+    "gemma4_text_experts": {},
+    "glm4_moe": {"rope_scaling": None},
+    "glm4_moe_lite_default_layers": {},
+    "granitemoe": {"attention_bias": False},
+    "granitemoehybrid": {**_HYBRID, "mamba_proj_bias": False},
+    "jamba": {},
+    "lfm2": {"block_dim": 64},
+    "lfm2_moe": {},
+    "mamba": _MAMBA,
+    "minimax_m2": {"shared_intermediate_size": 0},
+    "mixtral": {},
+    "nemotron_h": {"attention_bias": False, "mlp_bias": False, "n_shared_experts": 1, "conv_kernel": 4, **_NEMOTRON},
+    "olmoe": {},
+    "phimoe": {},
+    "qwen3_5_text": {},
+    "qwen3_moe": {},
+    "qwen3_next": {},
+    "recurrent_gemma": {},
+    "solar_open": {},
+}
+"""Golden case -> what mlx-lm asks a `config.json` for, though transformers does not."""
+REFUSED = {"ernie4_5_moe": "has no tensor 'model.layers.1.mlp.moe_statics.e_score_correction_bias'"}
+"""Golden case that mlx-lm converts to another model -> why it does not run."""
+TOLERANCE = 3e-5
+"""Of logits of up to 10, where norms have lost their last bits to the 1 that is added."""
 
 NAMES = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 CONVOLUTION = re.compile(r"(conv1d|conv_1d|conv\.conv)\.weight$")
@@ -177,3 +216,48 @@ def test_multipliers_that_are_multiplied_into_weights_are_refused(tmp_path: Path
     moved = {name: np.moveaxis(it, 2, 1) if "conv1d.weight" in name else it for name, it in arrays.items()}
     with pytest.raises(UnsupportedError, match=r"^config.json: mlx-lm has multiplied the multipliers of .*'falcon_h1'"):
         logits(write(tmp_path / "mlx", plain, moved))
+
+
+def converted(folder: Path, case: str, **options: Any) -> tuple[Path, Path]:
+    """Let mlx-lm convert a golden case; returns its folder and mlx-lm's."""
+    from mlx_lm import convert
+
+    plain = checkpoint(folder / "plain", case)
+    config = CONVERTED.get(case, {}) | json.loads((plain / "config.json").read_text())
+    (plain / "config.json").write_text(json.dumps(config))
+    if case.startswith("qwen3_5"):  # which mlx-lm knows as a multimodal model alone
+        shutil.move(plain, folder / "text")
+        write(plain, folder / "text", numbers(folder / "text"), model_type="qwen3_5", vision_config={})
+        tiny.write_tokenizer(plain)
+    convert(str(plain), mlx_path=str(folder / "mlx"), dtype="float32", **options)
+    return plain, folder / "mlx"
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("case", CONVERTED)
+def test_what_mlx_lm_converts_has_the_same_logits(case: str, tmp_path: Path) -> None:
+    plain, folder = converted(tmp_path, case)
+    np.testing.assert_allclose(logits(folder), logits(plain), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_mlx_lm_leaves_out_is_missed(case: str, tmp_path: Path) -> None:
+    _, folder = converted(tmp_path, case)
+    with pytest.raises(CheckpointError, match=REFUSED[case]):
+        bind(formats.open(folder))
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("case", ["deepseek_v3", "mixtral", "qwen3_5_text", "qwen3_next", "lfm2_moe"])
+def test_what_mlx_lm_quantizes_has_its_logits(case: str, tmp_path: Path) -> None:
+    import mlx.core as mx
+    from mlx_lm.utils import load_model
+
+    _, folder = converted(tmp_path, case, quantize=True, q_bits=8, q_group_size=32)
+    assert ".scales" in "".join(
+        map(str, json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"])
+    )
+    model, _ = load_model(folder)
+    theirs = np.array(model(mx.array([token_ids(320, 20)]))[0].astype(mx.float32))
+    np.testing.assert_allclose(logits(folder), theirs, rtol=0, atol=1e-3)
