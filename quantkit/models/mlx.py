@@ -9,8 +9,9 @@ mlx-lm, `sanitize` of `mlx_lm/models/*.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
+from types import MappingProxyType
 
 from quantkit.errors import UnsupportedError
 from quantkit.models.stored import Fused, Named, Stored
@@ -27,12 +28,18 @@ _MODULES: tuple[Fused | Named, ...] = (
     ),
     Fused("switch_mlp.fc1", ("experts.*.up_proj",)),
     Fused("switch_mlp.fc2", ("experts.*.down_proj",)),
-    *(Fused(f"mlp.{part}", (f"shared_mlp.{part}",)) for part in _PARTS),
-    Named("mlp.gate.e_score_correction_bias", "mlp.e_score_correction_bias"),
     Named("self_attn.embed_q.weight", "self_attn.k_b_proj.weight", decoder="heads_transposed"),
     Named("self_attn.unembed_out.weight", "self_attn.v_b_proj.weight"),
 )
 """What stands under another name; each counts where a folder has a tensor of that name."""
+
+_OF_FAMILY: Mapping[str, tuple[Fused | Named, ...]] = MappingProxyType(
+    {
+        "exaone_moe": (Named("mlp.gate.e_score_correction_bias", "mlp.e_score_correction_bias"),),
+        "granitemoehybrid": tuple(Fused(f"mlp.{part}", (f"shared_mlp.{part}",)) for part in _PARTS),
+    }
+)
+"""The same, of names that other families have as well."""
 
 _CONVOLUTIONS = tuple(f"{it}.weight" for it in ("conv1d", "conv_1d", "q_conv1d", "k_conv1d", "v_conv1d", "conv.conv"))
 _SCALARS = ("act_fn.alpha_p", "act_fn.alpha_n")
@@ -45,8 +52,16 @@ _SHIFTED = tuple(Named(f"{norm}.weight", f"{norm}.weight", decoder="minus_one") 
 """Norms that are stored with 1 added."""
 
 _ADDS_ONE = frozenset({"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"})
-_MULTIPLIES = frozenset({"falcon_h1"})
-"""Families whose multipliers are multiplied into the weights, though the configuration still has them."""
+
+_RENAMED_BLOCKS = "model.h."
+_REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "ernie4_5_moe": "leaves out the biases by which experts are chosen",
+        "falcon_h1": "multiplies the multipliers of the configuration into the weights",
+        **dict.fromkeys(("gpt2", "gpt_neox", "gptj"), "renames all tensors"),
+    }
+)
+"""What is not undone: the folder that was converted has all that it takes."""
 
 
 def rows(model_type: str, names: Iterable[str], shape_of: Callable[[str], tuple[int, ...]]) -> tuple[Stored, ...]:
@@ -63,23 +78,24 @@ def rows(model_type: str, names: Iterable[str], shape_of: Callable[[str], tuple[
     Raises
     ------
     UnsupportedError
-        mlx-lm has computed the family's weights anew, in a way that is not undone.
+        mlx-lm has changed the family's tensors in a way that is not undone.
     """
     names = list(names)
     endings = {_ending(name) for name in names}
-    found: list[Stored] = [row for row in _MODULES if _ending(_stored(row)) in endings]
+    known = (*_MODULES, *_OF_FAMILY.get(model_type, ()))
+    found: list[Stored] = [row for row in known if _ending(_stored(row)) in endings]
     reshaped = {
         ending for name in names for ending in _RESHAPED if name.endswith(f".{ending}") and _is_reshaped(shape_of(name))
     }
     found += [_RESHAPED[ending] for ending in sorted(reshaped)]
-    if reshaped.isdisjoint(_CONVOLUTIONS):
-        return tuple(found)
-    if model_type in _MULTIPLIES:
+    written = found or any(name.startswith(_RENAMED_BLOCKS) for name in names)
+    if written and model_type in _REFUSED:
         raise UnsupportedError(
-            f"config.json: mlx-lm has multiplied the multipliers of model_type {model_type!r} into the weights, which "
-            "is not supported: use the folder that it converted"
+            f"config.json: a model of type {model_type!r} that mlx-lm has converted, which {_REFUSED[model_type]}, is "
+            "not supported: use the folder that it converted"
         )
-    return (*found, *(_SHIFTED if model_type in _ADDS_ONE else ()))
+    shifted = model_type in _ADDS_ONE and not reshaped.isdisjoint(_CONVOLUTIONS)
+    return (*found, *(_SHIFTED if shifted else ()))
 
 
 def _stored(row: Fused | Named) -> str:
