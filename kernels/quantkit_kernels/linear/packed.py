@@ -18,6 +18,7 @@ from quantkit_kernels.linear.activations import RECORD, START, STEP, SUM
 from quantkit_kernels.operands import Matrix, Rows, from_token
 from quantkit_kernels.simd import (
     I8_ROWS,
+    MINS_APART,
     TILES,
     U4_ROWS,
     broadcast_dwords,
@@ -53,6 +54,8 @@ TOKENS = 4
 activations, which limit a product before multiplications do."""
 ROW_TILES = max(U4_ROWS, I8_ROWS) * TILES
 """Row tiles of the largest grid."""
+FULL = TOKENS if MINS_APART else 0
+"""Tokens of the grid whose mins are added apart; 0 for none."""
 PREFETCH_DISTANCE = 8192
 """Bytes from the weights in use to those that are prefetched, for a single token, which is bound by memory."""
 MOST_GROUPS = 8
@@ -99,17 +102,17 @@ def _int4_tile(like, matrix, x, y, upcoming):
             codes = load_rows_bytes(weight + 32 * chunk, stride, like)
             dot = dot_u4(dot, low_nibbles(codes), broadcast_dwords(record + 8 * chunk, x.stride, like))
             dot = dot_u4(dot, high_nibbles(codes), broadcast_dwords(record + 8 * chunk + 4, x.stride, like))
-            if tokens_of(like) == TOKENS:
+            if tokens_of(like) == FULL:
                 dot = sum_so_far_u4(dot)
         scaled = scale_u4(dot, load_scales_u4(weight + 128, stride, like))
         total = fma(scaled, broadcast_f32(record + STEP, x.stride, like), total)
-        if tokens_of(like) < TOKENS:
+        if tokens_of(like) != FULL:
             offset = _add_mins(like, weight, stride, record, x, offset)
         if tokens_of(like) == 1 or not group & upcoming.skip:
             ahead = _prefetch_blocks(ahead, INT4_BLOCK, like)
         weight += INT4_BLOCK
         record += RECORD
-    if tokens_of(like) == TOKENS:  # apart, since the registers of a grid are all taken
+    if tokens_of(like) == FULL:
         weight, record = matrix.data, x.address
         for _ in range(_groups(matrix)):
             offset = _add_mins(like, weight, stride, record, x, offset)

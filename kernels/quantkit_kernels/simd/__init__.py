@@ -53,7 +53,7 @@ from .codes import (
     zero_dot_u4,
     zeros_tiles,
 )
-from .isa import I8_ROWS, ISA, TILES, U4_ROWS
+from .isa import I8_ROWS, ISA, MINS_APART, TILES, U4_ROWS
 from .memory import (
     F16_MAX,
     broadcast_dwords,

@@ -36,6 +36,8 @@ class Dot:
     """Row tiles that a register of a matrix product holds side by side."""
     u4_rows = i8_rows = 2
     """Rows of such registers in the block that a matrix product accumulates."""
+    mins_apart = False
+    """Whether the largest grid leaves no register for sums of mins, which are then added apart."""
     u4 = "i32"
     """Elements of the accumulator of `u4`."""
     u4_scales = "f32"
@@ -79,6 +81,7 @@ class Avx2(Dot):
     """maddubs: u8 x i8 pairs into int16. Sums of 8 products of nibbles stay below 2**15 (8 * 2 * 15 * 127 = 30480)."""
 
     u4 = u4_scales = "i16"
+    mins_apart = True
     i8_rows = 1  # a dot takes more registers than there are for two
     WORDS = ir.VectorType(I16, 16)
     DWORDS = ir.VectorType(I32, 8)

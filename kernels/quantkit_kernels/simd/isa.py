@@ -91,3 +91,5 @@ TILES = DOT.tiles
 """Row tiles that a register of `zeros_tiles` holds."""
 U4_ROWS, I8_ROWS = DOT.u4_rows, DOT.i8_rows
 """Rows of such registers in the block that a matrix product of `int4` or `int8` accumulates."""
+MINS_APART = DOT.mins_apart
+"""Whether the largest grid leaves no register for sums of mins."""
