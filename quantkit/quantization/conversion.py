@@ -144,6 +144,10 @@ def convert_all(
     start = time.perf_counter()
     require(bool(outputs), "outputs", dict(outputs), "one folder at least")
     check_outputs(outputs, force=force, source=Path(source))
+    if calibration is not None:
+        from quantkit.quantization.calibration.text import check_calibration_file  # needs tokenizers
+
+        check_calibration_file(calibration)  # before anything is downloaded
     recipes = [(it if isinstance(it, Recipe) else Recipe(it)).with_overrides(overrides) for it in outputs.values()]
     plans = dict(zip(outputs, make_plans(source, recipes, strict=strict), strict=True))
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
@@ -258,12 +262,14 @@ def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Call
     def finished(name: str) -> Packed | None:
         if name not in noted:
             return None
-        return Packed(name, writer.read(name), noted[name].get("relative_error", 0.0), noted[name].get("output_error"))
+        lost, output_error, kept = map(noted[name].get, ("relative_error", "output_error", "kept_codes"))
+        return Packed(name, writer.read(name), lost or 0.0, output_error, kept)
 
     output_errors = {}
     for packed in pack_calibrated(plan.program, plan.source, plan.specs, plan.text.windows, threads, finished):
         if packed.name not in noted:
-            writer.add(packed.name, packed.tensor, packed.error, output_error=packed.output_error)
+            measured = {"kept_codes": packed.kept_codes, "output_error": packed.output_error}
+            writer.add(packed.name, packed.tensor, packed.error, **measured)
         if packed.output_error is not None:
             output_errors[packed.name] = packed.output_error
         tell(packed.name)

@@ -121,9 +121,17 @@ def quantize(
     CheckpointError
         When a weight is NaN or infinite, or too large for f16.
     """
+    found = encode_tensor(tensor, kind, scales=scales, label=label, threads=threads)
+    return Tensor(kind, tensor.shape, found.data, found.row_scales), found.error / (found.squares or 1.0)
+
+
+def encode_tensor(
+    tensor: Tensor, kind: str, *, scales: GroupScales | None = None, label: str = "tensor", threads: int = 1
+) -> Encoded:
+    """Return all rows of a tensor in another kind; parameters and errors as of `quantize`."""
     if not tensor.shape:
-        vector, error = quantize(_as_vector(tensor), kind, label=label)
-        return replace(vector, shape=(), data=vector.data.reshape(())), error
+        vector = encode_tensor(_as_vector(tensor), kind, label=label)
+        return replace(vector, data=vector.data.reshape(()))
 
     def encode_rows(rows: slice) -> Encoded:
         of_rows = scales and scales.viewed(itemgetter(rows))
@@ -132,9 +140,14 @@ def quantize(
     with ThreadPoolExecutor(threads) as pool:
         found = list(pool.map(encode_rows, stripes(tensor.shape)))
     row_scales = [part.row_scales for part in found if part.row_scales is not None]
-    data = np.concatenate([part.data for part in found])
-    packed = Tensor(kind, tensor.shape, data, np.concatenate(row_scales) if row_scales else None)
-    return packed, sum(part.error for part in found) / (sum(part.squares for part in found) or 1.0)
+    kept = [part.kept for part in found if part.kept is not None]
+    return Encoded(
+        np.concatenate([part.data for part in found]),
+        np.concatenate(row_scales) if row_scales else None,
+        sum(part.error for part in found),
+        sum(part.squares for part in found),
+        sum(kept) if kept else None,
+    )
 
 
 def dequantize(tensor: Tensor) -> Iterator[NDArray[np.float32]]:

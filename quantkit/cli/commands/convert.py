@@ -129,6 +129,7 @@ def command(
     if bits and quantize and quantize != [BITS[bits]]:
         raise click.UsageError(f"--quantize {','.join(quantize)} contradicts --bits {bits}")
     from quantkit.formats.output import check_outputs
+    from quantkit.quantization.calibration.text import check_calibration_file
     from quantkit.quantization.conversion import convert_all
     from quantkit.quantization.report.saved import check_report
 
@@ -137,6 +138,8 @@ def command(
     outputs = {Path(f"{output}{ending}"): it for ending, it in zip(endings, recipes, strict=True)}
     files = [report.parent / f"{report.stem}{ending}{report.suffix}" for ending in endings] if report else []
     check_outputs(outputs, force=force, source=Path(source))  # before hours of downloading
+    if calibration:
+        check_calibration_file(calibration)
     for file in files:
         check_report(file, apart_from=(Path(source), *outputs), force=force)
     local = local_path(source, packed=False)

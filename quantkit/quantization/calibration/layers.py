@@ -22,7 +22,7 @@ from quantkit.models.program import Program, Value
 from quantkit.quantization.calibration import KIND
 from quantkit.quantization.calibration.curvature import Curvature, curvature_of, output_error_of, pack_under
 from quantkit.quantization.calibration.stops import Shared, stops_of
-from quantkit.quantization.encode import quantize
+from quantkit.quantization.encode import encode_tensor
 from quantkit.quantization.kept_codes import NEGLIGIBLE
 from quantkit.tensor import Tensor, TensorSpec
 
@@ -40,12 +40,15 @@ class Packed(NamedTuple):
         Squared error of its weights, relative to their sum of squares.
     output_error : float, optional
         The same of what it makes of its inputs in the text, where it was calibrated.
+    kept_codes : float, optional
+        The share of its rows that keep the codes of a source that has quantized them before.
     """
 
     name: str
     tensor: Tensor
     error: float
     output_error: float | None = None
+    kept_codes: float | None = None
 
 
 @dataclass
@@ -120,14 +123,17 @@ def pack_calibrated(
 
 
 def _pack(source: ModelSource, spec: TensorSpec, threads: int) -> Packed:
-    return Packed(spec.name, *_quantized(source, source.tensor(spec.name, copy=True), spec.name, spec.kind, threads))
+    return _packed_alone(source, source.tensor(spec.name, copy=True), spec.name, spec.kind, threads)
 
 
-def _quantized(source: ModelSource, weights: Tensor, name: str, kind: str, threads: int) -> tuple[Tensor, float]:
-    """Pack a tensor by itself, with the source's codes where it has some; returns it and its relative error."""
+def _packed_alone(source: ModelSource, weights: Tensor, name: str, kind: str, threads: int) -> Packed:
+    """Pack a tensor by itself, with the source's codes where it has some."""
     scales = source.group_scales(name, slice(None)) if len(weights.shape) == 2 else None
     label = f"{source.file_of(name)}: tensor {name!r}"
-    return quantize(weights, kind, scales=scales, label=label, threads=threads)
+    found = encode_tensor(weights, kind, scales=scales, label=label, threads=threads)
+    kept = None if found.kept is None else found.kept / len(found.data)
+    tensor = Tensor(kind, weights.shape, found.data, found.row_scales)
+    return Packed(name, tensor, found.error / (found.squares or 1.0), kept_codes=kept)
 
 
 def _run(
@@ -169,12 +175,13 @@ def _calibrate(
 def _pack_under(curvature: Curvature | None, source: ModelSource, name: str, threads: int) -> Packed:
     """Pack a weight of kind int4, under the Hessian of its inputs if there were any."""
     weights = source.tensor(name, copy=True)
-    packed, error = _quantized(source, weights, name, KIND, threads)
+    alone = _packed_alone(source, weights, name, KIND, threads)
     if curvature is None:
-        return Packed(name, packed, error)
-    if error <= NEGLIGIBLE[KIND]:  # with the source's codes; no others come as near
-        return Packed(name, packed, error, output_error_of(curvature, weights, packed))
-    return Packed(name, *pack_under(curvature, weights, packed, threads))
+        return alone
+    if alone.error <= NEGLIGIBLE[KIND]:  # with the source's codes; no others come as near
+        return alone._replace(output_error=output_error_of(curvature, weights, alone.tensor))
+    tensor, error, output_error = pack_under(curvature, weights, alone.tensor, threads)
+    return Packed(name, tensor, error, output_error, None if alone.kept_codes is None else 0.0)
 
 
 def _inputs(shared: Shared, rows: Mapping[int, Rows], length: int) -> Iterator[Rows]:

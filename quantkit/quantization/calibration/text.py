@@ -87,8 +87,7 @@ def read_calibration_text(
     if "tokenizer.json" not in source.files:
         raise OptionError(f"calibration: {source.path} has no tokenizer.json, so it cannot read a text")
     tokenizer = Tokenizer({**source.files, "config.json": as_json(source.config)}, source.path)
-    builtin = os.fspath(path) == BUILTIN
-    file = Path(__file__).with_name("builtin.jsonl") if builtin else Path(os.path.expanduser(path))
+    builtin, file = os.fspath(path) == BUILTIN, _file(path)
     raw = _read(file)
     ids = _builtin(raw, tokenizer) if builtin else _encode(raw.decode(), tokenizer)
     length = min(WINDOW_TOKENS, learned_positions or WINDOW_TOKENS)
@@ -103,6 +102,16 @@ def read_calibration_text(
     starts = np.linspace(0, len(ids) - size, count).astype(int).tolist()
     windows = [begin + ids[start : start + size] for start in starts]
     return CalibrationText(BUILTIN if builtin else file.name, windows, hashlib.sha256(raw).hexdigest())
+
+
+def check_calibration_file(path: str | os.PathLike[str]) -> None:
+    """Raise what `read_calibration_text` raises of a file that cannot be read; no model is needed."""
+    _read(_file(path))
+
+
+def _file(path: str | os.PathLike[str]) -> Path:
+    builtin = os.fspath(path) == BUILTIN
+    return Path(__file__).with_name("builtin.jsonl") if builtin else Path(os.path.expanduser(path))
 
 
 def _read(path: Path) -> bytes:

@@ -15,6 +15,7 @@ from quantkit.errors import OptionError
 from quantkit.evaluation.quality import perplexity
 from quantkit.formats.packed import PackedModel, verify
 from quantkit.generation.loading import load_model, load_tokenizer
+from quantkit.quantization import kept_codes
 from quantkit.quantization.calibration.layers import pack_calibrated
 from quantkit.quantization.conversion import convert
 from quantkit.quantization.encode import quantize
@@ -99,6 +100,17 @@ def test_codes_of_a_quantized_source_stay(tmp_path: Path) -> None:
         assert 0 < error < 1e-3
         free, calibrated = (model.tensor(name) for model in models)
         assert calibrated.data.tobytes() == free.data.tobytes()
+        assert report.kept_codes[name] == 1
+    for packed in models:
+        assert {entry.get("kept_codes") for entry in packed.manifest["tensors"].values()} == {None, 1}
+
+
+def test_codes_that_a_text_improves_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, source = quantized.checkpoints(tmp_path, *WRITERS["gptq"])
+    monkeypatch.setitem(kept_codes.NEGLIGIBLE, "int4", 0.0)
+    report = convert(source, tmp_path / "calibrated", calibration=text(tmp_path / "text.txt"))
+    assert report.calibration is not None
+    assert {report.kept_codes[name] for name in report.calibration.output_errors} == {0.0}
 
 
 def test_threads_do_not_change_a_calibrated_model(tmp_path: Path) -> None:
