@@ -1,6 +1,6 @@
 """The compute package of quantkit: block formats, kernels, and the interpreter that runs a program of them.
 
-Importing this package loads nothing; `blocks` needs numpy alone, every other module needs numba.
+Importing this package loads nothing; `blocks` needs numpy alone, other modules LLVM, and numba when they compile.
 """
 
 from __future__ import annotations

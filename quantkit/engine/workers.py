@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,6 @@ from quantkit_kernels.interpreter.dispatch import participate
 from quantkit_kernels.interpreter.layout import PASS
 from quantkit_kernels.interpreter.threads import GENERATION, LINE, STOP, WORKERS, shared_bytes
 
-_SIGNATURE = "void(int64, int64, int64)"
 _LIBC = ctypes.CDLL(None)
 
 
@@ -41,10 +42,13 @@ class WorkerPool:
         self._addresses = int(self._shared.ctypes.data), int(self.words.ctypes.data)
         for worker in range(1, threads):
             _LIBC.sem_init(ctypes.c_void_p(_semaphore(self._shared, worker)), 0, 0)
-        participate.compile(_SIGNATURE)
+        self._participate = _callable(participate)
         workers = [
             threading.Thread(
-                target=_serve, args=(worker, self._shared, self.words), daemon=True, name=f"quantkit-{worker}"
+                target=_serve,
+                args=(self._participate, worker, self._shared, self.words),
+                daemon=True,
+                name=f"quantkit-{worker}",
             )
             for worker in range(1, threads)
         ]
@@ -54,7 +58,7 @@ class WorkerPool:
 
     def run(self) -> None:
         """Run one pass of the program that `words` describes."""
-        participate(0, *self._addresses)
+        self._participate(0, *self._addresses)
 
     @property
     def closed(self) -> bool:
@@ -66,7 +70,12 @@ class WorkerPool:
         self._stop()
 
 
-def _serve(worker: int, shared: NDArray[np.uint8], words: NDArray[np.void]) -> None:
+def _callable(entry: Any) -> Callable[..., object]:
+    """What Python calls the machine code of a kernel of 3 numbers with, without the GIL."""
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(entry.address)
+
+
+def _serve(participate: Callable[..., object], worker: int, shared: NDArray[np.uint8], words: NDArray[np.void]) -> None:
     participate(worker, shared.ctypes.data, words.ctypes.data)
 
 

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import quantkit_kernels
@@ -51,12 +52,22 @@ def belongs_to_user(status: os.stat_result) -> bool:
 
 @functools.cache
 def _sources() -> bytes:
-    from importlib.metadata import version
-
-    versions = f"{version('numba')} {version('llvmlite')} {sys.implementation.cache_tag}{sys.abiflags}"
-    digest = hashlib.sha256(versions.encode())
+    digest = hashlib.sha256(f"{sys.implementation.cache_tag}{sys.abiflags}".encode())
+    for name in ("numba", "llvmlite"):
+        digest.update(_version(name))
     package = Path(__file__).parents[1]
     for path in sorted(package.rglob("*.py")):
         digest.update(os.fsencode(path.relative_to(package)))
         digest.update(path.read_bytes())
     return digest.digest()
+
+
+def _version(name: str) -> bytes:
+    """The version of a package, without importing it."""
+    found = find_spec(name)
+    file = Path(found.origin).with_name("_version.py") if found and found.origin else None
+    if file and file.is_file():
+        return file.read_bytes()
+    from importlib.metadata import version  # slow to import
+
+    return version(name).encode()

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from quantkit_kernels.compile.jit import address_of
 from quantkit_kernels.interpreter import mixture, recurrent, shared_steps, token_steps
 from quantkit_kernels.interpreter.operations import OPERATIONS
 from quantkit_kernels.linear.product import PRODUCTS
@@ -53,7 +52,7 @@ class Kernels:
 def compiled(operations: Collection[str], kinds: Collection[str]) -> Kernels:
     """Compile the kernels of some operations, and the matrix products of some kinds of weights, unless they are."""
     return Kernels(
-        {name: address_of(KERNELS[name]) for name in operations},
-        {name: address_of(ADVANCES[name]) for name in operations if name in ADVANCES},
-        {kind: address_of(PRODUCTS[kind]) for kind in kinds},
+        {name: KERNELS[name].address for name in operations},
+        {name: ADVANCES[name].address for name in operations if name in ADVANCES},
+        {kind: PRODUCTS[kind].address for kind in kinds},
     )

@@ -12,25 +12,20 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic
 
-from .vectors import (
+from .registers import (
     F32,
     I32,
     I64,
-    Vec,
-    broadcast,
     call_llvm,
     constant,
-    elementwise,
     first_lanes,
     grid_place,
     halves,
-    join,
     load_at,
-    map_grid,
     splat_scalar,
-    split,
     store_at,
 )
+from .vectors import Vec, broadcast, elementwise, join, map_grid, split
 
 _FLOAT = {operator.add: "fadd", operator.sub: "fsub", operator.mul: "fmul", operator.truediv: "fdiv"}
 _INTEGER = {operator.add: "add", operator.sub: "sub", operator.mul: "mul", operator.and_: "and_"}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from quantkit_kernels import blocks
 
 from .instruction_sets import Dot, high_nibbles, low_nibbles
-from .vectors import ELEMENTS, I8, I32, I64, LANES, PER_LANE, concatenated, constant, load_at, splat_scalar, store_at
+from .registers import ELEMENTS, I8, I32, I64, LANES, PER_LANE, concatenated, constant, load_at, splat_scalar, store_at
 
 ROUNDS = 8
 """Random blocks of each kind that are compared, and as many of extreme codes, scales and activations."""
@@ -26,6 +26,8 @@ ROUNDS = 8
 
 def agrees(dot: Dot, processor: str, features: str) -> bool:
     """Whether machine code for `processor` with `features`, which must be this one's, computes the same as numpy."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple().create_target_machine(processor, features, opt=3, jit=True)
     try:
         engine = llvm.create_mcjit_compiler(optimized(module_of(dot), target), target)

@@ -9,19 +9,8 @@ from numba.extending import intrinsic
 from . import instruction_sets
 from .isa import DOT, TILES
 from .memory import column, tiled_loader, widen_i8, zeros_of
-from .vectors import (
-    I8,
-    I32,
-    I64,
-    LANES,
-    ONE_F32,
-    concatenated,
-    constant,
-    elementwise,
-    join,
-    load_at,
-    splat_scalar,
-)
+from .registers import I8, I32, I64, LANES, concatenated, constant, load_at, splat_scalar
+from .vectors import ONE_F32, elementwise, join
 
 zeros_tiles = zeros_of(TILES * LANES)
 """As `zeros`, of registers that hold `TILES` row tiles each."""

@@ -2,7 +2,7 @@
 
 Every set computes the same integers, hence the same bits; `check.py` proves it before a set is used. A new one is a
 subclass of `Dot` and a row in `SETS`. `isa.py` chooses the set in use; `codes.py` has what kernels call. The methods
-run while numba compiles: they take llvmlite's builder and the values of registers.
+run while numba compiles: they take llvmlite's builder and the values of registers. They know LLVM, not numba.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from .memory import widen_u8
-from .vectors import F32, I1, I8, I16, I32, LANES, call_llvm, concatenated, constant, halves, load_at
+from .registers import F32, I1, I8, I16, I32, LANES, call_llvm, concatenated, constant, halves, load_at, widen_u8
 
 
 def low_nibbles(builder: Any, packed: Any) -> Any:

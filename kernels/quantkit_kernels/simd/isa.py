@@ -1,7 +1,8 @@
 """The choice of an instruction set: the best that the processor has and that computes rightly on it.
 
 `instruction_sets.py` has the sets, `check.py` the comparison with numpy that each must pass before kernels are compiled
-with it. A success is remembered in the kernels' cache folder, so the comparison runs once.
+with it. A success is remembered in the kernels' cache folder, so the comparison runs once. numba is not needed for it:
+`compile/compiler.py` lets numba compile for the processor that is found here.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import hashlib
 import logging
 import os
 
-from numba.core import codegen, config
-from numba.core.registry import cpu_target
+import llvmlite.binding as llvm
 
 from quantkit_kernels.compile.folder import kernel_folder
 
@@ -27,14 +27,20 @@ AT_HWCAP, HWCAP_ASIMDDP = 16, 1 << 20
 
 
 def _processor() -> tuple[str, str]:
-    """Name and features of the processor that numba compiles for, as LLVM spells them."""
-    if os.uname().machine == "aarch64" and config.CPU_FEATURES is None:
+    """Name and features of the processor that kernels are compiled for, as LLVM spells them.
+
+    Variables that numba knows name another: `NUMBA_CPU_NAME` and `NUMBA_CPU_FEATURES`.
+    """
+    name = os.environ.get("NUMBA_CPU_NAME") or llvm.get_host_cpu_name()
+    named = os.environ.get("NUMBA_CPU_FEATURES", "" if name == "generic" else None)
+    features = llvm.get_host_cpu_features().flatten() if named is None else named
+    if os.uname().machine == "aarch64" and named is None:
         # LLVM does not ask for this feature, it infers it from the name; and a virtual machine may hide the name.
         getauxval = ctypes.CDLL(None).getauxval
         getauxval.restype, getauxval.argtypes = ctypes.c_ulong, [ctypes.c_ulong]
         if getauxval(AT_HWCAP) & HWCAP_ASIMDDP:
-            config.CPU_FEATURES = codegen.get_host_cpu_features() + ",+dotprod"
-    return cpu_target.target_context.codegen().magic_tuple()[1:]
+            features += ",+dotprod"
+    return name, features
 
 
 def _present(features: str) -> set[str]:
@@ -54,10 +60,9 @@ def usable_sets(features: str) -> list[str]:
     return [isa for isa, (_, needs) in SETS.items() if needs <= present]
 
 
-def _choose() -> str:
-    name, features = _processor()
+def _choose(name: str, features: str) -> str:
     if os.uname().machine == "x86_64" and "f16c" not in _present(features):
-        raise RuntimeError(f"quantkit needs a processor with F16C, as all with AVX2 are; numba compiles for {name}")
+        raise RuntimeError(f"quantkit needs a processor with F16C, as all with AVX2 have it; this is {name}")
     usable = usable_sets(features)
     forced = os.environ.get("QUANTKIT_ISA")
     if forced and forced not in usable:
@@ -84,7 +89,9 @@ def first_right(candidates: list[str], processor: str, features: str) -> str:
     raise RuntimeError(f"no instruction set computes rightly on this machine ({processor}): tried {candidates}")
 
 
-ISA = _choose()
+PROCESSOR, FEATURES = _processor()
+"""What kernels are compiled for."""
+ISA = _choose(PROCESSOR, FEATURES)
 """The instruction set in use; `QUANTKIT_ISA` names another."""
 DOT = SETS[ISA][0]
 TILES = DOT.tiles

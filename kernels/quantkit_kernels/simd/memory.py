@@ -10,30 +10,26 @@ from numba import types
 from numba.extending import intrinsic
 
 from .arithmetic import clamp_registers
-from .vectors import (
+from .registers import (
     F16,
+    F16_MAX,
     F32,
     I8,
     I16,
     I32,
     I64,
     LANES,
-    ONE_BYTES,
-    ONE_F32,
-    ONE_I32,
     WIDE,
-    Vec,
     call_llvm,
     concatenated,
     constant,
     first_lanes,
     grid_place,
-    join,
     load_at,
     splat_scalar,
-    split,
     store_at,
 )
+from .vectors import ONE_BYTES, ONE_F32, ONE_I32, Vec, join, split
 
 
 def zeros_of(lanes: int) -> Any:
@@ -139,10 +135,6 @@ def _widen_bf16(builder: Any, x: Any) -> Any:
 
 def widen_i8(builder: Any, x: Any) -> Any:
     return builder.sitofp(builder.sext(x, ir.VectorType(I32, x.type.count)), ir.VectorType(F32, x.type.count))
-
-
-def widen_u8(builder: Any, x: Any) -> Any:
-    return builder.sitofp(builder.zext(x, ir.VectorType(I32, x.type.count)), ir.VectorType(F32, x.type.count))
 
 
 load_rows_f32 = _strided_loader(column("f32"), ir.VectorType(F32, LANES), _same)
@@ -310,9 +302,6 @@ def store(typing, address, value):
         return context.get_dummy_value()
 
     return types.void(types.int64, value), generate
-
-
-F16_MAX = 65504.0
 
 
 @intrinsic

@@ -11,7 +11,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.numpy_support import from_dtype
 
-from .vectors import F32, F64, I8, I32, I64, call_llvm, load_at, store_at
+from .registers import F32, F64, I8, I32, I64, call_llvm, load_at, store_at
 
 
 def _scalar_loader(kind: Any, result: Any) -> Any:
@@ -66,7 +66,7 @@ def record_on_stack(dtype: np.dtype[Any]) -> Any:
 
 @intrinsic
 def call(typing, function, arguments):
-    """Call the compiled function at an address (`compile.jit.address_of`) with a tuple of i64s; returns its i64."""
+    """Call the compiled function at an address (`compile.jit.Kernel.address`) with a tuple of i64s; returns its i64."""
 
     def generate(context, builder, sig, args):
         kind = ir.FunctionType(I64, [I64] * len(arguments))

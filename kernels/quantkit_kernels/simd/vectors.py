@@ -1,7 +1,7 @@
 """The vector type that numba learns here, and the functions that generate code for it.
 
-A `Vec` is a grid of registers. The functions here run while numba compiles: they take llvmlite's builder and values.
-What kernels call is in `memory.py`, `arithmetic.py`, `codes.py` and `scalars.py`.
+A `Vec` is a grid of registers, which `registers.py` fills and joins. The functions here run while numba compiles: they
+take llvmlite's builder and values. What kernels call is in `memory.py`, `arithmetic.py`, `codes.py` and `scalars.py`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
-I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
-F16, F32, F64 = ir.HalfType(), ir.FloatType(), ir.DoubleType()
-ELEMENTS = {"i8": I8, "i16": I16, "i32": I32, "f32": F32}
-PER_LANE = {"i8": 4, "i16": 2, "i32": 1, "f32": 1}
-"""Elements in the 32 bits of a lane."""
-LANES = 8
-"""32-bit lanes of a register, one for each row of a block; 2 * LANES where a register holds two row tiles side by
-side."""
-WIDE = 16
-"""Lanes of a register that is a whole cache line."""
+from .registers import ELEMENTS, LANES, PER_LANE
 
 
 class Vec(types.Type):
@@ -101,56 +92,3 @@ def elementwise(arity: int, result: str, build: Callable[..., Any]) -> Any:
     if arity == 2:
         return intrinsic(lambda typing, a, b: typed(a, b))
     return intrinsic(lambda typing, a, b, c: typed(a, b, c))
-
-
-def call_llvm(builder: Any, name: str, result: Any, *args: Any) -> Any:
-    """Call an LLVM intrinsic by its full name (`declare_intrinsic` knows no vector types)."""
-    kind = ir.FunctionType(result, [arg.type for arg in args])
-    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-    return builder.call(function, args)
-
-
-def constant(register: Any, value: Any) -> Any:
-    return ir.Constant(register, [value] * register.count)
-
-
-def splat_scalar(builder: Any, register: Any, scalar: Any) -> Any:
-    undefined = ir.Constant(register, ir.Undefined)
-    lane = builder.insert_element(undefined, scalar, I32(0))
-    return builder.shuffle_vector(lane, undefined, constant(ir.VectorType(I32, register.count), 0))
-
-
-def first_lanes(builder: Any, count: Any, lanes: int) -> Any:
-    """The mask of the lanes below `count`, an i64."""
-    numbers = ir.VectorType(I32, lanes)
-    below = splat_scalar(builder, numbers, builder.trunc(count, I32))
-    return builder.icmp_signed("<", ir.Constant(numbers, list(range(lanes))), below)
-
-
-def load_at(builder: Any, kind: Any, address: Any, offset: Any = 0) -> Any:
-    place = builder.add(address, I64(offset) if isinstance(offset, int) else offset)
-    return builder.load(builder.inttoptr(place, kind.as_pointer()), align=1)
-
-
-def store_at(builder: Any, value: Any, address: Any, offset: Any = 0) -> None:
-    place = builder.add(address, I64(offset) if isinstance(offset, int) else offset)
-    builder.store(value, builder.inttoptr(place, value.type.as_pointer()), align=1)
-
-
-def concatenated(builder: Any, registers: list[Any]) -> Any:
-    """One register, or two side by side in a register of twice the length."""
-    if len(registers) == 1:
-        return registers[0]
-    length = registers[0].type.count
-    return builder.shuffle_vector(*registers, ir.Constant(ir.VectorType(I32, 2 * length), list(range(2 * length))))
-
-
-def halves(builder: Any, register: Any) -> list[Any]:
-    """The opposite of `concatenated`: the lower and the upper half of a register."""
-    length = register.type.count // 2
-    lanes = [ir.Constant(ir.VectorType(I32, length), list(range(at, at + length))) for at in (0, length)]
-    return [builder.shuffle_vector(register, register, part) for part in lanes]
-
-
-def grid_place(builder: Any, row_stride: Any, token_stride: Any, row: int, token: int) -> Any:
-    return builder.add(builder.mul(row_stride, I64(row)), builder.mul(token_stride, I64(token)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
 import os
@@ -9,11 +10,13 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
+from unittest import mock
 
 import pytest
 
 import quantkit_kernels
-from quantkit_kernels.compile import cache, folder
+from quantkit_kernels.compile import compiler, files, folder
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import ISA
 
@@ -32,17 +35,35 @@ def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def compiled_files(kernels: Path) -> list[Path]:
-    return list(kernels.glob("*.nbc"))
+    return list(kernels.glob("*triple*"))
 
 
-def calls(how: str) -> None:
-    """Call the entry as a new process would, and check how it came to its machine code."""
+class Calls(Protocol):
+    """Calls an entry as a new process would, and checks whether its machine code is `compiled` or `loaded`."""
+
+    def __call__(self, how: str) -> None: ...
+
+
+def by_python(how: str) -> None:
     entry = jit(entry=True)(triple)
     assert entry(14) == 42
-    assert sum(entry.stats.cache_hits.values()) == (how == "loaded")
+    assert sum(entry.dispatcher.stats.cache_hits.values()) == (how == "loaded")
 
 
-def test_an_entry_is_compiled_once(kernels: Path) -> None:
+def by_address(how: str) -> None:
+    with mock.patch.object(compiler, "object_file", wraps=compiler.object_file) as compiling:
+        address = jit(entry=True)(triple).address
+    assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)(14) == 42
+    assert compiling.call_count == (how == "compiled")
+
+
+@pytest.fixture(params=[by_python, by_address])
+def calls(request: pytest.FixtureRequest) -> Calls:
+    call: Calls = request.param
+    return call
+
+
+def test_an_entry_is_compiled_once(kernels: Path, calls: Calls) -> None:
     calls("compiled")
     (file,) = compiled_files(kernels)
     assert file.stat().st_mode & 0o777 == 0o600
@@ -83,7 +104,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_file_is_compiled_again_and_one_warning_says_so(
-    kernels: Path, damage: str, caplog: pytest.LogCaptureFixture
+    kernels: Path, calls: Calls, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls("compiled")
     (file,) = compiled_files(kernels)
@@ -96,22 +117,27 @@ def test_a_damaged_file_is_compiled_again_and_one_warning_says_so(
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_file_of_another_user_is_not_used(kernels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_another_user_is_not_used(kernels: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     calls("compiled")
     (file,) = compiled_files(kernels)
     me = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: me + 1)
     with pytest.raises(ValueError, match="not a file that the user alone can write"):
-        cache.read(file)
+        files.read(file)
 
 
 def fail(*args: object, **kwargs: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-@pytest.mark.parametrize(("module", "name"), [(cache.tempfile, "mkstemp"), (os, "replace")])
+@pytest.mark.parametrize(("module", "name"), [(files.tempfile, "mkstemp"), (os, "replace")])
 def test_without_room_an_entry_serves_its_process_and_one_warning_names_the_folder(
-    kernels: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, module: object, name: str
+    kernels: Path,
+    calls: Calls,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    module: object,
+    name: str,
 ) -> None:
     monkeypatch.setattr(module, name, fail)
     for _ in range(2):
@@ -121,7 +147,7 @@ def test_without_room_an_entry_serves_its_process_and_one_warning_names_the_fold
     assert not [path for path in kernels.iterdir() if "triple" in path.name]
 
 
-def test_a_folder_that_was_removed_meanwhile_is_made_again(kernels: Path) -> None:
+def test_a_folder_that_was_removed_meanwhile_is_made_again(kernels: Path, calls: Calls) -> None:
     shutil.rmtree(kernels)
     calls("compiled")
     assert kernels.stat().st_mode & 0o777 == 0o700
@@ -139,4 +165,6 @@ def test_closures_are_not_kept(kernels: Path) -> None:
         return add
 
     assert [adder(number)(1) for number in (1, 10)] == [2, 11]
-    assert compiled_files(kernels) == []
+    addresses = [adder(number).address for number in (1, 10)]
+    assert [ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)(1) for address in addresses] == [2, 11]
+    assert not [path for path in kernels.iterdir() if "add" in path.name]

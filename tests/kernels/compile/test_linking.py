@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from numba import int64, njit
 
-from quantkit_kernels.compile.jit import FLAGS, jit
+from quantkit_kernels.compile.compiler import FLAGS
+from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.compile.linking import EntryCompiler
 
 

@@ -49,7 +49,7 @@ def second(x):
 
 for name in sys.argv[1:]:
     entry = globals()[name]
-    print(entry(5), sum(entry.stats.cache_hits.values()))
+    print(entry(5), sum(entry.dispatcher.stats.cache_hits.values()))
 """
 
 

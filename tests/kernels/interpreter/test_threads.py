@@ -169,7 +169,7 @@ def test_passes_of_changing_size_with_more_threads_than_cores(threads: int) -> N
     counters, done = np.zeros((threads, SECTIONS), np.int64), np.zeros(SECTIONS, np.int64)
     values = np.zeros((2, MOST), np.int64)
     words = np.array([1, address(counters), address(done), address(values), 0, 0, 0], np.int64)
-    serve.compile("void(int64, int64, int64, int64)")
+    serve.dispatcher.compile("void(int64, int64, int64, int64)")
     workers = [
         threading.Thread(target=serve, args=(address(shared), thread, threads, address(words)), daemon=True)
         for thread in range(1, threads)

@@ -10,15 +10,14 @@ from typing import Any
 import llvmlite.binding as llvm
 import pytest
 from llvmlite import ir
-from numba.core.registry import cpu_target
 
 import quantkit_kernels
 from quantkit_kernels.simd import check, isa
 from quantkit_kernels.simd.instruction_sets import SETS, Avx2, Avx512Vnni, AvxVnni, Dot, Neon
 from quantkit_kernels.simd.memory import _narrow_f16, _widen_f16
-from quantkit_kernels.simd.vectors import F16, F32, I64, call_llvm, load_at, store_at
+from quantkit_kernels.simd.registers import F16, F32, I64, call_llvm, load_at, store_at
 
-TRIPLE, PROCESSOR, FEATURES = cpu_target.target_context.codegen().magic_tuple()
+PROCESSOR, FEATURES = isa.PROCESSOR, isa.FEATURES
 HERE = isa.usable_sets(FEATURES)
 
 
