@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
+from marks import write
+
 from quantkit.formats.schemes import RENAMED, SCHEMES
 from quantkit.formats.schemes.scheme import Scheme
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-BEGIN, END = "<!-- inputs: begin -->", "<!-- inputs: end -->"
+MARK = "inputs"
 REAL = frozenset({"AWQ", "bitsandbytes", "compressed-tensors", "FP8", "GPTQ", "MLX"})
 PLAIN = (
     ("safetensors", "", "F32, F16, BF16; in one file or in shards", "golden, live, real weights"),
@@ -44,12 +46,5 @@ def table() -> str:
     return "\n".join((*HEAD, *(f"| {' | '.join(row)} |" for row in (*PLAIN, *sorted(rows + renamed, key=str)))))
 
 
-def rewrite(readme: str) -> str:
-    """Return the README with the table of today."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
-
-
 if __name__ == "__main__":
-    README.write_text(rewrite(README.read_text()))
+    write(README, MARK, table())

@@ -12,13 +12,15 @@ import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
+from marks import write
+
 from quantkit.models.gguf.tables import DIALECTS
 from quantkit.models.registry import FAMILIES
 from quantkit.models.registry.wrappers import WRAPPERS
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-BEGIN, END = "<!-- models: begin -->", "<!-- models: end -->"
+MARK = "models"
 REAL = frozenset({"llama"})
 
 
@@ -50,12 +52,5 @@ def listing(what: str, names: Iterable[str]) -> str:
     return textwrap.fill(text, 120, break_on_hyphens=False)
 
 
-def rewrite(readme: str) -> str:
-    """Return the README with the table of today."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
-
-
 if __name__ == "__main__":
-    README.write_text(rewrite(README.read_text()))
+    write(README, MARK, table())

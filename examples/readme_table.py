@@ -28,10 +28,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from marks import write
+
 HERE = Path(__file__).parent
 RESULTS = HERE / "measured.json"
 README, FRONT_PAGE = HERE / "README.md", HERE.parent / "README.md"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+MARK = "measured"
 
 QUANTKIT = (sys.executable, "-c", "from quantkit.cli import main; main()")
 WARM_STARTS = 11
@@ -283,15 +285,6 @@ def span(values: Collection[float]) -> str:
     return f"{low:g} to {high:g}" if low < high else f"{low:g}"
 
 
-def rewrite(readme: str, text: str) -> str:
-    """Put a text between the marks of a README."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        sys.exit(f"the README lacks the marks {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
-
-
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -320,7 +313,7 @@ def main() -> None:
             kept = f"kept from {results[model]['conditions']['date']}" if model in results else "left out"
             print(f"{name}: not named, {kept}", file=sys.stderr)
     for file, text in ((options.readme, table(results)), (options.front_page, headlines(results))):
-        file.write_text(rewrite(file.read_text(), text))
+        write(file, MARK, text)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from marks import rewrite
 
 import tiny
 from hub_server import HubServer
@@ -113,14 +114,14 @@ def table_program() -> dict[str, Any]:
 def test_the_readme_lists_every_family() -> None:
     program = runpy.run_path(str(EXAMPLES / "models_table.py"))
     readme = program["README"].read_text()
-    assert program["rewrite"](readme) == readme, "run examples/models_table.py"
+    assert rewrite(readme, program["MARK"], program["table"]()) == readme, "run examples/models_table.py"
     assert all("golden" in program["status"](family) for family in FAMILIES)
 
 
 def test_the_readme_lists_every_input() -> None:
     program = runpy.run_path(str(EXAMPLES / "inputs_table.py"))
     readme = program["README"].read_text()
-    assert program["rewrite"](readme) == readme, "run examples/inputs_table.py"
+    assert rewrite(readme, program["MARK"], program["table"]()) == readme, "run examples/inputs_table.py"
     assert {scheme.known_as for scheme in SCHEMES.values()} >= program["REAL"]
     assert all("live" in program["status"](scheme) for scheme in SCHEMES.values())
 
@@ -130,7 +131,7 @@ def test_the_readmes_show_what_was_measured(file: str, text: str) -> None:
     program = table_program()
     results = json.loads(program["RESULTS"].read_text())
     readme = program[file].read_text()
-    assert program["rewrite"](readme, program[text](results)) == readme, "run examples/readme_table.py"
+    assert rewrite(readme, program["MARK"], program[text](results)) == readme, "run examples/readme_table.py"
 
 
 def test_the_table_has_the_rows_that_were_measured() -> None:
@@ -171,9 +172,27 @@ def test_the_table_has_the_rows_that_were_measured() -> None:
     assert "SmolLM2-135M int8: medians of 5 turns, on 2 cores of Another" in program["table"](results)
 
 
-def test_the_table_goes_between_the_marks() -> None:
-    program = table_program()
-    begin, end = program["BEGIN"], program["END"]
-    assert program["rewrite"](f"a\n{begin}\nold\n{end}\nb", "new") == f"a\n{begin}\nnew\n{end}\nb"
+def test_a_table_goes_between_its_marks() -> None:
+    begin, end = "<!-- here: begin -->", "<!-- here: end -->"
+    assert rewrite(f"a\n{begin}\nold\n{end}\nb", "here", "new") == f"a\n{begin}\nnew\n{end}\nb"
     with pytest.raises(SystemExit, match="lacks the marks"):
-        program["rewrite"](f"a\n{begin}\nold", "new")
+        rewrite(f"a\n{begin}\nold", "here", "new")
+
+
+def test_equal_quality_takes_the_fastest_folder_that_is_as_good() -> None:
+    program = runpy.run_path(str(EXAMPLES / "quality_table.py"))
+
+    def row(program: str, name: str, size: float, kl: float, speed: float) -> dict[str, Any]:
+        return {"program": program, "name": name, "bytes": size, "mean_kl": kl, "pp512": 10 * speed, "tg64": speed}
+
+    rows = [
+        row("quantkit", "small", 80, 0.05, 400.0),
+        row("quantkit", "large", 100, 0.01, 300.0),
+        row("llama.cpp", "Q4", 105, 0.056, 200.0),
+        row("llama.cpp", "Q8", 160, 0.02, 150.0),
+        row("llama.cpp", "F16", 300, 0.0, 80.0),
+    ]
+    assert list(program["equal_quality"](rows)) == [
+        ["Q4", "small", "76%", "0.0500 / 0.0560", "2.00x", "2.00x"],
+        ["Q8", "large", "62%", "0.0100 / 0.0200", "2.00x", "2.00x"],
+    ]
