@@ -55,6 +55,7 @@ def encode(
     kinds: Collection[str],
     *,
     scales: GroupScales | None = None,
+    importance: NDArray[np.float32] | None = None,
     label: str = "tensor",
 ) -> dict[str, Encoded]:
     """Return rows of a tensor in other kinds; errors as of `quantize`.
@@ -68,6 +69,9 @@ def encode(
         Names of `blocks.KINDS`.
     scales : GroupScales, optional
         What the rows were quantized with.
+    importance : ndarray, optional
+        f32 `[columns]`, finite, not below 0: what an error in each column counts in the search for int4. By default
+        all count the same.
     label : str
         Names file and tensor in messages.
     """
@@ -84,7 +88,7 @@ def encode(
         if row_scales is None:
             error, kept = _ENCODERS[kind](weights, data), None
         else:
-            error, kept = encode_blocks(kind, weights, data, row_scales, scales)
+            error, kept = encode_blocks(kind, weights, data, row_scales, scales, importance)
         if not np.isfinite(error):
             raise CheckpointError(f"{label} holds weights that are too large for {kind}; keep it in f32")
         found[kind] = Encoded(data, row_scales, error, squares, kept)
@@ -92,7 +96,13 @@ def encode(
 
 
 def quantize(
-    tensor: Tensor, kind: str, *, scales: GroupScales | None = None, label: str = "tensor", threads: int = 1
+    tensor: Tensor,
+    kind: str,
+    *,
+    scales: GroupScales | None = None,
+    importance: NDArray[np.float32] | None = None,
+    label: str = "tensor",
+    threads: int = 1,
 ) -> tuple[Tensor, float]:
     """Return a tensor in another kind.
 
@@ -104,6 +114,8 @@ def quantize(
         A name of `blocks.KINDS`.
     scales : GroupScales, optional
         What a matrix was quantized with before.
+    importance : ndarray, optional
+        What its columns count, as of `encode`.
     label : str
         Names file and tensor in messages.
     threads : int
@@ -121,12 +133,18 @@ def quantize(
     CheckpointError
         When a weight is NaN or infinite, or too large for f16.
     """
-    found = encode_tensor(tensor, kind, scales=scales, label=label, threads=threads)
+    found = encode_tensor(tensor, kind, scales=scales, importance=importance, label=label, threads=threads)
     return Tensor(kind, tensor.shape, found.data, found.row_scales), found.error / (found.squares or 1.0)
 
 
 def encode_tensor(
-    tensor: Tensor, kind: str, *, scales: GroupScales | None = None, label: str = "tensor", threads: int = 1
+    tensor: Tensor,
+    kind: str,
+    *,
+    scales: GroupScales | None = None,
+    importance: NDArray[np.float32] | None = None,
+    label: str = "tensor",
+    threads: int = 1,
 ) -> Encoded:
     """Return all rows of a tensor in another kind; parameters and errors as of `quantize`."""
     if not tensor.shape:
@@ -135,7 +153,7 @@ def encode_tensor(
 
     def encode_rows(rows: slice) -> Encoded:
         of_rows = scales and scales.viewed(itemgetter(rows))
-        return encode(tensor.data[rows], tensor.kind, (kind,), scales=of_rows, label=label)[kind]
+        return encode(tensor.data[rows], tensor.kind, (kind,), scales=of_rows, importance=importance, label=label)[kind]
 
     with ThreadPoolExecutor(threads) as pool:
         found = list(pool.map(encode_rows, stripes(tensor.shape)))

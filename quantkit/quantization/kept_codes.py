@@ -7,6 +7,7 @@ itself, so the result depends on neither stripes nor threads.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,12 @@ Floats = NDArray[np.float32]
 
 
 def encode_blocks(
-    kind: str, weights: Floats, data: NDArray[np.uint8], row_scales: Floats, scales: GroupScales | None = None
+    kind: str,
+    weights: Floats,
+    data: NDArray[np.uint8],
+    row_scales: Floats,
+    scales: GroupScales | None = None,
+    importance: Floats | None = None,
 ) -> tuple[float, int | None]:
     """Write weights as blocks.
 
@@ -38,6 +44,8 @@ def encode_blocks(
         Written, of the shapes of `blocks.expected_shapes`.
     scales : GroupScales, optional
         What the weights were quantized with.
+    importance : ndarray, optional
+        Of int4: f32 `[columns]`, what an error in each column counts in the search.
 
     Returns
     -------
@@ -48,7 +56,7 @@ def encode_blocks(
     """
     from quantkit_kernels.packing.search import search_int4, search_int8  # compiles, where the kernels are not cached
 
-    search = {"int4": search_int4, "int8": search_int8}[kind]
+    search = partial(search_int4, importance=importance) if kind == "int4" else search_int8
     if scales is None or scales.bits > CODE_BITS[kind]:
         return float(search(weights, data, row_scales).sum()), None
     errors = _keep(kind, weights, data, row_scales, scales)

@@ -13,8 +13,10 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.formats.source import Selection
@@ -26,6 +28,10 @@ BASE_MEMORY = 300_000_000
 ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 READ_WEIGHTS = 1 << 22
 """About how many weights are read at once: enough that a disk is busy with them, and what a scheme reads besides."""
+
+Importances = Mapping[str, NDArray[np.float32]]
+"""Name of a matrix -> f32 `[columns]`: what an error in each of its columns counts."""
+NO_IMPORTANCES: Importances = MappingProxyType({})
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -50,7 +56,12 @@ class Stripe:
     last: bool
 
 
-def encoded_stripes(source: Selection, kinds: Mapping[str, Collection[str]], threads: int) -> Generator[Stripe]:
+def encoded_stripes(
+    source: Selection,
+    kinds: Mapping[str, Collection[str]],
+    threads: int,
+    importances: Importances = NO_IMPORTANCES,
+) -> Generator[Stripe]:
     """Read tensors and yield their stripes, all of a tensor before those of the next.
 
     Parameters
@@ -60,6 +71,8 @@ def encoded_stripes(source: Selection, kinds: Mapping[str, Collection[str]], thr
         Name of each tensor to read, in this order -> the kinds that it is encoded in.
     threads : int
         Threads that encode; one more reads.
+    importances : mapping, optional
+        Those of the matrices whose columns do not all count the same.
 
     Raises
     ------
@@ -69,7 +82,14 @@ def encoded_stripes(source: Selection, kinds: Mapping[str, Collection[str]], thr
 
     def search(job: _Job) -> Stripe:
         label = f"{source.file_of(job.name)}: tensor {job.name!r}"
-        found = encode(job.stored, source.spec(job.name).kind, kinds[job.name], scales=job.scales, label=label)
+        found = encode(
+            job.stored,
+            source.spec(job.name).kind,
+            kinds[job.name],
+            scales=job.scales,
+            importance=importances.get(job.name),
+            label=label,
+        )
         return Stripe(job.name, found, job.last)
 
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(threads) as workers:

@@ -140,3 +140,19 @@ def test_zeros_have_no_error(kind: str) -> None:
     after, error = quantize(source(np.zeros((9, 33), np.float32)), kind)
     assert error == 0
     assert not values(after).any()
+
+
+def test_columns_that_count_more_err_less() -> None:
+    """Of int4, whatever the threads; int8 clips nothing, and takes no notice."""
+    before, importance = source(normal(200, 96)), np.ones(96, np.float32)
+    importance[::8] = 100
+    plain, _ = quantize(before, "int4")
+    found, error = quantize(before, "int4", importance=importance, threads=3)
+    again, _ = quantize(before, "int4", importance=importance)
+    assert found.data.tobytes() == again.data.tobytes()
+    lost, lost_by_plain = (np.square(values(it) - values(before)).sum(axis=0) for it in (found, plain))
+    assert lost[::8].sum() < 0.75 * lost_by_plain[::8].sum()
+    assert error == pytest.approx(lost.sum() / np.square(values(before)).sum(), rel=1e-4)
+    assert (
+        quantize(before, "int8", importance=importance)[0].data.tobytes() == quantize(before, "int8")[0].data.tobytes()
+    )

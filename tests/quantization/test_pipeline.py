@@ -59,3 +59,12 @@ def test_little_is_read_ahead_of_what_is_written() -> None:
             found, thread = next(results)
             assert (found, thread != threading.get_ident()) == (number, True)
             assert len(taken) <= number + 6
+
+
+def test_importances_belong_to_a_matrix(source: Selection) -> None:
+    names = [name for name in source.names if name.endswith("_proj.weight")][:2]
+    importance = np.geomspace(1, 100, source.spec(names[1]).shape[1], dtype=np.float32)
+    stripes = encoded_stripes(source, {name: ["int4"] for name in names}, 1, {names[1]: importance})
+    for stripe, given in zip(stripes, (None, importance), strict=True):
+        wanted, _ = encode.quantize(source.tensor(stripe.name), "int4", importance=given)
+        assert stripe.encoded["int4"].data.tobytes() == wanted.data.tobytes()

@@ -158,7 +158,7 @@ def _int4_tile(tile, found, sums, blocks):
         scale, low, _ = _rounded(found, sums, group, tile.columns, scale_unit, min_unit)
         store(found + PAIR_BYTES * group, scale * scale_unit)
         store(found + PAIR_BYTES * group + 32, low * min_unit)
-    return write_int4(tile, found, scale_unit, min_unit, blocks)
+    return write_int4(tile, None, found, scale_unit, min_unit, blocks)
 
 
 @jit

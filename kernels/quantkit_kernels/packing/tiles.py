@@ -18,6 +18,7 @@ from quantkit_kernels.simd import (
     fma,
     get_f32,
     load_f32,
+    load_grid,
     maximum,
     minimum,
     put_f32,
@@ -47,6 +48,17 @@ class Tile(NamedTuple):
     columns: int
     peak: object
     """The magnitudes."""
+
+
+class Part(NamedTuple):
+    """Columns of a group of a tile, or of some groups that follow each other."""
+
+    x: int
+    """f32 `[columns, 8]`"""
+    columns: int
+    """Of a group."""
+    importance: int | None
+    """f32 `[columns, 8]`: what a squared error in each column counts, the same in all lanes; None: all count 1."""
 
 
 class Blocks(NamedTuple):
@@ -95,7 +107,45 @@ def nearest_code(w, offset, inverse):
 
 
 @jit
-def write_int4(tile, found, scale_unit, min_unit, blocks):
+def part_of(tile, importance, group, columns):
+    """The part of a tile that begins with a group; `importance` is that of the whole tile."""
+    return Part(tile.x + GROUP_BYTES * group, columns, _behind(importance, GROUP_BYTES * group))
+
+
+@jit
+def _behind(address, nbytes):
+    if address is None:
+        return None
+    return address + nbytes
+
+
+@jit
+def column_of(x, k, like):
+    """Column `k` of as many groups as `like` has registers."""
+    return load_grid(x + COLUMN_BYTES * k, 0, GROUP_BYTES, like)
+
+
+@jit
+def counted(x, importance, k):
+    """`x`, which column `k` adds to a sum, times the importance of the column."""
+    if importance is None:
+        return x
+    return x * column_of(importance, k, x)
+
+
+@jit
+def mass_of(importance, columns, zero):
+    """Sum of the importances of a group's columns, for as many groups as `zero` has registers."""
+    if importance is None:
+        return zero + splat(columns)
+    mass = zero
+    for k in range(columns):
+        mass = mass + column_of(importance, k, zero)
+    return mass
+
+
+@jit
+def write_int4(tile, importance, found, scale_unit, min_unit, blocks):
     """Round the scales and mins of a tile, at `found` f32 `[groups, 2, 8]`, find codes, and pack.
 
     Returns the squared error of the tile, f64; what was found is no longer there.
@@ -104,16 +154,15 @@ def write_int4(tile, found, scale_unit, min_unit, blocks):
     store(blocks.row_scales + 32, min_unit * tile.peak)
     errors = zeros(1, 1)
     for group in range((tile.columns + 31) >> 5):
-        place, start = found + PAIR_BYTES * group, tile.x + GROUP_BYTES * group
-        count = min(tile.columns - 32 * group, 32)
+        place, part = found + PAIR_BYTES * group, part_of(tile, importance, group, min(tile.columns - 32 * group, 32))
         found_scale, found_min = load_f32(place), load_f32(place + 32)
         data = blocks.data + INT4_BLOCK * group
-        errors = errors + _write_int4_block(start, count, found_scale, found_min, scale_unit, min_unit, data)
+        errors = errors + _write_int4_block(part, found_scale, found_min, scale_unit, min_unit, data)
     return _total_error(errors, tile.peak, found)
 
 
 @jit
-def _write_int4_block(x, count, scale, low, scale_unit, min_unit, data):
+def _write_int4_block(part, scale, low, scale_unit, min_unit, data):
     """Round a group's scale and min to their units, find codes, and pack; returns the squared errors of the 8 rows."""
     zero = zeros(1, 1)
     near_scale, near_min = round_even(ratio(scale, scale_unit)), round_even(ratio(low, min_unit))
@@ -122,30 +171,45 @@ def _write_int4_block(x, count, scale, low, scale_unit, min_unit, data):
         scale_code = minimum(maximum(near_scale + splat(neighbour // 3 - 1), zero), splat(255.0))
         min_code = minimum(maximum(near_min + splat(neighbour % 3 - 1), splat(-127.0)), splat(127.0))
         stored, offset = scale_code * scale_unit, min_code * min_unit
-        inverse = ratio(splat(1.0), stored)
-        errors = zero
-        for k in range(count):
-            w = load_f32(x + COLUMN_BYTES * k)
-            error = fma(stored, nearest_code(w, offset, inverse), offset) - w
-            errors = fma(error, error, errors)
+        errors = _errors(part, part.importance, stored, offset)
         best_scale = where_less(errors, least, scale_code, best_scale)
         best_min = where_less(errors, least, min_code, best_min)
         least = minimum(errors, least)
-    offset, inverse = best_min * min_unit, ratio(splat(1.0), best_scale * scale_unit)
+    stored, offset = best_scale * scale_unit, best_min * min_unit
+    inverse = ratio(splat(1.0), stored)
     for chunk in range(4):
         packed = to_i32(zero)
         for byte in range(4):
             nibbles = to_i32(zero)
             for half in range(2):
                 k = 8 * chunk + 4 * half + byte
-                if k < count:
-                    code = nearest_code(load_f32(x + COLUMN_BYTES * k), offset, inverse)
+                if k < part.columns:
+                    code = nearest_code(load_f32(part.x + COLUMN_BYTES * k), offset, inverse)
                     nibbles = nibbles + to_i32(code) * splat_i32(1 << 4 * half)
             packed = packed + nibbles * splat_i32(1 << 8 * byte)
         store(data + 32 * chunk, packed)
     store_bytes(data + 128, 4, to_i32(best_scale))
     store_bytes(data + 136, 4, to_i32(best_min))
-    return least
+    return _plain(least, part, part.importance, stored, offset)
+
+
+@jit
+def _plain(errors, part, importance, stored, offset):
+    """The squared errors in which all columns count the same; `errors` are those that `importance` makes of them."""
+    if importance is None:
+        return errors
+    return _errors(part, None, stored, offset)
+
+
+@jit
+def _errors(part, importance, stored, offset):
+    """Sums of the squared errors of 8 rows, for a scale and min and the codes that suit them."""
+    errors, inverse = zeros(1, 1), ratio(splat(1.0), stored)
+    for k in range(part.columns):
+        w = load_f32(part.x + COLUMN_BYTES * k)
+        error = fma(stored, nearest_code(w, offset, inverse), offset) - w
+        errors = fma(counted(error, importance, k), error, errors)
+    return errors
 
 
 @jit

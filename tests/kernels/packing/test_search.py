@@ -120,3 +120,40 @@ def test_any_split_of_the_tiles_gives_the_same_bytes(kind: str) -> None:
     assert whole[0].tobytes() == parts[0].tobytes()
     assert whole[1].tobytes() == parts[1].tobytes()
     assert whole[2] == pytest.approx(parts[2])
+
+
+def weighted(weights: NDArray[np.float32], importance: NDArray[np.float32] | None) -> tuple[bytes, NDArray[np.float64]]:
+    """Bytes of int4 blocks, and what the weights have become."""
+    data_shape, scales_shape = blocks.expected_shapes("int4", weights.shape)
+    assert scales_shape is not None
+    data, row_scales = np.empty(data_shape, np.uint8), np.empty(scales_shape, np.float32)
+    errors = search_int4(weights, data, row_scales, importance)
+    found = blocks.dequantize("int4", data, row_scales, weights.shape).astype(np.float64)
+    assert errors.sum() == pytest.approx(((found - weights) ** 2).sum(), rel=1e-3, abs=1e-12)
+    return data.tobytes() + row_scales.tobytes(), found
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 20), columns=st.integers(1, 200), power=st.integers(-60, 60))
+def test_columns_that_count_the_same_change_no_byte(rows: int, columns: int, power: int) -> None:
+    weights = gaussian(rows, columns)
+    same = np.full(columns, 2.0**power, np.float32)
+    assert weighted(weights, same)[0] == weighted(weights, None)[0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(columns=st.integers(24, 300), seed=st.integers(0, 99), spread=st.sampled_from([0.3, 1, 2]))
+def test_what_counts_more_errs_less(columns: int, seed: int, spread: float) -> None:
+    rng = np.random.default_rng(seed)
+    weights = gaussian(16, columns, seed)
+    importance = np.exp(spread * np.clip(rng.standard_normal(columns), -2, 2)).astype(np.float32)
+    costs = [(importance * (weighted(weights, each)[1] - weights) ** 2).sum() for each in (importance, None)]
+    assert costs[0] <= costs[1] * 1.01 + 1e-9
+
+
+def test_columns_that_never_count_still_become_something_near() -> None:
+    weights, importance = gaussian(8, 96), np.ones(96, np.float32)
+    importance[:40] = 0  # a whole group, and some columns of the next
+    _, found = weighted(weights, importance)
+    assert np.abs(found - weights).max() < 1.5
+    assert weighted(weights, np.zeros(96, np.float32))[0] == weighted(weights, None)[0]
