@@ -2,10 +2,14 @@
 
 `layers.py` runs a model over them. What is measured later should be other text.
 
-The built-in text, `builtin.jsonl`, is for whoever has none at hand: 62,000 tokens of prose, dialogues, code,
-mathematics and twenty languages. It was written for quantkit, by a language model and by programs (problems with their
-solutions, tables); some code and documents are quantkit's own, and some passages are classics that no copyright covers
-any more. All of it comes under quantkit's licence. No benchmark is in it.
+The built-in text, `builtin.jsonl`, is for those who have none at hand: 104,000 tokens (as SmolLM2 counts) in 263
+documents, a line each. Of each `kind` there is, in tokens: prose 55 % (encyclopedia, news, stories, letters,
+instructions, reviews, law, reports), dialogue 14 %, language 13 % (40 passages in 30 languages), code 11 % and
+mathematics 8 %. The kinds are interleaved, so that a part of the text has the mix of the whole.
+
+It was written for quantkit, mostly by a language model, and comes under quantkit's licence. Documents with a `source`
+are in the public domain: passages of old books, and The World Factbook. Nothing is from a benchmark or from Wikipedia.
+People and firms in news, letters, reports and dialogues are invented.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from quantkit.quantization.calibration import text as module
 from quantkit.quantization.calibration.text import BUILTIN, read_calibration_text
 
 DOCUMENTS = [json.loads(line) for line in Path(module.__file__).with_name("builtin.jsonl").open(encoding="utf-8")]
+PARTS = 8
 
 
 @pytest.fixture
@@ -63,13 +66,29 @@ def test_the_builtin_text_is_for_every_model(source: ModelSource, name: str | Pa
 
 
 def test_the_builtin_text_has_some_of_everything() -> None:
-    texts = [each["text"] for each in DOCUMENTS if "text" in each]
-    dialogues = [each["messages"] for each in DOCUMENTS if "messages" in each]
-    assert len(texts) > 150
-    assert len(dialogues) > 30
-    assert sum(map(len, texts)) + sum(len(it["content"]) for each in dialogues for it in each) > 180_000
-    everything = "".join(texts)
-    assert all(sign in everything for sign in "学のя한عहşñßéã=")
-    for messages in dialogues:
+    assert len(DOCUMENTS) == len({_text_of(each) for each in DOCUMENTS}) > 200
+    for each in DOCUMENTS:
+        assert set(each) - {"source"} == {"kind", "messages" if each["kind"] == "dialogue" else "text"}
+    everything = "".join(map(_text_of, DOCUMENTS))
+    assert len(everything) > 350_000
+    assert all(sign in everything for sign in "学のя한عहשিதกλđğłåñßéã=")
+    for messages in (each["messages"] for each in DOCUMENTS if "messages" in each):
         roles = [it["role"] for it in messages if it["role"] != "system"]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
+
+
+def test_each_part_of_the_builtin_text_has_the_mix_of_the_whole() -> None:
+    total, before = sum(len(_text_of(each)) for each in DOCUMENTS), 0
+    characters = [Counter[str]() for _ in range(PARTS)]
+    for each in DOCUMENTS:
+        size = len(_text_of(each))
+        characters[(before + size // 2) * PARTS // total][each["kind"]] += size
+        before += size
+    for part in characters:
+        shares = {kind: count / part.total() for kind, count in part.items()}
+        assert set(shares) == {"prose", "dialogue", "language", "code", "mathematics"}
+        assert 0.5 < shares["prose"] < 0.75
+
+
+def _text_of(document: dict[str, Any]) -> str:
+    return document.get("text") or "\n".join(it["content"] for it in document["messages"])
