@@ -17,7 +17,6 @@ import numpy as np
 from quantkit.errors import CheckpointError, UnsupportedError, notice
 from quantkit.formats.source import ModelSource, Selection
 from quantkit.models import mlx, registry
-from quantkit.models.gguf import reading
 from quantkit.models.program import Program
 from quantkit.models.registry import Architecture
 from quantkit_kernels.blocks import dequantize
@@ -87,6 +86,8 @@ def architecture_of(source: ModelSource) -> Architecture:
         architecture = registry.read(source.config)
         model_type = architecture.source["model_type"]
         return architecture.storing(mlx.rows(model_type, source.names, lambda name: source.spec(name).shape))
+    from quantkit.models.gguf import reading  # tables of all families, of no use to other files
+
     specs = {name: source.spec(name) for name in source.names}
     return reading.read(source.metadata, specs, lambda name: source.tensor(name, copy=True).data)
 

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from quantkit import formats, user_cache
 from quantkit.engine.opening import find_on_hub
@@ -29,9 +29,10 @@ from quantkit.formats import hub
 from quantkit.formats.json_files import read_object
 from quantkit.formats.output import as_json, lock
 from quantkit.formats.packed import FORMAT_VERSION, PackedModel, is_packed
-from quantkit.quantization.conversion import convert
 from quantkit.quantization.encode import ENCODER_VERSION
-from quantkit.quantization.report import Progress
+
+if TYPE_CHECKING:
+    from quantkit.quantization.report import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -201,6 +202,8 @@ def _copy_of(
         path = source.fetch()
         logger.info("packing %s to %s, once, into %s ...", path, RECIPE, folder)
         # Another process may have been faster. Its copy has the same bytes, and is replaced by one system call.
+        from quantkit.quantization.conversion import convert  # of no use to a model that is packed
+
         convert(path, folder, RECIPE, threads=threads, progress=progress, force=True)
         _held(folder, stack)
         _remove_older(folder, source.name)

@@ -7,27 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
+from importlib import import_module
 
-from quantkit_kernels.interpreter import mixture, recurrent, shared_steps, token_steps
+from quantkit_kernels.compile.jit import Kernel
 from quantkit_kernels.interpreter.operations import OPERATIONS
 from quantkit_kernels.linear.product import PRODUCTS
 
-_ROOMS = (token_steps, shared_steps, mixture)
+_ROOMS = ("token_steps", "shared_steps", "mixture")
+"""Modules beside this one, imported in this order until the kernel is found: most programs need no mixture."""
 
-ADVANCES: Mapping[str, Any] = MappingProxyType(
-    {name: getattr(recurrent, name) for name, spec in OPERATIONS.items() if spec.state}
-)
-"""What advances the state of each operation that has one, a function of its name."""
 
-KERNELS: Mapping[str, Any] = MappingProxyType(
-    {
-        name: recurrent.advance if spec.state else next(getattr(room, name) for room in _ROOMS if hasattr(room, name))
-        for name, spec in OPERATIONS.items()
-    }
-)
-"""The kernel of each operation: a function of its name, or the one that all operations with a state share."""
+def kernel_of(operation: str) -> Kernel:
+    """Return the kernel of an operation: a function of its name, or the one that all with a state share."""
+    if OPERATIONS[operation].state:
+        return _kernel("recurrent", "advance")
+    return next(kernel for room in _ROOMS if (kernel := _kernel(room, operation)))
+
+
+def advance_of(operation: str) -> Kernel:
+    """Return what advances the state of an operation that has one, a function of its name."""
+    return _kernel("recurrent", operation)
+
+
+def _kernel(room: str, name: str) -> Kernel | None:
+    return getattr(import_module(f"quantkit_kernels.interpreter.{room}"), name, None)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Kernels:
 def compiled(operations: Collection[str], kinds: Collection[str]) -> Kernels:
     """Compile the kernels of some operations, and the matrix products of some kinds of weights, unless they are."""
     return Kernels(
-        {name: KERNELS[name].address for name in operations},
-        {name: ADVANCES[name].address for name in operations if name in ADVANCES},
+        {name: kernel_of(name).address for name in operations},
+        {name: advance_of(name).address for name in operations if OPERATIONS[name].state},
         {kind: PRODUCTS[kind].address for kind in kinds},
     )

@@ -86,6 +86,10 @@ def command(model: str, prompt: str | None, file: Path | None, **options: Any) -
     On a terminal, control characters in an answer are spelled out, as \\x1b; a pipe or a file gets them as they are.
     """
     asked = _prompt(prompt, file)
+    if not options["ignore_chat_template"]:
+        from quantkit.generation.text.template_process import start_early
+
+        start_early()
     loaded, tokenizer = _load(model, options)
 
     from quantkit.generation.stream import stream_generate

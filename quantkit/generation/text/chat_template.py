@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.errors import CheckpointError, GenerationError
-from quantkit.generation.text.template_process import ERRORS, TemplateProcess, fields_of
+from quantkit.generation.text.template_process import ERRORS, TemplateProcess, fields_of, take_process
 
 Message = Mapping[str, Any]
 """One turn of a conversation: `{"role": "user", "content": "..."}`, and what else a template may read."""
@@ -102,7 +102,7 @@ class ChatTemplate:
 
     @cached_property
     def _process(self) -> TemplateProcess:
-        return TemplateProcess()
+        return take_process()
 
 
 def _turn(message: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""The process that renders a chat template, seen from here: started when first needed, ended with its owner.
+"""The process that renders a chat template, seen from here: started when first needed, or early; ended with its owner.
 
 `template_worker.py` is what it runs, and says why it is a process. It is kept between texts, because starting it takes
-50 ms and rendering less than one. Limits are the operating system's, in processor time and memory, so that a busy
-machine makes nothing fail.
+50 ms and rendering less than one; who knows that a text will come starts it beside other work. Limits are the operating
+system's, in processor time and memory, so that a busy machine makes nothing fail.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,23 @@ ERRORS: Mapping[str, tuple[type[QuantkitError], str]] = {
 """What may go wrong -> the error's class, and its text behind the name of the template's file."""
 
 
+_EARLY: list[TemplateProcess] = []
+"""What `start_early` started, until a template asks for it."""
+
+
+def start_early() -> None:
+    """Start the process that the next template to be opened will use, so that it starts while a model is loaded."""
+    if not _EARLY:
+        _EARLY.append(TemplateProcess())
+    with suppress(OSError):  # whoever renders will say so
+        _EARLY[0].start()
+
+
+def take_process() -> TemplateProcess:
+    """Return a process for one checkpoint's template: one that was started early, or one that will be when needed."""
+    return _EARLY.pop() if _EARLY else TemplateProcess()
+
+
 class TemplateProcess:
     """Renders one checkpoint's chat template; may be used by several threads."""
 
@@ -46,6 +64,11 @@ class TemplateProcess:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = 0
+
+    def start(self) -> None:
+        """Start the process now; raises `OSError` when it cannot be started."""
+        with self._lock:
+            self._running()
 
     def render(self, source: str, variables: Mapping[str, Any]) -> dict[str, str]:
         """Return `{"text": ...}`, or `{"error": a key of ERRORS, "message": ...}`.

@@ -46,6 +46,12 @@ LARGE = {
 }
 
 
+@pytest.fixture(autouse=True)
+def nothing_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test starts its own process, with its own limits."""
+    monkeypatch.setattr(template_process, "_EARLY", [])
+
+
 def render(source: str) -> str:
     return ChatTemplate(source, FILE, {}).render(USER)
 
@@ -148,6 +154,24 @@ def test_a_process_that_cannot_be_started_is_reported(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(GenerationError, match="cannot start the process that renders chat templates"):
         render("x")
+
+
+def test_a_process_that_was_started_early_renders_the_next_template() -> None:
+    template_process.start_early()
+    (early,) = template_process._EARLY
+    template_process.start_early()
+    first, second = (ChatTemplate("x", FILE, {}) for _ in range(2))
+    assert first.render(USER) == second.render(USER) == "x"
+    assert first._process is early
+    assert process_of(first).pid != process_of(second).pid
+
+
+def test_a_process_that_cannot_be_started_early_is_reported_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/nowhere/python")
+        template_process.start_early()
+        with pytest.raises(GenerationError, match="cannot start the process"):
+            render("x")
 
 
 def test_an_interruption_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
