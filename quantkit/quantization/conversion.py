@@ -25,6 +25,7 @@ from quantkit.formats.packed import FORMAT_VERSION
 from quantkit.formats.packed.writer import Measured, PackedWriter, write_packed
 from quantkit.formats.source import Selection
 from quantkit.generation.options import is_whole, require
+from quantkit.quantization.calibration import CALIBRATION_VERSION
 from quantkit.quantization.calibration import KIND as CALIBRATED
 from quantkit.quantization.encode import ENCODER_VERSION
 from quantkit.quantization.pipeline import Stripe, encoded_stripes, memory_needed
@@ -284,7 +285,8 @@ def _written(output: Output, plan: Plan, force: bool, identity: str) -> Abstract
 def _key(plan: Plan, identity: str) -> str:
     """Return a hash of all that decides the bytes of the packed tensors."""
     kinds = {name: spec.kind for name, spec in plan.specs.items()}
-    decisive = [identity, plan.about, kinds, ENCODER_VERSION, FORMAT_VERSION]
+    versions = [ENCODER_VERSION, FORMAT_VERSION, *([CALIBRATION_VERSION] if plan.text else [])]
+    decisive = [identity, plan.about, kinds, *versions]
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 

@@ -33,17 +33,22 @@ class Curvature:
     Attributes
     ----------
     hessian : ndarray
-        f32 `[size, size]`, positive definite.
+        f32 `[size, size]`, positive definite, its columns in the order in which they are rounded.
     lower : ndarray
         The lower triangular L of which it is `L^T L`.
+    order : ndarray
+        int64 `[size]`: which column of the inputs each of its own is; those from their number on fill the last group.
     """
 
     hessian: NDArray[np.float32]
     lower: NDArray[np.float32]
+    order: NDArray[np.int64]
 
 
 def curvature_of(inputs: NDArray[np.float32]) -> Curvature | None:
     """Return the curvature for inputs `[rows, columns]`, or None where they are too few, or all zeros."""
+    from quantkit_kernels.packing.gptq import order_of
+
     rows, columns = inputs.shape
     if rows < LEAST_ROWS * columns:
         return None
@@ -57,8 +62,10 @@ def curvature_of(inputs: NDArray[np.float32]) -> Curvature | None:
     if not 0 < damping < np.inf:
         return None
     hessian[np.diag_indices(size)] += np.where(np.arange(size) < columns, damping, PADDING * damping).astype(np.float32)
+    order = order_of(hessian)
+    hessian = hessian[np.ix_(order, order)]
     turned = np.linalg.cholesky(hessian[::-1, ::-1].astype(np.float64))
-    return Curvature(hessian, np.ascontiguousarray(turned[::-1, ::-1].T, np.float32))
+    return Curvature(hessian, np.ascontiguousarray(turned[::-1, ::-1].T, np.float32), order)
 
 
 def pack_under(curvature: Curvature, weights: Tensor, start: Tensor, threads: int) -> tuple[Tensor, float, float]:
@@ -92,7 +99,7 @@ def pack_under(curvature: Curvature, weights: Tensor, start: Tensor, threads: in
         wanted = dequantize(weights.kind, stored, None, stored.shape)
         tiles = slice(first // ROWS, first // ROWS + PANEL_TILES)
         blocks, scales = data[tiles], row_scales[tiles]
-        costs = gptq_int4(wanted, curvature.hessian, curvature.lower, blocks, scales)
+        costs = gptq_int4(wanted, curvature.hessian, curvature.lower, curvature.order, blocks, scales)
         lost = dequantize("int4", blocks, scales, wanted.shape) - wanted
         return *costs, *(float(np.square(array, dtype=np.float64).sum()) for array in (lost, wanted))
 
@@ -104,8 +111,8 @@ def pack_under(curvature: Curvature, weights: Tensor, start: Tensor, threads: in
 
 def output_error_of(curvature: Curvature, weights: Tensor, packed: Tensor) -> float:
     """Return the squared error of a layer's output, relative to its sum of squares, as `pack_under` does."""
-    columns = weights.shape[1]
-    hessian = curvature.hessian[:columns, :columns]
+    places = np.argsort(curvature.order)[: weights.shape[1]]
+    hessian = curvature.hessian[np.ix_(places, places)]
     cost = whole = 0.0
     for wanted, found in zip(dequantize_tensor(weights), dequantize_tensor(packed), strict=True):
         lost = found - wanted

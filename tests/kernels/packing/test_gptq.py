@@ -46,7 +46,9 @@ def packed(
     assert scales_shape is not None
     data, row_scales = np.empty(data_shape, np.uint8), np.empty(scales_shape, np.float32)
     search.search_int4(weights, data, row_scales)
-    cost, whole = gptq.gptq_int4(weights, hessian, lower_of(hessian), data, row_scales)
+    order = gptq.order_of(hessian)
+    ordered = np.ascontiguousarray(hessian[np.ix_(order, order)])
+    cost, whole = gptq.gptq_int4(weights, ordered, lower_of(ordered), order, data, row_scales)
     return data, row_scales, cost, whole
 
 
@@ -73,8 +75,13 @@ def test_rounding_is_that_of_the_textbook(monkeypatch: pytest.MonkeyPatch) -> No
     data, row_scales, *_ = packed(weights, hessian)
     codes, scale_bytes, min_bytes = blocks.unpack_int4(data)
     units = row_scales.transpose(1, 0, 2).reshape(2, -1, 1).astype(np.float64)
-    expected = textbook(
-        weights.astype(np.float64), hessian.astype(np.float64), units[0] * scale_bytes, units[1] * min_bytes
+    order = gptq.order_of(hessian)
+    groups = order[::32] // 32
+    expected = np.empty_like(weights)
+    expected[:, order] = textbook(
+        weights[:, order].astype(np.float64),
+        hessian[np.ix_(order, order)].astype(np.float64),
+        *(unit * array[:, groups] for unit, array in zip(units, (scale_bytes, min_bytes), strict=True)),
     )
     # f32 may put a weight on the other side of a half, and then others behind it.
     assert (codes == expected).mean() > 0.98
@@ -87,6 +94,30 @@ def test_the_cost_is_that_of_what_is_stored(rows: int, columns: int) -> None:
     lost = weights - blocks.dequantize("int4", data, row_scales, weights.shape).astype(np.float64)
     assert cost == pytest.approx(cost_of(lost, hessian), rel=1e-2)
     assert whole == pytest.approx(cost_of(weights.astype(np.float64), hessian), rel=1e-4)
+
+
+def test_columns_that_cost_most_come_first_within_whole_groups() -> None:
+    diagonal = np.concatenate([np.arange(1, 33), np.arange(132, 100, -1), np.full(32, 50)])
+    order = gptq.order_of(np.diag(diagonal).astype(np.float32))
+    assert order.tolist() == [*range(32, 64), *range(64, 96), *range(31, -1, -1)]
+
+
+def test_each_row_keeps_the_units_that_cost_it_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gptq, "DESCENTS", 0)
+    weights, hessian, margins = weights_of(32, 128), correlated(128), gptq.MARGINS
+
+    def costs() -> Floats:
+        data, row_scales, *_ = packed(weights, hessian)
+        lost = weights - blocks.dequantize("int4", data, row_scales, weights.shape)
+        return np.array([cost_of(row[None], hessian) for row in lost])
+
+    alone = []
+    for margin in margins[:3]:
+        monkeypatch.setattr(gptq, "MARGINS", (margin,))
+        alone.append(costs())
+    monkeypatch.setattr(gptq, "MARGINS", margins[:3])
+    np.testing.assert_allclose(costs(), np.min(alone, axis=0), rtol=1e-2)
+    assert len(set(np.argmin(alone, axis=0))) == 3
 
 
 def test_far_better_than_without_a_hessian() -> None:
