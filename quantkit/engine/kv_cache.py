@@ -164,7 +164,7 @@ class Sequence:
         self._length -= len(ids)
         return ids
 
-    def advance(self, ids: NDArray[np.int64]) -> None:
+    def advance(self, ids: list[int]) -> None:
         """Take notice of tokens that a pass has computed, which holds the pool's lock."""
         self._length += len(ids)
         if self.state:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Batch
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -19,14 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.engine.kv_cache import CacheShape, PagePool, Sequence
+from quantkit.engine.logits_rows import LogitsRows
 from quantkit.engine.lowering import LINE_FLOATS, Addresses, Plan, Weight, plan
-from quantkit.engine.sequence_state import StatePool
+from quantkit.engine.sequence_state import STATELESS, StatePool
 from quantkit.engine.workers import WorkerPool
 from quantkit.errors import GenerationError, OptionError
 from quantkit.models.program import Program, Value
 from quantkit.tensor import Tensor
-from quantkit_kernels.attention.operands import SPAN_TOKENS, scratch_bytes
-from quantkit_kernels.attention.sharing import partials_bytes
+from quantkit_kernels.attention.operands import scratch_bytes
+from quantkit_kernels.attention.sharing import SPAN_BYTES, partials_bytes
 from quantkit_kernels.blocks import KINDS, dequantize
 from quantkit_kernels.interpreter.kernels import compiled
 from quantkit_kernels.interpreter.layout import CHUNK
@@ -53,14 +54,8 @@ class Weights(Protocol):
         """Return a tensor, packed or not; its memory lives as long as the tensor does."""
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Some consecutive new tokens of one sequence, in one pass."""
-
-    sequence: Sequence
-    ids: NDArray[np.int64]
-    wanted: range
-    """Which of them need logits."""
+_Chunk = tuple[Sequence, list[int], int]
+"""Some consecutive new tokens of one sequence, in one pass, and how many of them, the last ones, need logits."""
 
 
 class Model:
@@ -108,11 +103,11 @@ class Model:
         self._lock = self._pages.lock
         self._table = self._plan.table(self._addresses(), PASS_TOKENS, threads)
         self._outside = [
-            (self._table[name]["address"][index:][:1], number) for index, name, number in self._plan.outside_rows
+            (self._table[name]["address"][index:][:1].data, number) for index, name, number in self._plan.outside_rows
         ]
-        self._inputs = np.zeros((4, PASS_TOKENS), np.int64)
-        self._spans = np.zeros((PASS_TOKENS, 4), np.int64)
-        self._chunks = np.zeros(PASS_TOKENS, CHUNK)
+        self._ids = memoryview(bytearray(8 * PASS_TOKENS)).cast("q")
+        self._chunks = memoryview(bytearray(CHUNK.itemsize * PASS_TOKENS)).cast("q")
+        self._logits = LogitsRows(program.logits.columns, row_stride(program.logits))
         self._pool = WorkerPool(threads)
         self._times: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         self._saturated = False
@@ -201,17 +196,16 @@ class Model:
         if len({id(sequence) for sequence, _ in arrays}) < len(arrays):
             raise GenerationError("a sequence stands in the batch twice")
         rows = sum(len(ids) for _, ids in arrays) if every else len(arrays)
-        logits = empty_rows(self.program.logits, rows)
-        done = 0
         with self._lock:
             if self._pool.closed:
                 raise GenerationError("the model is closed")
             for sequence, ids in arrays:
                 sequence.reserve(len(ids))
+            _, logits, place = self._logits.take(rows)
             entries = [(sequence, sequence.take_behind(), ids) for sequence, ids in arrays]
             for chunks in _passes(entries, every, chunk):
-                done += self._run(chunks, [logits[done:].ctypes.data])
-        return logits[:, : self.program.logits.columns]
+                place += logits.strides[0] * self._run(chunks, [place])
+        return logits
 
     def compute(
         self, token_ids: Batch[int], inputs: Batch[NDArray[np.float32]], outputs: Batch[NDArray[np.float32]]
@@ -227,18 +221,17 @@ class Model:
         """
         tokens = self._checked(token_ids)
         values, arrays = (*self.program.inputs, *self.program.outputs), (*inputs, *outputs)
-        for value, array in zip(values, arrays, strict=True):
+        for value, given in zip(values, arrays, strict=True):
             shape = empty_rows(value, len(tokens)).shape
-            if (array.shape, array.dtype, array.flags.c_contiguous) != (shape, np.dtype(np.float32), True):
+            if (given.shape, given.dtype, given.flags.c_contiguous) != (shape, np.dtype(np.float32), True):
                 raise ValueError(f"rows of {value} are not f32 {shape}")
         with self._lock, self.new_sequence() as sequence:
             sequence.reserve(len(tokens))
             for chunks in _passes([(sequence, [], tokens)], True, PASS_TOKENS):
                 first = sequence.length
-                places = [
-                    first * value.per_token * array.strides[0] for value, array in zip(values, arrays, strict=True)
-                ]
-                self._run(chunks, [array.ctypes.data + place for array, place in zip(arrays, places, strict=True)])
+                skipped = [first * value.per_token for value in values]
+                pairs = zip(arrays, skipped, strict=True)
+                self._run(chunks, [given.ctypes.data + rows * given.strides[0] for given, rows in pairs])
 
     @contextlib.contextmanager
     def time_steps(self) -> Iterator[NDArray[np.int64]]:
@@ -272,42 +265,38 @@ class Model:
             raise GenerationError("the batch holds no sequence of this model: `new_sequence` makes them")
         return sequence
 
-    def _checked(self, ids: Batch[int]) -> NDArray[np.int64]:
-        array = np.asarray(ids)
-        if array.ndim != 1 or not len(array):
+    def _checked(self, ids: Batch[int]) -> list[int]:
+        try:
+            tokens = [operator.index(token) for token in ids]
+        except TypeError as error:
+            raise GenerationError(f"token ids must be whole numbers: {error}") from None
+        if not tokens:
             raise GenerationError("no tokens to run: the prompt is empty")
-        if array.dtype.kind not in "iu":
-            raise GenerationError(f"token ids must be whole numbers, not {array.dtype}")
-        tokens = array.astype(np.int64)
-        outside = tokens.view(np.uint64) >= self.vocab_size  # those below 0 too
-        if np.count_nonzero(outside):
-            raise GenerationError(f"token id {array[outside][0]} is outside the vocabulary of {self.vocab_size}")
+        size = self.program.vocab_size
+        for token in tokens:
+            if not 0 <= token < size:
+                raise GenerationError(f"token id {token} is outside the vocabulary of {size}")
         return tokens
 
     def _run(self, chunks: list[_Chunk], outside: list[int]) -> int:
-        """Run one pass over the caller's rows at some addresses; returns how many tokens it wanted."""
-        ids, positions, pages, wanted_tokens = self._inputs
-        token = wanted = spans = 0
-        for number, chunk in enumerate(chunks):
-            start, count = chunk.sequence.length, len(chunk.ids)
-            ids[token : token + count] = chunk.ids
-            positions[token : token + count] = range(start, start + count)
-            pages[token : token + count] = chunk.sequence.address
-            wanted_tokens[wanted : wanted + len(chunk.wanted)] = [token + i for i in chunk.wanted]
-            for first in range(0, count, SPAN_TOKENS):
-                length = min(SPAN_TOKENS, count - first)
-                self._spans[spans] = token + first, length, start + first, chunk.sequence.address
-                spans += 1
-            if chunk.sequence.state:
-                self._chunks[number] = token, count, *chunk.sequence.state.begin(count)
-            token, wanted = token + count, wanted + len(chunk.wanted)
-        words = self._pool.words
-        words["tokens"], words["wanted"], words["spans"] = token, wanted, spans
-        words["chunks"] = len(chunks) if self._states else 0
+        """Run one pass over the caller's rows at some addresses; returns how many tokens it wanted.
+
+        Its inputs are written number by number: between passes little is in the caches, and code that was not run just
+        before, as that of numpy and other libraries, takes many times as long as it does in a loop.
+        """
+        token = place = wanted = 0
+        for sequence, ids, last in chunks:
+            state = sequence.state.begin(len(ids)) if sequence.state else STATELESS
+            for field in (token, len(ids), sequence.length, sequence.address, last, *state):
+                self._chunks[place] = field
+                place += 1
+            for each in ids:
+                self._ids[token] = each
+                token += 1
+            wanted += last
         for address, number in self._outside:
             address[0] = outside[number]
-        self._pool.run()
-        if words["saturated"] and not self._saturated:
+        if self._pool.run(len(chunks)) and not self._saturated:
             self._saturated = True
             logger.warning(_SATURATED)
         if self._times is not None:
@@ -316,8 +305,8 @@ class Model:
             stamps[:, -1, 1] = stamps[:, -1, 0].max()
             sums[..., 0] += stamps[..., 1] - stamps[..., 0]
             sums[:, :-1, 1] += stamps[:, 1:, 0] - stamps[:, :-1, 1]
-        for chunk in chunks:
-            chunk.sequence.advance(chunk.ids)
+        for sequence, ids, _ in chunks:
+            sequence.advance(ids)
         return wanted
 
     def _describe_passes(self, kv_kind: str) -> None:
@@ -327,9 +316,11 @@ class Model:
         sizes = ("heads_per_kv", "head_dim", "v_head_dim")
         scratch = max((scratch_bytes(*(int(each[name]) for name in sizes)) for each in attention), default=0)
         words["steps"], words["step_count"] = self._table.ctypes.data, len(self._table)
-        for name, row in zip(("ids", "positions", "pages", "wanted_tokens"), self._inputs, strict=True):
-            words[name] = row.ctypes.data
-        words["span_table"], words["chunk_table"] = self._spans.ctypes.data, self._chunks.ctypes.data
+        for name, memory in (("ids", self._ids), ("chunk_table", self._chunks)):
+            words[name] = np.frombuffer(memory, np.uint8).ctypes.data
+        for name in ("positions", "pages", "wanted_tokens"):
+            words[name] = self._memory(8 * PASS_TOKENS)
+        words["span_table"] = self._memory(SPAN_BYTES * PASS_TOKENS)
         words["counters"] = self._memory(8 * (self.threads + 1) * (len(self._table) + 1))
         words["scratch"], words["scratch_bytes"] = self._memory(scratch * self.threads), scratch
         words["partials"] = self._memory(partials_bytes(self.threads))
@@ -382,9 +373,14 @@ class Model:
         return int(memory.ctypes.data + -memory.ctypes.data % 64)
 
 
+def row_stride(value: Value) -> int:
+    """Numbers from one row of a value to the next."""
+    return -(-value.columns // LINE_FLOATS) * LINE_FLOATS
+
+
 def empty_rows(value: Value, tokens: int) -> NDArray[np.float32]:
     """Return memory for the rows of a value, of so many tokens; columns are padded to whole cache lines."""
-    return np.empty((tokens * value.per_token, -(-value.columns // LINE_FLOATS) * LINE_FLOATS), np.float32)
+    return np.empty((tokens * value.per_token, row_stride(value)), np.float32)
 
 
 def _matrix(tensor: Tensor) -> Weight:
@@ -392,9 +388,7 @@ def _matrix(tensor: Tensor) -> Weight:
     return Weight(tensor.kind, tensor.data.ctypes.data, row_scales)
 
 
-def _passes(
-    entries: list[tuple[Sequence, list[int], NDArray[np.int64]]], every: bool, chunk: int
-) -> list[list[_Chunk]]:
+def _passes(entries: list[tuple[Sequence, list[int], list[int]]], every: bool, chunk: int) -> list[list[_Chunk]]:
     """Cut a batch into passes of at most `chunk` tokens.
 
     An entry is a sequence, tokens that it computes once more, and those that are new: these alone are wanted.
@@ -402,14 +396,13 @@ def _passes(
     passes: list[list[_Chunk]] = []
     room = 0
     for sequence, behind, new in entries:
-        begin, ids = 0, np.concatenate([np.array(behind, np.int64), new])
+        begin, ids = 0, behind + new
         while begin < len(ids):
             if not room:
                 passes.append([])
                 room = chunk
             part = ids[begin : begin + room]
-            first = min(max(0, len(behind) - begin), len(part)) if every else len(part) - 1
             begin, room = begin + len(part), room - len(part)
-            wanted = range(first, len(part)) if every or begin == len(ids) else range(0)
-            passes[-1].append(_Chunk(sequence, part, wanted))
+            wanted = max(0, min(len(part), begin - len(behind))) if every else int(begin == len(ids))
+            passes[-1].append((sequence, part, wanted))
     return passes

@@ -44,6 +44,10 @@ class Advance(NamedTuple):
     ahead: int
 
 
+STATELESS = Advance(0, False, 0, 0)
+"""Of a sequence without recurrent layers."""
+
+
 class SequenceState:
     """The state of one sequence.
 
@@ -90,12 +94,12 @@ class SequenceState:
             self._kept, self._kept_length = ahead, -1
         return Advance(self._state.ctypes.data, self.length == 0, kept, ahead.ctypes.data)
 
-    def advance(self, ids: NDArray[np.int64]) -> None:
+    def advance(self, ids: list[int]) -> None:
         """Take notice that the pass is over, and of which tokens it was."""
         if self.length <= self._keep < self.length + len(ids):
             self._state, self._kept, self._kept_length = self._kept, self._state, self._keep
         del self._ids[self.length :]
-        self._ids += ids.tolist()
+        self._ids += ids
         self.length += len(ids)
 
     def truncate(self, length: int) -> None:

@@ -30,7 +30,9 @@ class WorkerPool:
     threads : int
         Threads that share a pass, the caller included.
     words : ndarray
-        One `quantkit_kernels.interpreter.layout.PASS`: what the next `run` does.
+        One `quantkit_kernels.interpreter.layout.PASS`: what the next `run` does, but for how many chunks.
+    closed : bool
+        Whether the threads have ended.
     """
 
     def __init__(self, threads: int) -> None:
@@ -40,6 +42,7 @@ class WorkerPool:
         memory = np.zeros(shared_bytes(threads) + LINE, np.uint8)
         self._shared = memory[-memory.ctypes.data % LINE :]
         self._addresses = int(self._shared.ctypes.data), int(self.words.ctypes.data)
+        self._chunks, self._saturated = (self.words.reshape(1)[name].data for name in ("chunks", "saturated"))
         for worker in range(1, threads):
             _LIBC.sem_init(ctypes.c_void_p(_semaphore(self._shared, worker)), 0, 0)
         self._participate = _callable(participate)
@@ -55,18 +58,17 @@ class WorkerPool:
         for thread in workers:
             thread.start()
         self._stop = weakref.finalize(self, _stop, self._shared, workers)
+        self.closed = False
 
-    def run(self) -> None:
-        """Run one pass of the program that `words` describes."""
+    def run(self, chunks: int) -> bool:
+        """Run one pass of the program that `words` describes; returns whether one has `saturated` the KV cache."""
+        self._chunks[0] = chunks
         self._participate(0, *self._addresses)
-
-    @property
-    def closed(self) -> bool:
-        """Whether the threads have ended."""
-        return not self._stop.alive
+        return self._saturated[0] != 0
 
     def close(self) -> None:
         """End the threads; the pool cannot run again."""
+        self.closed = True
         self._stop()
 
 

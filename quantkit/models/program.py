@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -100,12 +101,12 @@ class Program:
     inputs: tuple[Value, ...] = ()
     """What it reads of earlier parts: nothing, if it is no part."""
 
-    @property
+    @cached_property
     def logits(self) -> Value:
         """The last of its outputs."""
         return self.outputs[-1]
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """Token ids that its embedding has rows for; a part without one takes any."""
         embedded = [self.tensors[each.tensors[0]].shape[0] for each in self.operations if each.name == "embed"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -215,6 +215,8 @@ def test_concurrent_callers_wait_for_each_other(sources: Sources) -> None:
         ([0, tiny.VOCAB_SIZE], "320 is outside the vocabulary of 320"),
         ([-1], "-1 is outside"),
         ([0.5], "whole numbers"),
+        ([[1]], "whole numbers"),
+        ([1, 2**70], "1180591620717411303424 is outside"),
         ([1] * 248, "257 tokens do not fit the context of 256"),
     ],
 )
@@ -227,6 +229,19 @@ def test_bad_tokens_are_refused_and_change_nothing(sources: Sources, tokens: lis
         assert sequence.length == 9
         after = model.forward([(sequence, TOKENS[9:])], every=True)
     assert after.tobytes() == model(TOKENS)[9:].tobytes()
+
+
+def test_logits_stay_as_long_as_they_are_held(sources: Sources) -> None:
+    model = make(sources["llama", "int4"])
+    with model.new_sequence() as sequence:
+        rows = [model.forward([(sequence, [token])])[0] for token in TOKENS]
+    assert np.array(rows).tobytes() == model(TOKENS).tobytes()
+
+
+@pytest.mark.parametrize("given", [tuple, np.array, lambda tokens: np.array(tokens, np.uint16), iter], ids=range(4))
+def test_tokens_of_any_kind_of_sequence(sources: Sources, given: Callable[[list[int]], Any]) -> None:
+    model = make(sources["llama", "int4"])
+    assert model(given(TOKENS)).tobytes() == model(TOKENS).tobytes()
 
 
 def test_a_sequence_stands_in_a_batch_once(sources: Sources) -> None:

@@ -32,6 +32,7 @@ from quantkit_kernels.interpreter.threads import (
     tag_of,
     take_next,
 )
+from quantkit_kernels.interpreter.tokens import list_tokens
 from quantkit_kernels.simd import call, nanoseconds, put_i64, record_on_stack
 
 part_on_stack = record_on_stack(PART)
@@ -58,6 +59,7 @@ def participate(thread, shared, words):
     now.thread, now.shared, now.words = thread, shared, words
     now.generation = 0
     if thread == 0:
+        list_tokens(words)
         now.generation = begin_pass(shared, pass_at(words).threads)
         _run(part)
         end_pass(shared)

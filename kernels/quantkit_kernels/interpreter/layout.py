@@ -100,13 +100,16 @@ CHUNK = np.dtype(
     [
         ("first", "i8"),  # number of the first token in the batch
         ("tokens", "i8"),
-        ("state", "i8"),  # address of the sequence's state
+        ("position", "i8"),  # of the first token in its sequence
+        ("pages", "i8"),  # address of the sequence's page table
+        ("wanted", "i8"),  # how many tokens, the last ones, whose logits are wanted
+        ("state", "i8"),  # address of the sequence's state, 0 for none
         ("fresh", "i8"),  # 1: its state is all zeros, whatever stands there
-        ("kept", "i8"),  # tokens that advance `state`; it is then left as it is
+        ("kept", "i8"),  # tokens that advance it; it is then left as it is
         ("ahead", "i8"),  # address of a copy of it that the other tokens advance, if there are any
     ]
 )
-"""The new tokens of one sequence in a pass, and where its state lies."""
+"""The new tokens of one sequence in a pass, and where its keys, values and state lie."""
 
 PART = np.dtype(
     [
@@ -117,7 +120,7 @@ PART = np.dtype(
         ("tokens", "i8"),
         ("wanted", "i8"),  # tokens whose logits are wanted
         ("spans", "i8"),  # of attention
-        ("chunks", "i8"),  # of steps with a state
+        ("chunks", "i8"),
         ("words", "i8"),  # address of the `PASS`
         ("shared", "i8"),  # address of what the threads of a pool share, `threads.Shared`
         ("generation", "i8"),  # of the pass
@@ -130,16 +133,16 @@ PASS = np.dtype(
         ("steps", "i8"),  # address of the program's `STEP`s
         ("step_count", "i8"),
         ("threads", "i8"),
-        ("tokens", "i8"),
+        ("chunks", "i8"),  # how many: all new tokens of one sequence
+        ("chunk_table", "i8"),  # address of a `CHUNK` for each
         ("ids", "i8"),  # address of an i64 for each token: its id
-        ("positions", "i8"),  # the same: its position in its sequence
+        ("tokens", "i8"),  # written by the pass from its chunks, as all up to `span_table`: how many tokens
+        ("positions", "i8"),  # address of an i64 for each token: its position in its sequence
         ("pages", "i8"),  # the same: address of its sequence's page table
         ("wanted", "i8"),  # how many tokens' logits are wanted
         ("wanted_tokens", "i8"),  # address of an i64 for each of them: which token of the batch
         ("spans", "i8"),  # how many: consecutive tokens of one sequence
-        ("span_table", "i8"),  # address of 4 x i64 for each: attention.segments.Span
-        ("chunks", "i8"),  # how many: all new tokens of one sequence; 0 where no step has a state
-        ("chunk_table", "i8"),  # address of a `CHUNK` for each
+        ("span_table", "i8"),  # address of 4 x i64 for each: attention.operands.Span
         ("kv_kind", "i8"),  # blocks.Kind.code of the cache
         ("saturated", "i8"),  # written by the pass: 1 if a key or value was beyond the range of f16
         ("scratch", "i8"),  # address of memory for attention, `scratch_bytes` for each thread
