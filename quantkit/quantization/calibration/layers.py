@@ -2,31 +2,25 @@
 
 So the inputs that a weight is calibrated with are those which the packed weights before it, and the int8 activations of
 the engine, make of the text. Memory holds the values between two parts, of all tokens, and the weights and the Hessian
-of those matrices that share an input. `stops.py` says where the program is cut, `curvature.py` packs a
-matrix, `memory.py` says how much all that is.
+of those matrices that share an input. `stops.py` says where the program is cut, `passes.py` runs its parts,
+`curvature.py` packs a matrix, `memory.py` says how much all that is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from quantkit.engine.model import PASS_TOKENS, Model, empty_rows
 from quantkit.formats.source import ModelSource
 from quantkit.models.parts import cut
-from quantkit.models.program import Program, Value
+from quantkit.models.program import Program
 from quantkit.quantization.calibration import KIND
 from quantkit.quantization.calibration.curvature import Curvature, curvature_of, output_error_of, pack_under
+from quantkit.quantization.calibration.passes import Rows, Weights, rows_of_experts, run_part
 from quantkit.quantization.calibration.stops import Shared, stops_of
 from quantkit.quantization.encode import encode_tensor
 from quantkit.quantization.kept_codes import NEGLIGIBLE
 from quantkit.tensor import Tensor, TensorSpec
-
-Rows = NDArray[np.float32]
 
 
 class Packed(NamedTuple):
@@ -49,17 +43,6 @@ class Packed(NamedTuple):
     error: float
     output_error: float | None = None
     kept_codes: float | None = None
-
-
-@dataclass
-class _Weights:
-    """What a part reads: the packed tensors of a model, as far as it has got."""
-
-    config: Mapping[str, Any]
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-
-    def tensor(self, name: str) -> Tensor:
-        return self.tensors[name]
 
 
 def pack_calibrated(
@@ -96,7 +79,7 @@ def pack_calibrated(
     wanted = [name for name, spec in specs.items() if spec.kind == KIND]
     stops = stops_of(program, wanted)
     parts = cut(program, [stop.border for stop in stops])
-    weights = _Weights(source.config)
+    weights = Weights(source.config)
     rows: dict[int, Rows] = {}
     # A table that is read before it is calibrated, as an embedding that is the head too, is packed by itself at first.
     left, calibrated = dict.fromkeys(specs), {name for stop in stops for name in stop.names}
@@ -108,12 +91,12 @@ def pack_calibrated(
                 if name not in calibrated:
                     left.pop(name)
                     yield packed
-        _run(part, weights, rows, windows, threads)
+        run_part(part, weights, rows, windows, threads)
         later = parts[number + 1 :]
         needed = {value.index for each in later for value in each.inputs}
         rows = {index: array for index, array in rows.items() if index in needed}
         for shared in stop.shared.values():
-            for packed in _calibrate(shared, _inputs(shared, rows, len(windows[0])), source, threads, finished):
+            for packed in _calibrate(shared, rows_of_experts(shared, rows, len(windows[0])), source, threads, finished):
                 weights.tensors[packed.name] = packed.tensor
                 left.pop(packed.name)
                 yield packed
@@ -134,27 +117,6 @@ def _packed_alone(source: ModelSource, weights: Tensor, name: str, kind: str, th
     kept = None if found.kept is None else found.kept / len(found.data)
     tensor = Tensor(kind, weights.shape, found.data, found.row_scales)
     return Packed(name, tensor, found.error / (found.squares or 1.0), kept_codes=kept)
-
-
-def _run(
-    part: Program, weights: _Weights, rows: dict[int, Rows], windows: Sequence[Sequence[int]], threads: int
-) -> None:
-    """Compute the values that a part leaves, of all windows, and add them to `rows`."""
-    length = len(windows[0])
-    model = Model(part, weights, context_length=length, threads=threads)
-    rows |= {value.index: empty_rows(value, length * len(windows)) for value in part.outputs}
-    for number, window in enumerate(windows):
-        inputs, outputs = (
-            [_of_window(rows[value.index], value, number, length) for value in values]
-            for values in (part.inputs, part.outputs)
-        )
-        model.compute(window, inputs, outputs)
-    model.close()
-
-
-def _of_window(rows: Rows, value: Value, number: int, length: int) -> Rows:
-    size = length * value.per_token
-    return rows[number * size : (number + 1) * size]
 
 
 def _calibrate(
@@ -182,28 +144,3 @@ def _pack_under(curvature: Curvature | None, source: ModelSource, name: str, thr
         return alone._replace(output_error=output_error_of(curvature, weights, alone.tensor))
     tensor, error, output_error = pack_under(curvature, weights, alone.tensor, threads)
     return Packed(name, tensor, error, output_error, None if alone.kept_codes is None else 0.0)
-
-
-def _inputs(shared: Shared, rows: Mapping[int, Rows], length: int) -> Iterator[Rows]:
-    """The rows that reach each expert; those that all tokens have, if there are none."""
-    x = rows[shared.x.index][:, : shared.x.columns]
-    if shared.routing is None:
-        yield x
-        return
-    top_k = shared.routing.columns // 2
-    chosen = rows[shared.routing.index][:, :top_k].astype(np.int64)
-    if shared.x.per_token == 1:
-        for expert in range(len(shared.names)):
-            yield x[(chosen == expert).any(axis=1)]
-        return
-    # As the engine leaves them: those of the tokens of a pass are sorted by expert.
-    by_window = chosen.reshape(-1, length, top_k)
-    expert_of_row = np.concatenate(
-        [
-            np.sort(window[first : first + PASS_TOKENS].ravel())
-            for window in by_window
-            for first in range(0, length, PASS_TOKENS)
-        ]
-    )
-    for expert in range(len(shared.names)):
-        yield x[expert_of_row == expert]
