@@ -30,7 +30,7 @@ from quantkit.quantization.calibration import KIND as CALIBRATED
 from quantkit.quantization.encode import ENCODER_VERSION
 from quantkit.quantization.pipeline import Stripe, encoded_stripes, memory_needed
 from quantkit.quantization.plan import Plan, make_plans
-from quantkit.quantization.recipe import Recipe
+from quantkit.quantization.recipe import MIXED, Recipe
 from quantkit.quantization.report import CalibrationReport, Progress, Report
 from quantkit.tensor import TensorSpec
 from quantkit_kernels.blocks import grid
@@ -68,8 +68,9 @@ def convert(
         Folder to write. It appears when it is complete. An interrupted conversion goes on where it stopped when it is
         asked for again, with the same source and options. Until then it is kept beside the output, as a hidden folder
         `.NAME.*.partial`, which may be deleted; a conversion of something else to the same output removes it.
-    quantize : {"int4", "int8"} or Recipe
-        Kind of the linear layers; embedding and head become int8, norms and biases f32. Or a whole recipe, such as
+    quantize : {"int4", "int8", "mixed"} or Recipe
+        Kind of the linear layers; embedding and head become int8, norms and biases f32. Of `mixed`, matrices become
+        int4 or more bits, where these save most divergence; `Recipe` takes a target. Or a whole recipe, such as
         `read_recipe` reads from a file.
     overrides : sequence of (regular expression, kind)
         Kinds of the matrices whose names the expressions are found in; the last match decides. They come after those of
@@ -132,7 +133,7 @@ def convert_all(
 
     Parameters
     ----------
-    outputs : mapping of path to {"int4", "int8"} or Recipe
+    outputs : mapping of path to {"int4", "int8", "mixed"} or Recipe
         Folders to write, and what each is to hold. Each appears by itself, when all are complete.
     source, overrides, calibration, threads, force, strict, progress, dry_run
         As of `convert`, which also says what is raised.
@@ -154,6 +155,7 @@ def convert_all(
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
     if calibration is not None:
         plans = _with_text(plans, calibration)
+    plans = {output: _with_kinds(plan, threads or usable_cores(), progress) for output, plan in plans.items()}
     check_space({Path(output): plan.nbytes for output, plan in plans.items()})
     free = {output: free_bytes(Path(output)) for output in outputs}
     lost = dict.fromkeys(plans, _Losses({}))
@@ -180,17 +182,18 @@ def _report(plan: Plan, lost: _Losses, disk_free: int, seconds: float) -> Report
         seconds=seconds,
         peak_rss=peak_memory(),
         calibration=lost.calibration,
+        allocation=plan.allocation,
     )
 
 
 def _memory_needed(plan: Plan) -> int:
     """Return about how many bytes packing needs in memory at most, the whole process included."""
-    needed = memory_needed(plan.source)
-    if not plan.text:
-        return needed
-    from quantkit.quantization.calibration.memory import calibration_memory
+    more = [plan.allocation.memory if plan.allocation else 0]
+    if plan.text:
+        from quantkit.quantization.calibration.memory import calibration_memory
 
-    return needed + calibration_memory(plan.program, plan.specs, plan.text.tokens)
+        more.append(calibration_memory(plan.program, plan.specs, plan.text.tokens))
+    return memory_needed(plan.source) + max(more)
 
 
 def _pack(
@@ -251,6 +254,15 @@ def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str]) -> di
     plan = next(iter(plans.values()))
     text = read_calibration_text(path, plan.source, plan.program.learned_positions)
     return {output: replace(plan, text=text) if output in fit else plan for output, plan in plans.items()}
+
+
+def _with_kinds(plan: Plan, threads: int, progress: Callable[[Progress], None] | None) -> Plan:
+    """Let a plan that has a target keep it."""
+    if plan.recipe.quantize != MIXED:
+        return plan
+    from quantkit.quantization.allocation import allocated  # heavy, as calibration
+
+    return allocated(plan, threads=threads, progress=progress)
 
 
 def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Callable[[str], None]) -> _Losses:

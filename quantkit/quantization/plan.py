@@ -24,7 +24,7 @@ from quantkit.formats.packed.writer import Contents, Measured
 from quantkit.formats.source import ModelSource, Selection
 from quantkit.models.program import Program
 from quantkit.quantization.recipe import Recipe, choose
-from quantkit.quantization.report import TensorReport
+from quantkit.quantization.report import AllocationReport, TensorReport
 from quantkit.quantization.report.card import card
 from quantkit.quantization.report.card_fields import Fields, card_fields
 from quantkit.tensor import TensorSpec
@@ -59,6 +59,8 @@ class Plan:
         What the checkpoint says of itself to model hubs.
     text : CalibrationText, optional
         What to calibrate on.
+    allocation : AllocationReport, optional
+        How a target was kept.
     """
 
     program: Program
@@ -69,6 +71,7 @@ class Plan:
     notices: tuple[str, ...]
     card_fields: Fields
     text: CalibrationText | None = None
+    allocation: AllocationReport | None = None
 
     @property
     def nbytes(self) -> int:

@@ -55,7 +55,7 @@ def test_several_kinds_are_folders_of_their_own(invoke: Invoke, checkpoint: Path
     for wrong in ("int4,int3", "int4,int4", "int4,", ""):
         result = invoke("convert", checkpoint, "-o", tmp_path / "out", "-q", wrong)
         assert (result.exit_code, result.stdout) == (2, "")
-        assert f"{wrong!r} is not a list of int4, int8" in result.stderr
+        assert f"{wrong!r} is not a list of int4, int8, mixed" in result.stderr
 
 
 @pytest.mark.parametrize("option", ["--override", "--tensor-type"])
@@ -188,12 +188,61 @@ def test_a_report_that_cannot_be_written_is_told_before_any_work(
 def test_help_groups_its_options(invoke: Invoke) -> None:
     text = invoke("convert", "--help").stdout
     headings = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert headings == ["What to write:", "Which kinds:", "What is checked and told:", "Options:"]
+    assert headings == [
+        "What to write:",
+        "Which kinds:",
+        "Where mixed spends bits:",
+        "What is checked and told:",
+        "Options:",
+    ]
     assert all(option in text for option in ("--dry-run", "--report", "--strict", "--recipe", "--threads", "--debug"))
     assert "  SOURCE" not in text
     rows = [line.split() for line in text.splitlines()]
     for kind, bits in {"int4": "4.5", "int8": "8.25", "f16": "16", "bf16": "16", "f32": "32"}.items():
         assert [kind, bits] in [row[:2] for row in rows]
+
+
+def test_a_target_means_mixed(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    rule = ("--sensitivities", "rule")
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--target-size", "110KB", *rule)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "\nmixed: at most 110 KB, at least " in result.stdout
+    assert set(kinds(invoke, tmp_path / "out").values()) == {"int4", "int8", "f32"}
+    command = invoke("inspect", tmp_path / "out").stdout
+    assert "-q mixed --target-size 110000 --sensitivities rule" in command
+    listed = invoke("convert", checkpoint, "-o", tmp_path / "x", "--target-bpw", "7", *rule, "--dry-run", "-v").stdout
+    assert "mixed: more bits save most divergence for their bytes here" in listed
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("-q", "int4", "--target-size", "1GB"), "--target-size is for --quantize mixed, not for int4"),
+        (("--bits", "8", "--target-bpw", "5"), "--target-bpw is for --quantize mixed, not for int8"),
+        (("--target-bpw", "5", "--target-size", "1GB"), "target_size: there is a target_bpw already"),
+        (("--target-size", "many"), "target_size: 'many' is no size such as 98MB"),
+        (("--target-bpw", "nan"), "target_bpw: nan is no number of bits per weight"),
+        (("--target-size", "1KB"), "target_size: 1,000 is too little: the least that "),
+    ],
+)
+def test_targets_that_mean_nothing(
+    invoke: Invoke, checkpoint: Path, tmp_path: Path, args: tuple[str, ...], words: str
+) -> None:
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out", *args)
+    assert result.exit_code in (1, 2)
+    assert words in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_target_wins_over_a_recipe(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('target_bpw = 30\nsensitivities = "rule"\noverrides = [["q_proj", "f16"]]\n')
+    recipe = ("--recipe", tmp_path / "mine.toml", "--dry-run")
+    shown = invoke("convert", checkpoint, "-o", tmp_path / "out", *recipe, "--target-size", "120KB").stdout
+    assert "mixed: at most 120 KB" in shown
+    assert "override q_proj=f16" in shown
+    plain = invoke("convert", checkpoint, "-o", tmp_path / "out", *recipe, "-q", "int8").stdout
+    assert "linear layer: int8 is asked for" in plain
+    assert "mixed" not in plain
 
 
 def test_dequantize_makes_a_checkpoint_that_packs_again(invoke: Invoke, packed: Path, tmp_path: Path) -> None:

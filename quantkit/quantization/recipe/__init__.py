@@ -1,18 +1,20 @@
 """The choice: which tensor becomes which kind, and why.
 
 A recipe maps the role of a tensor in the model to a kind; overrides, regular expressions over names, come after it.
-`file.py` reads recipes from files. How codes are found is `encode.py`'s affair. Nothing is computed here.
+`file.py` reads recipes from files, `target.py` sizes. Which tensors get more bits under a target is `allocation/`'s
+affair, how codes are found `encode.py`'s. Nothing is computed here.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from quantkit.errors import OptionError
+from quantkit.quantization.recipe.target import read_bpw, read_size
 from quantkit.tensor import Role, TensorSpec
 from quantkit_kernels.blocks import KINDS
 
@@ -33,17 +35,25 @@ _ALWAYS: Mapping[Role, Choice] = {
     "bias": Choice("f32", "bias: it weighs nothing"),
     "channels": Choice("f32", "numbers of single channels: they weigh nothing"),
 }
+MIXED = "mixed"
+"""What is asked for where each tensor becomes what the target leaves room for."""
+LEAST = Choice("int4", "mixed: the least kind, before bytes are spent")
+"""What matrices are by a recipe of `MIXED` alone."""
+_MIXED: Mapping[Role, Choice] = {"linear": LEAST, "expert": LEAST, "embedding": LEAST, "head": LEAST}
 RECIPES: Mapping[str, Mapping[Role, Choice]] = MappingProxyType(
     {
         kind: {
+            **_ALWAYS,
             "linear": Choice(kind, f"linear layer: {kind} is asked for"),
             "expert": Choice(kind, f"expert: {kind} is asked for"),
-            **_ALWAYS,
         }
         for kind in ("int4", "int8")
     }
+    | {MIXED: {**_ALWAYS, **_MIXED}}
 )
 """What is asked for -> role -> kind and reason."""
+SENSITIVITIES = ("measured", "rule")
+"""Where a recipe of `MIXED` takes from what rounding a tensor costs."""
 
 
 class Override(NamedTuple):
@@ -78,24 +88,36 @@ class Recipe:
 
     Parameters
     ----------
-    quantize : {"int4", "int8"}
-        Kind of the linear layers. Embedding and head become int8, routers, norms and biases f32.
+    quantize : {"int4", "int8", "mixed"}
+        Kind of the linear layers. Embedding and head become int8, routers, norms and biases f32. Of `mixed`, linear
+        layers, embedding and head become int4 or more bits, where these save most divergence, up to the target.
     overrides : tuple of (regular expression, kind)
         Matrices in whose name the expression is found become that kind; the last match decides. Norms, biases and short
         convolutions stay.
+    target_bpw : float, optional
+        Of `mixed`: bits per weight of the packed model, at most.
+    target_size : int or str, optional
+        Of `mixed`, instead: bytes of its tensors, at most; a text such as `98MB` or `4.5GB` says it, too. By default
+        a small part of the way from all int4 to all int8, see `quantkit.quantization.allocation`.
+    sensitivities : {"measured", "rule"}
+        Of `mixed`: whether the model reads a text to find out which tensors matter, or a rule says it.
 
     Raises
     ------
     OptionError
-        For an unknown kind or a bad expression.
+        For an unknown kind, a bad expression, or a target that means nothing.
     """
 
     quantize: str = "int4"
     overrides: tuple[Override, ...] = ()
+    target_bpw: float | None = None
+    target_size: int | str | None = None
+    sensitivities: str = SENSITIVITIES[0]
 
     def __post_init__(self) -> None:
         if self.quantize not in RECIPES:
             raise OptionError(f"quantize: {self.quantize!r} is not one of {', '.join(RECIPES)}")
+        self._check_target()
         object.__setattr__(self, "overrides", tuple(Override(*override) for override in self.overrides))
         for override in self.overrides:
             if override.fault:
@@ -103,18 +125,38 @@ class Recipe:
 
     def with_overrides(self, overrides: Sequence[tuple[str, str]]) -> Recipe:
         """Return the recipe with further overrides behind its own, which therefore win."""
-        return Recipe(self.quantize, (*self.overrides, *(Override(*override) for override in overrides)))
+        return replace(self, overrides=(*self.overrides, *(Override(*override) for override in overrides)))
 
     @property
     def options(self) -> dict[str, Any]:
         """What quantkit.json says of it, and what a file would say that holds it."""
-        return {"quantize": self.quantize, "overrides": [[pattern, kind] for pattern, kind, _ in self.overrides]}
+        overrides = [[pattern, kind] for pattern, kind, _ in self.overrides]
+        return {"quantize": self.quantize, "overrides": overrides, **self._of_mixed}
 
     @property
     def arguments(self) -> list[str]:
         """The arguments of `quantkit convert` that say it."""
         overrides = (("--override", f"{pattern}={kind}") for pattern, kind, _ in self.overrides)
-        return ["-q", self.quantize, *(argument for override in overrides for argument in override)]
+        mixed = ((f"--{key.replace('_', '-')}", str(value)) for key, value in self._of_mixed.items())
+        return ["-q", self.quantize, *(argument for pair in (*mixed, *overrides) for argument in pair)]
+
+    @property
+    def _of_mixed(self) -> dict[str, Any]:
+        """What differs from the defaults of those fields that say something of `MIXED` alone."""
+        found = {each.name: (getattr(self, each.name), each.default) for each in fields(self)[2:]}
+        return {name: value for name, (value, default) in found.items() if value != default}
+
+    def _check_target(self) -> None:
+        if self.target_bpw is not None:
+            object.__setattr__(self, "target_bpw", read_bpw(self.target_bpw))
+        if self.target_size is not None:
+            object.__setattr__(self, "target_size", read_size(self.target_size))
+        if self.sensitivities not in SENSITIVITIES:
+            raise OptionError(f"sensitivities: {self.sensitivities!r} is not one of {', '.join(SENSITIVITIES)}")
+        if self.target_bpw is not None and self.target_size is not None:
+            raise OptionError("target_size: there is a target_bpw already; give one of the two")
+        for name in self._of_mixed if self.quantize != MIXED else ():
+            raise OptionError(f"{name}: says something of {MIXED!r} alone, and quantize is {self.quantize!r}")
 
 
 def choose(tensors: Mapping[str, TensorSpec], recipe: Recipe) -> dict[str, Choice]:
@@ -141,11 +183,11 @@ def choose(tensors: Mapping[str, TensorSpec], recipe: Recipe) -> dict[str, Choic
                 f"such as {next(iter(tensors))!r} (norms, biases and short convolutions stay f32)"
             )
         chosen |= dict.fromkeys(found, Choice(override.kind, f"override {override.pattern}={override.kind}"))
-    _check_experts(tensors, chosen)
+    check_experts(tensors, chosen)
     return chosen
 
 
-def _check_experts(tensors: Mapping[str, TensorSpec], chosen: Mapping[str, Choice]) -> None:
+def check_experts(tensors: Mapping[str, TensorSpec], chosen: Mapping[str, Choice]) -> None:
     """Raise `OptionError` where only some experts of a layer would be packed."""
     packed: dict[str, bool] = {}
     for name, spec in tensors.items():

@@ -15,14 +15,15 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from quantkit.errors import OptionError
 from quantkit.formats.json_files import read_file
-from quantkit.quantization.recipe import RECIPES, Override, Recipe
+from quantkit.quantization.recipe import MIXED, RECIPES, SENSITIVITIES, Override, Recipe
+from quantkit.quantization.recipe.target import read_bpw, read_size
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -31,7 +32,7 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     Parameters
     ----------
     path : path
-        A JSON or TOML file with any of the keys `quantize` and `overrides`, see `Recipe`.
+        A JSON or TOML file with any of the keys that `Recipe` has parameters for.
 
     Raises
     ------
@@ -42,8 +43,14 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     found = _parse(file)
     for key in found:
         if key not in _KEYS:
-            raise OptionError(f"{file}: {key}: is no key of a recipe, which has {' and '.join(_KEYS)}")
-    return Recipe(**{key: _KEYS[key](value, f"{file}: {key}") for key, value in found.items()})
+            raise OptionError(f"{file}: {key}: is no key of a recipe, which has {', '.join(_KEYS)}")
+    fields = {key: _KEYS[key](value, f"{file}: {key}") for key, value in found.items()}
+    if fields.keys() & {"target_bpw", "target_size"}:
+        fields.setdefault("quantize", MIXED)
+    try:
+        return Recipe(**fields)
+    except OptionError as cause:
+        raise OptionError(f"{file}: {cause}") from None
 
 
 def _parse(file: Path) -> Mapping[str, Any]:
@@ -63,10 +70,15 @@ def _parse(file: Path) -> Mapping[str, Any]:
     return found
 
 
-def _quantize(value: Any, origin: str) -> str:
-    if not isinstance(value, str) or value not in RECIPES:
-        raise OptionError(f"{origin}: {value!r:.100} is not one of {', '.join(RECIPES)}")
-    return value
+def _one_of(names: Collection[str]) -> Callable[[Any, str], str]:
+    """What reads one of some names."""
+
+    def read(value: Any, origin: str) -> str:
+        if not isinstance(value, str) or value not in names:
+            raise OptionError(f"{origin}: {value!r:.100} is not one of {', '.join(names)}")
+        return value
+
+    return read
 
 
 def _overrides(value: Any, origin: str) -> tuple[Override, ...]:
@@ -86,5 +98,13 @@ def _override(pair: Any, origin: str) -> Override:
     return override
 
 
-_KEYS: Mapping[str, Callable[[Any, str], Any]] = MappingProxyType({"quantize": _quantize, "overrides": _overrides})
+_KEYS: Mapping[str, Callable[[Any, str], Any]] = MappingProxyType(
+    {
+        "quantize": _one_of(RECIPES),
+        "overrides": _overrides,
+        "target_bpw": read_bpw,
+        "target_size": read_size,
+        "sensitivities": _one_of(SENSITIVITIES),
+    }
+)
 """Key -> what reads its value; the second argument says in messages where it stands."""

@@ -113,6 +113,34 @@ class CalibrationReport:
 
 
 @dataclass(frozen=True)
+class AllocationReport:
+    """How bytes were spent on matrices.
+
+    Attributes
+    ----------
+    target, least : int
+        Bytes that all tensors may take, and those that they take at least.
+    sensitivities : {"measured", "rule"}
+        What says which matrices matter.
+    costs : Mapping of str to float
+        For each matrix, the divergence that int4 causes where nothing else is rounded, in nats; together with those
+        that get their kind with it, such as the experts of a layer. By a rule, a number to compare with others.
+    divergence, all_int4 : float or None
+        Sums of those that are left, and of all; None where they were not measured.
+    memory : int
+        Bytes that measuring needs at most.
+    """
+
+    target: int
+    least: int
+    sensitivities: str
+    costs: Mapping[str, float]
+    divergence: float | None
+    all_int4: float | None
+    memory: int
+
+
+@dataclass(frozen=True)
 class Report:
     """What a conversion made, or would make.
 
@@ -143,6 +171,7 @@ class Report:
     peak_rss : int
         The most bytes that this process had in memory at once until now.
     calibration : CalibrationReport or None
+    allocation : AllocationReport or None
     """
 
     source: Mapping[str, str]
@@ -158,6 +187,7 @@ class Report:
     seconds: float
     peak_rss: int
     calibration: CalibrationReport | None = None
+    allocation: AllocationReport | None = None
 
     @property
     def kinds(self) -> tuple[KindReport, ...]:
@@ -209,6 +239,7 @@ class Report:
                 for name in ("seconds", "peak_rss", "memory", "disk_free", "files", "unused", "notices")
             },
             "calibration": asdict(self.calibration) if self.calibration else None,
+            "allocation": asdict(self.allocation) if self.allocation else None,
             "kinds": [asdict(row) for row in self.kinds],
             "tensors": [asdict(row) for row in self.tensors],
         }

@@ -51,14 +51,24 @@ def test_what_a_packed_folder_records_packs_it_again(tmp_path: Path) -> None:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
+def test_a_target_means_mixed(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('target_size = "98MB"')
+    recipe = read_recipe(tmp_path / "mine.toml")
+    assert (recipe.quantize, recipe.target_size) == ("mixed", 98_000_000)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("a.toml", 'quantise = "int4"', "quantise: is no key of a recipe, which has quantize and overrides"),
-        ("a.toml", 'quantize = "int3"', "quantize: 'int3' is not one of int4, int8"),
-        ("a.toml", "quantize = 4", "quantize: 4 is not one of int4, int8"),
+        ("a.toml", 'quantise = "int4"', "quantise: is no key of a recipe, which has quantize, overrides, target_bpw"),
+        ("a.toml", 'quantize = "int3"', "quantize: 'int3' is not one of int4, int8, mixed"),
+        ("a.toml", "quantize = 4", "quantize: 4 is not one of int4, int8, mixed"),
         ("a.toml", 'overrides = "mlp=int8"', "overrides: 'mlp=int8' is no list of pairs"),
         ("a.toml", 'overrides = [["a", "int8"], ["b"]]', "overrides[1]: ['b'] is no pair"),
+        ("a.toml", 'target_size = "98 apples"', "target_size: '98 apples' is no size such as 98MB"),
+        ("a.toml", "target_bpw = 0", "target_bpw: 0 is no number of bits per weight"),
+        ("a.toml", 'quantize = "int8"\ntarget_bpw = 5', "target_bpw: says something of 'mixed' alone"),
+        ("a.toml", 'sensitivities = "x"', "sensitivities: 'x' is not one of measured, rule"),
         ("a.json", '{"overrides": [["a", "q4"]]}', "overrides[0]: a=q4: 'q4' is not one of f32"),
         ("a.json", '{"overrides": [["(", "int4"]]}', "overrides[0]: (=int4: '(' is no regular expression"),
         ("a.json", '{"quantize": "int4",}', "is not JSON: "),

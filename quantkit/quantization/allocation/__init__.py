@@ -1,0 +1,197 @@
+"""Where to spend bits: which matrices of a plan get more than four of them, so that a target of bytes is kept.
+
+What int4 costs each unit is measured (`sensitivity.py`), was measured before (`known.py`), or is said by a rule
+(`rule.py`); `assignment.py` spends the bytes. Matrices that an override finds keep its kind. What the others became is
+a plan like any other: nothing behind it knows that there was a target.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from quantkit.errors import OptionError, collecting_notices, notice
+from quantkit.quantization.allocation.assignment import Option, assign
+from quantkit.quantization.allocation.calibrated import shares_left
+from quantkit.quantization.allocation.known import Known
+from quantkit.quantization.allocation.rule import by_rule
+from quantkit.quantization.allocation.sensitivity import KIND, measure, memory_needed
+from quantkit.quantization.allocation.units import Unit, units_of
+from quantkit.quantization.calibration.text import BUILTIN, read_calibration_text
+from quantkit.quantization.plan import Plan
+from quantkit.quantization.recipe import LEAST
+from quantkit.quantization.recipe.target import read_size
+from quantkit.quantization.report import AllocationReport, Progress
+from quantkit_kernels.blocks import nbytes
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SHARE = 0.15
+"""Of the way from int4 to int8, in bytes of the linear layers, that the default target goes."""
+INT8_SHARE = 1 / 256
+"""What int8 costs beside int4: four bits more halve an error four times, and its square eight times."""
+WINDOWS, WINDOW_TOKENS, LEAST_WINDOW_TOKENS = 4, 128, 32
+"""Of the built-in text, as a model of less than a billion weights reads it; larger ones read shorter windows."""
+HESSIAN_WINDOWS = 8
+"""Of the text that is calibrated on, 4,096 tokens, to tell what calibration leaves."""
+NOTHING = 1e-12
+"""Divergences below are those of rounding in f32."""
+MOST_WORK = 2e13
+"""Multiply-adds that measuring may take with windows that are longer than the least: five minutes of two fast cores."""
+
+
+def allocated(plan: Plan, *, threads: int, progress: Callable[[Progress], None] | None = None) -> Plan:
+    """Return a plan of a recipe `mixed` with the kinds that its target leaves room for.
+
+    Parameters
+    ----------
+    plan : Plan
+        Matrices that no override finds are of the least kind in it.
+    threads : int
+        The result does not depend on it.
+    progress : callable, optional
+        Called after each unit that is measured.
+
+    Raises
+    ------
+    OptionError
+        The target is below what the plan takes as it is.
+    """
+    free = [name for name, reason in plan.reasons.items() if reason == LEAST.reason]
+    units = units_of(plan.program, free)
+    least, target = _packed_bytes(plan), _target(plan, free)
+    _check(plan, target, least)
+    with collecting_notices() as notices:
+        costs = _measured(plan, units, threads, progress) if plan.recipe.sensitivities == "measured" else None
+    by_unit = costs or by_rule(units, plan.specs)
+    spare = target - least + sum(unit.nbytes(plan.specs, KIND) for unit in units)
+    beyond = spare > sum(unit.nbytes(plan.specs, "int8") for unit in units)
+    options = [_options(plan, unit, cost, beyond=beyond) for unit, cost in zip(units, by_unit, strict=True)]
+    chosen = assign(options, spare)
+    kinds = {name: option.kind for unit, option in zip(units, chosen, strict=True) for name in unit.names}
+    report = AllocationReport(
+        target,
+        least,
+        plan.recipe.sensitivities,
+        {name: cost for unit, cost in zip(units, by_unit, strict=True) for name in unit.names},
+        sum(option.cost for option in chosen) if costs else None,
+        sum(by_unit) if costs else None,
+        memory_needed(plan.program, plan.source, units, WINDOWS * WINDOW_TOKENS) if costs else 0,
+    )
+    specs = {name: replace(spec, kind=kinds.get(name, spec.kind)) for name, spec in plan.specs.items()}
+    reasons = {name: _REASONS[kinds[name] == KIND] if name in kinds else why for name, why in plan.reasons.items()}
+    return replace(plan, specs=specs, reasons=reasons, notices=(*plan.notices, *notices), allocation=report)
+
+
+_REASONS = {
+    False: "mixed: more bits save most divergence for their bytes here",
+    True: "mixed: more bits would save less here than elsewhere",
+}
+
+
+def _packed_bytes(plan: Plan) -> int:
+    return sum(nbytes(spec.kind, spec.shape) for spec in plan.specs.values())
+
+
+def _weights(plan: Plan) -> int:
+    return sum(spec.weights for spec in plan.specs.values())
+
+
+def _target(plan: Plan, free: Sequence[str]) -> int:
+    """Bytes that all tensors may take."""
+    recipe = plan.recipe
+    if recipe.target_size is not None:
+        return read_size(recipe.target_size)
+    if recipe.target_bpw is not None:
+        return math.floor(recipe.target_bpw * _weights(plan) / 8)
+    more = 0.0
+    for spec in (plan.specs[name] for name in free):
+        share = DEFAULT_SHARE if spec.role in ("linear", "expert") else 1
+        more += share * (nbytes("int8", spec.shape) - nbytes(KIND, spec.shape))
+    return _packed_bytes(plan) + int(more)
+
+
+def _check(plan: Plan, target: int, least: int) -> None:
+    if target >= least:
+        return
+    name = "target_size" if plan.recipe.target_size is not None else "target_bpw"
+    bits = 8 * least / _weights(plan)
+    raise OptionError(
+        f"{name}: {getattr(plan.recipe, name):,} is too little: "
+        f"the least that {plan.source.path} takes is {least:,} bytes, {math.ceil(1000 * bits) / 1000} bits per weight"
+    )
+
+
+def _options(plan: Plan, unit: Unit, cost: float, *, beyond: bool) -> list[Option]:
+    """The kinds that a unit may have; `beyond`: where int8 leaves bytes, also that of the source."""
+    kinds = {KIND: cost, "int8": INT8_SHARE * cost}
+    if beyond and plan.specs[unit.names[0]].role != "expert":  # of which an override may have packed some
+        stored = plan.source.spec(unit.names[0]).kind
+        kinds[stored if stored == "f16" else "bf16"] = 0.0
+    return [Option(kind, unit.nbytes(plan.specs, kind), lost) for kind, lost in kinds.items()]
+
+
+def _measured(
+    plan: Plan, units: Sequence[Unit], threads: int, progress: Callable[[Progress], None] | None
+) -> list[float] | None:
+    """What int4 costs each unit, measured now or before; None for a model that cannot read."""
+    if "tokenizer.json" not in plan.source.files:
+        notice(logger, f"{plan.source.path}: without a tokenizer nothing can be measured; a rule says what matters")
+        return None
+    text = plan.text or read_calibration_text(BUILTIN, plan.source, plan.program.learned_positions)
+    windows = _windows(text.windows, _work(plan, units))
+    known = Known("divergence in int4", plan.source.identity(), windows)
+    missing = [unit for unit in units if known.get(unit.label) is None]
+    start = time.perf_counter()
+    for number, (unit, divergences) in enumerate(measure(plan.program, plan.source, missing, windows, threads), 1):
+        known.add(unit.label, divergences)
+        if number == 1:
+            minutes = (time.perf_counter() - start) * len(missing) / 4 / 60  # it read twice; the last ones run nothing
+            logger.info("measuring what int4 costs each matrix: about %d minutes, once", math.ceil(minutes))
+        if progress:
+            progress(Progress(f"measuring {unit.label}", number, len(missing)))
+    costs = [_typical(known.get(unit.label) or []) for unit in units]
+    left = _left_by_calibration(plan, units, threads) if plan.text else {}
+    return [cost * left.get(unit.names[0], 1.0) for unit, cost in zip(units, costs, strict=True)]
+
+
+def _left_by_calibration(plan: Plan, units: Sequence[Unit], threads: int) -> dict[str, float]:
+    """The share of its cost that calibration leaves of the first matrix of each unit, found now or before."""
+    assert plan.text is not None
+    windows = _spread(plan.text.windows, HESSIAN_WINDOWS)
+    known = Known("left by calibration", plan.source.identity(), windows)
+    names = [unit.names[0] for unit in units]
+    if any(known.get(name) is None for name in names):
+        for name, share in shares_left(plan.program, plan.source, names, windows, threads):
+            known.add(name, [share])
+    return {name: found[0] for name in names if (found := known.get(name))}
+
+
+def _windows(texts: Sequence[Sequence[int]], work: float) -> list[list[int]]:
+    """Take the beginnings of some windows of a text; shorter ones for models that are slow to run."""
+    length = min(WINDOW_TOKENS, max(LEAST_WINDOW_TOKENS, int(MOST_WORK / work / WINDOWS)))
+    return [window[:length] for window in _spread(texts, WINDOWS)]
+
+
+def _spread(texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
+    """Take so many windows, or all if there are fewer, evenly from a text."""
+    count = min(count, len(texts))
+    return [list(texts[(2 * place + 1) * len(texts) // (2 * count)]) for place in range(count)]
+
+
+def _work(plan: Plan, units: Sequence[Unit]) -> float:
+    """Multiply-adds for a token of all windows: for each unit, the products from it to the end."""
+    macs = []
+    for operation in plan.program.operations:
+        experts = operation.parameters.get("experts", 1)
+        weights = sum(plan.specs[name].weights for name in operation.tensors[:experts]) if operation.spec.product else 0
+        macs.append(weights * getattr(operation.output, "per_token", 1) / experts)
+    return sum(sum(macs[unit.border :]) for unit in units) or 1.0
+
+
+def _typical(divergences: Sequence[float]) -> float:
+    """The geometric mean of the divergences of windows: one that surprises the model does not outweigh the others."""
+    return math.exp(sum(math.log(max(each, NOTHING)) for each in divergences) / len(divergences))
