@@ -1,14 +1,15 @@
 """From logits to a token: samplers, and the penalties that come before them.
 
 A sampler is any callable `logits -> token`, a logits processor any callable `(tokens, logits) -> logits`; the ones made
-here follow llama.cpp's definitions and order: penalties, top-k, top-p, min-p, temperature. Nothing here knows a model
-or a tokenizer.
+here follow llama.cpp's definitions and order: penalties, top-k, top-p, min-p, temperature. What a row of logits must be
+read for is in `quantkit_kernels.rows.choice`. Nothing here knows a model or a tokenizer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +31,6 @@ _LEAST_TEMPERATURE = 1e-5
 
 _FEW_TOKENS = 4096
 """Fewer tokens than this are counted by sorting them, more with a counter for each token of the vocabulary."""
-
-_NUCLEUS_FLOORS = (-5.0, -10.0, -math.inf)
-"""How far below the greatest logit top-p looks for its nucleus before it looks at all tokens."""
 
 
 def make_sampler(
@@ -74,12 +72,16 @@ def make_sampler(
     require(seed is None or (is_whole(seed) and seed >= 0), "seed", seed, "a whole number from 0 up, or None")
     if temp < _LEAST_TEMPERATURE:
         return _greedy
-    random = np.random.default_rng(seed)
+    from quantkit_kernels.rows.choice import NOT_FINITE, Chooser
+
+    random, choose, lock = np.random.default_rng(seed), Chooser(temp, top_p, min_p, top_k), Lock()
 
     def sample(logits: Logits) -> int:
-        tokens, scores = _candidates(logits, top_k, top_p, min_p)
-        chosen = _draw(np.exp(scores / np.float32(temp)), random.random())
-        return chosen if tokens is None else int(tokens[chosen])
+        with lock:
+            token = choose(np.ascontiguousarray(logits, np.float32), random.random())
+        if token == NOT_FINITE:
+            raise _not_finite(float(logits.max()))
+        return token
 
     return sample
 
@@ -151,66 +153,11 @@ def _counted(tokens: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.i
 
 def _greedy(logits: Logits) -> int:
     token = int(logits.argmax())
-    _require_finite(float(logits[token]))
+    greatest = float(logits[token])
+    if not math.isfinite(greatest):  # NaN anywhere makes numpy find it
+        raise _not_finite(greatest)
     return token
 
 
-def _candidates(logits: Logits, top_k: int, top_p: float, min_p: float) -> tuple[NDArray[np.int64] | None, Logits]:
-    """Return the tokens that the filters leave (None: all), and `logit - greatest logit` of each.
-
-    Sorted by falling logit, then rising id, where a filter needs an order; otherwise by id.
-    """
-    greatest = float(logits.max())
-    _require_finite(greatest)
-    tokens = None
-    scores = logits
-    if 0 < top_k < logits.size:
-        least = np.partition(logits, logits.size - top_k)[logits.size - top_k]
-        tokens = np.flatnonzero(logits >= least)
-        tokens = tokens[np.argsort(-logits[tokens], kind="stable")[:top_k]]
-        scores = logits[tokens]
-    scores = scores - np.float32(greatest)
-    if top_p < 1 or min_p > 0:
-        kept = _likeliest(scores, top_p, math.log(min_p) if min_p > 0 else -math.inf)
-        tokens, scores = kept if tokens is None else tokens[kept], scores[kept]
-    return tokens, scores
-
-
-def _likeliest(scores: Logits, top_p: float, least: float) -> NDArray[np.int64]:
-    """Return the indices of the scores above `least`, cut to the likeliest that hold `top_p` of all probability."""
-    if top_p == 1:
-        return np.flatnonzero(scores >= least)
-    weights = np.exp(scores)
-    wanted = top_p * weights.sum(dtype=np.float64)
-    for floor in _NUCLEUS_FLOORS:  # sorting a few thousand tokens is cheap, sorting a vocabulary is not
-        kept = np.flatnonzero(scores >= max(floor, least))
-        if floor <= least or weights[kept].sum(dtype=np.float64) >= wanted:
-            break
-    kept = kept[np.argsort(-scores[kept], kind="stable")]
-    return kept[: int(np.searchsorted(np.cumsum(weights[kept].astype(np.float64)), wanted)) + 1]
-
-
-def _draw(weights: NDArray[np.float32], uniform: float) -> int:
-    """Return an index with probability proportional to its weight, by inverting the cumulative sum at `uniform`.
-
-    First among runs of weights, then inside of one: a cumulative sum of a whole vocabulary would cost more than the
-    exponentials.
-    """
-    starts = np.arange(0, weights.size, 256)
-    run, within = _invert(np.add.reduceat(weights, starts), uniform)
-    return int(starts[run]) + _invert(weights[starts[run] : starts[run] + 256], within)[0]
-
-
-def _invert(weights: NDArray[np.float32], uniform: float) -> tuple[int, float]:
-    """Return the index that `uniform` (0 to 1) falls on, and where inside of its share (0 to 1)."""
-    cumulative = np.cumsum(weights.astype(np.float64))
-    target = uniform * cumulative[-1]
-    index = min(int(np.searchsorted(cumulative, target, side="right")), int(np.flatnonzero(weights)[-1]))
-    below = cumulative[index - 1] if index else 0.0
-    return index, float((target - below) / weights[index])
-
-
-def _require_finite(greatest: float) -> None:
-    # NaN anywhere makes numpy's max and argmax find it, so looking at the greatest logit is enough.
-    if not math.isfinite(greatest):
-        raise GenerationError(f"the greatest logit is {greatest}: the model's weights or a logits processor are broken")
+def _not_finite(greatest: float) -> GenerationError:
+    return GenerationError(f"the greatest logit is {greatest}: the model's weights or a logits processor are broken")

@@ -1,0 +1,361 @@
+"""The choice of a token by a row of logits: top-k, top-p, min-p, temperature, and a random number.
+
+Not a part of any program: `quantkit.generation.sampling` calls it between passes. Few tokens of a vocabulary matter, so
+no more are looked at one by one. A row is read for its maxima, of each block of columns, and for its sum of
+exponentials where something asks for that. Tokens are then ranked in bands of falling logits: a block whose maximum
+lies below a band is skipped, and a heap hands out the tokens of a band, the likeliest first, until there are enough.
+
+Exponentials are those of `functions.py`, sums are f64 and have one order, so that every instruction set chooses the
+same token.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.rows.functions import exp_negative
+from quantkit_kernels.simd import (
+    blend_first,
+    get_f32,
+    get_i32,
+    get_i64,
+    load_line_f32,
+    load_wide_partial_f32,
+    max_lanes,
+    maximum,
+    put_f32,
+    put_i32,
+    put_i64,
+    record_at,
+    splat_wide,
+    stack_f32,
+    store,
+    sum_lanes,
+    where_less,
+)
+
+BLOCK = 128
+"""Columns that have one maximum and one sum."""
+NEVER = -math.inf
+"""A logit of no probability, in place of columns that are not there."""
+FIRST_DEPTH, DEEPENING, LAST_DEPTH = 2.0, 1.5, 100.0
+"""How far below the greatest logit the first band ends, how many times as far each further one, and when one takes all
+that is left: exp(-100) is nothing to f32."""
+HOTTEST = 1e30
+"""A temperature whose reciprocal is a normal f32; all that are higher give the same."""
+LINE = 16
+"""f32 of a register."""
+NOT_FINITE = -1
+"""In place of a token: the greatest logit is NaN or infinite, or there is none."""
+
+
+CHOICE = np.dtype(
+    [
+        ("row", "i8"),  # address of f32 `[columns]`
+        ("columns", "i8"),
+        ("memory", "i8"),  # address of `_memory_bytes(columns)`
+        ("top_k", "i8"),  # 0: all
+        ("top_p", "f8"),  # 1: all
+        ("least", "f8"),  # how far below the greatest logit another may be: the logarithm of min-p
+        ("coldness", "f8"),  # reciprocal of the temperature
+        ("uniform", "f8"),  # random number, from 0 up and below 1
+    ]
+)
+"""What is to be chosen from, and how."""
+choice_at = record_at(CHOICE)
+_BYTE = ctypes.c_char
+
+
+class Row(NamedTuple):
+    """A row of logits, and what is known of it."""
+
+    x: int
+    """Address of f32 `[columns]`."""
+    columns: int
+    maxima: int
+    """Address of f32 for each block: its greatest logit."""
+    greatest: float
+
+
+class Ranking(NamedTuple):
+    """Addresses of memory for tokens in order, as many as the row has columns, and whole lines."""
+
+    heap: int
+    """i64, see `_key`."""
+    tokens: int
+    """i32."""
+    scores: int
+    """f32: logit less the greatest one."""
+    weights: int
+    """f32: exponentials of the scores, or of what they become by the temperature."""
+
+
+class Chooser:
+    """Chooses tokens, with memory of its own: not for two threads at once.
+
+    Parameters
+    ----------
+    temp, top_p, min_p, top_k
+        As of `quantkit.generation.sampling.make_sampler`; `temp` is above 0.
+    """
+
+    def __init__(self, temp: float, top_p: float, min_p: float, top_k: int) -> None:
+        words = np.zeros(1, CHOICE)
+        words["top_k"], words["top_p"], words["least"] = top_k, top_p, math.log(min_p) if min_p > 0 else NEVER
+        words["coldness"] = 1 / min(temp, HOTTEST)
+        self._words = words
+        self._row, self._columns, self._memory, self._uniform = (
+            words[name].data for name in ("row", "columns", "memory", "uniform")
+        )
+        self._room = np.empty(0, np.uint8)
+        self._choose = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(choose.address)
+        self._address = int(words.ctypes.data)
+
+    def __call__(self, logits: NDArray[np.float32], uniform: float) -> int:
+        """Return a token, or `NOT_FINITE`.
+
+        Parameters
+        ----------
+        logits : ndarray
+            f32 `[vocab_size]`, contiguous.
+        uniform : float
+            A random number from 0 up and below 1. It falls on a token by the cumulative probability: in the order of
+            likelihood, then of ids, if top-k or top-p is on; else in that of ids.
+        """
+        if logits.size > self._columns[0]:
+            self._room = np.empty(_memory_bytes(logits.size), np.uint8)
+            self._memory[0] = self._room.ctypes.data
+        self._columns[0] = logits.size
+        writable = logits.flags.writeable
+        # The second takes ten times as long.
+        self._row[0] = ctypes.addressof(_BYTE.from_buffer(logits.data)) if writable else logits.ctypes.data
+        self._uniform[0] = uniform
+        return self._choose(self._address)
+
+
+def _memory_bytes(columns: int) -> int:
+    """Of what `choose` needs: a `Ranking`, then a sum and a maximum for each block."""
+    return (8 + 4 + 4 + 4) * (columns + LINE) + (4 + 4) * -(-columns // BLOCK)
+
+
+@jit(entry=True)
+def choose(words):
+    """The token that the `CHOICE` at `words` falls on, or `NOT_FINITE`."""
+    asked = choice_at(words)
+    columns, room = asked.columns, asked.columns + LINE
+    heap = asked.memory
+    ranking = Ranking(heap, heap + 8 * room, heap + 12 * room, heap + 16 * room)
+    sums = heap + 20 * room
+    maxima = sums + 4 * ((columns + BLOCK - 1) // BLOCK)
+    greatest = _maxima(asked.row, columns, maxima)
+    if not greatest > NEVER:
+        return NOT_FINITE
+    row = Row(asked.row, columns, maxima, greatest)
+    if 0 < asked.top_k < columns:
+        count = _rank(row, ranking, asked.top_k, np.inf, NEVER)
+        wanted = asked.top_p * _sum_f32(ranking.weights, count) if asked.top_p < 1 else np.inf
+        count = _cut(ranking, count, wanted, asked.least)
+    elif asked.top_p < 1:
+        count = _rank(row, ranking, columns, asked.top_p * _sum_exp(row, 1.0, NEVER, sums), asked.least)
+    else:
+        target = asked.uniform * _sum_exp(row, asked.coldness, asked.least, sums)
+        return _draw_by_id(row, asked.coldness, asked.least, sums, target)
+    return np.int64(get_i32(ranking.tokens + 4 * _draw(ranking, count, asked.coldness, asked.uniform)))
+
+
+# --- of a whole row ------------------------------------------------------------------------------------------------
+
+
+@jit
+def _line(x, place, end):
+    """16 columns at byte `place` of a row that ends at byte `end`; `NEVER` where it has no more."""
+    if place + 64 <= end:
+        return load_line_f32(x + place)
+    left = (end - place) >> 2
+    return blend_first(left, load_wide_partial_f32(x + place, left), splat_wide(NEVER))
+
+
+@jit
+def _maxima(x, columns, maxima):
+    """Write the maximum of each block; returns the greatest, or `NEVER` where a logit is NaN or positive infinity."""
+    end = 4 * columns
+    infinity, one = splat_wide(np.inf), splat_wide(1.0)
+    found, wrong = splat_wide(NEVER), splat_wide(0.0)
+    for begin in range(0, end, 4 * BLOCK):
+        block = splat_wide(NEVER)
+        for place in range(begin, min(begin + 4 * BLOCK, end), 64):
+            line = _line(x, place, end)
+            block = maximum(block, line)
+            wrong = where_less(line, infinity, wrong, one)
+        put_f32(maxima, max_lanes(block))
+        maxima += 4
+        found = maximum(found, block)
+    return NEVER if max_lanes(wrong) > 0 else np.float64(max_lanes(found))
+
+
+@jit
+def _weights(row, place, coldness, least):
+    """Weights of 16 columns: 0 for those whose score is below `least`."""
+    scores = _line(row.x, place, 4 * row.columns) - splat_wide(row.greatest)
+    weights = exp_negative(scores * splat_wide(coldness))
+    return where_less(scores, splat_wide(least), splat_wide(0.0), weights)
+
+
+@jit
+def _sum_exp(row, coldness, least, sums):
+    """Write the sum of the weights of each block, f32; returns that of all, f64."""
+    total, end = 0.0, 4 * row.columns
+    for number in range((row.columns + BLOCK - 1) // BLOCK):
+        begin, block = 4 * BLOCK * number, splat_wide(0.0)
+        if np.float32(get_f32(row.maxima + 4 * number) - np.float32(row.greatest)) >= least:
+            for place in range(begin, min(begin + 4 * BLOCK, end), 64):
+                block = block + _weights(row, place, coldness, least)
+        summed = sum_lanes(block)
+        put_f32(sums + 4 * number, summed)
+        total += np.float64(summed)
+    return total
+
+
+@jit
+def _draw_by_id(row, coldness, least, sums, target):
+    """The first token whose weight and those before it come to more than `target`: first its block, then inside."""
+    before, chosen, start = 0.0, 0, 0.0
+    for block in range((row.columns + BLOCK - 1) // BLOCK):
+        summed = np.float64(get_f32(sums + 4 * block))
+        if summed > 0:
+            chosen, start = block, before
+        before += summed
+        if before > target:
+            break
+    weights, begin = stack_f32(BLOCK), BLOCK * chosen
+    count = min(BLOCK, row.columns - begin)
+    for place in range(0, 4 * count, 64):
+        store(weights + place, _weights(row, 4 * begin + place, coldness, least))
+    return begin + _invert(weights, count, target - start)
+
+
+# --- of ranked tokens ----------------------------------------------------------------------------------------------
+
+
+@jit
+def _rank(row, ranking, most, wanted, least):
+    """Rank tokens until there are `most`, or their weights come to `wanted`, or scores fall below `least`.
+
+    Returns how many; logits that are negative infinity have no rank.
+    """
+    count, mass, depth = 0, 0.0, FIRST_DEPTH
+    ceiling = np.float32(np.inf)
+    while ceiling > NEVER:
+        floor = np.float32(row.greatest - depth if depth < LAST_DEPTH else NEVER)
+        size = _collect(row, floor, ceiling, ranking.heap)
+        ceiling, depth = floor, depth * DEEPENING
+        for place in range(size // 2 - 1, -1, -1):
+            _sink(ranking.heap, place, size, get_i64(ranking.heap + 8 * place))
+        while size:
+            token = _token_of(get_i64(ranking.heap))
+            score = np.float32(get_f32(row.x + 4 * token) - np.float32(row.greatest))
+            if count == most or mass >= wanted or score < least:
+                return count
+            size -= 1
+            _sink(ranking.heap, 0, size, get_i64(ranking.heap + 8 * size))
+            put_i32(ranking.tokens + 4 * count, token)
+            put_f32(ranking.scores + 4 * count, score)
+            weight = max_lanes(exp_negative(splat_wide(score)))
+            put_f32(ranking.weights + 4 * count, weight)
+            mass += np.float64(weight)
+            count += 1
+    return count
+
+
+@jit
+def _collect(row, floor, ceiling, heap):
+    """Write the keys of the finite logits from `floor` on and below `ceiling`; returns how many there are."""
+    count = 0
+    for block in range((row.columns + BLOCK - 1) // BLOCK):
+        if get_f32(row.maxima + 4 * block) < floor:
+            continue
+        for column in range(BLOCK * block, min(BLOCK * (block + 1), row.columns)):
+            logit = get_f32(row.x + 4 * column)
+            if floor <= logit < ceiling and logit > NEVER:
+                put_i64(heap + 8 * count, _key(get_i32(row.x + 4 * column), column))
+                count += 1
+    return count
+
+
+@jit
+def _key(bits, column):
+    """A number that is greater for a greater logit, of these `bits`, and among equal ones for a lower column."""
+    high = np.int64(bits)
+    if high == -0x80000000:  # -0 is 0
+        high = 0
+    if high < 0:
+        high ^= 0x7FFFFFFF
+    return high << 32 | (0xFFFFFFFF - column)
+
+
+@jit
+def _token_of(key):
+    return 0xFFFFFFFF - (key & 0xFFFFFFFF)
+
+
+@jit
+def _sink(heap, place, size, key):
+    """Put a key into a heap of `size` keys, whose greatest stands first, at `place` or below it."""
+    while 2 * place + 1 < size:
+        child = heap + 8 * (2 * place + 1)
+        if 2 * place + 2 < size and get_i64(child + 8) > get_i64(child):
+            child += 8
+        if get_i64(child) <= key:
+            break
+        put_i64(heap + 8 * place, get_i64(child))
+        place = (child - heap) >> 3
+    put_i64(heap + 8 * place, key)
+
+
+@jit
+def _cut(ranking, count, wanted, least):
+    """How many of the first tokens remain: their weights come to `wanted`, and no score is below `least`."""
+    mass = 0.0
+    for rank in range(count):
+        if mass >= wanted or get_f32(ranking.scores + 4 * rank) < least:
+            return rank
+        mass += np.float64(get_f32(ranking.weights + 4 * rank))
+    return count
+
+
+@jit
+def _draw(ranking, count, coldness, uniform):
+    """The rank on which a random number falls."""
+    for place in range(0, 4 * count, 64):
+        scores = load_line_f32(ranking.scores + place)
+        store(ranking.weights + place, exp_negative(scores * splat_wide(coldness)))
+    return _invert(ranking.weights, count, uniform * _sum_f32(ranking.weights, count))
+
+
+@jit
+def _sum_f32(weights, count):
+    """Their sum, f64, one after the other."""
+    total = 0.0
+    for place in range(weights, weights + 4 * count, 4):
+        total += np.float64(get_f32(place))
+    return total
+
+
+@jit
+def _invert(weights, count, target):
+    """The first whose weight and those before it come to more than `target`, or the last that has any."""
+    chosen, before = 0, 0.0
+    for number in range(count):
+        weight = get_f32(weights + 4 * number)
+        if weight > 0:
+            chosen = number
+        before += np.float64(weight)
+        if before > target:
+            break
+    return chosen
