@@ -56,7 +56,7 @@ def measure(
     parts = cut(program, [unit.border for unit in units])
     rows: dict[int, Rows] = {}
     for number, unit in enumerate(units):
-        if parts[number].operations:  # else it begins where the one before it does
+        if parts[number].outputs:  # else nothing that later ones read comes before the unit
             run_part(parts[number], weights, rows, windows, threads)
         needed = {value.index for part in parts[number + 1 :] for value in part.inputs}
         rows = {index: array for index, array in rows.items() if index in needed}
