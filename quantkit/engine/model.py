@@ -339,7 +339,7 @@ class Model:
             else:
                 weights[name] = _matrix(tensor)
         operations = {step.spec.name for step in self._plan.steps}
-        kernels = compiled(operations, {weights[name].kind for name in self._plan.matrices})
+        kernels = compiled(operations, {weights[name].kind for name in self._plan.matrices}, self.threads)
         stacks = {
             names: self._stack([weights[name] for name in names], experts, kernels.products)
             for names, experts in self._plan.stacks.items()

@@ -20,6 +20,7 @@ from numba.core import config, event
 from numba.core.registry import cpu_target
 
 from quantkit_kernels.compile.folder import kernel_folder
+from quantkit_kernels.compile.parallel import announce
 from quantkit_kernels.compile.private import require
 from quantkit_kernels.simd import ISA, arithmetic, codes, memory, scalars  # noqa: F401  what numba has to know
 from quantkit_kernels.simd.isa import FEATURES, PROCESSOR
@@ -112,19 +113,14 @@ def _say_not_kept(cause: str) -> None:
 
 
 class _Notice(event.Listener):
-    """Says at level INFO, once in a process, why the start is slow; silent when everything comes from the cache."""
+    """Announces that kernels are compiled; silent when everything comes from the cache."""
 
     def on_start(self, event: Any) -> None:
         if event.data["dispatcher"].py_func.__module__.startswith("quantkit_kernels."):
-            self._say()
+            announce()
 
     def on_end(self, event: Any) -> None:
         """Nothing to say."""
-
-    @functools.cache  # noqa: B019  there is one listener
-    def _say(self) -> None:
-        how_often = "once" if kernel_folder(ISA) else "at each start"
-        logger.info("compiling kernels; this happens %s and takes 10 to 20 seconds", how_often)
 
 
 event.register("numba:compile", _Notice())

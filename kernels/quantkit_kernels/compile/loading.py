@@ -9,6 +9,7 @@ import functools
 import secrets
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -23,9 +24,8 @@ _LOCK = threading.Lock()
 
 def address_of(function: Callable[..., Any]) -> int:
     """Return the address of an entry that takes i64s and returns one or nothing; compile it unless it is on disk."""
-    folder = kernel_folder(ISA) if function.__closure__ is None else None
-    name = file_name(function, PROCESSOR, FEATURES) if folder else f"{function.__name__}-{secrets.token_hex(8)}"
-    file = folder / f"{name}.o" if folder else None
+    file = file_of(function)
+    name = file.stem if file else f"{function.__name__}-{secrets.token_hex(8)}"
     code = kept(file) if file else None
     if code is None:
         from quantkit_kernels.compile import compiler
@@ -36,6 +36,12 @@ def address_of(function: Callable[..., Any]) -> int:
         if file:
             keep(file, code)
     return _load(code, name)
+
+
+def file_of(function: Callable[..., Any]) -> Path | None:
+    """Return where the object file of an entry is or would be, None where it cannot be kept."""
+    folder = kernel_folder(ISA) if function.__closure__ is None else None
+    return folder / f"{file_name(function, PROCESSOR, FEATURES)}.o" if folder else None
 
 
 def _load(code: bytes, name: str) -> int:

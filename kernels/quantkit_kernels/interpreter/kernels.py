@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib import import_module
 
 from quantkit_kernels.compile.jit import Kernel
+from quantkit_kernels.compile.parallel import compile_beside
+from quantkit_kernels.interpreter.dispatch import participate
 from quantkit_kernels.interpreter.operations import OPERATIONS
 from quantkit_kernels.linear.product import PRODUCTS
 
@@ -52,8 +54,16 @@ class Kernels:
     products: Mapping[str, int]
 
 
-def compiled(operations: Collection[str], kinds: Collection[str]) -> Kernels:
-    """Compile the kernels of some operations, and the matrix products of some kinds of weights, unless they are."""
+def compiled(operations: Collection[str], kinds: Collection[str], processes: int = 1) -> Kernels:
+    """Compile the kernels of some operations, and the matrix products of some kinds of weights, unless they are.
+
+    What is not on disk is compiled by several processes at once, and with it the interpreter that calls these kernels.
+    """
+    lengthy = [kernel_of(name) for name in operations if OPERATIONS[name].shared]
+    advances = [advance_of(name) for name in operations if OPERATIONS[name].state]
+    others = [kernel_of(name) for name in operations if not OPERATIONS[name].shared]
+    products = [PRODUCTS[kind] for kind in kinds]
+    compile_beside([*lengthy, *products, participate, *advances, *others], processes)
     return Kernels(
         {name: kernel_of(name).address for name in operations},
         {name: advance_of(name).address for name in operations if OPERATIONS[name].state},
