@@ -162,7 +162,7 @@ IMPORTED = ("quantkit.cli.program", "click", "quantkit.cli.commands.run", "numpy
 
 @pytest.mark.parametrize("module", IMPORTED)
 def test_an_interrupt_while_modules_are_imported(module: str, packed: Path, tmp_path: Path) -> None:
-    """The last one, which this process needs to compile alone, would be an ImportError if the interrupt did not wait."""
+    """The last one, which one process compiles with, would be an ImportError if the interrupt did not wait."""
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED_IMPORT, module, "run", packed, "-p", "a", "-t", "1"],
         capture_output=True,
