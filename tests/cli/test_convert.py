@@ -212,6 +212,7 @@ def test_a_target_means_mixed(invoke: Invoke, checkpoint: Path, tmp_path: Path) 
     assert "-q mixed --target-size 110000 --sensitivities rule" in command
     listed = invoke("convert", checkpoint, "-o", tmp_path / "x", "--target-bpw", "7", *rule, "--dry-run", "-v").stdout
     assert "mixed: more bits save most divergence for their bytes here" in listed
+    assert listed.splitlines()[0].endswith("  lost in int4")
 
 
 @pytest.mark.parametrize(

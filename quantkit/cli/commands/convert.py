@@ -104,8 +104,8 @@ class _Asked:
     "--quantize",
     metavar="KIND[,KIND]",
     callback=_kinds,
-    help="Kind of the linear layers: int4, int8 or mixed, see below; int4,int8 reads SOURCE once and writes DIR-int4 "
-    "and DIR-int8  [default: int4]",
+    help="Kind of the linear layers: int4, int8 or mixed, as said above; int4,int8 reads SOURCE once and writes "
+    "DIR-int4 and DIR-int8  [default: int4]",
 )
 @click.option("--bits", "--q-bits", type=click.Choice(list(BITS)), help="The same by its bits.")
 @click.option(
@@ -228,11 +228,15 @@ def _lines(report: Report, *, dry_run: bool, verbose: bool) -> Iterator[str]:
     from quantkit.cli.text import size, table
 
     if verbose:
-        cells = [
+        cells: list[tuple[str, ...]] = [
             (row.name, row.kind, row.reason, "x".join(map(str, row.shape)), size(row.nbytes), _error(row.error))
             for row in report.tensors
         ]
-        yield table(("tensor", "kind", "why", "shape", "size", "error"), cells, left=3)
+        headers: tuple[str, ...] = ("tensor", "kind", "why", "shape", "size", "error")
+        if report.allocation:
+            costs = [_error(report.allocation.costs.get(row.name)) for row in report.tensors]
+            headers, cells = (*headers, "lost in int4"), [(*row, cost) for row, cost in zip(cells, costs, strict=True)]
+        yield table(headers, cells, left=3)
         yield ""
     if dry_run:
         rows = [

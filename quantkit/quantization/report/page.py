@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from quantkit.quantization.recipe import Recipe
-from quantkit.quantization.report import Report, TensorReport, codes
+from quantkit.quantization.report import AllocationReport, Report, TensorReport, codes
 from quantkit.quantization.report.chart import MARKS, chart
 from quantkit.quantization.report.text import shown
 
@@ -128,6 +128,8 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     ]
     if report.calibration:
         facts.append(("calibration", f"on {report.calibration.tokens:,} tokens of {report.calibration.text}"))
+    if report.allocation:
+        facts.append(("mixed", _spent(report.allocation)))
     if report.bytes_per_second:
         facts.append(("time", f"{report.seconds:.1f} s, {report.bytes_per_second / 1e6:.0f} MB/s of the source"))
         facts.append(("peak memory", f"{report.peak_rss / 1e6:.0f} MB"))
@@ -136,6 +138,13 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         facts.append(("memory", f"at most {report.memory / 1e6:.0f} MB"))
         facts.append(("dry run", "nothing was packed, so no error is known"))
     return facts
+
+
+def _spent(allocation: AllocationReport) -> str:
+    """Say what a target was, and what is known of the loss."""
+    by = "a rule" if allocation.divergence is None else "measured sensitivities"
+    known = "" if allocation.divergence is None else f"; divergence about {allocation.divergence:.2g}"
+    return f"at most {allocation.target:,} bytes, spent by {by}{known}"
 
 
 def _error(value: float | None) -> str:

@@ -18,6 +18,7 @@ from quantkit.quantization.allocation import known, sensitivity
 from quantkit.quantization.conversion import convert, convert_all
 from quantkit.quantization.recipe import Recipe
 from quantkit.quantization.report import Report
+from quantkit.quantization.report.page import page
 
 
 @pytest.fixture(autouse=True)
@@ -174,6 +175,8 @@ def test_a_rule_needs_no_run(tmp_path: Path, measured: list[str]) -> None:
     costs = report.allocation.costs
     layer = "model.layers.1.self_attn"
     assert costs[f"{layer}.v_proj.weight"] > costs[f"{layer}.k_proj.weight"]
+    assert b"bytes, spent by a rule</dd>" in page(report)
+    assert report.to_dict()["allocation"]["costs"] == costs
 
 
 def test_a_model_that_cannot_read_has_the_rule(tmp_path: Path, measured: list[str]) -> None:
