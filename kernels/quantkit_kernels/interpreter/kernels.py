@@ -14,6 +14,7 @@ from quantkit_kernels.compile.parallel import compile_beside
 from quantkit_kernels.interpreter.dispatch import participate
 from quantkit_kernels.interpreter.operations import OPERATIONS
 from quantkit_kernels.linear.product import PRODUCTS
+from quantkit_kernels.rows.choice import choose
 
 _ROOMS = ("token_steps", "shared_steps", "mixture")
 """Modules beside this one, imported in this order until the kernel is found: most programs need no mixture."""
@@ -57,13 +58,14 @@ class Kernels:
 def compiled(operations: Collection[str], kinds: Collection[str], processes: int = 1) -> Kernels:
     """Compile the kernels of some operations, and the matrix products of some kinds of weights, unless they are.
 
-    What is not on disk is compiled by several processes at once, and with it the interpreter that calls these kernels.
+    What is not on disk is compiled by several processes at once, and with it the interpreter that calls these kernels
+    and the choice of a token, which few who ask for logits do without.
     """
     lengthy = [kernel_of(name) for name in operations if OPERATIONS[name].shared]
     advances = [advance_of(name) for name in operations if OPERATIONS[name].state]
     others = [kernel_of(name) for name in operations if not OPERATIONS[name].shared]
     products = [PRODUCTS[kind] for kind in kinds]
-    compile_beside([*lengthy, *products, participate, *advances, *others], processes)
+    compile_beside([*lengthy, *products, participate, choose, *advances, *others], processes)
     return Kernels(
         {name: kernel_of(name).address for name in operations},
         {name: advance_of(name).address for name in operations if OPERATIONS[name].state},
