@@ -54,6 +54,18 @@ def test_quickstart_prints_a_command_that_runs(tmp_path: Path) -> None:
     assert subprocess.run([program, *arguments], cwd=elsewhere, capture_output=True).returncode == 0
 
 
+@pytest.mark.parametrize("more", [[], ["--vocabulary", "1000"]])
+def test_what_is_between_passes_is_measured(tmp_path: Path, more: list[str]) -> None:
+    convert(tiny.checkpoint(tmp_path / "tiny"), tmp_path / "int4", quantize="int4")
+    command: list[str | Path] = [sys.executable, EXAMPLES / "measure_choice.py", tmp_path / "int4", "--tokens", "3"]
+    done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    names, *rows = done.stdout.splitlines()
+    assert names.startswith(f"of {'1,000' if more else tiny.VOCAB_SIZE} tokens")
+    assert len(rows) == 7
+    assert all(int(cell) > 0 for row in rows for cell in row.split()[-2:])
+
+
 def test_a_conversion_is_measured(tmp_path: Path) -> None:
     small = {"vocab_size": 320, "num_experts": 8, "hidden_size": 128, "moe_intermediate_size": 64}
     command: list[str | Path] = [sys.executable, EXAMPLES / "measure_conversion.py", tmp_path, "--gigabytes", "0.02"]

@@ -153,7 +153,7 @@ def _counted(tokens: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.i
 
 def _greedy(logits: Logits) -> int:
     token = int(logits.argmax())
-    greatest = float(logits[token])
+    greatest = logits.item(token)
     if not math.isfinite(greatest):  # NaN anywhere makes numpy find it
         raise _not_finite(greatest)
     return token

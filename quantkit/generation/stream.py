@@ -251,7 +251,8 @@ def _choices(
                     break
             if len(tokens) == end:
                 return
-            sequence.truncate(len(tokens) - 1)
+            if draft:
+                sequence.truncate(len(tokens) - 1)
             draft = speculation.draft(tokens, most=end - len(tokens) - 1)
             if draft:
                 sequence.keep_state(len(tokens))

@@ -6,9 +6,9 @@ constant time per token. Which ids a checkpoint has and how text becomes ids is 
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Callable, Mapping, Sequence
+from encodings.utf_8 import IncrementalDecoder
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -27,11 +27,14 @@ class Detokenizer:
     def __init__(self, bytes_of: Mapping[int, bytes], lead: str) -> None:
         self._bytes_of = bytes_of
         self._lead = lead
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._utf8 = IncrementalDecoder("replace")
 
     def add(self, token: int) -> str:
         """Return the text that `token` completes, possibly none."""
-        return self._trimmed(self._utf8.decode(self._bytes_of[token]))
+        new = self._bytes_of[token]
+        # Most tokens need no decoder: characters of a byte, when none is unfinished.
+        simple = new.isascii() and not self._utf8.buffer
+        return self._trimmed(new.decode() if simple else self._utf8.decode(new))
 
     def finish(self) -> str:
         """Return what is left: U+FFFD when the text ends inside of a character, otherwise nothing."""
