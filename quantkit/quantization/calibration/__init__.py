@@ -2,5 +2,8 @@
 
 KIND = "int4"
 """The kind whose codes calibration finds."""
-CALIBRATION_VERSION = 2
+REFERENCE_KIND = "int8"
+"""Of the same weights in the model that says what their inputs should be: it runs far faster than in f32, and what it
+loses is a thirtieth of what int4 does."""
+CALIBRATION_VERSION = 3
 """Goes up when the same weights become other bytes on the same text, so that no conversion goes on with old ones."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.quantization.calibration.drift import Drift
 from quantkit.quantization.encode import dequantize as dequantize_tensor
 from quantkit.tensor import Tensor
 from quantkit_kernels.blocks import COLUMNS, ROWS, dequantize
@@ -44,6 +45,11 @@ class Curvature:
     lower: NDArray[np.float32]
     order: NDArray[np.int64]
 
+    def of_columns(self, columns: int) -> NDArray[np.float32]:
+        """Return the Hessian of the inputs' columns, in their own order: a copy."""
+        places = np.argsort(self.order)[:columns]
+        return self.hessian[np.ix_(places, places)]
+
 
 def curvature_of(inputs: NDArray[np.float32]) -> Curvature | None:
     """Return the curvature for inputs `[rows, columns]`, or None where they are too few, or all zeros."""
@@ -68,7 +74,9 @@ def curvature_of(inputs: NDArray[np.float32]) -> Curvature | None:
     return Curvature(hessian, np.ascontiguousarray(turned[::-1, ::-1].T, np.float32), order)
 
 
-def pack_under(curvature: Curvature, weights: Tensor, start: Tensor, threads: int) -> tuple[Tensor, float, float]:
+def pack_under(
+    curvature: Curvature, weights: Tensor, start: Tensor, threads: int, drift: Drift | None = None
+) -> tuple[Tensor, float, float]:
     """Pack a matrix to int4 under a curvature.
 
     Parameters
@@ -80,13 +88,16 @@ def pack_under(curvature: Curvature, weights: Tensor, start: Tensor, threads: in
         The same packed to int4, as it is best for the weights by themselves.
     threads : int
         The result does not depend on it.
+    drift : Drift, optional
+        What the matrix is to make up for.
 
     Returns
     -------
     Tensor
         Of kind int4.
     float, float
-        Squared error of the weights, relative to their sum of squares; and the same of the layer's output.
+        Squared error of the weights, relative to their sum of squares; and the same of the layer's output, where that
+        is what the drift asks for.
     """
     from quantkit_kernels.packing.gptq import PANEL_ROWS, PANEL_TILES, gptq_int4
 
@@ -99,7 +110,8 @@ def pack_under(curvature: Curvature, weights: Tensor, start: Tensor, threads: in
         wanted = dequantize(weights.kind, stored, None, stored.shape)
         tiles = slice(first // ROWS, first // ROWS + PANEL_TILES)
         blocks, scales = data[tiles], row_scales[tiles]
-        costs = gptq_int4(wanted, curvature.hessian, curvature.lower, curvature.order, blocks, scales)
+        target = drift.target(wanted, slice(first, first + len(wanted))) if drift else wanted
+        costs = gptq_int4(target, curvature.hessian, curvature.lower, curvature.order, blocks, scales)
         lost = dequantize("int4", blocks, scales, wanted.shape) - wanted
         return *costs, *(float(np.square(array, dtype=np.float64).sum()) for array in (lost, wanted))
 
@@ -111,8 +123,7 @@ def pack_under(curvature: Curvature, weights: Tensor, start: Tensor, threads: in
 
 def output_error_of(curvature: Curvature, weights: Tensor, packed: Tensor) -> float:
     """Return the squared error of a layer's output, relative to its sum of squares, as `pack_under` does."""
-    places = np.argsort(curvature.order)[: weights.shape[1]]
-    hessian = curvature.hessian[np.ix_(places, places)]
+    hessian = curvature.of_columns(weights.shape[1])
     cost = whole = 0.0
     for wanted, found in zip(dequantize_tensor(weights), dequantize_tensor(packed), strict=True):
         lost = found - wanted

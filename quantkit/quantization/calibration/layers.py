@@ -1,21 +1,24 @@
 """Calibration of a whole model: its program runs over a text part by part, each packed before the next one runs.
 
 So the inputs that a weight is calibrated with are those which the packed weights before it, and the int8 activations of
-the engine, make of the text. Memory holds the values between two parts, of all tokens, and the weights and the Hessian
-of those matrices that share an input. `stops.py` says where the program is cut, `passes.py` runs its parts,
-`curvature.py` packs a matrix, `memory.py` says how much all that is.
+the engine, make of the text. A reference runs beside it, whose weights are not packed to int4: what it has more, or
+less, a matrix makes up for (`drift.py`). Memory holds the values between two parts of both, of all tokens, and the
+weights and the Hessian of those matrices that share an input. `stops.py` says where the program is cut, `passes.py`
+runs its parts, `curvature.py` packs a matrix, `memory.py` says how much all that is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from quantkit.formats.source import ModelSource
 from quantkit.models.parts import cut
-from quantkit.models.program import Program
-from quantkit.quantization.calibration import KIND
+from quantkit.models.program import Program, Value
+from quantkit.quantization.calibration import KIND, REFERENCE_KIND
 from quantkit.quantization.calibration.curvature import Curvature, curvature_of, output_error_of, pack_under
+from quantkit.quantization.calibration.drift import Drift, fit_drift
 from quantkit.quantization.calibration.passes import Rows, Weights, rows_of_experts, run_part
 from quantkit.quantization.calibration.stops import Shared, stops_of
 from quantkit.quantization.encode import encode_tensor
@@ -79,30 +82,54 @@ def pack_calibrated(
     wanted = [name for name, spec in specs.items() if spec.kind == KIND]
     stops = stops_of(program, wanted)
     parts = cut(program, [stop.border for stop in stops])
-    weights = Weights(source.config)
-    rows: dict[int, Rows] = {}
+    path, reference = _Path(Weights(source.config)), _Path(Weights(source.config))
     # A table that is read before it is calibrated, as an embedding that is the head too, is packed by itself at first.
     left, calibrated = dict.fromkeys(specs), {name for stop in stops for name in stop.names}
     for number, (part, stop) in enumerate(zip(parts, stops, strict=False)):
         for name in part.tensors:
-            if name not in weights.tensors:
+            if name not in path.weights.tensors:
                 packed = _pack(source, specs[name], threads) if name in calibrated else pack(name)
-                weights.tensors[name] = packed.tensor
+                path.weights.tensors[name] = packed.tensor
                 if name not in calibrated:
                     left.pop(name)
                     yield packed
-        run_part(part, weights, rows, windows, threads)
-        later = parts[number + 1 :]
-        needed = {value.index for each in later for value in each.inputs}
-        rows = {index: array for index, array in rows.items() if index in needed}
+            if name not in reference.weights.tensors:
+                reference.weights.tensors[name] = _reference(source, specs[name], path.weights.tensors[name], threads)
+        for each in (path, reference):
+            each.run(part, parts[number + 1 :], windows, threads)
         for shared in stop.shared.values():
-            for packed in _calibrate(shared, rows_of_experts(shared, rows, len(windows[0])), source, threads, finished):
-                weights.tensors[packed.name] = packed.tensor
+            for packed in _calibrate(shared, path, reference, len(windows[0]), source, threads, finished):
+                path.weights.tensors[packed.name] = packed.tensor
                 left.pop(packed.name)
                 yield packed
-        used = {name for each in later for name in each.tensors}
-        weights.tensors = {name: tensor for name, tensor in weights.tensors.items() if name in used}
     yield from map(pack, left)
+
+
+@dataclass
+class _Path:
+    """A model on its way through the text: the weights that it has, and the values that its next parts read."""
+
+    weights: Weights
+    rows: dict[int, Rows] = field(default_factory=dict)
+
+    def run(self, part: Program, later: Sequence[Program], windows: Sequence[Sequence[int]], threads: int) -> None:
+        """Run a part, and drop what later ones do not read."""
+        run_part(part, self.weights, self.rows, windows, threads)
+        values = {value.index for each in later for value in each.inputs}
+        names = {name for each in later for name in each.tensors}
+        self.rows = {index: rows for index, rows in self.rows.items() if index in values}
+        self.weights.tensors = {name: tensor for name, tensor in self.weights.tensors.items() if name in names}
+
+    def rows_of(self, value: Value) -> Rows:
+        """The rows of a value, without padding."""
+        return self.rows[value.index][:, : value.columns]
+
+
+def _reference(source: ModelSource, spec: TensorSpec, packed: Tensor, threads: int) -> Tensor:
+    """A tensor as the reference has it: of int8 where it is to be calibrated, else as it is packed."""
+    if spec.kind != KIND:
+        return packed
+    return _packed_alone(source, source.tensor(spec.name, copy=True), spec.name, REFERENCE_KIND, threads).tensor
 
 
 def _pack(source: ModelSource, spec: TensorSpec, threads: int) -> Packed:
@@ -121,20 +148,41 @@ def _packed_alone(source: ModelSource, weights: Tensor, name: str, kind: str, th
 
 def _calibrate(
     shared: Shared,
-    inputs: Iterable[Rows],
+    path: _Path,
+    reference: _Path,
+    length: int,
     source: ModelSource,
     threads: int,
     finished: Callable[[str], Packed | None],
 ) -> Iterator[Packed]:
-    """Pack the weights that share inputs."""
-    for names, rows in zip(shared.names, inputs, strict=True):
+    """Pack the weights that share inputs; `length` is a window's."""
+    inputs = rows_of_experts(shared, path.rows, length)
+    for names, rows, wanted in zip(shared.names, inputs, _wanted(shared, path, reference, length), strict=True):
         found = {name: finished(name) for name in names}
         curvature = None if all(found.values()) else curvature_of(rows)
+        drifts: dict[str, Drift] = {}
+        if curvature is not None and wanted is not None:
+            hessian = curvature.of_columns(rows.shape[1])
+            of_inputs = fit_drift(hessian, rows, rows, wanted)
+            drifts = {name: Drift(of_inputs) for name in names}
+            for name, value in shared.added_to.items():
+                of_sums = fit_drift(hessian, rows, path.rows_of(value), reference.rows_of(value))
+                drifts[name] = Drift(of_inputs, of_sums)
         for name, before in found.items():
-            yield before or _pack_under(curvature, source, name, threads)
+            yield before or _pack_under(curvature, source, name, threads, drifts.get(name))
 
 
-def _pack_under(curvature: Curvature | None, source: ModelSource, name: str, threads: int) -> Packed:
+def _wanted(shared: Shared, path: _Path, reference: _Path, length: int) -> Iterable[Rows | None]:
+    """The inputs in the reference of the tokens that reach each expert; None where it may have sent them to others."""
+    if shared.x.per_token > 1:
+        return [None] * len(shared.names)
+    routed = {} if shared.routing is None else {shared.routing.index: path.rows[shared.routing.index]}
+    return rows_of_experts(shared, {**reference.rows, **routed}, length)
+
+
+def _pack_under(
+    curvature: Curvature | None, source: ModelSource, name: str, threads: int, drift: Drift | None
+) -> Packed:
     """Pack a weight of kind int4, under the Hessian of its inputs if there were any."""
     weights = source.tensor(name, copy=True)
     alone = _packed_alone(source, weights, name, KIND, threads)
@@ -142,5 +190,5 @@ def _pack_under(curvature: Curvature | None, source: ModelSource, name: str, thr
         return alone
     if alone.error <= NEGLIGIBLE[KIND]:  # with the source's codes; no others come as near
         return alone._replace(output_error=output_error_of(curvature, weights, alone.tensor))
-    tensor, error, output_error = pack_under(curvature, weights, alone.tensor, threads)
+    tensor, error, output_error = pack_under(curvature, weights, alone.tensor, threads, drift)
     return Packed(name, tensor, error, output_error, None if alone.kept_codes is None else 0.0)

@@ -1,7 +1,7 @@
 """How much memory calibration needs, known from a program and the length of the text alone.
 
-Two things are large: the values between two parts of the program, of all tokens (`layers.py`), and the Hessian of the
-widest input with its factor (`curvature.py`). Nothing is allocated here.
+Two things are large: the values between two parts of the program, of all tokens, in the packed model and its
+reference (`layers.py`), and the Hessian of the widest input with its factor (`curvature.py`). Nothing is allocated.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from collections.abc import Iterable, Mapping
 
 from quantkit.models.parts import cut
 from quantkit.models.program import Program, Value
-from quantkit.quantization.calibration import KIND
+from quantkit.quantization.calibration import KIND, REFERENCE_KIND
 from quantkit.quantization.calibration.stops import Stop, stops_of
 from quantkit.tensor import TensorSpec
 from quantkit_kernels.blocks import COLUMNS, nbytes
 
 HESSIAN_BYTES = 40
-"""Of each entry of a Hessian: itself and a chunk's part, f32, and what its factor is made of, f64."""
+"""Of each entry of a Hessian: itself and a chunk's part, f32, and what its factor is made of, f64, or a drift, f32."""
 WEIGHT_BYTES = 16
 """Of each weight of the matrix that is packed: as it is read and stored, in f32, and its blocks."""
+MODELS = 2
+"""The packed one and its reference."""
 PASS_TOKENS = 256
 """Those of the engine: the values inside of a part are in memory for so many tokens (a test compares)."""
 
@@ -44,12 +46,17 @@ def calibration_memory(program: Program, specs: Mapping[str, TensorSpec], tokens
         inside = (each.output for each in part.operations if isinstance(each.output, Value))
         most = max(
             most,
-            _rows({*alive, *part.outputs}, tokens)
+            MODELS * _rows({*alive, *part.outputs}, tokens)
             + _rows(inside, PASS_TOKENS)
-            + sum(nbytes(specs[name].kind, specs[name].shape) for name in held)
+            + sum(_held(specs[name]) for name in held)
             + _search(stop, specs, tokens),
         )
     return most
+
+
+def _held(spec: TensorSpec) -> int:
+    """Bytes of a tensor, and of what stands for it in the reference if that is something else."""
+    return nbytes(spec.kind, spec.shape) + (nbytes(REFERENCE_KIND, spec.shape) if spec.kind == KIND else 0)
 
 
 def _rows(values: Iterable[Value], tokens: int) -> int:
@@ -60,5 +67,5 @@ def _search(stop: Stop, specs: Mapping[str, TensorSpec], tokens: int) -> int:
     """Bytes that the largest matrix at a stop is packed in, with its Hessian, and the rows of an expert, copied."""
     largest = max(specs[name].weights for name in stop.names)
     widest = max(-(-shared.x.columns // COLUMNS) * COLUMNS for shared in stop.shared.values())
-    copied = max((_rows([it.x], tokens) for it in stop.shared.values() if it.routing), default=0)
+    copied = max((MODELS * _rows([it.x], tokens) for it in stop.shared.values() if it.routing), default=0)
     return WEIGHT_BYTES * largest + HESSIAN_BYTES * widest**2 + copied

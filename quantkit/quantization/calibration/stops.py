@@ -24,11 +24,15 @@ class Shared:
         Which experts a token goes to; None: the rows go to every weight.
     names : list of list of str
         Of the weights, for each expert; a single list if there are none.
+    added_to : dict of str to Value
+        What the output of a weight is added to and nothing else reads, such as the residual stream, by its name; those
+        of which the stop knows it.
     """
 
     x: Value
     routing: Value | None
     names: list[list[str]]
+    added_to: dict[str, Value] = field(default_factory=dict)
 
 
 @dataclass
@@ -69,6 +73,9 @@ def stops_of(program: Program, names: Collection[str]) -> list[Stop]:
                 shared = stop.shared.setdefault(operation.inputs[0].index, Shared(x, routing, [[] for _ in weights]))
                 for names, name in zip(shared.names, weights, strict=True):
                     names += [name] if name in left else []
+                other = _added_to(program, operation)
+                if other and other.index < border:
+                    shared.added_to[weights[0]] = other
                 left.difference_update(weights)
     return stops
 
@@ -76,6 +83,16 @@ def stops_of(program: Program, names: Collection[str]) -> list[Stop]:
 def _weights(operation: Operation) -> tuple[str, ...]:
     """The matrices of a product: one, or that of each expert."""
     return operation.tensors[: operation.parameters.get("experts", 1)]
+
+
+def _added_to(program: Program, operation: Operation) -> Value | None:
+    """The value that the output of a product is added to, if that is all that happens to it."""
+    output = operation.output
+    readers = [each for each in program.operations if output in each.inputs]
+    if operation.spec.stacked or [each.name for each in readers] != ["add"]:
+        return None
+    others = [x for x in readers[0].inputs if isinstance(x, Value) and x != output]
+    return others[0] if others else None
 
 
 def _rows(program: Program, operation: Operation) -> Value:

@@ -41,7 +41,7 @@ def test_a_model_of_7b_fits_into_24_gb() -> None:
         name: type(spec)(name, spec.shape, spec.role, kind=kinds.get(spec.role, "f32"))
         for name, spec in program.tensors.items()
     }
-    assert 8e9 < calibration_memory(program, specs, 65536) < 16e9
+    assert 12e9 < calibration_memory(program, specs, 65536) < 18e9
 
 
 def test_a_pass_is_that_of_the_engine() -> None:

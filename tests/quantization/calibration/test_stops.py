@@ -43,6 +43,14 @@ def test_experts_share_by_expert() -> None:
     assert [len(names) for names in downs.names] == [1] * len(gates.names)
 
 
+def test_what_an_output_is_added_to_is_known_where_nothing_else_happens_to_it() -> None:
+    for model_type, added in (("llama", {"o_proj", "down_proj"}), ("gemma2", set()), ("mixtral", {"o_proj"})):
+        program = program_of(model_type)
+        wanted = [name for name, spec in program.tensors.items() if spec.role == "linear"]
+        found = [shared.added_to for stop in stops_of(program, wanted) for shared in stop.shared.values()]
+        assert {name.split(".")[-2] for each in found for name in each} == added
+
+
 def test_each_weight_stops_once_though_layers_share_it() -> None:
     program = program_of("zamba2")
     wanted = [name for name, spec in program.tensors.items() if spec.role == "linear"]
