@@ -66,11 +66,11 @@ def test_the_builtin_text_is_for_every_model(source: ModelSource, name: str | Pa
 
 
 def test_the_builtin_text_has_some_of_everything() -> None:
-    assert len(DOCUMENTS) == len({_text_of(each) for each in DOCUMENTS}) > 200
+    assert len(DOCUMENTS) == len({_text_of(each) for each in DOCUMENTS}) > 280
     for each in DOCUMENTS:
         assert set(each) - {"source"} == {"kind", "messages" if each["kind"] == "dialogue" else "text"}
     everything = "".join(map(_text_of, DOCUMENTS))
-    assert len(everything) > 350_000
+    assert len(everything) > 400_000
     assert all(sign in everything for sign in "学のя한عहשিதกλđğłåñßéã=")
     for messages in (each["messages"] for each in DOCUMENTS if "messages" in each):
         roles = [it["role"] for it in messages if it["role"] != "system"]
