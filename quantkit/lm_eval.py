@@ -34,7 +34,7 @@ BATCH = 16
 """Texts in a pass, unless told otherwise."""
 MAX_GEN_TOKS = 256
 """Tokens that are generated at most where the task does not say."""
-KV_DTYPES = {32: "f32", 16: "f16", 8: "int8"}
+KV_DTYPES = {32: "f32", 16: "int16", 8: "int8"}
 SAMPLING = {"temperature": "temp", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p"}
 """Names of lm-eval's options for generation -> of `make_sampler`."""
 

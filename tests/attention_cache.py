@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit_kernels import blocks
 from quantkit_kernels.attention import operands, sharing
 from quantkit_kernels.attention import pages as kv_pages
 from quantkit_kernels.compile.jit import jit
@@ -45,12 +44,9 @@ class Variant(NamedTuple):
 
 @jit(entry=True)
 def store_all(layer, k, v, tokens, position, pages):
-    """Returns how many tokens saturated."""
-    saturated = 0
     for token in range(tokens):
         keys, values = from_token(k, token).address, from_token(v, token).address
-        saturated += kv_pages.store_kv(layer, keys, values, pages, position + token)
-    return saturated
+        kv_pages.store_kv(layer, keys, values, pages, position + token)
 
 
 @jit(entry=True)
@@ -67,15 +63,15 @@ class Cache:
         v_head_dim = v_head_dim or head_dim
         count = -(-length // kv_pages.PAGE)
         size = kv_pages.layer_bytes(kind, KV_HEADS, head_dim, v_head_dim)
-        self.layer = kv_pages.Layer(blocks.KINDS[kind].code, LAYER * size, KV_HEADS, head_dim, v_head_dim)
-        # int8 has no NaN, but its scales have; these bytes are NaN as f16 and as f32.
+        self.layer = kv_pages.Layer(kv_pages.CODES[kind], LAYER * size, KV_HEADS, head_dim, v_head_dim)
+        # Whole numbers have no NaN, but their scales have: these bytes are NaN as f32.
         self.pages = np.full((count, LAYERS * size), 0xFF, np.uint8)
         self.table = np.array([page.ctypes.data for page in self.pages[::-1]], np.int64)
 
-    def store(self, k: Floats, v: Floats, position: int) -> int:
-        """k, v: f32 [tokens, KV_HEADS, head_dim or v_head_dim]. Returns how many tokens saturated."""
+    def store(self, k: Floats, v: Floats, position: int) -> None:
+        """k, v: f32 [tokens, KV_HEADS, head_dim or v_head_dim]."""
         keys, values = padded(k), padded(v)
-        return store_all(self.layer, rows_of(keys), rows_of(values), len(k), position, self.table.ctypes.data)
+        store_all(self.layer, rows_of(keys), rows_of(values), len(k), position, self.table.ctypes.data)
 
     def attend(self, q: Floats, position: int, variant: Variant, threads: int = 0) -> Floats:
         """q: f32 [tokens, heads, head_dim] -> [tokens, heads, v_head_dim]. Threads that share the work take turns."""

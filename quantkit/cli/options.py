@@ -86,7 +86,7 @@ the library to say."""
 threads_option = click.option(
     "-t", "--threads", type=click.IntRange(min=1), help="Worker threads  [default: the physical cores allowed]"
 )
-KV_DTYPES = {"16": "f16", "8": "int8"}
+KV_DTYPES = {"16": "int16", "8": "int8"}
 kv_option = click.option(
     "--kv-bits",
     "kv_dtype",

@@ -37,7 +37,7 @@ class CacheLayer(NamedTuple):
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What a position needs: its layers, which may differ, and the kind of numbers: `f16`, `int8`, `f32`."""
+    """What a position needs: its layers, which may differ, and the kind of numbers: `int16`, `int8`, `f32`."""
 
     kind: str
     layers: tuple[CacheLayer, ...]

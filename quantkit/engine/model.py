@@ -8,7 +8,6 @@ hands each to the compiled interpreter. What is computed is in the program (`qua
 from __future__ import annotations
 
 import contextlib
-import logging
 import operator
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Batch
@@ -27,20 +26,14 @@ from quantkit.errors import GenerationError, OptionError
 from quantkit.models.program import Program, Value
 from quantkit.tensor import Tensor
 from quantkit_kernels.attention.operands import scratch_bytes
+from quantkit_kernels.attention.pages import CODES as KV_CODES
 from quantkit_kernels.attention.sharing import SPAN_BYTES, partials_bytes
-from quantkit_kernels.blocks import KINDS, dequantize
+from quantkit_kernels.blocks import dequantize
 from quantkit_kernels.interpreter.kernels import compiled
 from quantkit_kernels.interpreter.layout import CHUNK
 
-logger = logging.getLogger(__name__)
-
 PASS_TOKENS = 256
 """Tokens of one pass at most: enough to reuse each weight, few enough that values stay in cache."""
-KV_KINDS = ("f16", "int8", "f32")
-_SATURATED = (
-    "the KV cache: some keys or values are beyond the range of f16, and stored as its largest number; "
-    "a cache of int8 holds them (--kv-bits 8, or kv_dtype='int8')"
-)
 
 
 class Weights(Protocol):
@@ -73,12 +66,12 @@ class Model:
         Tokens that a sequence may hold.
     threads : int
         Threads that share the work, the caller's included.
-    kv_kind : {"f16", "int8", "f32"}
+    kv_kind : {"int16", "int8", "f32"}
         Precision of the KV cache.
     """
 
     def __init__(
-        self, program: Program, source: Weights, *, context_length: int, threads: int, kv_kind: str = "f16"
+        self, program: Program, source: Weights, *, context_length: int, threads: int, kv_kind: str = "int16"
     ) -> None:
         if threads < 1:
             raise OptionError(f"threads: {threads} is not a positive number")
@@ -89,8 +82,8 @@ class Model:
             raise OptionError(
                 f"context: {context_length} is more than the {learned} positions that the model has learned"
             )
-        if kv_kind not in KV_KINDS:
-            raise OptionError(f"kv kind {kv_kind!r}: known are {', '.join(KV_KINDS)}")
+        if kv_kind not in KV_CODES:
+            raise OptionError(f"kv kind {kv_kind!r}: known are {', '.join(KV_CODES)}")
         self.config: Mapping[str, Any] = source.config
         self.program = program
         self.context_length = context_length
@@ -110,7 +103,6 @@ class Model:
         self._logits = LogitsRows(program.logits.columns, row_stride(program.logits))
         self._pool = WorkerPool(threads)
         self._times: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
-        self._saturated = False
         self._describe_passes(kv_kind)
 
     @property
@@ -296,9 +288,7 @@ class Model:
             wanted += last
         for address, number in self._outside:
             address[0] = outside[number]
-        if self._pool.run(len(chunks)) and not self._saturated:
-            self._saturated = True
-            logger.warning(_SATURATED)
+        self._pool.run(len(chunks))
         if self._times is not None:
             stamps, sums = self._times
             # No thread notes the end itself: it comes when the last one arrives.
@@ -324,7 +314,7 @@ class Model:
         words["counters"] = self._memory(8 * (self.threads + 1) * (len(self._table) + 1))
         words["scratch"], words["scratch_bytes"] = self._memory(scratch * self.threads), scratch
         words["partials"] = self._memory(partials_bytes(self.threads))
-        words["kv_kind"] = KINDS[kv_kind].code
+        words["kv_kind"] = KV_CODES[kv_kind]
 
     def _addresses(self) -> Addresses:
         """Where everything lies; vectors are small and become padded f32."""

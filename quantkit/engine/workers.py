@@ -42,7 +42,7 @@ class WorkerPool:
         memory = np.zeros(shared_bytes(threads) + LINE, np.uint8)
         self._shared = memory[-memory.ctypes.data % LINE :]
         self._addresses = int(self._shared.ctypes.data), int(self.words.ctypes.data)
-        self._chunks, self._saturated = (self.words.reshape(1)[name].data for name in ("chunks", "saturated"))
+        self._chunks = self.words.reshape(1)["chunks"].data
         for worker in range(1, threads):
             _LIBC.sem_init(ctypes.c_void_p(_semaphore(self._shared, worker)), 0, 0)
         self._participate = _callable(participate)
@@ -60,11 +60,10 @@ class WorkerPool:
         self._stop = weakref.finalize(self, _stop, self._shared, workers)
         self.closed = False
 
-    def run(self, chunks: int) -> bool:
-        """Run one pass of the program that `words` describes; returns whether one has `saturated` the KV cache."""
+    def run(self, chunks: int) -> None:
+        """Run one pass of the program that `words` describes."""
         self._chunks[0] = chunks
         self._participate(0, *self._addresses)
-        return self._saturated[0] != 0
 
     def close(self) -> None:
         """End the threads; the pool cannot run again."""

@@ -39,7 +39,7 @@ def open_parts(
     *,
     threads: int | None = None,
     context: int | None = None,
-    kv_dtype: str = "f16",
+    kv_dtype: str = "int16",
 ) -> list[Model]:
     """Open a packed model in steps.
 

@@ -26,7 +26,7 @@ def load_model(
     *,
     threads: int | None = None,
     context: int | None = None,
-    kv_dtype: str = "f16",
+    kv_dtype: str = "int16",
 ) -> Model:
     """Open a model folder (or GGUF file) without its tokenizer.
 
@@ -40,7 +40,7 @@ def load_model(
     context : int, optional
         Tokens that a sequence may hold; default: what the model was made for. Where rope has other angles for long
         texts, as in Phi-3, the default is the length of short ones.
-    kv_dtype : {"f16", "int8", "f32"}
+    kv_dtype : {"int16", "int8", "f32"}
         Precision of the KV cache.
 
     Raises
@@ -55,7 +55,7 @@ def load_model(
 
 
 def load(
-    path: str | os.PathLike[str], *, threads: int | None = None, context: int | None = None, kv_dtype: str = "f16"
+    path: str | os.PathLike[str], *, threads: int | None = None, context: int | None = None, kv_dtype: str = "int16"
 ) -> tuple[Model, Tokenizer]:
     """Open a model folder (or GGUF file) with its tokenizer; options and errors as `load_model`."""
     _check_threads(threads)
@@ -90,7 +90,7 @@ def _check_threads(threads: int | None) -> None:
 
 
 def model_of(
-    source: ModelSource, *, threads: int | None = None, context: int | None = None, kv_dtype: str = "f16"
+    source: ModelSource, *, threads: int | None = None, context: int | None = None, kv_dtype: str = "int16"
 ) -> Model:
     """Return the model that a source holds; options and errors as `load_model`."""
     accepted = context is None or (is_whole(context) and context >= 1)

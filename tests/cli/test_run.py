@@ -55,7 +55,7 @@ def test_the_answer_is_on_stdout_and_the_footer_on_stderr(invoke: Invoke, packed
     assert list(found) == ["sampling", "end", "prompt", "generation", "weights", "KV cache", "peak memory"]
     assert found["generation"].startswith("8 tokens, ")
     assert "GB/s" in found["weights"]
-    assert found["KV cache"].endswith(" tokens, f16")
+    assert found["KV cache"].endswith(" tokens, int16")
 
 
 def test_what_recurrent_layers_keep_is_said(invoke: Invoke, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from quantkit.engine.kv_cache import ALIGNMENT, SLAB_PAGES, CacheLayer, CacheSha
 from quantkit_kernels.attention.pages import PAGE
 
 LAYERS = (CacheLayer(2, 12, 12), CacheLayer(1, 50, 70), CacheLayer(2, 12, 12))
-SHAPES = [CacheShape(kind, LAYERS) for kind in ("f16", "int8", "f32")]
+SHAPES = [CacheShape(kind, LAYERS) for kind in ("int16", "int8", "f32")]
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -6,10 +6,10 @@ The order of segments is fixed, so the bits of a result do not depend on which t
 
 from __future__ import annotations
 
-from quantkit_kernels.attention.operands import LEAST, NEVER, rounded
+from quantkit_kernels.attention.operands import LEAST, LOG2_E, NEVER, rounded
 from quantkit_kernels.attention.pages import INT8, padded, rotate
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.rows.functions import exp_negative
+from quantkit_kernels.rows.functions import exp2_negative
 from quantkit_kernels.simd import (
     fma,
     get_f32,
@@ -43,7 +43,7 @@ def add_partial(partial, total, queries, channels, factors):
     for query in range(0, 4 * queries, 64):
         peak, new_peak = load_wide_f32(total.peaks + query, least), load_wide_f32(partial.peaks + query, least)
         both = maximum(peak, new_peak)
-        factor, new_factor = exp_negative(peak - both), exp_negative(new_peak - both)
+        factor, new_factor = exp2_negative(peak - both), exp2_negative(new_peak - both)
         old, new = load_wide_f32(total.sums + query, least), load_wide_f32(partial.sums + query, least)
         store(total.peaks + query, both)
         store(total.sums + query, where_less(least, new_peak, fma(old, factor, new * new_factor), old))
@@ -67,10 +67,10 @@ def _inverse(heads, kv_head, query, total):
         return splat_wide(1.0) / weights
     peak = splat_wide(get_f32(total.peaks + 4 * query))
     head = heads.heads_per_kv * kv_head + query % heads.heads_per_kv
-    sink = splat_wide(get_f32(heads.sinks + 4 * head))
+    sink = splat_wide(get_f32(heads.sinks + 4 * head) * LOG2_E)
     both = maximum(peak, sink)
-    factor = exp_negative(peak - both)
-    return factor / fma(weights, factor, exp_negative(sink - both))
+    factor = exp2_negative(peak - both)
+    return factor / fma(weights, factor, exp2_negative(sink - both))
 
 
 @jit

@@ -17,9 +17,11 @@ SEGMENT = 128
 SPAN_TOKENS = 32
 """Tokens of a span at most."""
 QUERY_BLOCK, SMALL_QUERY_BLOCK = 6 * TILES, 4
-"""Queries that are multiplied at once with a segment of f32: as many as registers hold; and at the end of a span."""
+"""Queries that are multiplied at once: as many as registers hold; and where there are few."""
 SCORES_STRIDE = 4 * (SEGMENT + 16)
 """Bytes from one query's scores to the next: not a power of two, which would crowd a few sets of the cache."""
+LOG2_E = 1.4426950408889634
+"""Scores are multiplied by this, so that weights are powers of two."""
 NEVER, LEAST = -3.0e38, -2.9e38
 """Score of a position that a query does not see; scores that it sees are above the second."""
 
@@ -60,7 +62,11 @@ class Queries(NamedTuple):
     """Some of a span's queries for one KV head. They are numbered token by token, and within a token head by head."""
 
     rows: int
-    """Address of the first one's f32 row; the others follow, `query_width` channels each."""
+    """Address of the first one's row; the others follow, `padded(head_dim)` channels of f32 or int16 each."""
+    factors: int
+    """Address of f32 numbers: what makes scores of each one's products."""
+    units: int
+    """Address of f32 numbers that are computed: what makes results of each one's sums of weighted values."""
     first: int
     count: int
 
@@ -89,9 +95,9 @@ class Partial(NamedTuple):
     """An unmerged result: attention of some queries over some positions, f32 numbers at three addresses."""
 
     peaks: int
-    """Each query's largest score."""
+    """Each query's largest score, in units of log2(e)."""
     sums: int
-    """Each query's sum of weights `exp(score - peak)`."""
+    """Each query's sum of weights `2**(score - peak)`."""
     values: int
     """Each query's row of weighted values, `padded(v_head_dim)` channels."""
 
@@ -100,15 +106,19 @@ class Scratch(NamedTuple):
     """Addresses in a thread's own memory."""
 
     scores: int
-    """Scores, then weights, of a block of queries: rows of f32, `SCORES_STRIDE` apart."""
+    """Scores, then weights, of a block of queries: rows of f32 or int16, `SCORES_STRIDE` apart."""
+    units: int
+    """`Queries.units` of a block."""
     queries: int
     """Rows of a span's queries for one KV head."""
+    query_factors: int
+    """`Queries.factors` of all of them."""
     partial: int
     total: int
     factors: int
     """Two f32 numbers for each query: what a merge multiplies the total and the partial by."""
     widened: int
-    """The pages of a segment, widened to f32."""
+    """The pages of a segment, widened to int16."""
 
 
 @jit
@@ -134,19 +144,22 @@ def partial_at(address, queries):
 def scratch_at(address, heads):
     """The addresses in a thread's memory of `scratch_bytes`."""
     queries, layer = SPAN_TOKENS * heads.heads_per_kv, heads.layer
-    rows = address + QUERY_BLOCK * SCORES_STRIDE
-    partial = rows + 4 * rounded(queries) * padded(layer.head_dim)
+    units = address + QUERY_BLOCK * SCORES_STRIDE
+    rows = units + 64
+    query_factors = rows + 4 * rounded(queries) * padded(layer.head_dim)
+    partial = query_factors + 4 * rounded(queries)
     total = partial + partial_bytes(queries, layer.v_head_dim)
     factors = total + partial_bytes(queries, layer.v_head_dim)
-    return Scratch(address, rows, partial, total, factors, factors + 8 * rounded(queries))
+    widened = factors + 8 * rounded(queries)
+    return Scratch(address, units, rows, query_factors, partial, total, factors, widened)
 
 
 def scratch_bytes(heads_per_kv: int, head_dim: int, v_head_dim: int) -> int:
     """Bytes of memory of its own that a thread needs for attention."""
     queries = (SPAN_TOKENS * heads_per_kv + QUERY_BLOCK + 15) & ~15
     keys, values = padded.py_func(head_dim), padded.py_func(v_head_dim)
-    pages = SEGMENT // PAGE * (PAGE * (keys + values) * 4 + 8 * PAGE)
-    return QUERY_BLOCK * SCORES_STRIDE + 4 * queries * (keys + 2 * (2 + values) + 2) + pages + 64
+    pages = SEGMENT // PAGE * (PAGE * (keys + values) * 2 + 8 * PAGE)
+    return QUERY_BLOCK * SCORES_STRIDE + 64 + 4 * queries * (keys + 1 + 2 * (2 + values) + 2) + pages + 64
 
 
 @jit

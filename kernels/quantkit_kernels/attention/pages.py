@@ -4,17 +4,17 @@ A page holds `PAGE` consecutive positions of one sequence, for all layers and KV
 of its own, the same in every page, so layers may differ in heads and head sizes. Of each KV head, at `page + offset +
 head * head_bytes`:
 
-    keys          [PAGE / KEY_ROW][padded head_dim][KEY_ROW positions]   lanes are positions: no sums over lanes
-    values        [PAGE][padded v_head_dim]                              lanes are channels
-    key scales    [PAGE] f32                                             of int8 alone
-    value scales  [PAGE] f32                                             of int8 alone
+    keys          [padded head_dim / pair][PAGE positions][pair]   lanes are positions: no sums over lanes
+    values        [PAGE / pair][padded v_head_dim][pair]           lanes are channels
+    key scales    [PAGE] f32                                       of whole numbers
+    value scales  [PAGE] f32                                       of whole numbers
 
-Padded is rounded up to whole vectors of 16 numbers, and at least 32; the padding is zero. A row of
-`KEY_ROW` keys is a cache line of f16, so both halves are read as one stream, keys then values, 16 KiB for heads of 64
-channels.
+Padded is rounded up to whole vectors of 16 numbers, and at least 32; the padding is zero. A pair is two whole numbers,
+which an instruction multiplies at once: neighbouring channels of a key, or neighbouring positions of a value. f32 has
+none. Both halves are read as one stream, keys then values, 16 KiB for int16 heads of 64 channels.
 
-Numbers are f16, saturated; or int8 codes -127..127 with one scale for each position and head, `absmax / 127`; or f32
-for the reference path.
+Numbers are int16 or int8 with one scale for each position and head, or f32 for the reference path. int16 is scaled as
+`integers.py` says, and as exact as f16. int8 is scaled by `absmax / 127`.
 
 An int8 cache holds its heads rotated by a Walsh-Hadamard transform, `length` channels at a time. A few channels of most
 keys are far larger than the others, and a scale that fits them wastes the codes of the rest; rotated, each channel is a
@@ -32,51 +32,44 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quantkit_kernels.blocks import KINDS
+from quantkit_kernels.attention.integers import codes, length_scale, value_scale
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import (
-    F16_MAX,
     absolute,
     get_i64,
     hadamard_lanes,
     load_line_f32,
-    load_wide_f16,
-    load_wide_i8,
+    load_wide_i8_as_i16,
     load_wide_partial_f32,
     max_lanes,
     maximum,
     put_f32,
-    round_even,
-    scatter_f16,
     scatter_f32,
     scatter_i8,
-    splat_wide,
+    scatter_i16,
+    scatter_pairs_i8,
+    scatter_pairs_i16,
     stack_f32,
     store,
-    store_f16,
-    store_i8,
-    to_i32,
     zeros_wide,
 )
 
 PAGE = 64
 """Positions of a page."""
-KEY_ROW = 32
-"""Positions whose keys stand side by side."""
 LONGEST = 256
 """Channels that are rotated together at most."""
-F32, F16, INT8 = (KINDS[name].code for name in ("f32", "f16", "int8"))
-SIZES = {"f32": 4, "f16": 2, "int8": 1}
-"""Bytes of a number."""
 SCALES_BYTES = 2 * 4 * PAGE
-"""Scales of one head of an int8 page."""
+"""Scales of one head of a page of whole numbers."""
+CODES = {"int16": 2, "int8": 1, "f32": 4}
+"""The kinds of cache, the first by default, and their numbers in `Layer.kind`: bytes of a number of theirs."""
+INT16, INT8, F32 = CODES.values()
 
 
 class Layer(NamedTuple):
     """The heads of one layer in the pages."""
 
     kind: int
-    """`blocks.Kind.code` of the numbers."""
+    """Of `CODES`."""
     offset: int
     """Bytes from the start of a page to the first head."""
     kv_heads: int
@@ -107,67 +100,62 @@ def numbers_bytes(layer, size):
 @jit
 def head_bytes(layer):
     """Bytes of one head of a page."""
-    if layer.kind == INT8:
-        return numbers_bytes(layer, 1) + SCALES_BYTES
-    return numbers_bytes(layer, 2 if layer.kind == F16 else 4)
+    return numbers_bytes(layer, layer.kind) + (0 if layer.kind == F32 else SCALES_BYTES)
 
 
 def layer_bytes(kind: str, kv_heads: int, head_dim: int, v_head_dim: int) -> int:
     """Bytes of one layer in a page, a multiple of 64."""
-    numbers = PAGE * (padded.py_func(head_dim) + padded.py_func(v_head_dim)) * SIZES[kind]
-    return kv_heads * (numbers + (SCALES_BYTES if kind == "int8" else 0))
+    numbers = PAGE * (padded.py_func(head_dim) + padded.py_func(v_head_dim)) * CODES[kind]
+    return kv_heads * (numbers + (0 if kind == "f32" else SCALES_BYTES))
 
 
 @jit
 def store_kv(layer, k, v, pages, position):
-    """Write one token's keys and values, f32 rows of all heads, into its sequence's page.
-
-    Returns whether a number was beyond the range of f16, and stored as its largest.
-    """
+    """Write one token's keys and values, f32 rows of all heads, into its sequence's page."""
     step = head_bytes(layer)
     head = get_i64(pages + 8 * (position >> 6)) + layer.offset
     slot = position & 63
-    peak = zeros_wide(1, 1)
     for _ in range(layer.kv_heads):
-        if layer.kind == F16:
-            peak = maximum(peak, _store_f16(layer, k, v, head, slot))
+        if layer.kind == INT16:
+            _store_int16(layer, k, v, head, slot)
         elif layer.kind == INT8:
             _store_int8(layer, k, v, head, slot)
         else:
             _store_f32(layer, k, v, head, slot)
         k, v = k + 4 * layer.head_dim, v + 4 * layer.v_head_dim
         head += step
-    return max_lanes(peak) > F16_MAX
 
 
 @jit
-def _places(layer, head, slot, size):
-    """Where a position's first key and first value stand."""
-    key = (slot // KEY_ROW * padded(layer.head_dim) * KEY_ROW + slot % KEY_ROW) * size
-    return head + key, head + key_bytes(layer, size) + slot * padded(layer.v_head_dim) * size
+def _pair_places(layer, head, slot, size):
+    """Where a position's first key and first value stand, and its scales, in a page of whole numbers."""
+    value = head + key_bytes(layer, size) + size * (slot // 2 * padded(layer.v_head_dim) * 2 + slot % 2)
+    return head + 2 * size * slot, value, head + numbers_bytes(layer, size) + 4 * slot
 
 
-def _float_store(scatter, store_row, size):
-    @jit
-    def store_head(layer, k, v, head, slot):
-        """Store one head; returns the largest magnitudes in 16 lanes."""
-        peak = zeros_wide(1, 1)
-        key, value = _places(layer, head, slot, size)
-        for channel in range(0, padded(layer.head_dim), 16):
-            keys = load_wide_partial_f32(k + 4 * channel, layer.head_dim - channel)
-            scatter(key + KEY_ROW * size * channel, KEY_ROW * size, keys)
-            peak = maximum(peak, absolute(keys))
-        for channel in range(0, padded(layer.v_head_dim), 16):
-            values = load_wide_partial_f32(v + 4 * channel, layer.v_head_dim - channel)
-            store_row(value + size * channel, values)
-            peak = maximum(peak, absolute(values))
-        return peak
-
-    return store_head
+@jit
+def _store_f32(layer, k, v, head, slot):
+    key, value = head + 4 * slot, head + key_bytes(layer, 4) + 4 * slot * padded(layer.v_head_dim)
+    for channel in range(0, padded(layer.head_dim), 16):
+        keys = load_wide_partial_f32(k + 4 * channel, layer.head_dim - channel)
+        scatter_f32(key + 4 * PAGE * channel, 4 * PAGE, keys)
+    for channel in range(0, padded(layer.v_head_dim), 16):
+        store(value + 4 * channel, load_wide_partial_f32(v + 4 * channel, layer.v_head_dim - channel))
 
 
-_store_f16 = _float_store(scatter_f16, store_f16, 2)
-_store_f32 = _float_store(scatter_f32, store, 4)
+@jit
+def _store_int16(layer, k, v, head, slot):
+    head_dim, v_head_dim = layer.head_dim, layer.v_head_dim
+    key, value, scales = _pair_places(layer, head, slot, 2)
+    key_scale, scale = length_scale(k, head_dim), value_scale(v, v_head_dim)
+    put_f32(scales, key_scale)
+    put_f32(scales + 4 * PAGE, scale)
+    for channel in range(0, padded(head_dim), 16):
+        keys = codes(load_wide_partial_f32(k + 4 * channel, head_dim - channel), key_scale)
+        scatter_pairs_i16(key + 2 * PAGE * channel, 4 * PAGE, keys)
+    for channel in range(0, padded(v_head_dim), 16):
+        values = codes(load_wide_partial_f32(v + 4 * channel, v_head_dim - channel), scale)
+        scatter_i16(value + 4 * channel, 4, values)
 
 
 @jit
@@ -206,23 +194,22 @@ def _hadamard(x, left, length, out):
 @jit
 def _store_int8(layer, k, v, head, slot):
     head_dim, v_head_dim, rotated = layer.head_dim, layer.v_head_dim, stack_f32(LONGEST)
-    key, value = _places(layer, head, slot, 1)
-    key_scale, value_scale = _scale(k, head_dim, rotated), _scale(v, v_head_dim, rotated)
-    scales = head + numbers_bytes(layer, 1) + 4 * slot
+    key, value, scales = _pair_places(layer, head, slot, 1)
+    key_scale, scale = _scale(k, head_dim, rotated), _scale(v, v_head_dim, rotated)
     length = _hadamard_length(head_dim)
     put_f32(scales, key_scale / length)
     for begin in range(0, padded(head_dim), length):
         _hadamard(k + 4 * begin, head_dim - begin, length, rotated)
         for channel in range(0, length, 16):
-            codes = _codes(load_line_f32(rotated + 4 * channel), key_scale)
-            scatter_i8(key + KEY_ROW * (begin + channel), KEY_ROW, codes)
+            keys = codes(load_line_f32(rotated + 4 * channel), key_scale)
+            scatter_pairs_i8(key + PAGE * (begin + channel), 2 * PAGE, keys)
     length = _hadamard_length(v_head_dim)
-    put_f32(scales + 4 * PAGE, value_scale / length)
+    put_f32(scales + 4 * PAGE, scale / length)
     for begin in range(0, padded(v_head_dim), length):
         _hadamard(v + 4 * begin, v_head_dim - begin, length, rotated)
         for channel in range(0, length, 16):
-            codes = _codes(load_line_f32(rotated + 4 * channel), value_scale)
-            store_i8(value + begin + channel, codes)
+            values = codes(load_line_f32(rotated + 4 * channel), scale)
+            scatter_i8(value + 2 * (begin + channel), 2, values)
 
 
 @jit
@@ -237,36 +224,17 @@ def _scale(x, head_dim, rotated):
 
 
 @jit
-def _codes(x, scale):
-    return to_i32(round_even(x * splat_wide(1.0 / scale if scale > 0.0 else 0.0)))
-
-
-def _widener(load, size):
-    @jit
-    def widen(layer, head, out):
-        for number in range(0, numbers_bytes(layer, 1), 16):
-            store(out + 4 * number, load(head + size * number, zeros_wide(1, 1)))
-
-    return widen
-
-
-_widen_f16 = _widener(load_wide_f16, 2)
-_widen_int8 = _widener(load_wide_i8, 1)
-
-
-@jit
 def widen(layer, head, out):
-    """Copy one head of a page of f16 or int8 as f32 numbers in the same order, the scales behind them."""
-    if layer.kind == F16:
-        _widen_f16(layer, head, out)
-        return
-    _widen_int8(layer, head, out)
-    scales, target = head + numbers_bytes(layer, 1), out + numbers_bytes(layer, 4)
+    """Copy one head of a page of int8 as int16 numbers in the same order, the scales behind them."""
+    like = zeros_wide(1, 1)
+    for number in range(0, numbers_bytes(layer, 1), 32):
+        store(out + 2 * number, load_wide_i8_as_i16(head + number, like))
+    scales, target = head + numbers_bytes(layer, 1), out + numbers_bytes(layer, 2)
     for place in range(0, SCALES_BYTES, 64):
         store(target + place, load_line_f32(scales + place))
 
 
 @jit
 def widened_bytes(layer):
-    """Bytes of what `widen` writes at most."""
-    return numbers_bytes(layer, 4) + SCALES_BYTES
+    """Bytes of what `widen` writes."""
+    return numbers_bytes(layer, 2) + SCALES_BYTES

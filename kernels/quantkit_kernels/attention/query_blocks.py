@@ -1,227 +1,121 @@
 """Attention of a block of queries over a range of the cache: scores, weights and weighted values.
 
 A kernel is made for each number of queries at once and each kind of cache by `query_block`. It works in three steps:
-products of queries and keys; the softmax's weights; products of weights and values.
+products of queries and keys; the softmax's weights (`weights.py`); products of weights and values.
 
-Every query has one order of accumulation, whatever other queries share a register tile, and however wide registers are:
-scores channel after channel; the sum of weights in 16 lanes, position after position, then folded; weighted values
-position after position.
+Sums of products of whole numbers are exact (`integers.py`). Those of f32 have one order of accumulation for every
+query, whatever other queries share a register tile, and however wide registers are: channel after channel, position
+after position.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any, NamedTuple
 
-from quantkit_kernels.attention.operands import NEVER, SCORES_STRIDE, SEGMENT, first_seen
-from quantkit_kernels.attention.pages import INT8, KEY_ROW, PAGE, padded
+from quantkit_kernels.attention.operands import SCORES_STRIDE, SEGMENT
+from quantkit_kernels.attention.pages import PAGE, padded
+from quantkit_kernels.attention.weights import weigh
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.rows.functions import exp_negative, tanh
 from quantkit_kernels.simd import (
-    TILES,
-    blend_first,
+    broadcast_f32,
+    dot_i16_outer,
     fma_outer,
-    get_f32,
     get_i64,
-    lane_numbers,
     load_wide_f32,
-    max_lanes,
-    maximum,
+    load_wide_i8_as_i16,
+    load_wide_i16,
     prefetch,
-    put_f32,
-    splat_wide,
-    store,
     store_grid,
-    sum_lanes,
+    to_f32,
     zeros_wide,
+    zeros_wide_i32,
 )
 
-STEP = 16 * TILES
-"""Positions, or channels, that a register tile holds."""
+
+@jit
+def _same(x):
+    return x
 
 
-def query_block(load, size, n, single):
+class Numbers(NamedTuple):
+    """How the numbers of a cache are multiplied."""
+
+    load: Any
+    """Loads 16 lanes of them."""
+    lane: int
+    """Bytes of the numbers that meet in a lane."""
+    pairs: int
+    """Numbers that meet in a lane: channels of keys, positions of values."""
+    zeros: Any = zeros_wide_i32
+    multiply: Any = dot_i16_outer
+    to_f32: Any = to_f32
+
+
+INT16, INT8 = Numbers(load_wide_i16, 4, 2), Numbers(load_wide_i8_as_i16, 2, 2)
+F32 = Numbers(load_wide_f32, 4, 1, zeros_wide, fma_outer, _same)
+
+
+def query_block(numbers, rows, n, ahead):
     """Make the kernel for `n` queries at once and one kind of cache.
 
     Parameters
     ----------
-    load : kernel
-        Widens 16 numbers of the cache to f32.
-    size : int
-        Bytes of one of them.
+    numbers : Numbers
+        What the cache holds.
+    rows : int
+        Registers of 16 positions, or channels, that meet these queries at once.
     n : int
         Queries at once.
-    single : bool
-        The queries are those of a single token, which is bound by memory: the kernel prefetches what it reads next, and
-        holds two register tiles where registers are left.
+    ahead : bool
+        Few queries are bound by memory: the kernel prefetches what it reads next.
     """
-    step = 2 * STEP if single and n <= 2 * TILES else STEP
-    multiply_keys = _multiply_keys(_scores(load, size, n, single), _two_scores(load, size, n), size, step)
-    multiply_values = _multiply_values(_values(load, size, n, step, single), step)
+    multiply_keys = _multiply_keys(_scores(numbers, rows, n, ahead), numbers, 16 * rows)
+    channels = min(rows, 2)  # a head has 32 at least
+    multiply_values = _multiply_values(_values(numbers, channels, n, ahead), 16 * channels)
 
     @jit
-    def attend_block(heads, span, queries, cache, scores, partial):
+    def attend_block(heads, span, queries, cache, table, partial):
         """Up to `n` queries over a range of the cache; writes their places in the partial."""
-        multiply_keys(heads, queries, cache, scores)
-        _weigh_all(heads, span, queries, cache, scores, partial)
-        multiply_values(heads, queries, cache, scores, partial)
+        multiply_keys(heads, queries, cache, table)
+        weigh(heads, span, queries, cache, table, partial)
+        multiply_values(heads, queries, cache, table, partial)
 
     return attend_block
 
 
-@jit
-def query_width(heads):
-    """Channels of a query: with the padding, if it is rotated."""
-    return padded(heads.layer.head_dim) if heads.layer.kind == INT8 else heads.layer.head_dim
+def _multiply_keys(scores, numbers, step):
+    lane = numbers.lane
 
-
-# --- keys ----------------------------------------------------------------------------------------------------------
-
-
-def _multiply_keys(scores, two_scores, size, step):
     @jit
     def multiply_keys(heads, queries, cache, table):
         """Scores of all positions of the range, into the rows of the table."""
-        width, channels = query_width(heads), padded(heads.layer.head_dim)
-        far = (channels * KEY_ROW if step > KEY_ROW else STEP) * size
+        channels = padded(heads.layer.head_dim)
         for position in range(cache.low & -step, cache.high + 1, step):
-            key = position // KEY_ROW % (PAGE // KEY_ROW) * channels * KEY_ROW + position % KEY_ROW
-            keys = get_i64(cache.pages + 8 * (position >> 6)) + cache.keys + key * size
-            out = table + 4 * (position - cache.base)
-            if step > STEP and position + STEP <= cache.high:
-                two_scores(queries.rows, width, keys, far, out)
-            else:
-                scores(queries.rows, width, keys, out)
+            keys = get_i64(cache.pages + 8 * (position >> 6)) + cache.keys + (position & (PAGE - 1)) * lane
+            scores(queries.rows, channels, keys, table + 4 * (position - cache.base))
 
     return multiply_keys
 
 
-def _scores(load, size, n, single):
+def _scores(numbers, rows, n, ahead):
+    load, lane, pairs, zeros, multiply, to_float = numbers
+    tile = rows * 16 * lane
+
     @jit
-    def scores(q, width, keys, out):
-        """Scores of `STEP` positions."""
-        acc = zeros_wide(TILES, n)
-        ahead = PAGE * padded(width) * size
-        for _ in range(width):
-            if single:
-                prefetch(keys + ahead)
-            acc = fma_outer(load(keys, acc), q, 4 * width, acc)
+    def scores(q, channels, keys, out):
+        """Scores of `16 * rows` positions."""
+        acc = zeros(rows, n)
+        stride, next_page = 4 * channels // pairs, PAGE * channels // pairs * lane
+        for _ in range(0, channels, pairs):
+            if ahead:
+                for line in range(0, tile, 64):
+                    prefetch(keys + next_page + line)
+            acc = multiply(load(keys, acc), q, stride, acc)
             q += 4
-            keys += KEY_ROW * size
-        store_grid(out, 64, SCORES_STRIDE, acc)
+            keys += PAGE * lane
+        store_grid(out, 64, SCORES_STRIDE, to_float(acc))
 
     return scores
-
-
-def _two_scores(load, size, n):
-    @jit
-    def two_scores(q, width, keys, far, out):
-        """Scores of twice as many positions, whose second half stands `far` behind the first."""
-        a, b = zeros_wide(TILES, n), zeros_wide(TILES, n)
-        ahead = PAGE * padded(width) * size
-        for _ in range(width):
-            prefetch(keys + ahead)
-            a = fma_outer(load(keys, a), q, 4 * width, a)
-            prefetch(keys + far + ahead)
-            b = fma_outer(load(keys + far, b), q, 4 * width, b)
-            q += 4
-            keys += KEY_ROW * size
-        store_grid(out, 64, SCORES_STRIDE, a)
-        store_grid(out + 4 * STEP, 64, SCORES_STRIDE, b)
-
-    return two_scores
-
-
-# --- weights -------------------------------------------------------------------------------------------------------
-
-
-@jit
-def _weigh_all(heads, span, queries, cache, table, partial):
-    """Turn the rows of the table from scores into weights; writes each query's maximum and sum."""
-    peaks, sums = partial.peaks + 4 * queries.first, partial.sums + 4 * queries.first
-    # Two loops: in one, each query would wait for its maximum before its exponentials.
-    for query in range(queries.count):
-        position = span.position + (queries.first + query) // heads.heads_per_kv
-        first, row = first_seen(position, heads), table + SCORES_STRIDE * query
-        if heads.softcap != 0.0:
-            peak = _cap_and_mask(heads, row, cache, first, position, heads.softcap)
-        elif heads.slopes:
-            slope = get_f32(heads.slopes + 4 * ((queries.first + query) % heads.heads_per_kv))
-            peak = _slope_and_mask(heads, row, cache, first, position, slope)
-        else:
-            peak = _mask(heads, row, cache, first, position, heads.scale)
-        put_f32(peaks + 4 * query, peak)
-    for query in range(queries.count):
-        put_f32(sums + 4 * query, _weigh(table + SCORES_STRIDE * query, get_f32(peaks + 4 * query), cache))
-
-
-def _masker(bend):
-    @jit
-    def mask(heads, row, cache, first, last, amount):
-        """Scale a query's scores, bend them, and set those that it does not see to `NEVER`; returns the maximum.
-
-        Scores of int8 keys are multiplied by the keys' scales.
-        """
-        factor, largest = splat_wide(heads.scale), splat_wide(NEVER)
-        for position in range(cache.low & ~15, cache.high + 1, 16):
-            place = row + 4 * (position - cache.base)
-            score = load_wide_f32(place, factor) * factor
-            if cache.scales:
-                score = score * load_wide_f32(_scales_at(cache, position), factor)
-            score = bend(score, amount, position - last)
-            if position + 15 > last or position < first:
-                score = blend_first(last + 1 - position, score, splat_wide(NEVER))
-                score = blend_first(first - position, splat_wide(NEVER), score)
-            store(place, score)
-            largest = maximum(largest, score)
-        return max_lanes(largest)
-
-    return mask
-
-
-@jit
-def _as_it_is(score, amount, distance):
-    return score
-
-
-@jit
-def _capped(score, softcap, distance):
-    """`softcap * tanh(score / softcap)`."""
-    return tanh(score / splat_wide(softcap)) * splat_wide(softcap)
-
-
-@jit
-def _sloped(score, slope, distance):
-    """`score + slope * distance`; the distance of the first lane is given, that of the others grows by 1."""
-    return score + splat_wide(slope) * (lane_numbers(score) + splat_wide(np.float32(distance)))
-
-
-# A kernel each, so that the loop of the many models whose scores stay as they are has no branch more.
-_mask, _cap_and_mask, _slope_and_mask = _masker(_as_it_is), _masker(_capped), _masker(_sloped)
-
-
-@jit
-def _weigh(row, peak, cache):
-    """Turn a query's scores into weights `exp(score - peak)`; returns their sum.
-
-    Weights of int8 values are then multiplied by the values' scales.
-    """
-    total, peaks = zeros_wide(1, 1), splat_wide(peak)
-    for position in range(cache.low & ~15, cache.high + 1, 16):
-        place = row + 4 * (position - cache.base)
-        weight = exp_negative(load_wide_f32(place, peaks) - peaks)
-        total = total + weight
-        if cache.scales:
-            weight = weight * load_wide_f32(_scales_at(cache, position) + 4 * PAGE, peaks)
-        store(place, weight)
-    return sum_lanes(total)
-
-
-@jit
-def _scales_at(cache, position):
-    return get_i64(cache.pages + 8 * (position >> 6)) + cache.scales + 4 * (position & (PAGE - 1))
-
-
-# --- values --------------------------------------------------------------------------------------------------------
 
 
 def _multiply_values(values, step):
@@ -232,42 +126,40 @@ def _multiply_values(values, step):
         out = partial.values + 4 * channels * queries.first
         for channel in range(0, channels, step):
             # Where channels end within a step, some are computed twice.
-            near, last = min(channel, channels - STEP), max(channels - STEP, 0)
-            values(cache, channels, near, min(channel + STEP, last) - near, table, out)
+            values(cache, channels, min(channel, channels - step), table, queries.units, out)
 
     return multiply_values
 
 
-def _values(load, size, n, step, single):
+def _values(numbers, rows, n, ahead):
+    load, lane, pairs, zeros, multiply, to_float = numbers
+    tile = rows * 16 * lane
+
     @jit
-    def values(cache, channels, channel, far, table, out):
-        """Weighted values of `step` channels, whose second half is `far` behind the first."""
-        a, b = zeros_wide(TILES, n), zeros_wide(TILES, n)
-        row_bytes = channels * size
-        position = cache.low
+    def values(cache, channels, channel, table, units, out):
+        """Weighted values of `16 * rows` channels."""
+        acc = zeros(rows, n)
+        row_bytes = channels * lane
+        position = cache.low & -pairs
         while position <= cache.high:
-            end = min(cache.high, position | (PAGE - 1))
-            first = (position & (PAGE - 1)) * row_bytes + channel * size
+            end = min(cache.high, position | (PAGE - 1)) + 1
+            first = (position & (PAGE - 1)) // pairs * row_bytes + channel * lane
             v = get_i64(cache.pages + 8 * (position >> 6)) + cache.values + first
-            weight = table + 4 * (position - cache.base)
-            if single:
+            weight = table + 4 // pairs * (position - cache.base)
+            if ahead:
                 # The keys of the next segment.
                 page = min((position >> 6) + SEGMENT // PAGE, cache.newest)
-                ahead = get_i64(cache.pages + 8 * page) + cache.keys + first
-            for _ in range(end + 1 - position):
-                if single:
-                    prefetch(ahead)
-                a = fma_outer(load(v, a), weight, SCORES_STRIDE, a)
-                if step > STEP:
-                    prefetch(ahead + far * size)
-                    b = fma_outer(load(v + far * size, b), weight, SCORES_STRIDE, b)
-                if single:
-                    ahead += row_bytes
+                key = get_i64(cache.pages + 8 * page) + cache.keys + first
+            for _ in range(position, end, pairs):
+                if ahead:
+                    for line in range(0, tile, 64):
+                        prefetch(key + line)
+                    key += row_bytes
+                acc = multiply(load(v, acc), weight, SCORES_STRIDE, acc)
                 v += row_bytes
                 weight += 4
-            position = end + 1
-        store_grid(out + 4 * channel, 64, 4 * channels, a)
-        if step > STEP:
-            store_grid(out + 4 * (channel + far), 64, 4 * channels, b)
+            position = end
+        sums = to_float(acc)
+        store_grid(out + 4 * channel, 64, 4 * channels, sums * broadcast_f32(units, 4, sums))
 
     return values

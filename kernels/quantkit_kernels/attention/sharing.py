@@ -100,7 +100,7 @@ def attend(heads, q, out, span_table, pieces, counter, tag, scratch):
         Address of `scratch_bytes` of this thread's own.
     """
     places = scratch_at(scratch, heads)
-    taken, rows, prepared = 0, 0, -1
+    taken, prepared = 0, -1
     while True:
         begin = take(counter, tag, pieces.chunk, pieces.count)
         if begin >= pieces.count:
@@ -116,8 +116,9 @@ def attend(heads, q, out, span_table, pieces, counter, tag, scratch):
             pair = number // pieces.segments
             span, kv_head = _span_at(span_table, pair // heads.layer.kv_heads), pair % heads.layer.kv_heads
             if pair != prepared:
-                rows, prepared = prepare(heads, span, kv_head, q, places), pair
-            _attend_piece(heads, span, kv_head, number, rows, out, places, pieces)
+                prepare(heads, span, kv_head, q, places)
+                prepared = pair
+            _attend_piece(heads, span, kv_head, number, out, places, pieces)
         taken += end - begin
 
 
@@ -127,19 +128,19 @@ def _attend_pair(heads, span, kv_head, q, out, scratch):
     queries, channels = span.tokens * heads.heads_per_kv, padded(heads.layer.v_head_dim)
     partial, total = partial_at(scratch.partial, queries), partial_at(scratch.total, queries)
     first, last = _segments(span, heads)
-    rows = prepare(heads, span, kv_head, q, scratch)
+    prepare(heads, span, kv_head, q, scratch)
     if first == last:
-        attend_segment(heads, span, kv_head, rows, first, scratch, total)
+        attend_segment(heads, span, kv_head, first, scratch, total)
     else:
         clear_total(total, queries, channels)
         for segment in range(first, last + 1):
-            attend_segment(heads, span, kv_head, rows, segment, scratch, partial)
+            attend_segment(heads, span, kv_head, segment, scratch, partial)
             add_partial(partial, total, queries, channels, scratch.factors)
     write_heads(heads, span, kv_head, total, out)
 
 
 @jit
-def _attend_piece(heads, span, kv_head, piece, rows, out, scratch, pieces):
+def _attend_piece(heads, span, kv_head, piece, out, scratch, pieces):
     """One segment of a split pair; and the merge of all its segments, if it is the last one to be finished."""
     pair, index = piece // pieces.segments, piece % pieces.segments
     first, last = _segments(span, heads)
@@ -148,7 +149,7 @@ def _attend_piece(heads, span, kv_head, piece, rows, out, scratch, pieces):
     queries, channels = span.tokens * heads.heads_per_kv, padded(heads.layer.v_head_dim)
     partials = pieces.partials + pieces.partial_bytes * (piece - index)
     partial = partial_at(partials + pieces.partial_bytes * index, queries)
-    attend_segment(heads, span, kv_head, rows, first + index, scratch, partial)
+    attend_segment(heads, span, kv_head, first + index, scratch, partial)
     arrived = pieces.arrivals + ARRIVALS_BYTES * pair
     if atomic_add(arrived, 1) < last - first:
         return

@@ -143,8 +143,7 @@ PASS = np.dtype(
         ("wanted_tokens", "i8"),  # address of an i64 for each of them: which token of the batch
         ("spans", "i8"),  # how many: consecutive tokens of one sequence
         ("span_table", "i8"),  # address of 4 x i64 for each: attention.operands.Span
-        ("kv_kind", "i8"),  # blocks.Kind.code of the cache
-        ("saturated", "i8"),  # written by the pass: 1 if a key or value was beyond the range of f16
+        ("kv_kind", "i8"),  # of attention.pages.CODES
         ("scratch", "i8"),  # address of memory for attention, `scratch_bytes` for each thread
         ("scratch_bytes", "i8"),
         ("partials", "i8"),  # address of memory that threads share for attention

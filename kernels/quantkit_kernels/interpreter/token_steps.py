@@ -212,5 +212,4 @@ def store_kv(address, part, token):
     state = pass_at(now.words)
     _, k, v = rows_of(step, token, now.thread)
     table, position = get_i64(state.pages + 8 * token), get_i64(state.positions + 8 * token)
-    if pages.store_kv(layer_of(step, state), k, v, table, position):
-        state.saturated = 1
+    pages.store_kv(layer_of(step, state), k, v, table, position)

@@ -19,7 +19,6 @@ from typing import Any
 from quantkit_kernels.compile.deferred import deferred
 
 from .isa import I8_ROWS, ISA, MINS_APART, TILES, U4_ROWS
-from .registers import F16_MAX
 
 _MODULES = {
     "absolute": "arithmetic",
@@ -35,6 +34,7 @@ _MODULES = {
     "compare_exchange": "scalars",
     "copysign": "arithmetic",
     "cpu_relax": "scalars",
+    "dot_i16_outer": "codes",
     "dot_i8": "codes",
     "dot_u4": "codes",
     "even_lanes": "arithmetic",
@@ -70,9 +70,9 @@ _MODULES = {
     "load_scales_u4": "codes",
     "load_tokens_f32": "memory",
     "load_tokens_partial_f32": "memory",
-    "load_wide_f16": "memory",
     "load_wide_f32": "memory",
-    "load_wide_i8": "memory",
+    "load_wide_i16": "memory",
+    "load_wide_i8_as_i16": "memory",
     "load_wide_partial_f32": "memory",
     "low_nibbles": "codes",
     "max_lanes": "arithmetic",
@@ -92,9 +92,11 @@ _MODULES = {
     "round_up": "arithmetic",
     "rows_of": "memory",
     "scale_u4": "codes",
-    "scatter_f16": "memory",
     "scatter_f32": "memory",
+    "scatter_i16": "memory",
     "scatter_i8": "memory",
+    "scatter_pairs_i16": "memory",
+    "scatter_pairs_i8": "memory",
     "semaphore_post": "scalars",
     "semaphore_wait": "scalars",
     "sleep_thread": "scalars",
@@ -106,8 +108,8 @@ _MODULES = {
     "start_dot_i8": "codes",
     "store": "memory",
     "store_bytes": "memory",
-    "store_f16": "memory",
     "store_grid": "memory",
+    "store_i16": "memory",
     "store_i8": "memory",
     "store_sums": "arithmetic",
     "sum_lanes": "arithmetic",
@@ -123,6 +125,7 @@ _MODULES = {
     "zeros": "memory",
     "zeros_tiles": "codes",
     "zeros_wide": "memory",
+    "zeros_wide_i32": "memory",
 }
 """Function that kernels call -> the module of this package that defines it."""
 

@@ -18,7 +18,21 @@ from numpy.typing import NDArray
 from quantkit_kernels import blocks
 
 from .instruction_sets import Dot, high_nibbles, low_nibbles
-from .registers import ELEMENTS, I8, I32, I64, LANES, PER_LANE, concatenated, constant, load_at, splat_scalar, store_at
+from .registers import (
+    ELEMENTS,
+    I8,
+    I16,
+    I32,
+    I64,
+    LANES,
+    PER_LANE,
+    WIDE,
+    concatenated,
+    constant,
+    load_at,
+    splat_scalar,
+    store_at,
+)
 
 ROUNDS = 8
 """Random blocks of each kind that are compared, and as many of extreme codes, scales and activations."""
@@ -34,10 +48,12 @@ def agrees(dot: Dot, processor: str, features: str) -> bool:
     except RuntimeError:  # an LLVM that knows such an instruction by another name
         return False
     call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)
-    u4, i8 = (call(engine.get_function_address(name)) for name in ("u4", "i8"))
+    u4, i8, i16 = (call(engine.get_function_address(name)) for name in ("u4", "i8", "i16"))
     rng = np.random.default_rng(0)
     return all(
-        _u4_agrees(u4, rng, dot.tiles * LANES, extreme) and _i8_agrees(i8, rng, dot.tiles * LANES, extreme)
+        _u4_agrees(u4, rng, dot.tiles * LANES, extreme)
+        and _i8_agrees(i8, rng, dot.tiles * LANES, extreme)
+        and _i16_agrees(i16, rng, extreme)
         for extreme in (False, True)
         for _ in range(ROUNDS)
     )
@@ -61,6 +77,14 @@ def _i8_agrees(function: Callable[..., None], rng: np.random.Generator, rows: in
     return np.array_equal(y, codes.astype(np.int32) @ x.view(np.int8)[:32].astype(np.int32))
 
 
+def _i16_agrees(function: Callable[..., None], rng: np.random.Generator, extreme: bool) -> bool:
+    a = rng.choice([-32767, 32767] if extreme else range(-32767, 32768), (2, WIDE, 2)).astype(np.int16)
+    x = rng.choice([-16383, 16383] if extreme else range(-8191, 8192), (2, 2)).astype(np.int16)
+    y = np.zeros(WIDE, np.int32)
+    function(a.ctypes.data, x.ctypes.data, y.ctypes.data)
+    return np.array_equal(y, (a.astype(np.int64) * x[:, None]).sum((0, 2)))
+
+
 def _activations(rng: np.random.Generator, extreme: bool) -> NDArray[np.int32]:
     """32 bytes, and behind them -128 times their sum, i32."""
     x = rng.choice([-127, 127] if extreme else range(-127, 128), 32).astype(np.int8)
@@ -77,12 +101,13 @@ def optimized(module: ir.Module, target: llvm.TargetMachine) -> llvm.ModuleRef:
 
 
 def module_of(dot: Dot) -> ir.Module:
-    """Make a module of two functions of addresses `(blocks, x, y)`, for `dot.tiles` row tiles of one block each.
+    """Make a module of functions of addresses `(blocks, x, y)`.
 
-    `u4` stores the dots of an `int4` block times its scales, f32; `i8` the dots of an `int8` block, i32.
+    For `dot.tiles` row tiles of one block each, `u4` stores the dots of an `int4` block times its scales, f32; `i8` the
+    dots of an `int8` block, i32. `i16` stores the dots of `WIDE` rows of four int16 numbers, pair after pair.
     """
     module = ir.Module()
-    for name, body in ("u4", _u4), ("i8", _i8):
+    for name, body in ("u4", _u4), ("i8", _i8), ("i16", _i16):
         function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 3), name)
         builder = ir.IRBuilder(function.append_basic_block())
         weight, x, y = function.args
@@ -126,4 +151,13 @@ def _i8(dot: Dot, builder: Any, weight: Any, x: Any) -> Any:
     for chunk in range(8):
         codes = _chunk(dot, builder, weight, blocks.KINDS["int8"].block_bytes, chunk)
         acc = dot.i8_dot(builder, acc, dot.i8_codes(builder, codes), _four_activations(dot, builder, x, chunk))
+    return acc
+
+
+def _i16(dot: Dot, builder: Any, a: Any, x: Any) -> Any:
+    numbers, register = ir.VectorType(I16, 2 * WIDE), ir.VectorType(I32, WIDE)
+    acc = constant(register, 0)
+    for pair in range(2):
+        both = builder.bitcast(splat_scalar(builder, register, load_at(builder, I32, x, 4 * pair)), numbers)
+        acc = dot.i16_dot(builder, acc, load_at(builder, numbers, a, 4 * WIDE * pair), both)
     return acc

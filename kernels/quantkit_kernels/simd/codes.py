@@ -10,7 +10,7 @@ from . import instruction_sets
 from .isa import DOT, TILES
 from .memory import column, tiled_loader, widen_i8, zeros_of
 from .registers import I8, I32, I64, LANES, concatenated, constant, load_at, splat_scalar
-from .vectors import ONE_F32, elementwise, join
+from .vectors import ONE_F32, elementwise, join, split
 
 zeros_tiles = zeros_of(TILES * LANES)
 """As `zeros`, of registers that hold `TILES` row tiles each."""
@@ -60,6 +60,26 @@ sum_so_far_u4 = elementwise(1, DOT.u4, DOT.sum_so_far)
 """The same accumulator, whose sum LLVM does not turn into a tree: that takes more registers than a grid leaves."""
 scale_u4 = elementwise(2, "f32", DOT.u4_scaled)
 """`scale_u4(acc, scales)`: exact product of finished dots and block scales, f32."""
+
+
+@intrinsic
+def dot_i16_outer(typing, a, address, stride, acc):
+    """`acc` + the dot products of a column `a` of int16 pairs with a pair of each token, from `address + j * stride`.
+
+    As `fma_outer`: token after token, so that only one of the pairs occupies a register.
+    """
+
+    def generate(context, builder, sig, args):
+        column, grid = split(builder, a, args[0]), split(builder, acc, args[3])
+        for token in range(acc.tokens):
+            pair = load_at(builder, I32, args[1], builder.mul(args[2], I64(token)))
+            b = builder.bitcast(splat_scalar(builder, acc.register, pair), a.register)
+            for row in range(acc.rows):
+                place = row * acc.tokens + token
+                grid[place] = DOT.i16_dot(builder, grid[place], column[row], b)
+        return join(builder, acc, grid)
+
+    return acc(a, types.int64, types.int64, acc), generate
 
 
 load_scales_u4 = tiled_loader(column(DOT.u4_scales), DOT.load_scales)

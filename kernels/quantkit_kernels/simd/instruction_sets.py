@@ -75,6 +75,13 @@ class Dot:
             acc = builder.add(acc, builder.mul(*parts))
         return acc
 
+    def i16_dot(self, builder: Any, acc: Any, a: Any, b: Any) -> Any:
+        """`acc` + the products of the two int16 numbers of each lane, i32."""
+        a, b, half = builder.bitcast(a, acc.type), builder.bitcast(b, acc.type), constant(acc.type, 16)
+        high = builder.mul(builder.ashr(a, half), builder.ashr(b, half))
+        low = builder.mul(*(builder.ashr(builder.shl(x, half), half) for x in (a, b)))
+        return builder.add(acc, builder.add(low, high))
+
 
 class Avx2(Dot):
     """maddubs: u8 x i8 pairs into int16. Sums of 8 products of nibbles stay below 2**15 (8 * 2 * 15 * 127 = 30480)."""
@@ -109,6 +116,12 @@ class Avx2(Dot):
             acc, call_llvm(builder, "llvm.x86.avx2.pmadd.wd", self.DWORDS, pairs, constant(self.WORDS, 1))
         )
 
+    def i16_dot(self, builder: Any, acc: Any, a: Any, b: Any) -> Any:
+        # Products first, then sums: in turn, each of Zen's two schedulers would get all of one kind.
+        parts = zip(halves(builder, a), halves(builder, b), strict=True)
+        products = [call_llvm(builder, "llvm.x86.avx2.pmadd.wd", self.DWORDS, *part) for part in parts]
+        return builder.add(acc, concatenated(builder, products))
+
     def _maddubs(self, builder: Any, codes: Any, x: Any) -> Any:
         return call_llvm(builder, "llvm.x86.avx2.pmadd.ub.sw", self.WORDS, codes, x)
 
@@ -130,6 +143,13 @@ class AvxVnni(Dot):
 
     def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
         return self.u4_dot(builder, acc, codes, x)
+
+    def i16_dot(self, builder: Any, acc: Any, a: Any, b: Any) -> Any:
+        if acc.type.count > LANES * self.tiles:  # a register of attention is two of these
+            parts = zip(*(halves(builder, register) for register in (acc, a, b)), strict=True)
+            return concatenated(builder, [self.i16_dot(builder, *part) for part in parts])
+        a, b = builder.bitcast(a, acc.type), builder.bitcast(b, acc.type)
+        return call_llvm(builder, f"llvm.x86.avx512.vpdpwssd.{32 * acc.type.count}", acc.type, acc, a, b)
 
 
 class Avx512Vnni(AvxVnni):

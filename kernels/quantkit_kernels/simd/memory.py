@@ -9,10 +9,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .arithmetic import clamp_registers
 from .registers import (
     F16,
-    F16_MAX,
     F32,
     I8,
     I16,
@@ -32,16 +30,16 @@ from .registers import (
 from .vectors import ONE_BYTES, ONE_F32, ONE_I32, Vec, join, split
 
 
-def zeros_of(lanes: int) -> Any:
-    """Make a function of two literals: f32 zeros in a grid of `rows` x `tokens` registers of `lanes` lanes."""
+def zeros_of(lanes: int, element: str = "f32") -> Any:
+    """Make a function of two literals: zeros in a grid of `rows` x `tokens` registers of `lanes` lanes."""
 
     def zeros(typing, rows, tokens):
         if not (isinstance(rows, types.IntegerLiteral) and isinstance(tokens, types.IntegerLiteral)):
             return None
-        vec = Vec("f32", rows.literal_value, tokens.literal_value, lanes)
+        vec = Vec(element, rows.literal_value, tokens.literal_value, lanes)
 
         def generate(context, builder, sig, args):
-            return join(builder, vec, [constant(vec.register, 0.0)] * vec.count)
+            return join(builder, vec, [ir.Constant(vec.register, None)] * vec.count)
 
         return vec(rows, tokens), generate
 
@@ -52,6 +50,8 @@ zeros = zeros_of(LANES)
 """`zeros(2, 4)`: f32 zeros in a grid of 2 x 4 registers; both numbers are literals."""
 zeros_wide = zeros_of(WIDE)
 """As `zeros`, of registers of `WIDE` lanes on every machine; LLVM splits them where the machine's are shorter."""
+zeros_wide_i32 = zeros_of(WIDE, "i32")
+"""As `zeros_wide`, of whole numbers."""
 
 
 @intrinsic
@@ -137,6 +137,10 @@ def widen_i8(builder: Any, x: Any) -> Any:
     return builder.sitofp(builder.sext(x, ir.VectorType(I32, x.type.count)), ir.VectorType(F32, x.type.count))
 
 
+def _extend_i8(builder: Any, x: Any) -> Any:
+    return builder.sext(x, ir.VectorType(I16, x.type.count))
+
+
 load_rows_f32 = _strided_loader(column("f32"), ir.VectorType(F32, LANES), _same)
 load_rows_f16 = _strided_loader(column("f32"), ir.VectorType(F16, LANES), _widen_f16)
 load_rows_bf16 = _strided_loader(column("f32"), ir.VectorType(I16, LANES), _widen_bf16)
@@ -165,15 +169,15 @@ load_i32 = _loader(ONE_I32, ir.VectorType(I32, LANES), _same)
 load_bytes = _loader(ONE_BYTES, ir.VectorType(I8, 4 * LANES), _same)
 
 
-def _wide_loader(kind: Any, size: int, convert: Callable[[Any, Any], Any]) -> Any:
+def _wide_loader(element: str, kind: Any, size: int, convert: Callable[[Any, Any], Any]) -> Any:
     """Make a loader of consecutive numbers: as many registers as `like` has rows, each of as many lanes as `like`."""
 
     def load(typing, address, like):
-        vec = like.of("f32", tokens=1)
-        register = ir.VectorType(kind, vec.lanes)
+        vec = like.of(element, tokens=1)
+        register = ir.VectorType(kind, vec.register.count)
 
         def generate(context, builder, sig, args):
-            places = [vec.lanes * size * row for row in range(vec.rows)]
+            places = [register.count * size * row for row in range(vec.rows)]
             return join(builder, vec, [convert(builder, load_at(builder, register, args[0], at)) for at in places])
 
         return vec(types.int64, like), generate
@@ -181,9 +185,9 @@ def _wide_loader(kind: Any, size: int, convert: Callable[[Any, Any], Any]) -> An
     return intrinsic(load)
 
 
-load_wide_f32 = _wide_loader(F32, 4, _same)
-load_wide_f16 = _wide_loader(F16, 2, _widen_f16)
-load_wide_i8 = _wide_loader(I8, 1, widen_i8)
+load_wide_f32 = _wide_loader("f32", F32, 4, _same)
+load_wide_i16 = _wide_loader("i16", I16, 2, _same)
+load_wide_i8_as_i16 = _wide_loader("i16", I8, 1, _extend_i8)
 
 
 @intrinsic
@@ -304,33 +308,26 @@ def store(typing, address, value):
     return types.void(types.int64, value), generate
 
 
-@intrinsic
-def store_f16(typing, address, value):
-    """Store one f32 register as f16, rounded to nearest even and saturated at +-65504, so that it stays finite."""
-
-    def generate(context, builder, sig, args):
-        store_at(builder, _narrow_f16(builder, args[1]), args[0])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, value), generate
-
-
-def _narrow_f16(builder: Any, x: Any) -> Any:
-    limits = [constant(x.type, limit) for limit in (-F16_MAX, F16_MAX)]
-    return builder.fptrunc(clamp_registers(builder, x, *limits), ir.VectorType(F16, x.type.count))
-
-
 def _narrow_i8(builder: Any, x: Any) -> Any:
     return builder.trunc(x, ir.VectorType(I8, x.type.count))
 
 
+def _narrow_i16(builder: Any, x: Any) -> Any:
+    return builder.trunc(x, ir.VectorType(I16, x.type.count))
+
+
+def _pairs_of(narrow: Callable[[Any, Any], Any], both: Any) -> Callable[[Any, Any], Any]:
+    """Narrow, and take two neighbours as one number of type `both`."""
+    return lambda builder, x: builder.bitcast(narrow(builder, x), ir.VectorType(both, x.type.count // 2))
+
+
 def _scatterer(narrow: Callable[[Any, Any], Any]) -> Any:
-    """Make a strided store of the lanes of one register: lane i at `address + i * stride`."""
+    """Make a strided store of the numbers of one narrowed register: number i at `address + i * stride`."""
 
     def scatter(typing, address, stride, value):
         def generate(context, builder, sig, args):
             narrowed = narrow(builder, args[2])
-            for lane in range(value.lanes):
+            for lane in range(narrowed.type.count):
                 place = builder.mul(args[1], I64(lane))
                 store_at(builder, builder.extract_element(narrowed, I32(lane)), args[0], place)
             return context.get_dummy_value()
@@ -341,21 +338,25 @@ def _scatterer(narrow: Callable[[Any, Any], Any]) -> Any:
 
 
 scatter_f32 = _scatterer(_same)
-scatter_f16 = _scatterer(_narrow_f16)
-"""As f16, as `store_f16` makes them."""
-scatter_i8 = _scatterer(_narrow_i8)
-"""The low bytes of an i32 register."""
+scatter_i16, scatter_i8 = _scatterer(_narrow_i16), _scatterer(_narrow_i8)
+"""The low halves, or the low bytes, of an i32 register."""
+scatter_pairs_i16, scatter_pairs_i8 = _scatterer(_pairs_of(_narrow_i16, I32)), _scatterer(_pairs_of(_narrow_i8, I16))
+"""The same, two neighbours side by side: lanes 2i and 2i + 1 at `address + i * stride`."""
 
 
-@intrinsic
-def store_i8(typing, address, value):
-    """Store the low bytes of one i32 register."""
+def _narrow_store(narrow: Callable[[Any, Any], Any]) -> Any:
+    def store(typing, address, value):
+        def generate(context, builder, sig, args):
+            store_at(builder, narrow(builder, args[1]), args[0])
+            return context.get_dummy_value()
 
-    def generate(context, builder, sig, args):
-        store_at(builder, _narrow_i8(builder, args[1]), args[0])
-        return context.get_dummy_value()
+        return types.void(types.int64, value), generate
 
-    return types.void(types.int64, value), generate
+    return intrinsic(store)
+
+
+store_i16, store_i8 = _narrow_store(_narrow_i16), _narrow_store(_narrow_i8)
+"""Store the low halves, or the low bytes, of one i32 register."""
 
 
 @intrinsic

@@ -20,8 +20,6 @@ LANES = 8
 side."""
 WIDE = 16
 """Lanes of a register that is a whole cache line."""
-F16_MAX = 65504.0
-"""The largest number of f16."""
 
 
 def call_llvm(builder: Any, name: str, result: Any, *args: Any) -> Any:

@@ -128,7 +128,7 @@ def _open(
 
     if parts and reference:
         return open_parts(folders[0], reference, **options), [*PARTS.values()], [*PARTS]
-    first = [load_model(reference, **{**options, "kv_dtype": "f16"})] if reference else []
+    first = [load_model(reference, **{**options, "kv_dtype": "int16"})] if reference else []
     opened = first + [load_model(folder, **options) for folder in folders]
     return opened, [Pair(0, place) for place in range(1, len(opened))] if reference else [], []
 

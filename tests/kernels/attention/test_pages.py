@@ -1,71 +1,81 @@
-"""Pages of the cache: what `store_kv` writes, where, and what it keeps of large numbers."""
+"""Pages of the cache: what `store_kv` writes, and where."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from attention_cache import KV_HEADS, LAYER, LAYERS, Cache, hadamard_length, in_spans, random_tokens, rotated
+from attention_cache import KV_HEADS, LAYER, LAYERS, Cache, Floats, hadamard_length, random_tokens, rotated
 from quantkit_kernels.attention import pages as kv_pages
 from quantkit_kernels.compile.jit import jit
 
-
-def test_f16_cache_saturates() -> None:
-    q, k, v = random_tokens(1, 1, 8)
-    got = in_spans("f16", q, k, v * np.float32(1e6), [1])
-    np.testing.assert_array_equal(got, np.clip(v * np.float32(1e6), -65504, 65504))
+Codes = NDArray[np.signedinteger[Any]]
 
 
-@pytest.mark.parametrize("kind", ["f16", "int8", "f32"])
-@pytest.mark.parametrize("head_dim", [6, 64])
-def test_store_says_whether_it_saturates(kind: str, head_dim: int) -> None:
-    cache = Cache(kind, 70, head_dim)
-    k, v = np.full((2, 3, KV_HEADS, head_dim), 65504, np.float32)
-    assert not cache.store(k, -v, 0)
-    for x in (k, v):
-        x[1, -1, -1] = -65505
-        assert cache.store(k, v, 63) == (kind == "f16")
-        x[1, -1, -1] = 0
-    k[0], v[2] = np.inf, -np.inf
-    assert cache.store(k, v, 63) == 2 * (kind == "f16")
-
-
-@pytest.mark.parametrize("kind", ["f16", "f32"])
-def test_store_writes_its_own_position_alone(kind: str) -> None:
-    cache = Cache(kind, 70, 40)
+def test_store_f32_writes_its_own_position_alone() -> None:
+    cache = Cache("f32", 70, 40)
     _, k, v = random_tokens(1, 1, 40)
     cache.store(k, v, 66)
     # Position 66 is slot 2 of the second page; channels are padded to 48 by zeros.
-    pages = cache.pages.view(np.float16 if kind == "f16" else np.float32)
+    pages = cache.pages.view(np.float32)
     written = ~np.isnan(pages)
     assert not written[1].any()
     heads = written[0].reshape(LAYERS, KV_HEADS, 2, -1)
     assert not heads[1 - LAYER].any()
-    keys = heads[LAYER, :, 0].reshape(KV_HEADS, 2, 48, 32)
-    values = heads[LAYER, :, 1].reshape(KV_HEADS, 64, 48)
-    assert keys[:, 0, :, 2].all()
+    keys, values = heads[LAYER, :, 0].reshape(KV_HEADS, 48, 64), heads[LAYER, :, 1].reshape(KV_HEADS, 64, 48)
+    assert keys[:, :, 2].all()
     assert values[:, 2].all()
     assert keys.sum() == values.sum() == KV_HEADS * 48
     numbers = pages[0].reshape(LAYERS, KV_HEADS, 2, -1)[LAYER]
-    np.testing.assert_array_equal(numbers[:, 0].reshape(KV_HEADS, 2, 48, 32)[:, 0, :40, 2], k[0])
-    np.testing.assert_array_equal(numbers[:, 1].reshape(KV_HEADS, 64, 48)[:, 2, :40], v[0])
-    assert not numbers[:, 1].reshape(KV_HEADS, 64, 48)[:, 2, 40:].any()
+    keys, values = numbers[:, 0].reshape(KV_HEADS, 48, 64)[:, :, 2], numbers[:, 1].reshape(KV_HEADS, 64, 48)[:, 2]
+    for got, expected in ((keys, k[0]), (values, v[0])):
+        np.testing.assert_array_equal(got[:, :40], expected)
+        assert not got[:, 40:].any()
 
 
-def test_store_int8() -> None:
-    cache = Cache("int8", 70, 40)
+def stored_codes(kind: str, k: Floats, v: Floats, position: int) -> tuple[Codes, Codes, Floats]:
+    """Store one position in a page of 0xFF: each head's codes of keys and values [KV_HEADS, 48], and their scales."""
+    cache, element = Cache(kind, 70, 40), np.dtype(kind)
+    cache.store(k, v, position)
+    assert (cache.pages[1] == 0xFF).all()
+    heads = cache.pages[0].reshape(LAYERS, KV_HEADS, -1)
+    assert (heads[1 - LAYER] == 0xFF).all()
+    numbers = 2 * 64 * 48 * element.itemsize
+    codes, scales = heads[LAYER, :, :numbers].view(element), heads[LAYER, :, numbers:].view(np.float32)
+    slot = position - 64
+    keys = codes[:, : 64 * 48].reshape(KV_HEADS, 24, 64, 2)  # pairs of channels
+    values = codes[:, 64 * 48 :].reshape(KV_HEADS, 32, 48, 2)  # pairs of positions
+    others = np.delete(keys, slot, axis=2), np.delete(values.swapaxes(2, 3).reshape(KV_HEADS, 64, 48), slot, axis=1)
+    assert all((each == -1).all() for each in others)
+    assert np.isnan(np.delete(scales, [slot, 64 + slot], axis=1)).all()
+    return keys[:, :, slot].reshape(KV_HEADS, 48), values[:, slot // 2, :, slot % 2], scales[:, [slot, 64 + slot]]
+
+
+@pytest.mark.parametrize("position", [66, 67])
+def test_store_int16(position: int) -> None:
     _, k, v = random_tokens(1, 1, 40)
     k[0, 1] = 0
-    cache.store(k, v, 66)
-    heads = cache.pages[0].reshape(LAYERS, KV_HEADS, -1)[LAYER]
-    codes, scales = heads[:, : 2 * 64 * 48].view(np.int8), heads[:, 2 * 64 * 48 :].view(np.float32)
-    keys = codes[:, : 64 * 48].reshape(KV_HEADS, 2, 48, 32)[:, 0, :, 2]
-    values = codes[:, 64 * 48 :].reshape(KV_HEADS, 64, 48)[:, 2]
-    for x, got, scale in ((rotated(k[0]), keys, scales[:, 2]), (rotated(v[0]), values, scales[:, 66])):
+    keys, values, scales = stored_codes("int16", k, v, position)
+    lengths, peaks = np.sqrt((k[0].astype(np.float64) ** 2).sum(1)), np.abs(v[0]).max(1)
+    for x, got, expected, scale in ((k, keys, lengths / 32767, scales[:, 0]), (v, values, peaks / 16383, scales[:, 1])):
+        np.testing.assert_allclose(scale, expected, rtol=1e-6)
+        np.testing.assert_allclose(got[:, :40] * scale[:, None], x[0], atol=0.5001 * scale.max())
+        assert not got[:, 40:].any()
+        assert got[1].any() == x[0, 1].any()
+
+
+@pytest.mark.parametrize("position", [66, 67])
+def test_store_int8(position: int) -> None:
+    _, k, v = random_tokens(1, 1, 40)
+    k[0, 1] = 0
+    keys, values, scales = stored_codes("int8", k, v, position)
+    for x, got, scale in ((rotated(k[0]), keys, scales[:, 0]), (rotated(v[0]), values, scales[:, 1])):
         np.testing.assert_array_equal(scale, np.abs(x).max(1) / np.float32(127) / hadamard_length(48))
         np.testing.assert_allclose(got * scale[:, None], x / hadamard_length(48), atol=0.5001 * scale.max())
         assert got[1].any() == x[1].any()
-    assert np.isnan(np.delete(scales, [2, 66], axis=1)).all()
 
 
 @jit(entry=True)

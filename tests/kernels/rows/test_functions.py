@@ -30,7 +30,7 @@ def _over_rows(function):
 
 
 NAMES = (
-    *("exp", "exp_negative", "expm1_negative", "tanh"),
+    *("exp", "exp_negative", "exp2_negative", "expm1_negative", "tanh"),
     *("silu", "gelu", "gelu_tanh", "quick_gelu", "sigmoid", "softplus", "relu", "relu2"),
 )
 FUNCTIONS = {name: _over_rows(getattr(functions, name)) for name in NAMES}
@@ -81,6 +81,7 @@ def ulps(got: NDArray[np.float32], exact: Numbers) -> Numbers:
     [
         ("exp", np.exp, -87.0, 88.7, 1.0),
         ("exp_negative", np.exp, -87.0, 0.0, 2.0),
+        ("exp2_negative", np.exp2, -125.0, 0.0, 2.0),
         ("expm1_negative", np.expm1, -87.0, 0.0, 3.0),
         ("tanh", np.tanh, -12.0, 12.0, 3.0),
         ("silu", exact_silu, -87.0, 100.0, 4.0),
@@ -120,9 +121,10 @@ def test_exp_reaches_zero_subnormal_numbers_and_infinity() -> None:
     np.testing.assert_allclose(run("exp", x), expected, rtol=0, atol=1.4e-45)
 
 
-def test_exp_negative_is_one_at_zero_and_zero_far_away() -> None:
-    x = np.array([0.0, -0.0, -1e-30, -87.1, -1e30, -3e38, -np.inf, np.nan], np.float32)
-    np.testing.assert_array_equal(run("exp_negative", x), np.array([1, 1, 1, 0, 0, 0, 0, np.nan], np.float32))
+@pytest.mark.parametrize(("name", "last"), [("exp_negative", -87.1), ("exp2_negative", -125.1)])
+def test_exp_negative_is_one_at_zero_and_zero_far_away(name: str, last: float) -> None:
+    x = np.array([0.0, -0.0, -1e-30, last, -1e30, -3e38, -np.inf, np.nan], np.float32)
+    np.testing.assert_array_equal(run(name, x), np.array([1, 1, 1, 0, 0, 0, 0, np.nan], np.float32))
 
 
 def test_tanh_is_odd_and_ends_at_one() -> None:
@@ -157,6 +159,7 @@ def test_bits_are_the_same_on_every_machine() -> None:
 DIGESTS = {
     "exp": "95a481da789f",
     "exp_negative": "36aabad914d6",
+    "exp2_negative": "b9f2e5bd727e",
     "expm1_negative": "c70e5b079476",
     "tanh": "fb9f1ffaa471",
     "silu": "5957c502dfcd",
