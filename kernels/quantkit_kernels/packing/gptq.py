@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from quantkit_kernels.blocks import COLUMNS, ROWS, pack_int4
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.packing.search import SHIFTS, WIDTHS
-from quantkit_kernels.packing.tiles import ratio
+from quantkit_kernels.packing.search import search_groups
+from quantkit_kernels.packing.tiles import COLUMN_BYTES, Part, ratio
 from quantkit_kernels.simd import (
     fma,
     fma_outer,
@@ -60,8 +60,6 @@ LEAST_UNIT = 1e-30
 """Of a row of zeros."""
 DESCENTS = 4
 """Each lowers the cost that rounding left, by 10 % of it, 3, 1.2 and 0.6: more of them gain no more."""
-REFITS = 2
-"""Times that the codes of a candidate are rounded to its fit, and fitted again."""
 TURNS = 2
 """Times that a descent moves scale and min of a group, and its codes, before it goes on to the next."""
 
@@ -292,14 +290,16 @@ def _round_group(group, pull):
     """Round one group; its `errors` are still its weights, and `pull` is what the errors before it ask for."""
     zero = zeros(1, 1)
     # The weights as they should be by now: with them as codes, nothing would be left to pay.
-    targets = stack_f32(1024)
+    targets, importance, found = stack_f32(256), stack_f32(256), stack_f32(16)
     for j in range(GROUP):
-        error = load_f32(pull + COLUMN * j) * splat(-1.0 / _diagonal(group, j))
-        store(targets + COLUMN * j, load_f32(group.errors + COLUMN * j) - error)
+        diagonal = _diagonal(group, j)
+        error = load_f32(pull + COLUMN * j) * splat(-1.0 / diagonal)
+        store(targets + COLUMN_BYTES * j, load_f32(group.errors + COLUMN * j) - error)
+        store(importance + COLUMN_BYTES * j, splat(diagonal * diagonal))
         _add(error, _row(group, j), j, pull)
-    scale, low = _search(targets, group)
+    search_groups(Part(targets, GROUP, importance), found, zero)
     scale_unit, min_unit = load_f32(group.scale_unit), load_f32(group.min_unit)
-    near_scale, near_min = round_even(scale / scale_unit), round_even(low / min_unit)
+    near_scale, near_min = round_even(load_f32(found) / scale_unit), round_even(load_f32(found + 32) / min_unit)
     best_scale, best_min, least = zero, zero, splat(math.inf)
     for neighbour in range(9):
         scale_byte = _clamp(near_scale + splat(neighbour // 3 - 1), 1.0, 255.0)
@@ -325,7 +325,7 @@ def _round_columns(group, targets, stored, offset):
     for j in range(GROUP):
         store(asked + COLUMN * j, zeros(1, 1))
     for j in range(GROUP):
-        diagonal, target = _diagonal(group, j), load_f32(targets + COLUMN * j)
+        diagonal, target = _diagonal(group, j), load_f32(targets + COLUMN_BYTES * j)
         wanted = fma(load_f32(asked + COLUMN * j), splat(1.0 / diagonal), target)
         code = _clamp(round_even((wanted - offset) * inverse), 0.0, 15.0)
         value = fma(code, stored, offset)
@@ -334,52 +334,6 @@ def _round_columns(group, targets, stored, offset):
         store(group.codes + COLUMN * j, code)
         _add(target - value, _row(group, j), j, asked)
     return cost
-
-
-@jit
-def _search(x, group):
-    """Scale and min of a group, not yet rounded: as in `search.py`, where the square of L's diagonal is a column's
-    importance."""
-    zero = zeros(1, 1)
-    low = high = load_f32(x)
-    total, importance = zero, 0.0
-    for j in range(GROUP):
-        w, share = load_f32(x + COLUMN * j), _diagonal(group, j) * _diagonal(group, j)
-        low, high, total, importance = (
-            minimum(low, w),
-            maximum(high, w),
-            fma(w, splat(share), total),
-            importance + share,
-        )
-    mean = total * splat(1.0 / importance)
-    best_gain, best_scale, best_min = splat(-1.0), zero, mean
-    middle, extent = (low + high) * splat(0.5), high - low
-    for candidate in range(len(WIDTHS) * len(SHIFTS)):
-        width, shift = WIDTHS[candidate // len(SHIFTS)], SHIFTS[candidate % len(SHIFTS)]
-        start = middle + extent * splat(shift - 0.5 * width)
-        inverse = ratio(splat(15.0), extent * splat(width))
-        scale, least, gain = _fit(x, group, start, inverse, mean, importance)
-        for _ in range(REFITS):
-            scale, least, gain = _fit(x, group, least, ratio(splat(1.0), scale), mean, importance)
-        best_scale = where_less(best_gain, gain, scale, best_scale)
-        best_min = where_less(best_gain, gain, least, best_min)
-        best_gain = maximum(best_gain, gain)
-    return best_scale, best_min
-
-
-@jit
-def _fit(x, group, start, inverse, mean, importance):
-    """As in `search.py`: the scale and min that fit the codes `(w - start) * inverse` best, and the gain."""
-    zero = zeros(1, 1)
-    codes, squares, products = zero, zero, zero
-    for j in range(GROUP):
-        w, share = load_f32(x + COLUMN * j), _diagonal(group, j) * _diagonal(group, j)
-        code = _clamp(round_even((w - start) * inverse), 0.0, 15.0)
-        counted = code * splat(share)
-        codes, squares, products = codes + counted, fma(counted, code, squares), fma(counted, w - mean, products)
-    mean_code = codes * splat(1.0 / importance)
-    scale = maximum(ratio(products, squares - mean_code * codes), zero)
-    return scale, mean - scale * mean_code, scale * products
 
 
 @jit

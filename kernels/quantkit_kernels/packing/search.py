@@ -160,10 +160,10 @@ def _int4_tile(tile, importance, found, blocks):
     groups, together = (tile.columns + 31) >> 5, (tile.columns >> 5) // AT_ONCE * AT_ONCE
     for group in range(0, together, AT_ONCE):
         part = part_of(tile, importance, group, 32)
-        _search(part, found + PAIR_BYTES * group, zeros(1, AT_ONCE))
+        search_groups(part, found + PAIR_BYTES * group, zeros(1, AT_ONCE))
     for group in range(together, groups):
         part = part_of(tile, importance, group, min(tile.columns - 32 * group, 32))
-        _search(part, found + PAIR_BYTES * group, zeros(1, 1))
+        search_groups(part, found + PAIR_BYTES * group, zeros(1, 1))
     largest_scale, largest_min = zeros(1, 1), zeros(1, 1)
     for group in range(groups):
         largest_scale = maximum(largest_scale, load_f32(found + PAIR_BYTES * group))
@@ -172,7 +172,7 @@ def _int4_tile(tile, importance, found, blocks):
 
 
 @jit
-def _search(part, found, zero):
+def search_groups(part, found, zero):
     """Find the best scale and min of some groups of 8 rows, not yet rounded: `w` is about `scale * code + min`.
 
     They go to `found`, f32 `[groups, 2, 8]`. `zero` has a register for each group.
