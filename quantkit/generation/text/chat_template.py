@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,14 @@ class ChatTemplate:
     file: Path
     special_tokens: Mapping[str, Any]
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        now: datetime | None = None,
+        **variables: Any,
+    ) -> str:
         """Write the messages as a prompt, special tokens included (so encode it without adding any).
 
         Of several named templates, `tool_use` is taken where `tools` are given, else `default`, or the only one.
@@ -54,6 +62,8 @@ class ChatTemplate:
             None is left out. Thoughts may be called `reasoning_content`, `thinking` or `reasoning`.
         add_generation_prompt : bool
             End with what opens the assistant's turn.
+        now : datetime, optional
+            The time of a template that tells the date; the clock's, if none is given.
         **variables
             Further variables of this template, for instance `enable_thinking=False` for Qwen3, or `tools=[...]`.
 
@@ -73,7 +83,7 @@ class ChatTemplate:
         given = {"tools": None, "documents": None, **self.special_tokens, **variables}
         given |= {"messages": [_turn(message) for message in messages], "add_generation_prompt": add_generation_prompt}
         try:
-            answer = self._process.render(source, given)
+            answer = self._process.render(source, given, now)
         except (TypeError, ValueError, RecursionError) as error:
             raise GenerationError(f"a chat template takes what JSON can hold, and this is not: {error}") from error
         except OSError as error:

@@ -17,6 +17,7 @@ import threading
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ class TemplateProcess:
         with self._lock:
             self._running()
 
-    def render(self, source: str, variables: Mapping[str, Any]) -> dict[str, str]:
+    def render(self, source: str, variables: Mapping[str, Any], now: datetime | None = None) -> dict[str, str]:
         """Return `{"text": ...}`, or `{"error": a key of ERRORS, "message": ...}`.
 
         Raises
@@ -80,7 +81,8 @@ class TemplateProcess:
         OSError
             When the process cannot be started.
         """
-        request = json.dumps({"source": source, "variables": variables}, default=_plain).encode()
+        told = now and now.isoformat()
+        request = json.dumps({"source": source, "variables": variables, "now": told}, default=_plain).encode()
         with self._lock:
             process = self._running()
             try:

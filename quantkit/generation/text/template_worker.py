@@ -5,8 +5,9 @@ Python's insides, but not from filling all memory or computing for ever; a proce
 of quantkit is imported here, so that the process starts quickly.
 
 The first line says `path` (where Python finds modules) and the limits: `memory` (bytes, of the process), `seconds` (of
-processor time for one text) and `characters` (of one text). Each further line says `source` and `variables`. An answer
-says either `text`, or `error` (a key of `template_process.ERRORS`) and `message`.
+processor time for one text) and `characters` (of one text). Each further line: `source`, `variables` and `now` (what
+time it is for the template; null: the clock's). An answer says either `text`, or `error` (a key of
+`template_process.ERRORS`) and `message`.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def _answer(line: bytes, most_characters: int) -> dict[str, str]:
 
     try:
         request = json.loads(line)
-        text = _template(request["source"]).render(request["variables"])
+        clock = {} if request["now"] is None else {"strftime_now": datetime.fromisoformat(request["now"]).strftime}
+        text = _template(request["source"]).render(clock | request["variables"])
     except MemoryError:
         raise
     except TemplateSyntaxError as error:

@@ -54,6 +54,10 @@ def test_strftime_now_is_the_local_date() -> None:
     assert before.strftime("%Y-%m-%d") <= text <= datetime.now().strftime("%Y-%m-%d")
 
 
+def test_strftime_now_is_the_time_that_is_given() -> None:
+    assert render("{{ strftime_now('%d %b %Y') }}", now=datetime(2024, 7, 26)) == "26 Jul 2024"
+
+
 def test_variables_reach_the_template_and_override_special_tokens() -> None:
     assert render("{{ enable_thinking }} {{ bos_token }}", enable_thinking=False, bos_token="<b>") == "False <b>"
 

@@ -65,6 +65,17 @@ def test_the_builtin_text_is_for_every_model(source: ModelSource, name: str | Pa
     assert len(found.windows) == module.MOST_WINDOWS
 
 
+def test_dialogues_are_written_by_the_models_template(source: ModelSource) -> None:
+    template = source.path / "chat_template.jinja"
+    template.write_text(
+        "{% for it in messages %}[{{ it.role }}, {{ strftime_now('%Y-%m-%d') }}]{{ it.content }}{% endfor %}"
+    )
+    found = read_calibration_text(BUILTIN, formats.open(source.path), None)
+    text = "".join(map(load_tokenizer(source.path).decode, found.windows))
+    assert f"[assistant, {module.DATE:%Y-%m-%d}]" in text  # whatever day it is
+    assert "[system, " in text
+
+
 def test_the_builtin_text_has_some_of_everything() -> None:
     assert len(DOCUMENTS) == len({_text_of(each) for each in DOCUMENTS}) > 280
     for each in DOCUMENTS:
