@@ -180,8 +180,8 @@ def command(
 
     -q mixed gives each matrix int4 or int8, where int8 saves most divergence for its bytes, up to a target; by default
     a little more than int4 takes, for about half its loss. Embedding and head count like all matrices. The model first
-    reads a short text once for each matrix: about three minutes for one of 135M on two cores, a quarter of an hour for
-    1B. What it found is kept for other targets. With --calibration, bytes go where calibration would leave most.
+    reads a short text once for each matrix: about a minute for one of 135M on two cores, six for 1B, a quarter of an
+    hour for 7B. What it found is kept for other targets. With --calibration, bytes go where that would leave most.
 
     With --calibration the model reads a text, layer by layer, and int4 matrices are packed so that their outputs on it
     change least (GPTQ). It takes up to 65,536 tokens of it. Text like that which the model will see is best; without
