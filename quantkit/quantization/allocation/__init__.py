@@ -66,21 +66,18 @@ def allocated(plan: Plan, *, threads: int, progress: Callable[[Progress], None] 
     least, target = _packed_bytes(plan), _target(plan, free)
     _check(plan, target, least)
     with collecting_notices() as notices:
-        costs = _measured(plan, units, threads, progress) if plan.recipe.sensitivities == "measured" else None
-    by_unit = costs or by_rule(units, plan.specs)
-    spare = target - least + sum(unit.nbytes(plan.specs, KIND) for unit in units)
-    beyond = spare > sum(unit.nbytes(plan.specs, "int8") for unit in units)
-    options = [_options(plan, unit, cost, beyond=beyond) for unit, cost in zip(units, by_unit, strict=True)]
-    chosen = assign(options, spare)
+        measured = _measured(plan, units, threads, progress) if plan.recipe.sensitivities == "measured" else None
+    costs = measured or by_rule(units, plan.specs)
+    chosen = assign(*_problem(plan, units, costs, target - least))
     kinds = {name: option.kind for unit, option in zip(units, chosen, strict=True) for name in unit.names}
     report = AllocationReport(
         target,
         least,
-        plan.recipe.sensitivities,
-        {name: cost for unit, cost in zip(units, by_unit, strict=True) for name in unit.names},
-        sum(option.cost for option in chosen) if costs else None,
-        sum(by_unit) if costs else None,
-        memory_needed(plan.program, plan.source, units, WINDOWS * WINDOW_TOKENS) if costs else 0,
+        "measured" if measured else "rule",
+        {name: cost for unit, cost in zip(units, costs, strict=True) for name in unit.names},
+        sum(option.cost for option in chosen) if measured else None,
+        sum(costs) if measured else None,
+        memory_needed(plan.program, plan.source, units, WINDOWS * WINDOW_TOKENS) if measured else 0,
     )
     specs = {name: replace(spec, kind=kinds.get(name, spec.kind)) for name, spec in plan.specs.items()}
     reasons = {name: _REASONS[kinds[name] == KIND] if name in kinds else why for name, why in plan.reasons.items()}
@@ -124,6 +121,13 @@ def _check(plan: Plan, target: int, least: int) -> None:
         f"{name}: {getattr(plan.recipe, name):,} is too little: "
         f"the least that {plan.source.path} takes is {least:,} bytes, {math.ceil(1000 * bits) / 1000} bits per weight"
     )
+
+
+def _problem(plan: Plan, units: Sequence[Unit], costs: Sequence[float], spare: int) -> tuple[list[list[Option]], int]:
+    """What `assign` is given: the options of each unit, and the bytes of all; `spare` are those beyond the least."""
+    budget = spare + sum(unit.nbytes(plan.specs, KIND) for unit in units)
+    beyond = budget > sum(unit.nbytes(plan.specs, "int8") for unit in units)
+    return [_options(plan, unit, cost, beyond=beyond) for unit, cost in zip(units, costs, strict=True)], budget
 
 
 def _options(plan: Plan, unit: Unit, cost: float, *, beyond: bool) -> list[Option]:

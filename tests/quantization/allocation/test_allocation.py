@@ -185,6 +185,8 @@ def test_a_model_that_cannot_read_has_the_rule(tmp_path: Path, measured: list[st
     report = convert(source, tmp_path / "out", "mixed")
     assert measured == []
     assert any("a rule says what matters" in notice for notice in report.notices)
+    assert report.allocation is not None
+    assert report.allocation.sensitivities == "rule"
     with pytest.raises(StrictError):
         convert(source, tmp_path / "strict", "mixed", strict=True)
 
