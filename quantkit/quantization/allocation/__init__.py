@@ -38,6 +38,8 @@ WINDOWS, WINDOW_TOKENS, LEAST_WINDOW_TOKENS = 2, 128, 32
 of 128 tokens save 2 % less on other text than they could."""
 HESSIAN_WINDOWS = 8
 """Of the text that is calibrated on, 4,096 tokens, to tell what calibration leaves."""
+TIMED_UNITS = 5
+"""How many are measured before it is said how long all take."""
 NOTHING = 1e-12
 """Divergences below are those of rounding in f32."""
 MOST_WORK = 2e13
@@ -150,11 +152,12 @@ def _measured(
     windows = _windows(text.windows, _work(plan, units))
     known = Known("divergence in int4", plan.source.identity(), windows)
     missing = [unit for unit in units if known.get(unit.label) is None]
-    start = time.perf_counter()
+    start = 0.0
     for number, (unit, divergences) in enumerate(measure(plan.program, plan.source, missing, windows, threads), 1):
         known.add(unit.label, divergences)
-        if number == 1:
-            minutes = (time.perf_counter() - start) * len(missing) / 4 / 60  # it read twice; the last ones run nothing
+        start = start or time.perf_counter()  # what came before is compiling, and reading without any of it rounded
+        if number == TIMED_UNITS:
+            minutes = (time.perf_counter() - start) / (number - 1) * len(missing) / 2 / 60  # the last run little
             logger.info("measuring what int4 costs each matrix: about %d minutes, once", math.ceil(minutes))
         if progress:
             progress(Progress(f"measuring {unit.label}", number, len(missing)))
