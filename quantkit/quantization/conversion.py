@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from quantkit import formats
 from quantkit.engine.machine import peak_memory, usable_cores
@@ -25,7 +25,7 @@ from quantkit.formats.packed import FORMAT_VERSION
 from quantkit.formats.packed.writer import Measured, PackedWriter, write_packed
 from quantkit.formats.source import Selection
 from quantkit.generation.options import is_whole, require
-from quantkit.quantization.calibration import CALIBRATION_VERSION
+from quantkit.quantization.calibration import CALIBRATION_VERSION, METHODS
 from quantkit.quantization.calibration import KIND as CALIBRATED
 from quantkit.quantization.encode import ENCODER_VERSION
 from quantkit.quantization.pipeline import Stripe, encoded_stripes, memory_needed
@@ -34,6 +34,12 @@ from quantkit.quantization.recipe import MIXED, Recipe
 from quantkit.quantization.report import CalibrationReport, Progress, Report
 from quantkit.tensor import TensorSpec
 from quantkit_kernels.blocks import grid
+
+if TYPE_CHECKING:
+    from quantkit.quantization.calibration.fisher import Fisher
+
+FISHER = "fisher.npz"
+"""The file of a growing folder that keeps what was measured with gradients."""
 
 Output = TypeVar("Output", bound=str | os.PathLike[str])
 
@@ -52,6 +58,7 @@ def convert(
     *,
     overrides: Sequence[tuple[str, str]] = (),
     calibration: str | os.PathLike[str] | None = None,
+    method: str | None = None,
     threads: int | None = None,
     force: bool = False,
     strict: bool = False,
@@ -79,6 +86,10 @@ def convert(
         UTF-8 text, or `builtin`. The model reads it layer by layer, and each int4 matrix is packed so that its output
         on it changes least (GPTQ). Far better than without, but takes minutes rather than seconds, and memory for what
         the layers make of the text. Measure the result on other text.
+    method : {"search", "layerwise", "end-to-end"}, optional
+        How int4 codes are found: for the weights alone; for what each layer makes of the text; or for what the model
+        predicts of it in the end, by gradients, which needs torch and transformers (extra `end-to-end`) and a folder
+        that they read. Default: `layerwise` with a text, else `search`.
     threads : int, optional
         Default: the physical cores that this process may use. The result does not depend on it.
     force : bool
@@ -108,6 +119,7 @@ def convert(
         {output: quantize},
         overrides=overrides,
         calibration=calibration,
+        method=method,
         threads=threads,
         force=force,
         strict=strict,
@@ -123,6 +135,7 @@ def convert_all(
     *,
     overrides: Sequence[tuple[str, str]] = (),
     calibration: str | os.PathLike[str] | None = None,
+    method: str | None = None,
     threads: int | None = None,
     force: bool = False,
     strict: bool = False,
@@ -135,7 +148,7 @@ def convert_all(
     ----------
     outputs : mapping of path to {"int4", "int8", "mixed"} or Recipe
         Folders to write, and what each is to hold. Each appears by itself, when all are complete.
-    source, overrides, calibration, threads, force, strict, progress, dry_run
+    source, overrides, calibration, method, threads, force, strict, progress, dry_run
         As of `convert`, which also says what is raised.
 
     Returns
@@ -146,6 +159,7 @@ def convert_all(
     start = time.perf_counter()
     require(bool(outputs), "outputs", dict(outputs), "one folder at least")
     check_outputs(outputs, force=force, source=Path(source))
+    method = _method(method, calibration)
     if calibration is not None:
         from quantkit.quantization.calibration.text import check_calibration_file  # needs tokenizers
 
@@ -154,7 +168,7 @@ def convert_all(
     plans = dict(zip(outputs, make_plans(source, recipes, strict=strict), strict=True))
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
     if calibration is not None:
-        plans = _with_text(plans, calibration)
+        plans = _with_text(plans, calibration, method)
     plans = {output: _with_kinds(plan, threads or usable_cores(), progress) for output, plan in plans.items()}
     check_space({Path(output): plan.nbytes for output, plan in plans.items()})
     free = {output: free_bytes(Path(output)) for output in outputs}
@@ -190,9 +204,12 @@ def _memory_needed(plan: Plan) -> int:
     """Return about how many bytes packing needs in memory at most, the whole process included."""
     more = [plan.allocation.memory if plan.allocation else 0]
     if plan.text:
-        from quantkit.quantization.calibration.memory import calibration_memory
+        from quantkit.quantization.calibration.memory import calibration_memory, fisher_memory, gradients_memory
 
-        more.append(calibration_memory(plan.program, plan.specs, plan.text.tokens))
+        kept = fisher_memory(plan.specs, plan.text.tokens) if plan.end_to_end else 0
+        more.append(kept + calibration_memory(plan.program, plan.specs, plan.text.tokens))
+        if plan.end_to_end:
+            more.append(kept + gradients_memory(plan.program, plan.specs, len(plan.text.windows[0])))
     return memory_needed(plan.source) + max(more)
 
 
@@ -204,11 +221,12 @@ def _pack(
     identity, weights = source.identity(), {name: source.spec(name).weights for name in source.names}
     calibrated = [output for output, plan in plans.items() if plan.text]
     together = len(calibrated) < len(plans)
-    done, total = 0, sum(weights.values()) * (len(calibrated) + together)
+    measured = sum(plan.end_to_end for plan in plans.values())
+    done, total = 0, sum(weights.values()) * (len(calibrated) + together + measured)
 
-    def tell(name: str) -> None:
+    def tell(name: str, amount: int | None = None) -> None:
         nonlocal done
-        done += weights[name]
+        done += weights[name] if amount is None else amount
         if progress:
             progress(Progress(name, done, total))
 
@@ -244,7 +262,18 @@ def _write_stripes(source: Selection, folders: Sequence[_Growing], threads: int,
                 tell(stripe.name)
 
 
-def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str]) -> dict[Output, Plan]:
+def _method(method: str | None, calibration: str | os.PathLike[str] | None) -> str:
+    """Return how codes are found; raises `OptionError` where a text is missing, or is not read."""
+    method = method or ("search" if calibration is None else "layerwise")
+    require(method in METHODS, "method", method, f"one of {', '.join(METHODS)}")
+    if method == "search" and calibration is not None:
+        raise OptionError("method search reads no text: leave calibration out, or take another method")
+    if method != "search" and calibration is None:
+        raise OptionError(f"method {method} needs a text for calibration: a file, or builtin")
+    return method
+
+
+def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str], method: str) -> dict[Output, Plan]:
     """Let the plans that have something to calibrate be calibrated on a text."""
     from quantkit.quantization.calibration.text import read_calibration_text  # needs tokenizers
 
@@ -252,8 +281,14 @@ def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str]) -> di
     if not fit:
         raise OptionError(f"calibration: no matrix becomes {CALIBRATED}; the other kinds need none")
     plan = next(iter(plans.values()))
+    end_to_end = method == "end-to-end"
+    if end_to_end:
+        from quantkit.quantization.calibration.gradients import check_gradients  # asks transformers
+
+        check_gradients(plan.source)
     text = read_calibration_text(path, plan.source, plan.program.learned_positions)
-    return {output: replace(plan, text=text) if output in fit else plan for output, plan in plans.items()}
+    calibrated = {output: replace(plans[output], text=text, end_to_end=end_to_end) for output in fit}
+    return {output: calibrated.get(output, plan) for output, plan in plans.items()}
 
 
 def _with_kinds(plan: Plan, threads: int, progress: Callable[[Progress], None] | None) -> Plan:
@@ -265,7 +300,7 @@ def _with_kinds(plan: Plan, threads: int, progress: Callable[[Progress], None] |
     return allocated(plan, threads=threads, progress=progress)
 
 
-def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Callable[[str], None]) -> _Losses:
+def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Callable[..., None]) -> _Losses:
     """Write the tensors that are not finished, those of int4 packed for what they do to a text."""
     from quantkit.quantization.calibration.layers import Packed, pack_calibrated  # heavy: after all that can be refused
 
@@ -278,8 +313,10 @@ def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Call
         lost, output_error, kept = map(noted[name].get, ("relative_error", "output_error", "kept_codes"))
         return Packed(name, writer.read(name), lost or 0.0, output_error, kept)
 
+    fisher = _fisher(plan, writer, threads, tell) if plan.end_to_end else {}
     output_errors = {}
-    for packed in pack_calibrated(plan.program, plan.source, plan.specs, plan.text.windows, threads, finished):
+    arguments = (plan.program, plan.source, plan.specs, plan.text.windows, threads, finished, fisher)
+    for packed in pack_calibrated(*arguments):
         if packed.name not in noted:
             measured = {"kept_codes": packed.kept_codes, "output_error": packed.output_error}
             writer.add(packed.name, packed.tensor, packed.error, **measured)
@@ -288,6 +325,28 @@ def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Call
         tell(packed.name)
     rest = (name for name, spec in plan.specs.items() if spec.kind == CALIBRATED and name not in output_errors)
     return _Losses(writer.tensors, CalibrationReport(plan.text.name, plan.text.tokens, output_errors, tuple(rest)))
+
+
+def _fisher(plan: Plan, writer: PackedWriter, threads: int, tell: Callable[[str, int], None]) -> Mapping[str, Fisher]:
+    """Measure what errors cost the predictions, or read what an interrupted process has measured."""
+    from quantkit.quantization.calibration.fisher import load, save
+    from quantkit.quantization.calibration.gradients import measure_fisher
+
+    assert plan.text is not None
+    windows, specs = plan.text.windows, {n: spec for n, spec in plan.specs.items() if spec.kind == CALIBRATED}
+    left = sum(plan.source.spec(name).weights for name in plan.source.names)
+    step = left // len(windows)
+
+    def told(number: int) -> None:
+        nonlocal left
+        left -= step
+        tell(f"gradients, window {number} of {len(windows)}", step)
+
+    file = writer.working_file(
+        FISHER, lambda path: save(path, measure_fisher(plan.source, specs, windows, threads, told))
+    )
+    tell("gradients", left)
+    return load(file)
 
 
 def _written(output: Output, plan: Plan, force: bool, identity: str) -> AbstractContextManager[PackedWriter]:

@@ -61,6 +61,8 @@ class Plan:
         What to calibrate on.
     allocation : AllocationReport, optional
         How a target was kept.
+    end_to_end : bool
+        Whether errors count by what they cost the model's predictions, not a layer's outputs.
     """
 
     program: Program
@@ -72,6 +74,7 @@ class Plan:
     card_fields: Fields
     text: CalibrationText | None = None
     allocation: AllocationReport | None = None
+    end_to_end: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -82,8 +85,10 @@ class Plan:
     def about(self) -> dict[str, Any]:
         """What quantkit.json says of the source, the options and the text for calibration."""
         source = {"name": shown_name(self.source.path), "dtype": _stored_dtype(self.source)}
-        calibration = {"calibration": self.text.about} if self.text else {}
-        return {"source": source, "options": self.recipe.options, **calibration}
+        about = {"source": source, "options": self.recipe.options}
+        if self.text:
+            about["calibration"] = {"method": "end-to-end" if self.end_to_end else "layerwise", **self.text.about}
+        return about
 
     @cached_property
     def contents(self) -> Contents:

@@ -13,6 +13,7 @@ from quantkit.cli.models import local_path
 from quantkit.cli.options import Command, force_option, model_name, output_option, path, threads_option
 from quantkit.cli.progress import Bar
 from quantkit.cli.streams import echo
+from quantkit.quantization.calibration import METHODS
 
 if TYPE_CHECKING:
     from quantkit.quantization.recipe import Recipe
@@ -22,7 +23,7 @@ KINDS = ("int4", "int8", "mixed")
 BITS = {"4": "int4", "8": "int8"}
 GROUPS = {
     "What to write": ("output", "force"),
-    "Which kinds": ("quantize", "bits", "overrides", "recipe", "calibration"),
+    "Which kinds": ("quantize", "bits", "overrides", "recipe", "calibration", "method"),
     "Where mixed spends bits": ("target_bpw", "target_size", "sensitivities"),
     "What is checked and told": ("dry_run", "strict", "verbose", "report"),
 }
@@ -125,6 +126,13 @@ class _Asked:
     help="Text to calibrate int4 on: less than half the divergence, for minutes instead of seconds.",
 )
 @click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    help="search: for the weights alone, in seconds. layerwise: for what each layer makes of a text, in minutes. "
+    "end-to-end: for what the model predicts, by gradients of torch (extra end-to-end).  "
+    "[default: layerwise with --calibration, else search]",
+)
+@click.option(
     "--recipe",
     "--quant-predicate",
     "recipe",
@@ -157,6 +165,7 @@ def command(
     force: bool,
     report: Path | None,
     calibration: Path | None,
+    method: str | None,
     dry_run: bool,
     verbose: bool,
     strict: bool,
@@ -210,6 +219,7 @@ def command(
             local,
             outputs,
             calibration=calibration,
+            method=method,
             strict=strict,
             dry_run=dry_run,
             force=force,

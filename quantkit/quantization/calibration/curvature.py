@@ -6,6 +6,7 @@ known here, and no file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.quantization.calibration.drift import Drift
+from quantkit.quantization.calibration.fisher import row_blocks
 from quantkit.quantization.encode import dequantize as dequantize_tensor
 from quantkit.tensor import Tensor
 from quantkit_kernels.blocks import COLUMNS, ROWS, dequantize
@@ -21,6 +23,8 @@ DAMPING = 0.01
 """Part of the mean of a Hessian's diagonal that is added to its diagonal: what the text did not show counts too."""
 LEAST_ROWS = 1 / 8
 """Rows of inputs, for each column, without which they say too little."""
+OUTPUT_DAMPING = 0.3
+"""The same of the outputs' moments, which are estimated with noise."""
 PADDING = 1e-6
 """How much columns that fill the last group count, beside those that the text did not show."""
 CHUNK_ROWS = 8192
@@ -51,8 +55,16 @@ class Curvature:
         return self.hessian[np.ix_(places, places)]
 
 
-def curvature_of(inputs: NDArray[np.float32]) -> Curvature | None:
-    """Return the curvature for inputs `[rows, columns]`, or None where they are too few, or all zeros."""
+def curvature_of(inputs: NDArray[np.float32], weights: NDArray[np.float32] | None = None) -> Curvature | None:
+    """Return the curvature for inputs, or None where they are too few, or all zeros.
+
+    Parameters
+    ----------
+    inputs : ndarray
+        f32 `[rows, columns]`.
+    weights : ndarray, optional
+        f32 `[rows]`: what each row counts, beside 1.
+    """
     from quantkit_kernels.packing.gptq import order_of
 
     rows, columns = inputs.shape
@@ -63,6 +75,8 @@ def curvature_of(inputs: NDArray[np.float32]) -> Curvature | None:
     corner = hessian[:columns, :columns]
     for first in range(0, rows, CHUNK_ROWS):
         chunk = inputs[first : first + CHUNK_ROWS]
+        if weights is not None:
+            chunk = chunk * np.sqrt(weights[first : first + CHUNK_ROWS, None])
         corner += chunk.T @ chunk
     damping = DAMPING * float(np.diagonal(corner).mean())
     if not 0 < damping < np.inf:
@@ -75,7 +89,12 @@ def curvature_of(inputs: NDArray[np.float32]) -> Curvature | None:
 
 
 def pack_under(
-    curvature: Curvature, weights: Tensor, start: Tensor, threads: int, drift: Drift | None = None
+    curvature: Curvature,
+    weights: Tensor,
+    start: Tensor,
+    threads: int,
+    drift: Drift | None = None,
+    outputs: Sequence[NDArray[np.float32]] = (),
 ) -> tuple[Tensor, float, float]:
     """Pack a matrix to int4 under a curvature.
 
@@ -90,6 +109,9 @@ def pack_under(
         The result does not depend on it.
     drift : Drift, optional
         What the matrix is to make up for.
+    outputs : sequence of ndarray, optional
+        For each of `fisher.row_blocks`, f32 `[rows, rows]`: what errors of these outputs cost together. Then each panel
+        of rows makes up for the errors of the panels before it in its block.
 
     Returns
     -------
@@ -104,21 +126,46 @@ def pack_under(
     assert start.row_scales is not None
     data: NDArray[np.uint8] = np.empty_like(start.data)
     row_scales = start.row_scales.copy()
+    rows, columns = weights.shape
+    hessian = curvature.of_columns(columns)
 
-    def pack(first: int) -> tuple[float, ...]:
-        stored = weights.data[first : first + PANEL_ROWS]
+    def pack(block: slice, factor: NDArray[np.float64] | None = None) -> tuple[float, ...]:
+        stored = weights.data[block]
         wanted = dequantize(weights.kind, stored, None, stored.shape)
-        tiles = slice(first // ROWS, first // ROWS + PANEL_TILES)
-        blocks, scales = data[tiles], row_scales[tiles]
-        target = drift.target(wanted, slice(first, first + len(wanted))) if drift else wanted
-        costs = gptq_int4(target, curvature.hessian, curvature.lower, curvature.order, blocks, scales)
-        lost = dequantize("int4", blocks, scales, wanted.shape) - wanted
-        return *costs, *(float(np.square(array, dtype=np.float64).sum()) for array in (lost, wanted))
+        target = drift.target(wanted, block) if drift else wanted
+        lost = np.zeros_like(wanted)
+        for first in range(0, len(wanted), PANEL_ROWS):
+            panel = slice(first, first + PANEL_ROWS)
+            tiles = slice((block.start + first) // ROWS, (block.start + first) // ROWS + PANEL_TILES)
+            blocks, scales = data[tiles], row_scales[tiles]
+            asked = target[panel] if factor is None else target[panel] - _feedback(factor, panel, lost)
+            gptq_int4(asked, curvature.hessian, curvature.lower, curvature.order, blocks, scales)
+            lost[panel] = dequantize("int4", blocks, scales, asked.shape) - target[panel]
+        missed = lost + target - wanted
+        pairs = [(lost @ hessian, lost), (target @ hessian, target), (missed, missed), (wanted, wanted)]
+        return tuple(float(np.vdot(*pair)) for pair in pairs)
 
+    panels = [slice(first, min(first + PANEL_ROWS, rows)) for first in range(0, rows, PANEL_ROWS)]
     with ThreadPoolExecutor(threads) as pool:
-        sums = np.array(list(pool.map(pack, range(0, weights.shape[0], PANEL_ROWS)))).sum(axis=0)
-    cost, whole, lost, squares = sums.tolist()
-    return Tensor("int4", weights.shape, data, row_scales), lost / (squares or 1.0), cost / (whole or 1.0)
+        found = pool.map(pack, row_blocks(rows), map(_factor, outputs)) if outputs else pool.map(pack, panels)
+        sums = np.array(list(found)).sum(axis=0)
+    cost, whole, squared, squares = sums.tolist()
+    return Tensor("int4", weights.shape, data, row_scales), squared / (squares or 1.0), cost / (whole or 1.0)
+
+
+def _factor(moments: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The lower triangular L with `L^T L = moments`, damped."""
+    damped = moments.astype(np.float64)
+    damped[np.diag_indices(len(damped))] += OUTPUT_DAMPING * np.diagonal(damped).mean()
+    turned = np.linalg.cholesky(damped[::-1, ::-1])
+    return np.ascontiguousarray(turned[::-1, ::-1].T)
+
+
+def _feedback(factor: NDArray[np.float64], panel: slice, lost: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What the errors of earlier panels ask of a panel to lose, so that all cost least when later ones do as well."""
+    rows = factor[panel]
+    shares = np.linalg.solve(rows[:, panel], rows[:, : panel.start])
+    return shares.astype(np.float32) @ lost[: panel.start]
 
 
 def output_error_of(curvature: Curvature, weights: Tensor, packed: Tensor) -> float:
