@@ -185,7 +185,7 @@ class Model:
         if not 1 <= chunk <= PASS_TOKENS:
             raise OptionError(f"chunk: {chunk} is not in 1..{PASS_TOKENS}")
         arrays = [(self._own(sequence), self._checked(ids)) for sequence, ids in batch]
-        if len({id(sequence) for sequence, _ in arrays}) < len(arrays):
+        if len(dict(arrays)) < len(arrays):
             raise GenerationError("a sequence stands in the batch twice")
         rows = sum(len(ids) for _, ids in arrays) if every else len(arrays)
         with self._lock:
@@ -194,8 +194,7 @@ class Model:
             for sequence, ids in arrays:
                 sequence.reserve(len(ids))
             _, logits, place = self._logits.take(rows)
-            entries = [(sequence, sequence.take_behind(), ids) for sequence, ids in arrays]
-            for chunks in _passes(entries, every, chunk):
+            for chunks in _passes(arrays, every, chunk):
                 place += logits.strides[0] * self._run(chunks, [place])
         return logits
 
@@ -219,7 +218,7 @@ class Model:
                 raise ValueError(f"rows of {value} are not f32 {shape}")
         with self._lock, self.new_sequence() as sequence:
             sequence.reserve(len(tokens))
-            for chunks in _passes([(sequence, [], tokens)], True, PASS_TOKENS):
+            for chunks in _passes([(sequence, tokens)], True, PASS_TOKENS):
                 first = sequence.length
                 skipped = [first * value.per_token for value in values]
                 pairs = zip(arrays, skipped, strict=True)
@@ -378,14 +377,15 @@ def _matrix(tensor: Tensor) -> Weight:
     return Weight(tensor.kind, tensor.data.ctypes.data, row_scales)
 
 
-def _passes(entries: list[tuple[Sequence, list[int], list[int]]], every: bool, chunk: int) -> list[list[_Chunk]]:
-    """Cut a batch into passes of at most `chunk` tokens.
+def _passes(batch: list[tuple[Sequence, list[int]]], every: bool, chunk: int) -> list[list[_Chunk]]:
+    """Cut sequences with their new tokens into passes of at most `chunk` tokens.
 
-    An entry is a sequence, tokens that it computes once more, and those that are new: these alone are wanted.
+    Before its new tokens, which alone are wanted, a sequence may have some that it computes once more.
     """
     passes: list[list[_Chunk]] = []
     room = 0
-    for sequence, behind, new in entries:
+    for sequence, new in batch:
+        behind = sequence.take_behind()
         begin, ids = 0, behind + new
         while begin < len(ids):
             if not room:

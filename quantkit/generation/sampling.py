@@ -8,7 +8,7 @@ read for is in `quantkit_kernels.rows.choice`. Nothing here knows a model or a t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
 
 import numpy as np
@@ -31,6 +31,9 @@ _LEAST_TEMPERATURE = 1e-5
 
 _FEW_TOKENS = 4096
 """Fewer tokens than this are counted by sorting them, more with a counter for each token of the vocabulary."""
+
+_AT_ONCE = 256
+"""Random numbers that are made together; they are those that would come one by one."""
 
 
 def make_sampler(
@@ -74,11 +77,11 @@ def make_sampler(
         return _greedy
     from quantkit_kernels.rows.choice import NOT_FINITE, Chooser
 
-    random, choose, lock = np.random.default_rng(seed), Chooser(temp, top_p, min_p, top_k), Lock()
+    numbers, choose, lock = _uniforms(seed), Chooser(temp, top_p, min_p, top_k), Lock()
 
     def sample(logits: Logits) -> int:
         with lock:
-            token = choose(np.ascontiguousarray(logits, np.float32), random.random())
+            token = choose(np.ascontiguousarray(logits, np.float32), next(numbers))
         if token == NOT_FINITE:
             raise _not_finite(float(logits.max()))
         return token
@@ -149,6 +152,13 @@ def _counted(tokens: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.i
     counts = np.bincount(tokens)
     seen = np.flatnonzero(counts)
     return seen, counts[seen]
+
+
+def _uniforms(seed: int | None) -> Iterator[float]:
+    """Random numbers from 0 up and below 1."""
+    random = np.random.default_rng(seed)
+    while True:
+        yield from random.random(_AT_ONCE).tolist()
 
 
 def _greedy(logits: Logits) -> int:

@@ -116,6 +116,11 @@ def test_same_seed_same_tokens() -> None:
     assert tokens(None) != tokens(None)
 
 
+def test_draws_are_the_numbers_of_a_seed_one_after_the_other() -> None:
+    sampler, logits = make_sampler(temp=1.0, seed=3), array(0.0, 0.0)
+    assert [sampler(logits) for _ in range(1000)] == (np.random.default_rng(3).random(1000) >= 0.5).tolist()
+
+
 def test_banned_tokens_never_come_up() -> None:
     logits = array(-math.inf, 0.0, -math.inf, 0.0, -math.inf)
     assert set(drawn(make_sampler(temp=5.0, seed=0), logits, 100)) == {1, 3}
