@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 import tiny
 from invocation import Invoke
+from quantkit.quantization.calibration import curvature
 
 
 def kinds(invoke: Invoke, folder: Path) -> dict[str, str]:
@@ -265,6 +267,21 @@ def test_calibration_is_reported(invoke: Invoke, checkpoint: Path, tmp_path: Pat
     assert "\ncalibrated on " in result.stdout
     assert "tokens of text.txt; error of outputs " in result.stdout
     assert invoke("verify", tmp_path / "out").exit_code == 0
+
+
+def test_matrices_that_too_few_tokens_reach_are_said(
+    invoke: Invoke, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curvature, "LEAST_ROWS", 1e9)
+    text, report = tmp_path / "text.txt", tmp_path / "report.html"
+    text.write_text(" ".join(map(str, range(2000))))
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--calibration", text, "--report", report)
+    said = re.search(
+        r"\n(\d+) of (\d+) matrices met too few tokens .*: model\.layers\.0\.[a-z_.]+, \.\.\.\n", result.stdout
+    )
+    assert said
+    assert said[1] == said[2]
+    assert f"{said[1]} matrices that too few tokens reached: model.layers.0." in report.read_text()
 
 
 def test_a_missing_text_is_a_failure_of_one_line(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:

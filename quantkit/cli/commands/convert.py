@@ -284,7 +284,9 @@ def _calibrated(report: CalibrationReport) -> str:
         mean, worst = sum(errors.values()) / len(errors), max(errors, key=errors.__getitem__)
         line += f"; error of outputs {mean:.2%}, at most {errors[worst]:.2%} ({worst})"
     if report.uncalibrated:
-        line += f"\n{len(report.uncalibrated)} matrices met too few tokens, such as {report.uncalibrated[0]}"
+        count = f"{len(report.uncalibrated)} of {len(report.uncalibrated) + len(errors)}"
+        line += f"\n{count} matrices met too few tokens and are packed as without a text: {report.uncalibrated[0]}"
+        line += ", ..." if report.uncalibrated[1:] else ""
     return line
 
 

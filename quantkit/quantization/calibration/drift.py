@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 RIDGE = 0.5
 """Part of the mean of a Hessian's diagonal that is added to its diagonal. Along directions that the text hardly showed
 the drift would be noise: without a ridge, divergence on text of another kind rises by a quarter, with it, it falls."""
+LEAST_ROWS = 4
+"""Rows of inputs, for each column, without which a drift is not fitted: it would follow their noise."""
 CHUNK_ROWS = 8192
 """Rows that are multiplied at once."""
 

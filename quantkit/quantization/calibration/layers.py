@@ -23,7 +23,7 @@ from quantkit.models.parts import cut
 from quantkit.models.program import Program, Value
 from quantkit.quantization.calibration import KIND, REFERENCE_KIND
 from quantkit.quantization.calibration.curvature import Curvature, curvature_of, output_error_of, pack_under
-from quantkit.quantization.calibration.drift import Drift, fit_drift
+from quantkit.quantization.calibration.drift import LEAST_ROWS, Drift, fit_drift
 from quantkit.quantization.calibration.fisher import Fisher
 from quantkit.quantization.calibration.passes import Rows, Weights, rows_of_experts, run_part
 from quantkit.quantization.calibration.stops import Shared, stops_of
@@ -178,7 +178,7 @@ def _calibrate(
         weights = _token_weights(names, fisher)
         curvature = None if all(found.values()) else curvature_of(rows, weights)
         drifts: dict[str, Drift] = {}
-        if curvature is not None and wanted is not None:
+        if curvature and wanted is not None and len(rows) >= LEAST_ROWS * rows.shape[1]:
             hessian, counted = curvature.of_columns(rows.shape[1]), rows if weights is None else rows * weights[:, None]
             of_inputs = fit_drift(hessian, counted, rows, wanted)
             drifts = {name: Drift(of_inputs) for name in names}

@@ -128,6 +128,8 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     ]
     if report.calibration:
         facts.append(("calibration", f"on {report.calibration.tokens:,} tokens of {report.calibration.text}"))
+        if rare := report.calibration.uncalibrated:
+            facts.append(("not calibrated", f"{len(rare):,} matrices that too few tokens reached: {', '.join(rare)}"))
     if report.allocation:
         facts.append(("mixed", _spent(report.allocation)))
     if report.bytes_per_second:
