@@ -25,7 +25,7 @@ from quantkit.formats.packed import FORMAT_VERSION
 from quantkit.formats.packed.writer import Measured, PackedWriter, write_packed
 from quantkit.formats.source import Selection
 from quantkit.generation.options import is_whole, require
-from quantkit.quantization.calibration import CALIBRATION_VERSION, METHODS
+from quantkit.quantization.calibration import CALIBRATION_VERSION, checked_method
 from quantkit.quantization.calibration import KIND as CALIBRATED
 from quantkit.quantization.encode import ENCODER_VERSION
 from quantkit.quantization.pipeline import Stripe, encoded_stripes, memory_needed
@@ -159,7 +159,7 @@ def convert_all(
     start = time.perf_counter()
     require(bool(outputs), "outputs", dict(outputs), "one folder at least")
     check_outputs(outputs, force=force, source=Path(source))
-    method = _method(method, calibration)
+    method = checked_method(method, calibration)
     if calibration is not None:
         from quantkit.quantization.calibration.text import check_calibration_file  # needs tokenizers
 
@@ -170,7 +170,7 @@ def convert_all(
     if calibration is not None:
         plans = _with_text(plans, calibration, method)
     plans = {output: _with_kinds(plan, threads or usable_cores(), progress) for output, plan in plans.items()}
-    check_space({Path(output): plan.nbytes for output, plan in plans.items()})
+    check_space({Path(output): plan.nbytes + _fisher_bytes(plan) for output, plan in plans.items()})
     free = {output: free_bytes(Path(output)) for output in outputs}
     lost = dict.fromkeys(plans, _Losses({}))
     if not dry_run:
@@ -204,13 +204,19 @@ def _memory_needed(plan: Plan) -> int:
     """Return about how many bytes packing needs in memory at most, the whole process included."""
     more = [plan.allocation.memory if plan.allocation else 0]
     if plan.text:
-        from quantkit.quantization.calibration.memory import calibration_memory, fisher_memory, gradients_memory
+        from quantkit.quantization.calibration.memory import calibration_memory, gradients_memory
 
-        kept = fisher_memory(plan.specs, plan.text.tokens) if plan.end_to_end else 0
-        more.append(kept + calibration_memory(plan.program, plan.specs, plan.text.tokens))
+        more.append(calibration_memory(plan.program, plan.specs, plan.text.tokens))
         if plan.end_to_end:
-            more.append(kept + gradients_memory(plan.program, plan.specs, len(plan.text.windows[0])))
-    return memory_needed(plan.source) + max(more)
+            more.append(gradients_memory(plan.program, plan.specs, len(plan.text.windows[0])))
+    return memory_needed(plan.source) + max(more) + _fisher_bytes(plan)
+
+
+def _fisher_bytes(plan: Plan) -> int:
+    """Return how many bytes gradients leave, in memory and beside the packed model while it grows."""
+    from quantkit.quantization.calibration.memory import fisher_memory
+
+    return fisher_memory(plan.specs, plan.text.tokens) if plan.text and plan.end_to_end else 0
 
 
 def _pack(
@@ -260,17 +266,6 @@ def _write_stripes(source: Selection, folders: Sequence[_Growing], threads: int,
                     folder.append(stripe)
             if stripe.last:
                 tell(stripe.name)
-
-
-def _method(method: str | None, calibration: str | os.PathLike[str] | None) -> str:
-    """Return how codes are found; raises `OptionError` where a text is missing, or is not read."""
-    method = method or ("search" if calibration is None else "layerwise")
-    require(method in METHODS, "method", method, f"one of {', '.join(METHODS)}")
-    if method == "search" and calibration is not None:
-        raise OptionError("method search reads no text: leave calibration out, or take another method")
-    if method != "search" and calibration is None:
-        raise OptionError(f"method {method} needs a text for calibration: a file, or builtin")
-    return method
 
 
 def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str], method: str) -> dict[Output, Plan]:

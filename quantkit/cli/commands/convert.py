@@ -194,13 +194,15 @@ def command(
 
     With --calibration the model reads a text, layer by layer, and int4 matrices are packed so that their outputs on it
     change least (GPTQ). It takes up to 65,536 tokens of it. Text like that which the model will see is best; without
-    any, there is a built-in one. Measure the result on other text.
+    any, there is a built-in one. Measure the result on other text. With --method end-to-end, torch first finds out what
+    changes of each output cost the model's predictions (extra end-to-end), and those are packed for.
 
     What was interrupted goes on where it stopped when the same command is given again. Until then it is kept beside
     DIR, in a hidden folder .DIR.*.partial, which may be deleted.
     """
     recipes = _Asked(**asked).recipes()
     from quantkit.formats.output import check_outputs
+    from quantkit.quantization.calibration import checked_method
     from quantkit.quantization.calibration.text import check_calibration_file
     from quantkit.quantization.conversion import convert_all
     from quantkit.quantization.report.saved import check_report
@@ -209,6 +211,7 @@ def command(
     outputs = {Path(f"{output}{ending}"): it for ending, it in zip(endings, recipes, strict=True)}
     files = [report.parent / f"{report.stem}{ending}{report.suffix}" for ending in endings] if report else []
     check_outputs(outputs, force=force, source=Path(source))  # before hours of downloading
+    checked_method(method, calibration)
     if calibration:
         check_calibration_file(calibration)
     for file in files:

@@ -13,13 +13,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.errors import OptionError, UnsupportedError, notice
+from quantkit.errors import UnsupportedError, notice
 from quantkit.formats.source import ModelSource
 from quantkit.quantization.calibration.fisher import LARGE, Fisher, row_blocks
 from quantkit.tensor import TensorSpec
@@ -35,14 +34,9 @@ def check_gradients(source: ModelSource) -> None:
 
     Raises
     ------
-    OptionError
-        torch or transformers is missing.
     UnsupportedError
         It is no folder of 16-bit or 32-bit weights, or transformers does not know the architecture.
     """
-    missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
-    if missing:
-        raise OptionError(f"method end-to-end needs {' and '.join(missing)}: pip install 'quantkit[end-to-end]'")
     if not source.path.is_dir():
         raise UnsupportedError(f"{source.path}: method end-to-end needs a checkpoint folder, which transformers reads")
     if any(source.config.get(key) for key in ("quantization_config", "quantization")):
