@@ -111,6 +111,36 @@ def test_every_piece_is_dealt_once_in_whole_units(
     assert (seen == 1).all()
 
 
+CORES = {
+    "one of two is four times as slow": [1.0, 0.25],
+    "one of four is busy with something else": [1.0, 1.0, 1.0, 0.5],
+    "8 performance cores and 8 efficient ones": [1.0] * 8 + [0.55] * 8,
+    "6 performance cores, 8 efficient ones, 2 for low power": [1.0] * 6 + [0.6] * 8 + [0.3] * 2,
+}
+"""Pieces in a unit of time that each core does."""
+
+
+@pytest.mark.parametrize("chunk", [1, 4])
+@pytest.mark.parametrize("cores", CORES)
+def test_slow_cores_cost_what_they_lack_and_no_more(cores: str, chunk: int) -> None:
+    """All finish when their speeds together would, but for one chunk in the hands of the slowest: nobody waits."""
+    speeds, count = CORES[cores], 800
+    counters, out = np.zeros(len(speeds), np.int64), np.zeros((1, 2), np.int64)
+    times, dealt, done = [0.0] * len(speeds), 0, [0] * len(speeds)
+    while dealt < count:
+        thread = min(range(len(speeds)), key=times.__getitem__)  # who is free first takes the next chunk
+        taken = deal(address(counters), 1 << COUNT_BITS, thread, len(speeds), count, 1, chunk, address(out), 1)
+        assert taken == 1
+        pieces = int(out[0, 1] - out[0, 0])
+        times[thread] += pieces / speeds[thread]
+        done[thread] += pieces
+        dealt += pieces
+    assert sum(done) == count
+    assert max(times) <= count / sum(speeds) + chunk / min(speeds)
+    shares = [count * speed / sum(speeds) for speed in speeds]
+    assert done == pytest.approx(shares, abs=2 * chunk * max(speeds) / min(speeds))
+
+
 @jit
 def _sections(shared, thread, threads, generation, words):
     """A piece is 1 more than its neighbour in the section before; the first section begins with a number of a pass."""
