@@ -86,6 +86,12 @@ the library to say."""
 threads_option = click.option(
     "-t", "--threads", type=click.IntRange(min=1), help="Worker threads  [default: the physical cores allowed]"
 )
+numa_option = click.option(
+    "--numa",
+    type=click.Choice(["interleave", "distribute"]),
+    callback=lambda ctx, param, value: value and "interleave",
+    help="Spread the weights over all memory nodes of a machine with several sockets; two names for the same.",
+)
 KV_DTYPES = {"16": "int16", "8": "int8"}
 kv_option = click.option(
     "--kv-bits",

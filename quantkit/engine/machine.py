@@ -37,7 +37,7 @@ def usable_cores(root: Path = ROOT) -> int:
 def physical_cores(cpus: Collection[int], root: Path = ROOT) -> int:
     """Number of physical cores behind the logical `cpus`; each counts as one where the kernel doesn't say."""
     topology = root / "sys/devices/system/cpu"
-    return len({_read(topology / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus})
+    return len({read(topology / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in cpus})
 
 
 def cpu_quota(root: Path = ROOT) -> float | None:
@@ -49,11 +49,11 @@ def cpu_quota(root: Path = ROOT) -> float | None:
 def _cpu_groups(root: Path) -> Iterator[tuple[int, Path]]:
     """Yield (cgroup version, folder) of the process's groups that may limit CPU time, their ancestors included."""
     groups = {}  # version -> path of the process's group
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers or "cpu" in controllers.split(","):
             groups[1 if controllers else 2] = PurePosixPath(path)
-    for line in _read(root / "proc/self/mountinfo").splitlines():
+    for line in read(root / "proc/self/mountinfo").splitlines():
         # 36 35 98:0 /root /mount/point options ... - type source super-options (proc_pid_mountinfo(5))
         mount, _, filesystem = line.partition(" - ")
         kind, _, options = filesystem.split(" ", 2)
@@ -67,13 +67,13 @@ def _cpu_groups(root: Path) -> Iterator[tuple[int, Path]]:
 
 
 def _quota_v2(folder: Path) -> float | None:
-    quota, _, period = _read(folder / "cpu.max").partition(" ")
+    quota, _, period = read(folder / "cpu.max").partition(" ")
     return None if quota in ("", "max") else int(quota) / int(period)
 
 
 def _quota_v1(folder: Path) -> float | None:
-    quota = int(_read(folder / "cpu.cfs_quota_us") or -1)
-    return None if quota <= 0 else quota / int(_read(folder / "cpu.cfs_period_us"))
+    quota = int(read(folder / "cpu.cfs_quota_us") or -1)
+    return None if quota <= 0 else quota / int(read(folder / "cpu.cfs_period_us"))
 
 
 def memory_in_use(root: Path = ROOT) -> int:
@@ -94,17 +94,23 @@ def peak_memory(root: Path = ROOT) -> int:
 
 def cpu_name(root: Path = ROOT) -> str:
     """Name of the processor as the system spells it."""
-    found = re.search(r"^model name\s*:\s*(.+)$", _read(root / "proc/cpuinfo"), re.MULTILINE)
+    found = re.search(r"^model name\s*:\s*(.+)$", read(root / "proc/cpuinfo"), re.MULTILINE)
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def _status(field: str, root: Path) -> int:
-    found = re.search(rf"^{field}:\s*(\d+) kB$", _read(root / "proc/self/status"), re.MULTILINE)
+    found = re.search(rf"^{field}:\s*(\d+) kB$", read(root / "proc/self/status"), re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
 
 
-def _read(path: Path) -> str:
-    """The stripped text of a file of the kernel's, or "" where there is none."""
+def numbers(text: str) -> set[int]:
+    """Return the numbers of a list as the kernel writes them: `0-3,8`."""
+    ends = (part.partition("-") for part in text.strip().split(",") if part.strip())
+    return {number for first, _, last in ends for number in range(int(first), int(last or first) + 1)}
+
+
+def read(path: Path) -> str:
+    """Return the stripped text of a file of the kernel's, or "" where there is none."""
     try:
         return path.read_text().strip()
     except OSError:

@@ -13,6 +13,7 @@ from quantkit import formats
 from quantkit.engine.binding import bind
 from quantkit.engine.machine import usable_cores
 from quantkit.engine.model import Model
+from quantkit.engine.numa import POLICIES, interleave, memory_nodes
 from quantkit.engine.opening import local_path, open_model
 from quantkit.formats import ModelSource
 from quantkit.formats.hub import shown_name
@@ -27,6 +28,7 @@ def load_model(
     threads: int | None = None,
     context: int | None = None,
     kv_dtype: str = "int16",
+    numa: str | None = None,
 ) -> Model:
     """Open a model folder (or GGUF file) without its tokenizer.
 
@@ -42,6 +44,8 @@ def load_model(
         texts, as in Phi-3, the default is the length of short ones.
     kv_dtype : {"int16", "int8", "f32"}
         Precision of the KV cache.
+    numa : {"interleave"}, optional
+        Spread the weights over the memory nodes of a machine that has several, see `quantkit.engine.numa`.
 
     Raises
     ------
@@ -51,17 +55,22 @@ def load_model(
         The folder is damaged, incomplete or of a kind that quantkit does not run; the message names file and cause.
     """
     _check_threads(threads)
-    return model_of(open_model(path), threads=threads, context=context, kv_dtype=kv_dtype)
+    return model_of(open_model(path), threads=threads, context=context, kv_dtype=kv_dtype, numa=numa)
 
 
 def load(
-    path: str | os.PathLike[str], *, threads: int | None = None, context: int | None = None, kv_dtype: str = "int16"
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    kv_dtype: str = "int16",
+    numa: str | None = None,
 ) -> tuple[Model, Tokenizer]:
     """Open a model folder (or GGUF file) with its tokenizer; options and errors as `load_model`."""
     _check_threads(threads)
     source = open_model(path)
     tokenizer = _tokenizer(source)
-    return model_of(source, threads=threads, context=context, kv_dtype=kv_dtype), tokenizer
+    return model_of(source, threads=threads, context=context, kv_dtype=kv_dtype, numa=numa), tokenizer
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
@@ -90,21 +99,30 @@ def _check_threads(threads: int | None) -> None:
 
 
 def model_of(
-    source: ModelSource, *, threads: int | None = None, context: int | None = None, kv_dtype: str = "int16"
+    source: ModelSource,
+    *,
+    threads: int | None = None,
+    context: int | None = None,
+    kv_dtype: str = "int16",
+    numa: str | None = None,
 ) -> Model:
     """Return the model that a source holds; options and errors as `load_model`."""
+    require(numa is None or numa in POLICIES, "numa", numa, f"None or one of {', '.join(POLICIES)}")
     accepted = context is None or (is_whole(context) and context >= 1)
     bound = bind(source, context if accepted else None)
     longest = bound.architecture.longest_context
     accepted = accepted and (context is None or context <= longest)
     require(accepted, "context", context, f"1 to {longest}, which {shown_name(source.path)} was made for")
-    return Model(
+    model = Model(
         bound.program,
         bound.weights,
         context_length=bound.architecture.context_length if context is None else context,
         threads=usable_cores() if threads is None else threads,
         kv_kind=kv_dtype,
     )
+    if numa:
+        interleave((tensor.data for tensor in model.tensors.values()), memory_nodes())
+    return model
 
 
 def _tokenizer(source: ModelSource) -> Tokenizer:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import mmap
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import golden.generate as golden
 import tiny
 from invocation import Invoke
+from quantkit.engine import numa
+from quantkit.generation import loading
+from quantkit.generation.loading import load_model
 
 FEW = ("-n", 8)
 GREEDY = ("--temp", 0)
@@ -133,6 +139,22 @@ def test_aliases_of_other_tools_are_understood(invoke: Invoke, packed: Path) -> 
         "run", packed, "--prompt", "a", "--temperature", 1, "--repetition-penalty", 1.3, "--seed", 1, "--predict", 8
     )
     assert theirs.stdout == ours
+
+
+def test_weights_on_all_memory_nodes_give_the_same_answer(
+    invoke: Invoke, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[int] = []
+
+    def move(pages: NDArray[np.int64], nodes: NDArray[np.int32]) -> NDArray[np.int32]:
+        moved.extend(pages)
+        return nodes
+
+    expected = answer(invoke, packed, "-p", "a", *GREEDY)
+    monkeypatch.setattr(loading, "memory_nodes", lambda: [0, 1])
+    monkeypatch.setattr(numa, "_move", move)
+    assert answer(invoke, packed, "-p", "a", *GREEDY, "--numa", "distribute") == expected
+    assert len(moved) * mmap.PAGESIZE >= load_model(packed).nbytes
 
 
 def test_speculation_changes_the_footer_alone(invoke: Invoke, packed: Path) -> None:

@@ -11,7 +11,7 @@ import click
 
 from quantkit.cli.commands.bench_output import FORMS, row
 from quantkit.cli.models import local_path
-from quantkit.cli.options import Command, integers, kv_option, model_argument, plot_option
+from quantkit.cli.options import Command, integers, kv_option, model_argument, numa_option, plot_option
 from quantkit.cli.streams import echo, printable
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def _list_option(
 @_list_option("-b", "--batch", "-npl", minimum=1, text="Sequences decoded together.", default="1")
 @_list_option("-t", "--threads", minimum=1, text="Worker threads  [default: the physical cores allowed]")
 @kv_option
+@numa_option
 @click.option(
     "-r", "--repetitions", default=5, show_default=True, type=click.IntRange(min=1), help="Runs of each test."
 )
@@ -57,6 +58,7 @@ def command(
     batch: tuple[int, ...],
     threads: tuple[int, ...] | None,
     kv_dtype: str,
+    numa: str | None,
     repetitions: int,
     no_warmup: bool,
     output: str,
@@ -88,7 +90,8 @@ def command(
     def rows() -> Iterator[dict[str, Any]]:
         options = {"repetitions": repetitions, "warmup": not no_warmup, "operations": ops}
         tests = cases(n_prompt, n_gen, n_depth, batch)
-        for loaded, measurement in _measure(local_path(model), tests, threads or (None,), kv_dtype, options):
+        loading = [{"threads": count, "kv_dtype": kv_dtype, "numa": numa} for count in threads or (None,)]
+        for loaded, measurement in _measure(local_path(model), tests, loading, options):
             found.append(measurement)
             costs[:] = [Costs(loaded)]
             yield row(model, loaded, measurement)
@@ -101,17 +104,17 @@ def command(
 
 
 def _measure(
-    folder: Path, tests: Sequence[Test], threads: Sequence[int | None], kv_dtype: str, options: dict[str, Any]
+    folder: Path, tests: Sequence[Test], loading: Sequence[dict[str, Any]], options: dict[str, Any]
 ) -> Iterator[tuple[Model, Measurement]]:
-    """Load the model with each number of threads and run all tests; the read bandwidth is kept for later commands."""
+    """Load the model in each way and run all tests; the read bandwidth is kept for later commands."""
     from quantkit.cli.bus_error import explain_bus_errors
     from quantkit.evaluation.benchmark import measure, open_probe, remember_bandwidth
     from quantkit.generation.loading import load_model
 
     explain_bus_errors()
     context = max((test.positions for test in tests), default=None)
-    for count in threads:
-        with contextlib.closing(load_model(folder, threads=count, context=context, kv_dtype=kv_dtype)) as model:
+    for chosen in loading:
+        with contextlib.closing(load_model(folder, context=context, **chosen)) as model:
             for measurement in measure(model, tests, open_probe(model.threads), **options):
                 remember_bandwidth(model.threads, measurement.ceilings.read)
                 yield model, measurement

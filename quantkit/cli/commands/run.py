@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantkit.cli.models import show
-from quantkit.cli.options import Command, kv_option, model_argument, path, text, threads_option
+from quantkit.cli.options import Command, kv_option, model_argument, numa_option, path, text, threads_option
 from quantkit.cli.progress import Bar
 from quantkit.cli.sampling import choose_sampling, sampling_options
 from quantkit.cli.streams import echo, echo_answer, read_text
@@ -65,6 +65,7 @@ def _json_object(ctx: click.Context, param: click.Parameter, value: str | None) 
 @click.option("-c", "--ctx-size", type=int, help="Tokens of the context  [default: what the model was made for]")
 @kv_option
 @threads_option
+@numa_option
 @click.option(
     "--chat-template-kwargs",
     metavar="JSON",
@@ -149,7 +150,8 @@ def _load(model: str, options: dict[str, Any]) -> tuple[Model, Tokenizer]:
 
             copy = packed_copy(model, threads=threads, progress=packing, downloading=lambda now: show(download, now))
             folder = stack.enter_context(copy)
-        return load(folder, threads=threads, context=options["ctx_size"], kv_dtype=options["kv_dtype"])
+        chosen = {name: options[name] for name in ("threads", "kv_dtype", "numa")}
+        return load(folder, context=options["ctx_size"], **chosen)
 
 
 def _conversation(tokenizer: Tokenizer, asked: str, options: dict[str, Any]) -> dict[str, Any]:
