@@ -26,11 +26,17 @@ Sampler = Callable[[Logits], int]
 LogitsProcessor = Callable[[Sequence[int], Logits], Logits]
 """Returns new logits, given all tokens so far, the prompt's included; leaves its arguments as they are."""
 
+Counts = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Distinct tokens, and how often each is there."""
+
 _LEAST_TEMPERATURE = 1e-5
 """Below this a division by the temperature could overflow, and the likeliest token has all probability anyway."""
 
 _FEW_TOKENS = 4096
 """Fewer tokens than this are counted by sorting them, more with a counter for each token of the vocabulary."""
+
+_SPARE = 256
+"""More distinct tokens than a text has, for which there is room."""
 
 _AT_ONCE = 256
 """Random numbers that are made together; they are those that would come one by one."""
@@ -127,8 +133,10 @@ def make_logits_processors(
     if last_n == 0 or (repetition_penalty, presence_penalty, frequency_penalty) == (1, 0, 0):
         return []
 
+    count = _GrowingCounts() if last_n < 0 else lambda tokens: _counted(tokens[-last_n:])
+
     def penalize(tokens: Sequence[int], logits: Logits) -> Logits:
-        seen, counts = _counted(np.asarray(tokens[-last_n:] if last_n > 0 else tokens, np.int64))
+        seen, counts = count(tokens)
         scores = logits[seen]
         scores = np.where(scores > 0, scores / repetition_penalty, scores * repetition_penalty)
         penalized = logits.copy()
@@ -145,11 +153,41 @@ def log_softmax(logits: Logits) -> NDArray[np.float32]:
     return np.asarray(shifted - normalizer, np.float32)
 
 
-def _counted(tokens: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the distinct tokens, and how often each is there."""
-    if tokens.size < _FEW_TOKENS:
-        return np.unique(tokens, return_counts=True)
-    counts = np.bincount(tokens)
+class _GrowingCounts:
+    """Counts the tokens of a text that grows from call to call: only those that are new."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._restart([])
+
+    def __call__(self, tokens: Sequence[int]) -> Counts:
+        with self._lock:
+            if list(tokens[: len(self._text)]) != self._text:
+                self._restart(tokens)
+            for token in tokens[len(self._text) :]:
+                self._add(token)
+            seen, counts = self._table[:, : len(self._places)].copy()
+        return seen, counts
+
+    def _restart(self, tokens: Sequence[int]) -> None:
+        seen, counts = _counted(tokens)
+        self._text = list(tokens)
+        self._places = {token: place for place, token in enumerate(seen.tolist())}
+        self._table = np.stack([seen, counts])
+
+    def _add(self, token: int) -> None:
+        self._text.append(token)
+        place = self._places.setdefault(token, len(self._places))
+        if place == self._table.shape[1]:
+            self._table = np.pad(self._table, ((0, 0), (0, place + _SPARE)))
+        self._table[:, place] = token, self._table[1, place] + 1
+
+
+def _counted(tokens: Sequence[int]) -> Counts:
+    ids = np.asarray(tokens, np.int64)
+    if ids.size < _FEW_TOKENS:
+        return np.unique(ids, return_counts=True)
+    counts = np.bincount(ids)
     seen = np.flatnonzero(counts)
     return seen, counts[seen]
 

@@ -228,6 +228,36 @@ def test_penalties_by_definition(tokens: list[int], last_n: int, penalties: tupl
     assert np.allclose(logits, expected, atol=1e-6)
 
 
+@settings(deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.integers(0, 12), st.lists(st.integers(0, 19), max_size=8)),
+        min_size=1,
+        max_size=12,
+    ),
+    last_n=st.sampled_from([-1, 5]),
+)
+def test_penalties_follow_a_text_that_grows_or_is_another(steps: list[tuple[int, list[int]]], last_n: int) -> None:
+    """A step cuts so many tokens off the end, mostly none, and adds others."""
+    logits = np.random.default_rng(6).normal(size=20).astype(np.float32)
+    (penalize,) = make_logits_processors(1.3, 0.5, 0.25, last_n)
+    tokens: list[int] = [3]
+    for cut, more in steps:
+        tokens = tokens[: max(1, len(tokens) - max(0, cut - 8))] + more
+        (fresh,) = make_logits_processors(1.3, 0.5, 0.25, last_n)
+        assert penalize(tokens, logits).tobytes() == fresh(tokens, logits).tobytes()
+
+
+def test_penalties_of_many_new_tokens() -> None:
+    (penalize,) = make_logits_processors(frequency_penalty=1.0)
+    logits = np.zeros(2000, np.float32)
+    for count in (1, 2, 300, 900, 2000):
+        expected = [-1.0] * count + [0.0] * (2000 - count)
+        assert penalize(list(range(count)), logits).tolist() == expected
+        assert penalize(tuple(range(count)), logits).tolist() == expected
+        assert penalize(np.arange(count), logits).tolist() == expected  # type: ignore[arg-type]
+
+
 def test_penalties_look_at_the_whole_text_unless_told() -> None:
     (penalize,) = make_logits_processors(presence_penalty=1.0)
     assert penalize([0, *[1] * 10_000], array(1.0, 1.0, 1.0)).tolist() == [0.0, 0.0, 1.0]
