@@ -8,7 +8,9 @@ models, `curvature.py` packs W'.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,11 @@ CHUNK_ROWS = 8192
 """Rows that are multiplied at once."""
 
 
+Floats = NDArray[np.float32]
+Lacking = Callable[[slice], Floats]
+"""Returns how much more the reference has than the packed model, of some tokens: f32 `[tokens, columns]`."""
+
+
 @dataclass(frozen=True)
 class Drift:
     """How much more the reference's values are than those of the packed model, as far as a layer's inputs tell it.
@@ -30,41 +37,82 @@ class Drift:
 
     Attributes
     ----------
-    inputs : ndarray
+    inputs : ndarray, optional
         f32 `[columns, columns]`: of the inputs themselves.
-    sums : ndarray, optional
-        f32 `[rows, columns]`: of what the output is added to.
+    outputs : ndarray, optional
+        f32 `[rows, columns]`: of what the output is added to, and of the output by the inputs, if they are None.
     """
 
-    inputs: NDArray[np.float32]
-    sums: NDArray[np.float32] | None = None
+    inputs: Floats | None
+    outputs: Floats | None
 
-    def target(self, weights: NDArray[np.float32], rows: slice) -> NDArray[np.float32]:
+    def target(self, weights: Floats, rows: slice) -> Floats:
         """Return what some rows of a matrix should be for inputs that have drifted."""
-        target = weights + weights @ self.inputs
-        return target if self.sums is None else target + self.sums[rows]
+        target = weights if self.inputs is None else weights + weights @ self.inputs
+        return target if self.outputs is None else target + self.outputs[rows]
 
 
-def fit_drift(
-    hessian: NDArray[np.float32], inputs: NDArray[np.float32], found: NDArray[np.float32], wanted: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Return the linear map of inputs that comes nearest to `wanted - found`, by least squares with a ridge.
+class SharedInputs:
+    """What the packed layers before some matrices left them as inputs, and what these lack.
 
     Parameters
     ----------
     hessian : ndarray
         f32 `[columns, columns]`, of the inputs.
-    inputs, found, wanted : ndarray
-        f32 `[rows, columns]`; the last two of the same shape, which may have other columns.
+    counted : ndarray
+        f32 `[tokens, columns]`: the inputs, each as often as it counts.
+    lacking : Lacking
+        Of the inputs.
+    narrow : bool
+        Whether the matrices have fewer outputs, all together, than inputs: what their outputs lack is then cheaper to
+        fit than what their inputs lack, and says the same.
+    """
+
+    def __init__(self, hessian: Floats, counted: Floats, lacking: Lacking, *, narrow: bool) -> None:
+        self._hessian, self._counted, self._lacking, self._narrow = hessian, counted, lacking, narrow
+
+    def drift(self, weights: Callable[[], Floats], added_to: Lacking | None) -> Drift:
+        """Return what a matrix should make up for; `added_to` is of what its output is added to, if that is known."""
+        if not self._narrow:
+            return Drift(self._of_inputs, None if added_to is None else self._fit(added_to))
+        matrix = weights()
+
+        def lacking(tokens: slice) -> Floats:
+            outputs = self._lacking(tokens) @ matrix.T
+            return outputs if added_to is None else outputs + added_to(tokens)
+
+        return Drift(None, self._fit(lacking))
+
+    @cached_property
+    def _of_inputs(self) -> Floats:
+        return self._fit(self._lacking)
+
+    def _fit(self, lacking: Lacking) -> Floats:
+        return fit_drift(self._hessian, self._counted, lacking)
+
+
+def lacking_of(found: Floats, wanted: Floats) -> Lacking:
+    """Return what values of the packed model lack, beside those of the reference."""
+    return lambda tokens: wanted[tokens] - found[tokens]
+
+
+def fit_drift(hessian: Floats, inputs: Floats, lacking: Lacking) -> Floats:
+    """Return the linear map of inputs that comes nearest to what is lacking, by least squares with a ridge.
+
+    Parameters
+    ----------
+    hessian : ndarray
+        f32 `[columns, columns]`, of the inputs.
+    inputs : ndarray
+        f32 `[tokens, columns]`.
+    lacking : Lacking
 
     Returns
     -------
     ndarray
-        f32 `[columns of found, columns of inputs]`.
+        f32 `[columns of what is lacking, columns of inputs]`.
     """
-    products = np.zeros((found.shape[1], inputs.shape[1]), np.float32)
-    for first in range(0, len(inputs), CHUNK_ROWS):
-        chunk = slice(first, first + CHUNK_ROWS)
-        products += (wanted[chunk] - found[chunk]).T @ inputs[chunk]
+    chunks = (slice(first, first + CHUNK_ROWS) for first in range(0, len(inputs), CHUNK_ROWS))
+    products = sum(lacking(chunk).T @ inputs[chunk] for chunk in chunks)
     ridge = np.float32(RIDGE) * np.diagonal(hessian).mean() * np.eye(len(hessian), dtype=np.float32)
-    return np.ascontiguousarray(np.linalg.solve(hessian + ridge, products.T).T)
+    return np.ascontiguousarray(np.linalg.solve(hessian + ridge, np.transpose(products)).T)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -23,11 +24,11 @@ from quantkit.models.parts import cut
 from quantkit.models.program import Program, Value
 from quantkit.quantization.calibration import KIND, REFERENCE_KIND
 from quantkit.quantization.calibration.curvature import Curvature, curvature_of, output_error_of, pack_under
-from quantkit.quantization.calibration.drift import LEAST_ROWS, Drift, fit_drift
+from quantkit.quantization.calibration.drift import LEAST_ROWS, Drift, SharedInputs, lacking_of
 from quantkit.quantization.calibration.fisher import Fisher
 from quantkit.quantization.calibration.passes import Rows, Weights, rows_of_experts, run_part
 from quantkit.quantization.calibration.stops import Shared, stops_of
-from quantkit.quantization.encode import encode_tensor
+from quantkit.quantization.encode import dequantize, encode_tensor
 from quantkit.quantization.kept_codes import NEGLIGIBLE
 from quantkit.tensor import Tensor, TensorSpec
 
@@ -179,15 +180,20 @@ def _calibrate(
         curvature = None if all(found.values()) else curvature_of(rows, weights)
         drifts: dict[str, Drift] = {}
         if curvature and wanted is not None and len(rows) >= LEAST_ROWS * rows.shape[1]:
-            hessian, counted = curvature.of_columns(rows.shape[1]), rows if weights is None else rows * weights[:, None]
-            of_inputs = fit_drift(hessian, counted, rows, wanted)
-            drifts = {name: Drift(of_inputs) for name in names}
-            for name, value in shared.added_to.items():
-                of_sums = fit_drift(hessian, counted, path.rows_of(value), reference.rows_of(value))
-                drifts[name] = Drift(of_inputs, of_sums)
+            counted = rows if weights is None else rows * weights[:, None]
+            narrow = sum(source.spec(name).shape[0] for name in names) < rows.shape[1]
+            of = SharedInputs(curvature.of_columns(rows.shape[1]), counted, lacking_of(rows, wanted), narrow=narrow)
+            for name in names:
+                value = shared.added_to.get(name)
+                added = None if value is None else lacking_of(path.rows_of(value), reference.rows_of(value))
+                drifts[name] = of.drift(partial(_floats, source, name), added)
         for name, before in found.items():
             outputs = fisher[name].outputs if name in fisher else ()
             yield before or _pack_under(curvature, source, name, threads, drifts.get(name), outputs)
+
+
+def _floats(source: ModelSource, name: str) -> Rows:
+    return np.concatenate(list(dequantize(source.tensor(name, copy=True))))
 
 
 def _token_weights(names: Sequence[str], fisher: Mapping[str, Fisher]) -> Rows | None:
