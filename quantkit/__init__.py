@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from quantkit.generation.stream import generate as generate
     from quantkit.generation.stream import stream_generate as stream_generate
     from quantkit.generation.text.tokenizer import Tokenizer as Tokenizer
+    from quantkit.quantization.calibration.measuring import calibrate as calibrate
     from quantkit.quantization.conversion import convert as convert
     from quantkit.quantization.conversion import convert_all as convert_all
     from quantkit.quantization.dequantization import dequantize as dequantize
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from quantkit.quantization.recipe.file import read_recipe as read_recipe
 
 _MODULES = {
+    "calibrate": "quantization.calibration.measuring",
     "convert": "quantization.conversion",
     "convert_all": "quantization.conversion",
     "dequantize": "quantization.dequantization",

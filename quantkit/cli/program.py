@@ -24,7 +24,7 @@ from quantkit.cli.signals import cleaning_up
 from quantkit.cli.streams import abandon_streams, echo, printable
 from quantkit.errors import OptionError, QuantkitError
 
-COMMANDS = ("convert", "run", "bench", "inspect", "verify", "eval", "dequantize", "list", "rm")
+COMMANDS = ("convert", "calibrate", "run", "bench", "inspect", "verify", "eval", "dequantize", "list", "rm")
 """Names in the order of `--help`; each is a module of `commands` with a function `command`."""
 
 USAGE, FAILURE, CLOSED_PIPE = 2, 1, 141

@@ -66,7 +66,7 @@ class Fused:
     def pieces(self, tensors: Mapping[str, TensorSpec], config: DecoderConfig) -> Iterator[tuple[str, Piece]]:
         """Yield the name and the piece of each of a program's tensors that are stored so."""
         groups = getattr(config, self.groups) if self.groups else 1
-        firsts = [first for first in _ending(self.parts[0], tensors) if first.kind in ("weight", "bias")]
+        firsts = [first for first in ending(self.parts[0], tensors) if first.kind in ("weight", "bias")]
         places = Counter((first.prefix, first.kind) for first in firsts)
         for first in firsts:
             specs = [tensors[first.sibling(part)] for part in self.parts]
@@ -116,7 +116,7 @@ class Grouped:
     def pieces(self, tensors: Mapping[str, TensorSpec], config: DecoderConfig) -> Iterator[tuple[str, Piece]]:
         """Yield name and piece, from the first rows to the last, of each of a program's tensors that are stored so."""
         ends = list(accumulate(getattr(config, rows) for _, rows in self.parts))
-        for first in _ending(self.parts[0][0], tensors):
+        for first in ending(self.parts[0][0], tensors):
             shape = (ends[-1] * getattr(config, self.groups), *tensors[first.name].shape[1:])
             for (part, _), begin, end in zip(self.parts, [0, *ends], ends, strict=False):
                 name = f"{first.prefix}{self.module}.{first.kind}"
@@ -144,7 +144,7 @@ class Split:
     def pieces(self, tensors: Mapping[str, TensorSpec], config: DecoderConfig) -> Iterator[tuple[str, Piece]]:
         """Yield name and piece, from the first rows to the last, of each of a program's tensors that are stored so."""
         count = getattr(config, self.count)
-        for whole in _ending(self.module, tensors):
+        for whole in ending(self.module, tensors):
             rows, *columns = tensors[whole.name].shape
             for number in range(count):
                 part = f"{whole.prefix}{self.part.replace('*', str(number))}.{whole.kind}"
@@ -168,7 +168,7 @@ class Joined:
 
     def pieces(self, tensors: Mapping[str, TensorSpec], config: DecoderConfig) -> Iterator[tuple[str, Piece]]:
         """Yield name and piece, from the first rows to the last, of each of a program's tensors that are stored so."""
-        for whole in _ending(self.module, tensors):
+        for whole in ending(self.module, tensors):
             for part, rows in self.parts:
                 shape = (getattr(config, rows), *tensors[whole.name].shape[1:])
                 yield whole.name, Piece(f"{whole.prefix}{part}.{whole.kind}", shape)
@@ -267,7 +267,7 @@ def described(
     return MappingProxyType({name: stored(name, spec) for name, spec in tensors.items()})
 
 
-class _Ending(NamedTuple):
+class Ending(NamedTuple):
     """A tensor whose name ends with a module, of which `*` is a place in a stack, and `weight` or `bias`."""
 
     name: str
@@ -280,7 +280,7 @@ class _Ending(NamedTuple):
         return f"{self.prefix}{module.replace('*', str(self.place))}.{self.kind}"
 
 
-def _ending(module: str, names: Iterable[str]) -> list[_Ending]:
+def ending(module: str, names: Iterable[str]) -> list[Ending]:
     """Find the tensors whose names end so."""
     module = re.escape(module).replace(r"\*", r"(\d+)")
     pattern = re.compile(rf"(|.*\.){module}\.(\w+)")
@@ -288,5 +288,5 @@ def _ending(module: str, names: Iterable[str]) -> list[_Ending]:
     for name in names:
         if match := pattern.fullmatch(name):
             prefix, *place, kind = match.groups()
-            found.append(_Ending(name, prefix, int(place[0]) if place else None, kind))
+            found.append(Ending(name, prefix, int(place[0]) if place else None, kind))
     return found

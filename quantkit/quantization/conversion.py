@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -27,17 +27,26 @@ from quantkit.formats.source import Selection
 from quantkit.generation.options import is_whole, require
 from quantkit.quantization.calibration import CALIBRATION_VERSION, checked_method
 from quantkit.quantization.calibration import KIND as CALIBRATED
+from quantkit.quantization.calibration.memory import (
+    calibration_memory,
+    fisher_memory,
+    gradients_memory,
+    measuring_memory,
+)
 from quantkit.quantization.encode import ENCODER_VERSION
-from quantkit.quantization.pipeline import Stripe, encoded_stripes, memory_needed
+from quantkit.quantization.kept_codes import fit
+from quantkit.quantization.pipeline import Importances, Stripe, encoded_stripes, memory_needed
 from quantkit.quantization.plan import Plan, make_plans
 from quantkit.quantization.recipe import MIXED, Recipe
 from quantkit.quantization.report import CalibrationReport, Progress, Report
 from quantkit.tensor import TensorSpec
-from quantkit_kernels.blocks import grid
+from quantkit_kernels.blocks import ROWS, grid
 
 if TYPE_CHECKING:
     from quantkit.quantization.calibration.fisher import Fisher
 
+SEARCHED = "int4"
+"""The kind whose search asks what columns count."""
 FISHER = "fisher.npz"
 """The file of a growing folder that keeps what was measured with gradients."""
 
@@ -59,10 +68,12 @@ def convert(
     overrides: Sequence[tuple[str, str]] = (),
     calibration: str | os.PathLike[str] | None = None,
     method: str | None = None,
+    imatrix: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     force: bool = False,
     strict: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    measuring: Callable[[Progress], None] | None = None,
     dry_run: bool = False,
 ) -> Report:
     """Pack a checkpoint into int4/int8 blocks.
@@ -90,6 +101,9 @@ def convert(
         How int4 codes are found: for the weights alone; for what each layer makes of the text; or for what the model
         predicts of it in the end, by gradients, which needs torch and transformers (extra `end-to-end`) and a folder
         that they read. Default: `layerwise` with a text, else `search`.
+    imatrix : path, optional
+        Importance file of llama.cpp's, or of `calibrate`: how much the columns of matrices count in the search for
+        int4. By default the model says it itself, of tokens spread over its vocabulary. Not with `calibration`.
     threads : int, optional
         Default: the physical cores that this process may use. The result does not depend on it.
     force : bool
@@ -99,6 +113,8 @@ def convert(
         config.json that the model does not use, a head that is not tied as the config says, a missing tokenizer, ...
     progress : callable, optional
         Called after each tensor.
+    measuring : callable, optional
+        Called after each matrix whose inputs the model has measured, before anything is written.
     dry_run : bool
         Check everything and return the report; write and search nothing.
 
@@ -107,8 +123,9 @@ def convert(
     CheckpointError, UnsupportedError
         When the checkpoint is damaged, incomplete, holds NaN or infinity, or is of a kind that quantkit does not run.
     OptionError
-        For unknown kinds, overrides that match nothing, `threads` that is no whole number from 1 up, or a text for
-        calibration that cannot be read, is too short, or has nothing to calibrate.
+        For unknown kinds, overrides that match nothing, `threads` that is no whole number from 1 up, a text for
+        calibration that cannot be read, is too short, or has nothing to calibrate, or an importance file of another
+        model.
     StrictError
         With `strict`, naming all that would be left out or made up.
     PackedModelError
@@ -120,10 +137,12 @@ def convert(
         overrides=overrides,
         calibration=calibration,
         method=method,
+        imatrix=imatrix,
         threads=threads,
         force=force,
         strict=strict,
         progress=progress,
+        measuring=measuring,
         dry_run=dry_run,
     ).values()
     return report
@@ -136,10 +155,12 @@ def convert_all(
     overrides: Sequence[tuple[str, str]] = (),
     calibration: str | os.PathLike[str] | None = None,
     method: str | None = None,
+    imatrix: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     force: bool = False,
     strict: bool = False,
     progress: Callable[[Progress], None] | None = None,
+    measuring: Callable[[Progress], None] | None = None,
     dry_run: bool = False,
 ) -> dict[Output, Report]:
     """Pack a checkpoint in several ways at once: it is read once, and what is alike is encoded once.
@@ -148,7 +169,7 @@ def convert_all(
     ----------
     outputs : mapping of path to {"int4", "int8", "mixed"} or Recipe
         Folders to write, and what each is to hold. Each appears by itself, when all are complete.
-    source, overrides, calibration, method, threads, force, strict, progress, dry_run
+    source, overrides, calibration, method, imatrix, threads, force, strict, progress, measuring, dry_run
         As of `convert`, which also says what is raised.
 
     Returns
@@ -164,17 +185,21 @@ def convert_all(
         from quantkit.quantization.calibration.text import check_calibration_file  # needs tokenizers
 
         check_calibration_file(calibration)  # before anything is downloaded
+    if imatrix is not None:
+        require(calibration is None, "imatrix", str(imatrix), "none with a text for calibration, which says more")
     recipes = [(it if isinstance(it, Recipe) else Recipe(it)).with_overrides(overrides) for it in outputs.values()]
     plans = dict(zip(outputs, make_plans(source, recipes, strict=strict), strict=True))
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
     if calibration is not None:
         plans = _with_text(plans, calibration, method)
+    if imatrix is not None:
+        plans = _with_imatrix(plans, imatrix)
     plans = {output: _with_kinds(plan, threads or usable_cores(), progress) for output, plan in plans.items()}
     check_space({Path(output): plan.nbytes + _fisher_bytes(plan) for output, plan in plans.items()})
     free = {output: free_bytes(Path(output)) for output in outputs}
     lost = dict.fromkeys(plans, _Losses({}))
     if not dry_run:
-        lost = _pack(plans, force=force, threads=threads or usable_cores(), progress=progress)
+        lost = _pack(plans, force=force, threads=threads or usable_cores(), progress=progress, measuring=measuring)
     took = time.perf_counter() - start
     return {output: _report(plan, lost[output], free[output], took) for output, plan in plans.items()}
 
@@ -204,23 +229,26 @@ def _memory_needed(plan: Plan) -> int:
     """Return about how many bytes packing needs in memory at most, the whole process included."""
     more = [plan.allocation.memory if plan.allocation else 0]
     if plan.text:
-        from quantkit.quantization.calibration.memory import calibration_memory, gradients_memory
-
         more.append(calibration_memory(plan.program, plan.specs, plan.text.tokens))
         if plan.end_to_end:
             more.append(gradients_memory(plan.program, plan.specs, len(plan.text.windows[0])))
+    else:
+        more.append(measuring_memory(plan.program, _searched_kinds(plan)))
     return memory_needed(plan.source) + max(more) + _fisher_bytes(plan)
 
 
 def _fisher_bytes(plan: Plan) -> int:
     """Return how many bytes gradients leave, in memory and beside the packed model while it grows."""
-    from quantkit.quantization.calibration.memory import fisher_memory
-
     return fisher_memory(plan.specs, plan.text.tokens) if plan.text and plan.end_to_end else 0
 
 
 def _pack(
-    plans: Mapping[Output, Plan], *, force: bool, threads: int, progress: Callable[[Progress], None] | None
+    plans: Mapping[Output, Plan],
+    *,
+    force: bool,
+    threads: int,
+    progress: Callable[[Progress], None] | None,
+    measuring: Callable[[Progress], None] | None,
 ) -> dict[Output, _Losses]:
     """Write the packed folders, whose plans have the same source; returns what each lost."""
     source = next(iter(plans.values())).source
@@ -242,7 +270,12 @@ def _pack(
         }
         growing = {output: _Growing(writers[output], plan.specs) for output, plan in plans.items() if not plan.text}
         if together:
-            _write_stripes(source, list(growing.values()), threads, tell)
+            kinds = _lacking(source, list(growing.values()))
+            for name in source.names:
+                if name not in kinds:
+                    tell(name)
+            importances = _importances(next(iter(plans.values())), _searched(source, kinds), threads, measuring)
+            _write_stripes(encoded_stripes(source, kinds, threads, importances), list(growing.values()), tell)
         lost = {output: _Losses(writers[output].tensors) for output in growing}
         for output in calibrated:
             lost[output] = _write_calibrated(plans[output], writers[output], threads, tell)
@@ -251,15 +284,43 @@ def _pack(
     return lost
 
 
-def _write_stripes(source: Selection, folders: Sequence[_Growing], threads: int, tell: Callable[[str], None]) -> None:
+def _lacking(source: Selection, folders: Sequence[_Growing]) -> dict[str, set[str]]:
+    """Return the tensors that some folder lacks, and the kinds that they are wanted in."""
+    kinds = {name: {it.specs[name].kind for it in folders if it.lacks(name)} for name in source.names}
+    return {name: wanted for name, wanted in kinds.items() if wanted}
+
+
+def _searched(source: Selection, kinds: Mapping[str, Collection[str]]) -> list[str]:
+    """Return the matrices whose codes are searched, not kept."""
+    wanted = (name for name, found in kinds.items() if SEARCHED in found and len(source.spec(name).shape) == 2)
+    return [name for name in wanted if not fit(SEARCHED, source.group_scales(name, slice(0, ROWS)))]
+
+
+def _importances(
+    plan: Plan, names: Sequence[str], threads: int, measuring: Callable[[Progress], None] | None
+) -> Importances:
+    """Return what the columns of matrices count: by a file, or as large as the model itself says that they are."""
+    if plan.imatrix:
+        return plan.imatrix.importances
+    if not names:
+        return {}
+    from quantkit.quantization.calibration.inputs import any_tokens, importances_of, measure  # compiles the engine
+
+    done, weights = 0, {name: plan.specs[name].weights for name in names}
+
+    def tell(name: str) -> None:
+        nonlocal done
+        done += weights[name]
+        if measuring:
+            measuring(Progress(name, done, sum(weights.values())))
+
+    windows = any_tokens(plan.program)
+    return importances_of(measure(plan.program, plan.source, names, windows, threads, tell))
+
+
+def _write_stripes(encoded: Generator[Stripe], folders: Sequence[_Growing], tell: Callable[[str], None]) -> None:
     """Write what folders lack, each weight packed by itself."""
-    kinds: dict[str, set[str]] = {}
-    for name in source.names:
-        if wanted := {folder.specs[name].kind for folder in folders if folder.lacks(name)}:
-            kinds[name] = wanted
-        else:
-            tell(name)
-    with closing(encoded_stripes(source, kinds, threads)) as stripes:
+    with closing(encoded) as stripes:
         for stripe in stripes:
             for folder in folders:
                 if folder.lacks(stripe.name):
@@ -284,6 +345,23 @@ def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str], metho
     text = read_calibration_text(path, plan.source, plan.program.learned_positions)
     calibrated = {output: replace(plans[output], text=text, end_to_end=end_to_end) for output in fit}
     return {output: calibrated.get(output, plan) for output, plan in plans.items()}
+
+
+def _with_imatrix(plans: Mapping[Output, Plan], path: str | os.PathLike[str]) -> dict[Output, Plan]:
+    """Let a file say what the columns of the matrices count that become int4."""
+    from quantkit.quantization.calibration.imatrix import read_importances
+
+    plan = next(iter(plans.values()))
+    wanted = dict.fromkeys(name for it in plans.values() for name in _searched_kinds(it))
+    if not wanted:
+        raise OptionError(f"imatrix: no matrix becomes {SEARCHED}; columns of the other kinds count the same")
+    file = read_importances(path, plan.architecture, plan.program, list(wanted))
+    return {output: replace(each, imatrix=file) for output, each in plans.items()}
+
+
+def _searched_kinds(plan: Plan) -> list[str]:
+    """Return the matrices that a plan packs to the kind that is searched."""
+    return [name for name, spec in plan.specs.items() if spec.kind == SEARCHED and len(spec.shape) == 2]
 
 
 def _with_kinds(plan: Plan, threads: int, progress: Callable[[Progress], None] | None) -> Plan:

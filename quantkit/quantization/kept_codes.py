@@ -25,6 +25,11 @@ distributed weights. Of int4, the search takes ten times as long as keeping code
 Floats = NDArray[np.float32]
 
 
+def fit(kind: str, scales: GroupScales | None) -> bool:
+    """Whether codes that weights were quantized with can be kept in a kind of blocks."""
+    return scales is not None and scales.bits <= CODE_BITS[kind]
+
+
 def encode_blocks(
     kind: str,
     weights: Floats,
@@ -57,7 +62,7 @@ def encode_blocks(
     from quantkit_kernels.packing.search import search_int4, search_int8  # compiles, where the kernels are not cached
 
     search = partial(search_int4, importance=importance) if kind == "int4" else search_int8
-    if scales is None or scales.bits > CODE_BITS[kind]:
+    if scales is None or not fit(kind, scales):
         return float(search(weights, data, row_scales).sum()), None
     errors = _keep(kind, weights, data, row_scales, scales)
     starts = np.arange(0, len(weights), ROWS)

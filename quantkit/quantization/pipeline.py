@@ -23,7 +23,7 @@ from quantkit.formats.source import Selection
 from quantkit.quantization.encode import Encoded, encode, stripes
 from quantkit.tensor import GroupScales
 
-BASE_MEMORY = 300_000_000
+BASE_MEMORY = 350_000_000
 """Bytes of the process besides what is read at once: libraries, kernels, the tokenizer, what all threads encode."""
 ITEM_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 READ_WEIGHTS = 1 << 22

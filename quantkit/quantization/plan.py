@@ -23,6 +23,7 @@ from quantkit.formats.packed import PackedModel
 from quantkit.formats.packed.writer import Contents, Measured
 from quantkit.formats.source import ModelSource, Selection
 from quantkit.models.program import Program
+from quantkit.models.registry import Architecture
 from quantkit.quantization.recipe import Recipe, choose
 from quantkit.quantization.report import AllocationReport, TensorReport
 from quantkit.quantization.report.card import card
@@ -31,6 +32,7 @@ from quantkit.tensor import TensorSpec
 from quantkit_kernels.blocks import nbytes
 
 if TYPE_CHECKING:
+    from quantkit.quantization.calibration.imatrix import ImportanceFile
     from quantkit.quantization.calibration.text import CalibrationText
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class Plan:
     Attributes
     ----------
     program : Program
+    architecture : Architecture
     source : Selection
         The tensors that the model reads.
     specs : Mapping of str to TensorSpec
@@ -59,6 +62,8 @@ class Plan:
         What the checkpoint says of itself to model hubs.
     text : CalibrationText, optional
         What to calibrate on.
+    imatrix : ImportanceFile, optional
+        What says how much columns count.
     allocation : AllocationReport, optional
         How a target was kept.
     end_to_end : bool
@@ -66,6 +71,7 @@ class Plan:
     """
 
     program: Program
+    architecture: Architecture
     source: Selection
     specs: Mapping[str, TensorSpec]
     reasons: Mapping[str, str]
@@ -73,6 +79,7 @@ class Plan:
     notices: tuple[str, ...]
     card_fields: Fields
     text: CalibrationText | None = None
+    imatrix: ImportanceFile | None = None
     allocation: AllocationReport | None = None
     end_to_end: bool = False
 
@@ -83,11 +90,13 @@ class Plan:
 
     @cached_property
     def about(self) -> dict[str, Any]:
-        """What quantkit.json says of the source, the options and the text for calibration."""
+        """What quantkit.json says of the source, the options, and the text or importance file that packing goes by."""
         source = {"name": shown_name(self.source.path), "dtype": _stored_dtype(self.source)}
         about = {"source": source, "options": self.recipe.options}
         if self.text:
             about["calibration"] = {"method": "end-to-end" if self.end_to_end else "layerwise", **self.text.about}
+        if self.imatrix:
+            about["imatrix"] = self.imatrix.about
         return about
 
     @cached_property
@@ -131,6 +140,7 @@ def _plan(bound: Bound, recipe: Recipe, notices: Sequence[str], fields: Fields) 
     chosen = choose(tensors, recipe)
     return Plan(
         bound.program,
+        bound.architecture,
         source,
         {name: replace(tensors[name], kind=chosen[name].kind) for name in source.names},
         {name: chosen[name].reason for name in source.names},

@@ -9,7 +9,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from quantkit.errors import CheckpointError, PackedModelError
 from quantkit.formats.packed import verify
 from quantkit.formats.safetensors.file import SafetensorsFile
 from quantkit.formats.safetensors.writer import SafetensorsWriter
-from quantkit.quantization import encode, pipeline
+from quantkit.quantization import conversion, pipeline
 from quantkit.quantization.calibration import curvature, layers
 from quantkit.quantization.conversion import convert
 from quantkit.quantization.report import Progress
@@ -41,15 +41,16 @@ def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Content
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The labels of the stripes that are searched."""
-    labels, original = [], encode.encode
+    """The tensors of the stripes that are written."""
+    names, original = [], pipeline.encoded_stripes
 
-    def noting(*args: Any, label: str, **options: Any) -> Any:
-        labels.append(label)
-        return original(*args, label=label, **options)
+    def noting(*args: Any) -> Iterator[pipeline.Stripe]:
+        for stripe in original(*args):
+            names.append(stripe.name)
+            yield stripe
 
-    monkeypatch.setattr(pipeline, "encode", noting)
-    return labels
+    monkeypatch.setattr(conversion, "encoded_stripes", noting)
+    return names
 
 
 def converted(source: Path, out: Path) -> Path:
@@ -104,19 +105,17 @@ def test_errors_are_told_of_what_was_finished_before(checkpoint: Path, tmp_path:
 KILLED = """
 import os, signal, sys
 from quantkit import convert
-from quantkit.quantization import encode, pipeline
-from quantkit.quantization.calibration import curvature, layers
+from quantkit.quantization import conversion
 
-source, out, left, original = sys.argv[1], sys.argv[2], int(sys.argv[3]), pipeline.encode
+source, out, left, original = sys.argv[1], sys.argv[2], int(sys.argv[3]), conversion.encoded_stripes
 
-def encode(*args, **options):
-    global left
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*args, **options)
+def encoded_stripes(*args):
+    for number, stripe in enumerate(original(*args)):
+        if number == left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield stripe
 
-pipeline.encode = encode
+conversion.encoded_stripes = encoded_stripes
 convert(source, out, threads=2)
 """
 
@@ -180,7 +179,7 @@ def test_every_damaged_tensor_is_made_again_and_no_other(
     flip(left / "model.safetensors", (header[scales].begin + 3) / (left / "model.safetensors").stat().st_size)
     encoded.clear()
     converted(checkpoint, tmp_path / "out")
-    assert any(f"'{scales.removesuffix('.row_scales')}.weight'" in label for label in encoded)
+    assert f"{scales.removesuffix('.row_scales')}.weight" in encoded
     assert len(encoded) == len(whole_names(whole, tmp_path)) - 20 + 1
     assert contents(tmp_path / "out") == whole
 

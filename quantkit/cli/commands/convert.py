@@ -23,7 +23,7 @@ KINDS = ("int4", "int8", "mixed")
 BITS = {"4": "int4", "8": "int8"}
 GROUPS = {
     "What to write": ("output", "force"),
-    "Which kinds": ("quantize", "bits", "overrides", "recipe", "calibration", "method"),
+    "Which kinds": ("quantize", "bits", "overrides", "recipe", "calibration", "method", "imatrix"),
     "Where mixed spends bits": ("target_bpw", "target_size", "sensitivities"),
     "What is checked and told": ("dry_run", "strict", "verbose", "report"),
 }
@@ -133,6 +133,13 @@ class _Asked:
     "[default: layerwise with --calibration, else search]",
 )
 @click.option(
+    "--imatrix",
+    type=path,
+    metavar="FILE",
+    help="Importance file of llama.cpp or `quantkit calibrate`: which columns count in the search for int4; costs "
+    "nothing.",
+)
+@click.option(
     "--recipe",
     "--quant-predicate",
     "recipe",
@@ -166,6 +173,7 @@ def command(
     report: Path | None,
     calibration: Path | None,
     method: str | None,
+    imatrix: Path | None,
     dry_run: bool,
     verbose: bool,
     strict: bool,
@@ -217,17 +225,19 @@ def command(
     for file in files:
         check_report(file, apart_from=(Path(source), *outputs), force=force)
     local = local_path(source, packed=False)
-    with Bar("packing") as bar:
+    with Bar("measuring") as inputs, Bar("packing") as bar:
         reports = convert_all(
             local,
             outputs,
             calibration=calibration,
             method=method,
+            imatrix=imatrix,
             strict=strict,
             dry_run=dry_run,
             force=force,
             threads=threads,
             progress=lambda now: bar.update(now.done, now.total, now.tensor),
+            measuring=lambda now: inputs.update(now.done, now.total, now.tensor),
         )
     for folder, found in reports.items():
         heading = [f"{folder}:"] if recipes[1:] else []

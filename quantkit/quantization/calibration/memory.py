@@ -7,7 +7,7 @@ need the whole model and what it makes of a window (`gradients.py`). Nothing is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from quantkit.models.parts import cut
 from quantkit.models.program import Program, Value
@@ -27,6 +27,8 @@ LOGITS_BYTES = 24
 """Of each logit of a window: itself, its probability and its gradient, in f32 and in the type of the weights."""
 TORCH_BYTES = 600_000_000
 """Of torch and transformers themselves."""
+MEASURED_TOKENS = 512
+"""Tokens by which a model says how large its inputs are, without a text (a test compares)."""
 PASS_TOKENS = 256
 """Those of the engine: the values inside of a part are in memory for so many tokens (a test compares)."""
 
@@ -79,6 +81,35 @@ def fisher_memory(specs: Mapping[str, TensorSpec], tokens: int) -> int:
     rows = [spec.shape[0] for spec in specs.values() if spec.kind == KIND]
     blocks = [len(range(count)[block]) ** 2 for count in rows for block in row_blocks(count)]
     return 4 * (tokens * len(rows) + sum(blocks))
+
+
+def measuring_memory(program: Program, names: Collection[str], tokens: int = MEASURED_TOKENS) -> int:
+    """Return about how many bytes measuring the inputs of matrices needs at once, at most.
+
+    Parameters
+    ----------
+    program : Program
+    names : collection of str
+        The matrices.
+    tokens : int
+        Of the text; by default, as many as there are without one.
+    """
+    stops = stops_of(program, names)
+    parts = cut(program, [stop.border for stop in stops])[:-1]
+    tables = {each.tensors[0] for each in program.operations if each.name == "embed"}
+    most = 0
+    for number, part in enumerate(parts):
+        made = {value.index for each in parts[: number + 1] for value in each.outputs}
+        alive = {value for each in parts[number:] for value in each.inputs if value.index in made}
+        inside = (each.output for each in part.operations if isinstance(each.output, Value))
+        read = (spec for name, spec in part.tensors.items() if name not in tables)
+        weights = [4 * it.weights if len(it.shape) != 2 else nbytes("int8", it.shape) for it in read]
+        looked_up = sum(4 * tokens * program.tensors[name].shape[1] for name in tables & part.tensors.keys())
+        rows = _rows({*alive, *part.outputs}, tokens)
+        # A matrix is there a second time while it is put together; the squares of rows are f64.
+        held = sum(weights) + max(weights, default=0) + looked_up
+        most = max(most, 3 * rows + _rows(inside, min(tokens, PASS_TOKENS)) + held)
+    return most
 
 
 def _rows(values: Iterable[Value], tokens: int) -> int:

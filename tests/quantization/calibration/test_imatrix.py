@@ -1,0 +1,110 @@
+"""Importance files in conversions: found by llama.cpp's names, of the right sizes, and written by `calibrate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tiny
+from golden.generate import checkpoint as golden_checkpoint
+from quantkit.engine.binding import bind
+from quantkit.engine.opening import open_model
+from quantkit.errors import OptionError, UnsupportedError
+from quantkit.formats.gguf.imatrix import Sums, imatrix_bytes, read_imatrix
+from quantkit.formats.packed import PackedModel
+from quantkit.quantization.calibration.imatrix import read_importances
+from quantkit.quantization.calibration.measuring import calibrate
+from quantkit.quantization.conversion import convert
+from quantkit.quantization.encode import quantize
+
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.checkpoint(tmp_path_factory.mktemp("imatrix") / "model")
+
+
+def write(path: Path, entries: Mapping[str, Sums]) -> Path:
+    path.write_bytes(b"".join(imatrix_bytes(entries, "text", 1, 512)))
+    return path
+
+
+def sums(columns: int, matrices: int = 1, seed: int = 0) -> Sums:
+    rng = np.random.default_rng(seed)
+    return Sums(np.exp(2 * rng.standard_normal((matrices, columns))), np.full(matrices, 4000.0))
+
+
+def test_a_file_decides_what_columns_count(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = sums(64)
+    file = write(tmp_path / "file.gguf", {"blk.0.ffn_up.weight": given})
+    report = convert(model, tmp_path / "out", imatrix=file)
+    packed, source = PackedModel(tmp_path / "out"), bind(open_model(model)).weights
+    stored = given.sums[0].astype(np.float32).astype(np.float64)
+    wanted, _ = quantize(source.tensor(UP), "int4", importance=(stored / 4000).astype(np.float32))
+    assert packed.tensor(UP).data.tobytes() == wanted.data.tobytes()
+    other = UP.replace("up_proj", "gate_proj")
+    assert packed.tensor(other).data.tobytes() == quantize(source.tensor(other), "int4")[0].data.tobytes()
+    assert "says nothing of 13 matrices, such as" in caplog.text
+    assert report.packed_bytes == packed.nbytes
+    assert packed.manifest["imatrix"]["file"] == "file.gguf"
+
+
+def test_names_of_llama_cpp_and_stacks_of_experts(tmp_path: Path) -> None:
+    bound = bind(open_model(golden_checkpoint(tmp_path, "mixtral")))
+    experts = [name for name in bound.program.tensors if "layers.0" in name and name.endswith("w2.weight")]
+    columns, given = bound.program.tensors[experts[0]].shape[1], sums(64, 1)
+    stacked = sums(columns, len(experts))
+    old = tmp_path / "old.gguf"
+    for file, values in ((tmp_path / "new.gguf", stacked), (old, Sums(stacked.sums.reshape(1, -1), given.counts))):
+        write(file, {"blk.0.ffn_down_exps.weight": values})
+        found = read_importances(file, bound.architecture, bound.program, experts).importances
+        for place, name in enumerate(experts):
+            assert np.corrcoef(found[name], stacked.sums[place])[0, 1] > 0.4
+            assert found[name].argmax() in np.argsort(stacked.sums[place])[-5:]
+
+
+def test_files_of_other_models_are_refused(model: Path, tmp_path: Path) -> None:
+    wrong = write(tmp_path / "wrong.gguf", {"blk.0.ffn_up.weight": sums(63)})
+    with pytest.raises(OptionError, match=r"is of another model: 'blk.0.ffn_up.weight' has 63 values, .* 64 columns"):
+        convert(model, tmp_path / "out", imatrix=wrong)
+    strange = write(tmp_path / "strange.gguf", {"blk.7.ffn_up.weight": sums(64)})
+    with pytest.raises(OptionError, match=r"says nothing of this model's matrices.*it has 'blk.7"):
+        convert(model, tmp_path / "out", imatrix=strange)
+    with pytest.raises(OptionError, match="no matrix becomes int4"):
+        convert(model, tmp_path / "out", "int8", imatrix=wrong)
+    with pytest.raises(OptionError, match="imatrix"):
+        convert(model, tmp_path / "out", imatrix=wrong, calibration="builtin")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "falcon_h1"])
+def test_what_calibrate_writes_is_what_convert_reads(name: str, tmp_path: Path) -> None:
+    model, file = golden_checkpoint(tmp_path / "model", name), tmp_path / "file.gguf"
+    steps: list[int] = []
+    found = calibrate(model, file, progress=lambda now: steps.append(now.total - now.done))
+    assert (found.text, steps[-1]) == ("builtin", 0)
+    assert found.peak_rss < found.memory
+    assert all(name.endswith(".weight") for name in read_imatrix(file))
+    bound = bind(open_model(model))
+    names = [name for name, spec in bound.program.tensors.items() if spec.role in ("linear", "expert")]
+    read = read_importances(file, bound.architecture, bound.program, names)
+    assert read.importances.keys() == set(names)
+    report = convert(model, tmp_path / "out", imatrix=file, strict=True)
+    assert not report.notices
+
+
+def test_calibrate_refuses_before_it_measures(model: Path, tmp_path: Path) -> None:
+    convert(model, tmp_path / "packed")
+    with pytest.raises(UnsupportedError, match="is packed already"):
+        calibrate(tmp_path / "packed", tmp_path / "file.gguf")
+    with pytest.raises(OptionError, match="exists already"):
+        calibrate(model, tmp_path / "packed")
+    with pytest.raises(OptionError, match="cannot be written"):
+        calibrate(model, tmp_path / "nowhere" / "file.gguf")
+    with pytest.raises(OptionError, match="No such file"):
+        calibrate(model, tmp_path / "file.gguf", tmp_path / "no.txt")
+    assert not (tmp_path / "file.gguf").exists()
