@@ -60,13 +60,12 @@ def add_partial(partial, total, queries, channels, factors):
 
 
 @jit
-def _inverse(heads, kv_head, query, total):
+def _inverse(heads, head, query, total):
     """What the values of a query's total are multiplied by: 1 over its sum of weights, its head's sink included."""
     weights = splat_wide(get_f32(total.sums + 4 * query))
     if not heads.sinks:
         return splat_wide(1.0) / weights
     peak = splat_wide(get_f32(total.peaks + 4 * query))
-    head = heads.heads_per_kv * kv_head + query % heads.heads_per_kv
     sink = splat_wide(get_f32(heads.sinks + 4 * head) * LOG2_E)
     both = maximum(peak, sink)
     factor = exp2_negative(peak - both)
@@ -78,17 +77,17 @@ def write_heads(heads, span, kv_head, total, out):
     """Divide a total by its sums, undo rotations, and write the query heads of a KV head for all tokens of a span."""
     head_dim = heads.layer.v_head_dim
     channels, whole = padded(head_dim), head_dim & ~15
-    begin = out.address + out.stride * span.first + 4 * head_dim * heads.heads_per_kv * kv_head
-    for query in range(span.tokens * heads.heads_per_kv):
-        inverse = _inverse(heads, kv_head, query, total)
-        row = total.values + 4 * channels * query
-        if heads.layer.kind == INT8:
-            rotate(row, channels, row)
-        head = 4 * head_dim * (query % heads.heads_per_kv)
-        target = begin + out.stride * (query // heads.heads_per_kv) + head
-        for place in range(0, 4 * whole, 64):
-            store(target + place, load_wide_f32(row + place, inverse) * inverse)
-        if whole < head_dim:
-            store(row, load_wide_f32(row + 4 * whole, inverse) * inverse)
-            for channel in range(head_dim - whole):
-                put_f32(target + 4 * (whole + channel), get_f32(row + 4 * channel))
+    first, query, row = heads.heads_per_kv * kv_head, 0, total.values
+    for token in range(span.first, span.first + span.tokens):
+        target = out.address + out.stride * token + 4 * head_dim * first
+        for head in range(first, first + heads.heads_per_kv):
+            inverse = _inverse(heads, head, query, total)
+            if heads.layer.kind == INT8:
+                rotate(row, channels, row)
+            for place in range(0, 4 * whole, 64):
+                store(target + place, load_wide_f32(row + place, inverse) * inverse)
+            if whole < head_dim:
+                store(row, load_wide_f32(row + 4 * whole, inverse) * inverse)
+                for channel in range(head_dim - whole):
+                    put_f32(target + 4 * (whole + channel), get_f32(row + 4 * channel))
+            query, row, target = query + 1, row + 4 * channels, target + 4 * head_dim

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from quantkit_kernels.attention.pages import PAGE, Layer, padded
+from quantkit_kernels.attention.pages import Layer, padded
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import TILES
 
@@ -18,6 +18,8 @@ SPAN_TOKENS = 32
 """Tokens of a span at most."""
 QUERY_BLOCK, SMALL_QUERY_BLOCK = 6 * TILES, 4
 """Queries that are multiplied at once: as many as registers hold; and where there are few."""
+LANE_ROWS = 3
+"""Vectors that the softmax keeps of each query."""
 SCORES_STRIDE = 4 * (SEGMENT + 16)
 """Bytes from one query's scores to the next: not a power of two, which would crowd a few sets of the cache."""
 LOG2_E = 1.4426950408889634
@@ -67,6 +69,8 @@ class Queries(NamedTuple):
     """Address of f32 numbers: what makes scores of each one's products."""
     units: int
     """Address of f32 numbers that are computed: what makes results of each one's sums of weighted values."""
+    lanes: int
+    """Address of memory for `LANE_ROWS` rows of a vector for each of 16 queries."""
     first: int
     count: int
 
@@ -81,7 +85,7 @@ class CacheRange(NamedTuple):
     values: int
     """Bytes from the start of a page to the head's values."""
     scales: int
-    """Bytes from the start of a page to the head's scales; 0 where numbers have none."""
+    """Address of f32 scales of the segment's keys, and behind them of its values; 0 where numbers have none."""
     base: int
     """First position of the segment."""
     low: int
@@ -109,6 +113,8 @@ class Scratch(NamedTuple):
     """Scores, then weights, of a block of queries: rows of f32 or int16, `SCORES_STRIDE` apart."""
     units: int
     """`Queries.units` of a block."""
+    lanes: int
+    """`Queries.lanes` of a block."""
     queries: int
     """Rows of a span's queries for one KV head."""
     query_factors: int
@@ -119,12 +125,14 @@ class Scratch(NamedTuple):
     """Two f32 numbers for each query: what a merge multiplies the total and the partial by."""
     widened: int
     """The pages of a segment, widened to int16."""
+    scales: int
+    """`CacheRange.scales` of a segment."""
 
 
 @jit
 def rounded(queries):
-    """Queries, rounded up to whole blocks and whole vectors."""
-    return (queries + QUERY_BLOCK + 15) & ~15
+    """Queries, rounded up to whole vectors, with room for one behind the last query."""
+    return (queries + 31) & ~15
 
 
 @jit
@@ -145,21 +153,22 @@ def scratch_at(address, heads):
     """The addresses in a thread's memory of `scratch_bytes`."""
     queries, layer = SPAN_TOKENS * heads.heads_per_kv, heads.layer
     units = address + QUERY_BLOCK * SCORES_STRIDE
-    rows = units + 64
+    lanes = units + 64
+    rows = lanes + 64 * 16 * LANE_ROWS
     query_factors = rows + 4 * rounded(queries) * padded(layer.head_dim)
     partial = query_factors + 4 * rounded(queries)
     total = partial + partial_bytes(queries, layer.v_head_dim)
     factors = total + partial_bytes(queries, layer.v_head_dim)
-    widened = factors + 8 * rounded(queries)
-    return Scratch(address, units, rows, query_factors, partial, total, factors, widened)
+    scales = factors + 8 * rounded(queries)
+    return Scratch(address, units, lanes, rows, query_factors, partial, total, factors, scales + 8 * SEGMENT, scales)
 
 
 def scratch_bytes(heads_per_kv: int, head_dim: int, v_head_dim: int) -> int:
     """Bytes of memory of its own that a thread needs for attention."""
-    queries = (SPAN_TOKENS * heads_per_kv + QUERY_BLOCK + 15) & ~15
+    queries = rounded.py_func(SPAN_TOKENS * heads_per_kv)
     keys, values = padded.py_func(head_dim), padded.py_func(v_head_dim)
-    pages = SEGMENT // PAGE * (PAGE * (keys + values) * 2 + 8 * PAGE)
-    return QUERY_BLOCK * SCORES_STRIDE + 64 + 4 * queries * (keys + 1 + 2 * (2 + values) + 2) + pages + 64
+    block = QUERY_BLOCK * SCORES_STRIDE + 64 + 64 * 16 * LANE_ROWS
+    return block + 4 * queries * (keys + 1 + 2 * (2 + values) + 2) + 8 * SEGMENT + 2 * SEGMENT * (keys + values) + 64
 
 
 @jit

@@ -225,16 +225,7 @@ def _scale(x, head_dim, rotated):
 
 @jit
 def widen(layer, head, out):
-    """Copy one head of a page of int8 as int16 numbers in the same order, the scales behind them."""
+    """Copy the codes of one head of a page of int8 as int16, in the same order."""
     like = zeros_wide(1, 1)
     for number in range(0, numbers_bytes(layer, 1), 32):
         store(out + 2 * number, load_wide_i8_as_i16(head + number, like))
-    scales, target = head + numbers_bytes(layer, 1), out + numbers_bytes(layer, 2)
-    for place in range(0, SCALES_BYTES, 64):
-        store(target + place, load_line_f32(scales + place))
-
-
-@jit
-def widened_bytes(layer):
-    """Bytes of what `widen` writes."""
-    return numbers_bytes(layer, 2) + SCALES_BYTES

@@ -26,6 +26,7 @@ from quantkit_kernels.attention.operands import (
 from quantkit_kernels.attention.pages import (
     F32,
     INT8,
+    INT16,
     PAGE,
     head_bytes,
     key_bytes,
@@ -33,13 +34,13 @@ from quantkit_kernels.attention.pages import (
     padded,
     rotate,
     widen,
-    widened_bytes,
 )
 from quantkit_kernels.attention.query_blocks import query_block
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import (
     TILES,
     get_i64,
+    load_line_f32,
     load_wide_partial_f32,
     put_f32,
     put_i64,
@@ -55,24 +56,26 @@ def prepare(heads, span, kv_head, q, scratch):
     f32 stays; for whole numbers, queries are rounded to int16, of int8 after a rotation.
     """
     head_dim, kind = heads.layer.head_dim, heads.layer.kind
-    channels, row = padded(head_dim), 4 * head_dim
-    size = 4 if kind == F32 else 2
-    source = q.address + q.stride * span.first + row * heads.heads_per_kv * kv_head
-    for query in range(span.tokens * heads.heads_per_kv):
-        place = source + q.stride * (query // heads.heads_per_kv) + row * (query % heads.heads_per_kv)
-        target, count, scale = scratch.queries + size * channels * query, head_dim, np.float32(1.0)
-        if kind == INT8:
-            rotate(place, head_dim, scratch.widened)
-            place, count = scratch.widened, channels
-        if kind != F32:
-            scale = length_scale(place, count)
-        put_f32(scratch.query_factors + 4 * query, scale * heads.scale * LOG2_E)
-        for channel in range(0, channels, 16):
-            line = load_wide_partial_f32(place + 4 * channel, count - channel)
-            if kind == F32:
-                store(target + 4 * channel, line)
-            else:
-                store_i16(target + 2 * channel, codes(line, scale))
+    channels = padded(head_dim)
+    row = channels * (4 if kind == F32 else 2)
+    target, factor = scratch.queries, scratch.query_factors
+    for token in range(span.first, span.first + span.tokens):
+        place = q.address + q.stride * token + 4 * head_dim * heads.heads_per_kv * kv_head
+        for _ in range(heads.heads_per_kv):
+            source, count, scale = place, head_dim, np.float32(1.0)
+            if kind == INT8:
+                rotate(place, head_dim, scratch.widened)
+                source, count = scratch.widened, channels
+            if kind != F32:
+                scale = length_scale(source, count)
+            put_f32(factor, scale * heads.scale * LOG2_E)
+            for channel in range(0, channels, 16):
+                line = load_wide_partial_f32(source + 4 * channel, count - channel)
+                if kind == F32:
+                    store(target + 4 * channel, line)
+                else:
+                    store_i16(target + 2 * channel, codes(line, scale))
+            place, target, factor = place + 4 * head_dim, target + row, factor + 4
 
 
 @jit
@@ -83,26 +86,38 @@ def attend_segment(heads, span, kv_head, segment, scratch, partial):
         slopes = heads.slopes + 4 * per_kv * kv_head
         heads = Heads(heads.layer, per_kv, heads.scale, heads.softcap, heads.sinks, slopes, heads.window, heads.chunked)
     if kind == F32:
-        _f32(heads, span, _cache_range(heads, span, kv_head, segment, 4), scratch, partial)
-    elif kind == INT8 and span.tokens == 1:
-        _int8(heads, span, _cache_range(heads, span, kv_head, segment, 1), scratch, partial)
-    else:
-        cache = _cache_range(heads, span, kv_head, segment, 2)
-        if kind == INT8:
-            cache = _widened(heads, cache, scratch)
+        _f32(heads, span, _cache_range(heads, span, kv_head, segment, 0), scratch, partial)
+        return
+    cache = _cache_range(heads, span, kv_head, segment, scratch.scales)
+    _gather_scales(heads, cache, scratch.scales)
+    if kind == INT16:
         _int16(heads, span, cache, scratch, partial)
+    elif span.tokens == 1:
+        _int8(heads, span, cache, scratch, partial)
+    else:
+        _int16(heads, span, _widened(heads, cache, scratch), scratch, partial)
 
 
 @jit
-def _cache_range(heads, span, kv_head, segment, size):
-    """The positions of a segment that a span sees, for a KV head whose numbers are of `size` bytes, or will be."""
+def _cache_range(heads, span, kv_head, segment, scales):
+    """The positions of a segment that a span sees, of a KV head."""
     layer, base = heads.layer, segment * SEGMENT
     keys = layer.offset + kv_head * head_bytes(layer)
-    scales = 0 if layer.kind == F32 else keys + numbers_bytes(layer, size)
     low = max(first_seen(span.position, heads), base)
     high = min(span.position + span.tokens, base + SEGMENT) - 1
-    values, newest = keys + key_bytes(layer, size), span.position // PAGE
+    values, newest = keys + key_bytes(layer, layer.kind), span.position // PAGE
     return CacheRange(span.pages, keys, values, scales, base, low, high, newest)
+
+
+@jit
+def _gather_scales(heads, cache, scales):
+    """Copy the scales of a range from its pages: those of the segment's keys, then those of its values."""
+    begin = cache.keys + numbers_bytes(heads.layer, heads.layer.kind)
+    for position in range(cache.low & -16, cache.high + 1, 16):
+        source = get_i64(cache.pages + 8 * (position // PAGE)) + begin + 4 * (position % PAGE)
+        target = scales + 4 * (position - cache.base)
+        store(target, load_line_f32(source))
+        store(target + 4 * SEGMENT, load_line_f32(source + 4 * PAGE))
 
 
 def _all_queries(block, most, small_block):
@@ -117,7 +132,7 @@ def _all_queries(block, most, small_block):
             large = end - begin > 2 * most // 3
             count = min(end - begin, most if large else SMALL_QUERY_BLOCK)
             rows, factors = scratch.queries + row * begin, scratch.query_factors + 4 * begin
-            queries = Queries(rows, factors, scratch.units, begin, count)
+            queries = Queries(rows, factors, scratch.units, scratch.lanes, begin, count)
             seen = _seen(heads, span, queries, cache)
             if seen.low > seen.high:
                 for query in range(begin, begin + count):
@@ -153,11 +168,12 @@ def _seen(heads, span, queries, cache):
 
 @jit
 def _widened(heads, cache, scratch):
-    """Widen the head of a range to int16: the range, in a table of pages in which the head stands where it did."""
-    size, first = widened_bytes(heads.layer), cache.base // PAGE
+    """Widen the head of a range to int16: the range, in a table of pages in which the keys stand where they did."""
+    size, first = numbers_bytes(heads.layer, 2), cache.base // PAGE
     table = scratch.widened + SEGMENT // PAGE * size - 8 * first
     for page in range(cache.low // PAGE, cache.high // PAGE + 1):
         out = scratch.widened + size * (page - first)
         widen(heads.layer, get_i64(cache.pages + 8 * page) + cache.keys, out)
         put_i64(table + 8 * page, out - cache.keys)
-    return CacheRange(table, cache.keys, cache.values, cache.scales, cache.base, cache.low, cache.high, cache.newest)
+    values = cache.keys + key_bytes(heads.layer, 2)
+    return CacheRange(table, cache.keys, values, cache.scales, cache.base, cache.low, cache.high, cache.newest)

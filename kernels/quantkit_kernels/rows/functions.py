@@ -10,6 +10,7 @@ from __future__ import annotations
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import (
     absolute,
+    add_to_exponent,
     clamp,
     copysign,
     fma,
@@ -102,7 +103,7 @@ def exp2_negative(x):
     p = fma(p, r, splat_wide(0.240222424))
     p = fma(p, r, splat_wide(0.693147004))
     p = fma(p, r, splat_wide(1.0))
-    return where_less(x, splat_wide(-125.0), splat_wide(0.0), p * power_of_two(to_i32(n)))
+    return where_less(x, splat_wide(-125.0), splat_wide(0.0), add_to_exponent(p, to_i32(n)))
 
 
 @jit

@@ -22,6 +22,7 @@ from .isa import I8_ROWS, ISA, MINS_APART, TILES, U4_ROWS
 
 _MODULES = {
     "absolute": "arithmetic",
+    "add_to_exponent": "arithmetic",
     "atomic_add": "scalars",
     "atomic_load": "scalars",
     "atomic_store": "scalars",
@@ -49,6 +50,7 @@ _MODULES = {
     "high_nibbles": "codes",
     "interleave": "arithmetic",
     "lane_numbers": "arithmetic",
+    "larger": "arithmetic",
     "load_bf16": "memory",
     "load_codes_i8": "codes",
     "load_codes_u4": "codes",
@@ -76,6 +78,7 @@ _MODULES = {
     "load_wide_partial_f32": "memory",
     "low_nibbles": "codes",
     "max_lanes": "arithmetic",
+    "max_rows": "arithmetic",
     "maximum": "arithmetic",
     "minimum": "arithmetic",
     "nanoseconds": "scalars",
@@ -114,6 +117,7 @@ _MODULES = {
     "store_sums": "arithmetic",
     "sum_lanes": "arithmetic",
     "sum_lanes_i32": "arithmetic",
+    "sum_rows": "arithmetic",
     "sum_so_far_u4": "codes",
     "tiles_of": "memory",
     "to_f32": "arithmetic",

@@ -16,6 +16,7 @@ from .registers import (
     F32,
     I32,
     I64,
+    WIDE,
     call_llvm,
     constant,
     first_lanes,
@@ -101,6 +102,15 @@ power_of_two = elementwise(
 """2**n for i32 n in -126..127, made from its bits."""
 
 
+def _add_to_exponent(builder: Any, x: Any, n: Any) -> Any:
+    bits = builder.add(builder.bitcast(x, n.type), builder.shl(n, constant(n.type, 23)))
+    return builder.bitcast(bits, x.type)
+
+
+add_to_exponent = elementwise(2, "f32", _add_to_exponent)
+"""`x * 2**n` for f32 x and i32 n, where both x and the result are normal numbers."""
+
+
 def _fold(builder: Any, register: Any, build: Callable[[Any, Any, Any], Any]) -> Any:
     """Fold the lanes of a register: halves, quarters, eighths; always in this order."""
     while register.type.count > 1:
@@ -133,8 +143,44 @@ def clamp_registers(builder: Any, x: Any, low: Any, high: Any) -> Any:
     return builder.select(builder.fcmp_ordered(">", x, high), high, x)
 
 
+larger = elementwise(2, "f32", _max)
+"""`a` where `a > b`, else `b`: one instruction. `maximum` takes three, because it ignores NaN."""
 clamp = elementwise(3, "f32", clamp_registers)
 """`clamp(x, low, high)`; NaN stays NaN."""
+
+
+def _row_reduction(build: Callable[[Any, Any, Any], Any]) -> Any:
+    """Make a function that folds the lanes of each of `WIDE` rows, `WIDE` lanes of f32 at `address + i * 4 * WIDE`.
+
+    Lane i of the result is row i folded in the order of `_fold`. Two rows become one register at each step, so it takes
+    a third of the instructions of as many reductions.
+    """
+
+    def reduce(typing, address):
+        vec = Vec("f32", lanes=WIDE)
+
+        def generate(context, builder, sig, args):
+            registers = [load_at(builder, vec.register, args[0], 4 * WIDE * row) for row in range(WIDE)]
+            length = WIDE
+            while length > 1:
+                pairs = zip(registers[::2], registers[1::2], strict=True)
+                registers = [_folded_pair(builder, *pair, length, build) for pair in pairs]
+                length //= 2
+            return registers[0]
+
+        return vec(types.int64), generate
+
+    return intrinsic(reduce)
+
+
+def _folded_pair(builder: Any, a: Any, b: Any, length: int, build: Callable[[Any, Any, Any], Any]) -> Any:
+    """Fold groups of `length` lanes of two registers once: the groups of `a`, half as long, before those of `b`."""
+    lanes, starts = ir.VectorType(I32, a.type.count), range(0, 2 * a.type.count, length)
+    places = ([start + half + i for start in starts for i in range(length // 2)] for half in (0, length // 2))
+    return build(builder, *(builder.shuffle_vector(a, b, ir.Constant(lanes, each)) for each in places))
+
+
+max_rows, sum_rows = _row_reduction(_max), _row_reduction(_add)
 
 
 @intrinsic

@@ -180,6 +180,7 @@ def test_what_is_not_finite_stays_visible(kind: str) -> None:
         got = in_spans(kind, q, k, v, [1])
         assert np.isfinite(got[0]).all()
         assert not np.isfinite(got[1, 0]).all()
+        np.testing.assert_array_equal(in_spans(kind, q, k, v, [3])[0], got[0])
 
 
 @pytest.mark.parametrize("kind", ["int16", "int8"])
@@ -193,7 +194,7 @@ def test_bits_are_the_same_on_every_machine(kind: str) -> None:
 
 
 DIGESTS = {
-    "int16": ["832fe8c5c586", "a4b63ba6c70b", "e210caabcca7", "982c18a048fc", "74e2cb872a48"],
-    "int8": ["34089b048c39", "e597fae6a8b3", "9e8a9ebc6b17", "cbdc65533172", "954785718eff"],
+    "int16": ["c73f71a8b277", "0f670ac1c9f5", "3152c0f3f45a", "344e5c7266f1", "de470fc1a787"],
+    "int8": ["dc1b2922850c", "6cd142809364", "651671abfaed", "791f9e3aa7b4", "c4e861da9c6b"],
 }
 """Of the results of each variant on x86-64 with AVX2, AVX-512 VNNI and plain LLVM vectors, which are equal."""
