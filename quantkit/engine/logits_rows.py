@@ -26,11 +26,6 @@ class Rows(NamedTuple):
     """f32 `[rows, columns]`: what the caller gets."""
     address: int
 
-    @property
-    def references(self) -> tuple[int, int]:
-        """How many there are to the memory and to what the caller gets."""
-        return getrefcount(self.memory), getrefcount(self.visible)
-
 
 class LogitsRows:
     """Hands out memory for rows of `columns` numbers, `stride` numbers apart. Its users hold a lock."""
@@ -38,14 +33,15 @@ class LogitsRows:
     def __init__(self, columns: int, stride: int) -> None:
         self._columns, self._stride = columns, stride
         self._kept = [self._new(1) for _ in range(KEPT)]
-        self._unused = self._kept[0].references
+        first = self._kept[0]
+        self._unused = getrefcount(first.memory) + getrefcount(first.visible)
 
     def take(self, rows: int) -> Rows:
         """Return memory for so many rows; what was there before is still in it."""
         if rows > 1:
             return self._new(rows)
         for kept in self._kept:
-            if kept.references == self._unused:
+            if getrefcount(kept.memory) + getrefcount(kept.visible) == self._unused:
                 return kept
         self._kept = [self._new(1), *self._kept[:-1]]
         return self._kept[0]

@@ -184,17 +184,17 @@ class Model:
         """
         if not 1 <= chunk <= PASS_TOKENS:
             raise OptionError(f"chunk: {chunk} is not in 1..{PASS_TOKENS}")
-        arrays = [(self._own(sequence), self._checked(ids)) for sequence, ids in batch]
-        if len(dict(arrays)) < len(arrays):
+        new = {self._own(sequence): self._checked(ids) for sequence, ids in batch}
+        if len(new) < len(batch):
             raise GenerationError("a sequence stands in the batch twice")
-        rows = sum(len(ids) for _, ids in arrays) if every else len(arrays)
+        rows = sum(map(len, new.values())) if every else len(new)
         with self._lock:
             if self._pool.closed:
                 raise GenerationError("the model is closed")
-            for sequence, ids in arrays:
+            for sequence, ids in new.items():
                 sequence.reserve(len(ids))
             _, logits, place = self._logits.take(rows)
-            for chunks in _passes(arrays, every, chunk):
+            for chunks in _passes(new, every, chunk):
                 place += logits.strides[0] * self._run(chunks, [place])
         return logits
 
@@ -218,7 +218,7 @@ class Model:
                 raise ValueError(f"rows of {value} are not f32 {shape}")
         with self._lock, self.new_sequence() as sequence:
             sequence.reserve(len(tokens))
-            for chunks in _passes([(sequence, tokens)], True, PASS_TOKENS):
+            for chunks in _passes({sequence: tokens}, True, PASS_TOKENS):
                 first = sequence.length
                 skipped = [first * value.per_token for value in values]
                 pairs = zip(arrays, skipped, strict=True)
@@ -258,7 +258,7 @@ class Model:
 
     def _checked(self, ids: Batch[int]) -> list[int]:
         try:
-            tokens = [operator.index(token) for token in ids]
+            tokens = list(map(operator.index, ids))
         except TypeError as error:
             raise GenerationError(f"token ids must be whole numbers: {error}") from None
         if not tokens:
@@ -377,14 +377,14 @@ def _matrix(tensor: Tensor) -> Weight:
     return Weight(tensor.kind, tensor.data.ctypes.data, row_scales)
 
 
-def _passes(batch: list[tuple[Sequence, list[int]]], every: bool, chunk: int) -> list[list[_Chunk]]:
+def _passes(batch: Mapping[Sequence, list[int]], every: bool, chunk: int) -> list[list[_Chunk]]:
     """Cut sequences with their new tokens into passes of at most `chunk` tokens.
 
     Before its new tokens, which alone are wanted, a sequence may have some that it computes once more.
     """
     passes: list[list[_Chunk]] = []
     room = 0
-    for sequence, new in batch:
+    for sequence, new in batch.items():
         behind = sequence.take_behind()
         begin, ids = 0, behind + new
         while begin < len(ids):
