@@ -1,11 +1,12 @@
-"""What generation does between two passes: microseconds from the end of one to the beginning of the next.
+"""What generation does between two passes: microseconds of CPU from the end of one to the beginning of the next.
 
     python examples/measure_choice.py PACKED_FOLDER [--vocabulary 151936] [--threads 2] [--tokens 200]
 
 It is the time of all that is not the model: the choice of a token, its text, the response, and the inputs of the next
-pass; of the 16 sequences together in the last row. Medians of one answer each. `pass` is how long a pass takes beside
-it: caches that it has filled with weights are what makes the rest slow. With `--vocabulary`, the model's own tokens are
-repeated, fainter and fainter, until there are so many.
+pass; of the 16 sequences together in the last row. Medians of one answer each, of the time that the thread ran: the
+system may put it aside. `pass` is how long a pass takes beside it: caches that it has filled with weights are what
+makes the rest slow. With `--vocabulary`, the model's own tokens are repeated, fainter and fainter, until there are so
+many.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,19 +68,27 @@ class Widened:
         return Tensor(tensor.kind, (self._rows, columns), data, scales)
 
 
+class Pass(NamedTuple):
+    """Nanoseconds: how long a pass took, and what the thread had run when it began and when it ended."""
+
+    duration: int
+    begin: int
+    end: int
+
+
 @contextmanager
-def timed_passes() -> Iterator[list[tuple[int, int]]]:
-    """Yield a list to which each pass adds when it began and when it ended, in nanoseconds."""
-    run, times = WorkerPool.run, list[tuple[int, int]]()
+def timed_passes() -> Iterator[list[Pass]]:
+    """Yield a list to which each pass is added."""
+    run, passes = WorkerPool.run, list[Pass]()
 
     def timed(pool: WorkerPool, chunks: int) -> None:
-        begin = time.perf_counter_ns()
+        begin, since = time.thread_time_ns(), time.perf_counter_ns()
         run(pool, chunks)
-        times.append((begin, time.perf_counter_ns()))
+        passes.append(Pass(time.perf_counter_ns() - since, begin, time.thread_time_ns()))
 
     WorkerPool.run = timed  # type: ignore[method-assign, assignment]
     try:
-        yield times
+        yield passes
     finally:
         WorkerPool.run = run  # type: ignore[method-assign]
 
@@ -118,12 +127,11 @@ def many(model: Model, tokens: int) -> None:
 
 def measured(generate: Callable[[], None]) -> tuple[str, str]:
     """Median microseconds between passes and in them."""
-    with timed_passes() as times:
+    with timed_passes() as passes:
         generate()
-    del times[0]  # of the prompt
-    between = [begin - end for (_, end), (begin, _) in pairwise(times)]
-    inside = [end - begin for begin, end in times]
-    return f"{statistics.median(between) / 1e3:.0f}", f"{statistics.median(inside) / 1e3:.0f}"
+    del passes[0]  # of the prompt
+    between = statistics.median(second.begin - first.end for first, second in pairwise(passes))
+    return f"{between / 1e3:.0f}", f"{statistics.median(each.duration for each in passes) / 1e3:.0f}"
 
 
 def main() -> None:
