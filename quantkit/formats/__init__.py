@@ -36,9 +36,12 @@ def open(path: str | os.PathLike[str]) -> ModelSource:
     path = Path(os.path.expanduser(path))
     if path.is_dir():
         from quantkit.formats.packed import PackedModel, is_packed
+
+        if is_packed(path):
+            return PackedModel(path)
         from quantkit.formats.safetensors.folder import FolderSource
 
-        return PackedModel(path) if is_packed(path) else FolderSource(path)
+        return FolderSource(path)
     kind = magic_of(path)
     if kind is not Magic.GGUF:
         raise _no_model(path, kind)
