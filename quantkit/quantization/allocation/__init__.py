@@ -73,13 +73,13 @@ def allocated(plan: Plan, *, threads: int, progress: Callable[[Progress], None] 
     chosen = assign(*_problem(plan, units, costs, target - least))
     kinds = {name: option.kind for unit, option in zip(units, chosen, strict=True) for name in unit.names}
     report = AllocationReport(
-        target,
-        least,
-        "measured" if measured else "rule",
-        {name: cost for unit, cost in zip(units, costs, strict=True) for name in unit.names},
-        sum(option.cost for option in chosen) if measured else None,
-        sum(costs) if measured else None,
-        memory_needed(plan.program, plan.source, units, WINDOWS * WINDOW_TOKENS) if measured else 0,
+        target=target,
+        least=least,
+        sensitivities="measured" if measured else "rule",
+        costs={name: cost for unit, cost in zip(units, costs, strict=True) for name in unit.names},
+        divergence=sum(option.cost for option in chosen) if measured else None,
+        all_int4=sum(costs) if measured else None,
+        memory=memory_needed(plan.program, plan.source, units, WINDOWS * WINDOW_TOKENS) if measured else 0,
     )
     specs = {name: replace(spec, kind=kinds.get(name, spec.kind)) for name, spec in plan.specs.items()}
     reasons = {name: _REASONS[kinds[name] == KIND] if name in kinds else why for name, why in plan.reasons.items()}

@@ -22,9 +22,9 @@ class Progress:
     Attributes
     ----------
     tensor : str
-        The tensor that was just written.
+        The tensor that was just written, or what was just measured.
     done, total : int
-        Weights written, and weights in all.
+        Weights written, and weights in all; or what was measured, and all that is.
     """
 
     tensor: str
