@@ -203,7 +203,8 @@ def command(
     With --calibration the model reads a text, layer by layer, and int4 matrices are packed so that their outputs on it
     change least (GPTQ). It takes up to 65,536 tokens of it. Text like that which the model will see is best; without
     any, there is a built-in one. Measure the result on other text. With --method end-to-end, torch first finds out what
-    changes of each output cost the model's predictions (extra end-to-end), and those are packed for.
+    changes of each output cost the model's predictions (extra end-to-end), and those are packed for: minutes more, for
+    a few percent less divergence at most. Measure whether it pays for a model.
 
     What was interrupted goes on where it stopped when the same command is given again. Until then it is kept beside
     DIR, in a hidden folder .DIR.*.partial, which may be deleted.

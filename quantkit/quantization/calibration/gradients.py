@@ -185,7 +185,8 @@ class _Measuring:
             mean = tokens.sum(dtype=np.float64) / count
             if len(tokens) == count and 0 < mean < np.inf:
                 outputs = [block.numpy() / np.float32(mean) for block in self._outputs[name]]
-                found[name] = Fisher((tokens / mean).astype(np.float32), outputs)
+                tempered = np.sqrt(tokens / mean)  # single draws are noisy; untempered, few tokens decide
+                found[name] = Fisher((tempered / tempered.mean()).astype(np.float32), outputs)
         return found
 
 

@@ -179,10 +179,11 @@ def _calibrate(
         weights = _token_weights(names, fisher)
         curvature = None if all(found.values()) else curvature_of(rows, weights)
         drifts: dict[str, Drift] = {}
-        if curvature and wanted is not None and len(rows) >= LEAST_ROWS * rows.shape[1]:
-            counted = rows if weights is None else rows * weights[:, None]
+        # Drifts are fitted with all tokens alike: the few that count most would say too little.
+        alike = curvature if weights is None or curvature is None else curvature_of(rows)
+        if alike and wanted is not None and len(rows) >= LEAST_ROWS * rows.shape[1]:
             narrow = sum(source.spec(name).shape[0] for name in names) < rows.shape[1]
-            of = SharedInputs(curvature.of_columns(rows.shape[1]), counted, lacking_of(rows, wanted), narrow=narrow)
+            of = SharedInputs(alike.of_columns(rows.shape[1]), rows, lacking_of(rows, wanted), narrow=narrow)
             for name in names:
                 value = shared.added_to.get(name)
                 added = None if value is None else lacking_of(path.rows_of(value), reference.rows_of(value))
