@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from quantkit_kernels.attention.operands import SCORES_STRIDE, SEGMENT
+from quantkit_kernels.attention.operands import SCORES_STRIDE
 from quantkit_kernels.attention.pages import PAGE, padded
 from quantkit_kernels.attention.weights import weigh
 from quantkit_kernels.compile.jit import jit
@@ -24,7 +24,6 @@ from quantkit_kernels.simd import (
     load_wide_f32,
     load_wide_i8_as_i16,
     load_wide_i16,
-    prefetch,
     store_grid,
     to_f32,
     zeros_wide,
@@ -55,7 +54,7 @@ INT16, INT8 = Numbers(load_wide_i16, 4, 2), Numbers(load_wide_i8_as_i16, 2, 2)
 F32 = Numbers(load_wide_f32, 4, 1, zeros_wide, fma_outer, _same)
 
 
-def query_block(numbers, rows, n, ahead):
+def query_block(numbers, rows, n):
     """Make the kernel for `n` queries at once and one kind of cache.
 
     Parameters
@@ -66,12 +65,10 @@ def query_block(numbers, rows, n, ahead):
         Registers of 16 positions, or channels, that meet these queries at once.
     n : int
         Queries at once.
-    ahead : bool
-        Few queries are bound by memory: the kernel prefetches what it reads next.
     """
-    multiply_keys = _multiply_keys(_scores(numbers, rows, n, ahead), numbers, 16 * rows)
+    multiply_keys = _multiply_keys(_scores(numbers, rows, n), numbers, 16 * rows)
     channels = min(rows, 2)  # a head has 32 at least
-    multiply_values = _multiply_values(_values(numbers, channels, n, ahead), 16 * channels)
+    multiply_values = _multiply_values(_values(numbers, channels, n), 16 * channels)
 
     @jit
     def attend_block(heads, span, queries, cache, table, partial):
@@ -97,19 +94,15 @@ def _multiply_keys(scores, numbers, step):
     return multiply_keys
 
 
-def _scores(numbers, rows, n, ahead):
+def _scores(numbers, rows, n):
     load, lane, pairs, zeros, multiply, to_float = numbers
-    tile = rows * 16 * lane
 
     @jit
     def scores(q, channels, keys, out):
         """Scores of `16 * rows` positions."""
         acc = zeros(rows, n)
-        stride, next_page = 4 * channels // pairs, PAGE * channels // pairs * lane
+        stride = 4 * channels // pairs
         for _ in range(0, channels, pairs):
-            if ahead:
-                for line in range(0, tile, 64):
-                    prefetch(keys + next_page + line)
             acc = multiply(load(keys, acc), q, stride, acc)
             q += 4
             keys += PAGE * lane
@@ -131,9 +124,8 @@ def _multiply_values(values, step):
     return multiply_values
 
 
-def _values(numbers, rows, n, ahead):
+def _values(numbers, rows, n):
     load, lane, pairs, zeros, multiply, to_float = numbers
-    tile = rows * 16 * lane
 
     @jit
     def values(cache, channels, channel, table, units, out):
@@ -146,15 +138,7 @@ def _values(numbers, rows, n, ahead):
             first = (position & (PAGE - 1)) // pairs * row_bytes + channel * lane
             v = get_i64(cache.pages + 8 * (position >> 6)) + cache.values + first
             weight = table + 4 // pairs * (position - cache.base)
-            if ahead:
-                # The keys of the next segment.
-                page = min((position >> 6) + SEGMENT // PAGE, cache.newest)
-                key = get_i64(cache.pages + 8 * page) + cache.keys + first
             for _ in range(position, end, pairs):
-                if ahead:
-                    for line in range(0, tile, 64):
-                        prefetch(key + line)
-                    key += row_bytes
                 acc = multiply(load(v, acc), weight, SCORES_STRIDE, acc)
                 v += row_bytes
                 weight += 4

@@ -42,6 +42,7 @@ from quantkit_kernels.simd import (
     get_i64,
     load_line_f32,
     load_wide_partial_f32,
+    prefetch,
     put_f32,
     put_i64,
     store,
@@ -111,11 +112,17 @@ def _cache_range(heads, span, kv_head, segment, scales):
 
 @jit
 def _gather_scales(heads, cache, scales):
-    """Copy the scales of a range from its pages: those of the segment's keys, then those of its values."""
+    """Copy the scales of a range from its pages: those of the segment's keys, then those of its values.
+
+    Those of the next segment are prefetched.
+    """
     begin = cache.keys + numbers_bytes(heads.layer, heads.layer.kind)
     for position in range(cache.low & -16, cache.high + 1, 16):
-        source = get_i64(cache.pages + 8 * (position // PAGE)) + begin + 4 * (position % PAGE)
-        target = scales + 4 * (position - cache.base)
+        page, place = position // PAGE, begin + 4 * (position % PAGE)
+        ahead = get_i64(cache.pages + 8 * min(page + SEGMENT // PAGE, cache.newest)) + place
+        prefetch(ahead)
+        prefetch(ahead + 4 * PAGE)
+        source, target = get_i64(cache.pages + 8 * page) + place, scales + 4 * (position - cache.base)
         store(target, load_line_f32(source))
         store(target + 4 * SEGMENT, load_line_f32(source + 4 * PAGE))
 
@@ -146,9 +153,9 @@ def _all_queries(block, most, small_block):
     return all_queries
 
 
-_block = query_block(query_blocks.INT16, TILES, QUERY_BLOCK, False)
+_block = query_block(query_blocks.INT16, TILES, QUERY_BLOCK)
 _small_int16, _small_int8, _small_f32 = (
-    query_block(numbers, TILES * TILES, SMALL_QUERY_BLOCK, True)
+    query_block(numbers, TILES * TILES, SMALL_QUERY_BLOCK)
     for numbers in (query_blocks.INT16, query_blocks.INT8, query_blocks.F32)
 )
 _int16 = _all_queries(_block, QUERY_BLOCK, _small_int16)
