@@ -87,7 +87,6 @@ def test_what_calibrate_writes_is_what_convert_reads(name: str, tmp_path: Path) 
     steps: list[int] = []
     found = calibrate(model, file, progress=lambda now: steps.append(now.total - now.done))
     assert (found.text, steps[-1]) == ("builtin", 0)
-    assert found.peak_rss < found.memory
     assert all(name.endswith(".weight") for name in read_imatrix(file))
     bound = bind(open_model(model))
     names = [name for name, spec in bound.program.tensors.items() if spec.role in ("linear", "expert")]

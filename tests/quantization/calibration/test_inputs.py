@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,18 @@ import tiny
 from golden.generate import checkpoint
 from quantkit.engine.binding import bind
 from quantkit.engine.opening import open_model
+from quantkit.evaluation.scores import Pair, score
+from quantkit.generation.loading import load_model, load_tokenizer
 from quantkit.models.parts import cut
+from quantkit.quantization import conversion
 from quantkit.quantization.calibration.inputs import Squares, any_tokens, importances_of, measure
 from quantkit.quantization.calibration.memory import MEASURED_TOKENS
 from quantkit.quantization.calibration.passes import Rows, Weights, rows_of_experts, run_part
 from quantkit.quantization.calibration.stops import stops_of
+from quantkit.quantization.conversion import convert
 from quantkit.quantization.encode import quantize
 
+PROSE = Path(__file__).parents[2] / "models" / "prose.txt"
 CASES = ("llama", "gemma3n_text", "gpt2", "deepseek_v3", "mixtral", "gpt_oss", "qwen3_next", "falcon_h1", "zamba2")
 """Gains around 0 and 1, biases, latent attention, experts, states, weights that layers share."""
 
@@ -73,3 +79,17 @@ def test_what_says_nothing_is_left_out() -> None:
         for name, sums in (("a", [1.0, 2]), ("b", [0.0, 0]), ("c", [np.inf, 1]), ("d", [np.nan, 1]))
     ]
     assert importances_of(iter(measured)).keys() == {"a"}
+
+
+@pytest.mark.real
+def test_a_real_model_loses_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of text that it has not seen: none was needed."""
+    source = os.environ["QUANTKIT_TEST_MODEL"]
+    convert(source, tmp_path / "measured")
+    monkeypatch.setattr(conversion, "_importances", lambda *_: {})
+    convert(source, tmp_path / "alike")
+    ids = load_tokenizer(source).encode(PROSE.read_text())
+    models = [load_model(folder, context=256) for folder in (source, tmp_path / "measured", tmp_path / "alike")]
+    scores = score(models, [Pair(0, 1), Pair(0, 2)], ids, 256, 6)
+    measured, alike = scores.kl.mean(axis=1)
+    assert measured < 0.75 * alike
