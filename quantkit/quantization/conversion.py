@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from quantkit import formats
 from quantkit.engine.machine import peak_memory, usable_cores
@@ -25,14 +25,9 @@ from quantkit.formats.packed import FORMAT_VERSION
 from quantkit.formats.packed.writer import Measured, PackedWriter, write_packed
 from quantkit.formats.source import Selection
 from quantkit.generation.options import is_whole, require
-from quantkit.quantization.calibration import CALIBRATION_VERSION, checked_method
+from quantkit.quantization.calibration import CALIBRATION_VERSION
 from quantkit.quantization.calibration import KIND as CALIBRATED
-from quantkit.quantization.calibration.memory import (
-    calibration_memory,
-    fisher_memory,
-    gradients_memory,
-    measuring_memory,
-)
+from quantkit.quantization.calibration.memory import calibration_memory, measuring_memory
 from quantkit.quantization.encode import ENCODER_VERSION
 from quantkit.quantization.kept_codes import fit
 from quantkit.quantization.pipeline import Importances, Stripe, encoded_stripes, memory_needed
@@ -42,13 +37,8 @@ from quantkit.quantization.report import CalibrationReport, Progress, Report
 from quantkit.tensor import TensorSpec
 from quantkit_kernels.blocks import ROWS, grid
 
-if TYPE_CHECKING:
-    from quantkit.quantization.calibration.fisher import Fisher
-
 SEARCHED = "int4"
 """The kind whose search asks what columns count."""
-FISHER = "fisher.npz"
-"""The file of a growing folder that keeps what was measured with gradients."""
 
 Output = TypeVar("Output", bound=str | os.PathLike[str])
 
@@ -67,7 +57,6 @@ def convert(
     *,
     overrides: Sequence[tuple[str, str]] = (),
     calibration: str | os.PathLike[str] | None = None,
-    method: str | None = None,
     imatrix: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     force: bool = False,
@@ -97,10 +86,6 @@ def convert(
         UTF-8 text, or `builtin`. The model reads it layer by layer, and each int4 matrix is packed so that its output
         on it changes least (GPTQ). Far better than without, but takes minutes rather than seconds, and memory for what
         the layers make of the text. Measure the result on other text.
-    method : {"search", "layerwise", "end-to-end"}, optional
-        How int4 codes are found: for the weights alone; for what each layer makes of the text; or for what the model
-        predicts of it in the end, by gradients, which needs torch and transformers (extra `end-to-end`) and a folder
-        that they read. Default: `layerwise` with a text, else `search`.
     imatrix : path, optional
         Importance file of llama.cpp's, or of `calibrate`: how much the columns of matrices count in the search for
         int4. By default the model says it itself, of tokens spread over its vocabulary. Not with `calibration`.
@@ -136,7 +121,6 @@ def convert(
         {output: quantize},
         overrides=overrides,
         calibration=calibration,
-        method=method,
         imatrix=imatrix,
         threads=threads,
         force=force,
@@ -154,7 +138,6 @@ def convert_all(
     *,
     overrides: Sequence[tuple[str, str]] = (),
     calibration: str | os.PathLike[str] | None = None,
-    method: str | None = None,
     imatrix: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     force: bool = False,
@@ -169,7 +152,7 @@ def convert_all(
     ----------
     outputs : mapping of path to {"int4", "int8", "mixed"} or Recipe
         Folders to write, and what each is to hold. Each appears by itself, when all are complete.
-    source, overrides, calibration, method, imatrix, threads, force, strict, progress, measuring, dry_run
+    source, overrides, calibration, imatrix, threads, force, strict, progress, measuring, dry_run
         As of `convert`, which also says what is raised.
 
     Returns
@@ -180,7 +163,6 @@ def convert_all(
     start = time.perf_counter()
     require(bool(outputs), "outputs", dict(outputs), "one folder at least")
     check_outputs(outputs, force=force, source=Path(source))
-    method = checked_method(method, calibration)
     if calibration is not None:
         from quantkit.quantization.calibration.text import check_calibration_file  # needs tokenizers
 
@@ -191,11 +173,11 @@ def convert_all(
     plans = dict(zip(outputs, make_plans(source, recipes, strict=strict), strict=True))
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
     if calibration is not None:
-        plans = _with_text(plans, calibration, method)
+        plans = _with_text(plans, calibration)
     if imatrix is not None:
         plans = _with_imatrix(plans, imatrix)
     plans = {output: _with_kinds(plan, threads or usable_cores(), progress) for output, plan in plans.items()}
-    check_space({Path(output): plan.nbytes + _fisher_bytes(plan) for output, plan in plans.items()})
+    check_space({Path(output): plan.nbytes for output, plan in plans.items()})
     free = {output: free_bytes(Path(output)) for output in outputs}
     lost = dict.fromkeys(plans, _Losses({}))
     if not dry_run:
@@ -230,16 +212,9 @@ def _memory_needed(plan: Plan) -> int:
     more = [plan.allocation.memory if plan.allocation else 0]
     if plan.text:
         more.append(calibration_memory(plan.program, plan.specs, plan.text.tokens))
-        if plan.end_to_end:
-            more.append(gradients_memory(plan.program, plan.specs, len(plan.text.windows[0])))
     else:
         more.append(measuring_memory(plan.program, _searched_kinds(plan)))
-    return memory_needed(plan.source) + max(more) + _fisher_bytes(plan)
-
-
-def _fisher_bytes(plan: Plan) -> int:
-    """Return how many bytes gradients leave, in memory and beside the packed model while it grows."""
-    return fisher_memory(plan.specs, plan.text.tokens) if plan.text and plan.end_to_end else 0
+    return memory_needed(plan.source) + max(more)
 
 
 def _pack(
@@ -255,12 +230,11 @@ def _pack(
     identity, weights = source.identity(), {name: source.spec(name).weights for name in source.names}
     calibrated = [output for output, plan in plans.items() if plan.text]
     together = len(calibrated) < len(plans)
-    measured = sum(plan.end_to_end for plan in plans.values())
-    done, total = 0, sum(weights.values()) * (len(calibrated) + together + measured)
+    done, total = 0, sum(weights.values()) * (len(calibrated) + together)
 
-    def tell(name: str, amount: int | None = None) -> None:
+    def tell(name: str) -> None:
         nonlocal done
-        done += weights[name] if amount is None else amount
+        done += weights[name]
         if progress:
             progress(Progress(name, done, total))
 
@@ -329,7 +303,7 @@ def _write_stripes(encoded: Generator[Stripe], folders: Sequence[_Growing], tell
                 tell(stripe.name)
 
 
-def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str], method: str) -> dict[Output, Plan]:
+def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str]) -> dict[Output, Plan]:
     """Let the plans that have something to calibrate be calibrated on a text."""
     from quantkit.quantization.calibration.text import read_calibration_text  # needs tokenizers
 
@@ -337,13 +311,8 @@ def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str], metho
     if not fit:
         raise OptionError(f"calibration: no matrix becomes {CALIBRATED}; the other kinds need none")
     plan = next(iter(plans.values()))
-    end_to_end = method == "end-to-end"
-    if end_to_end:
-        from quantkit.quantization.calibration.gradients import check_gradients  # asks transformers
-
-        check_gradients(plan.source)
     text = read_calibration_text(path, plan.source, plan.program.learned_positions)
-    calibrated = {output: replace(plans[output], text=text, end_to_end=end_to_end) for output in fit}
+    calibrated = {output: replace(plans[output], text=text) for output in fit}
     return {output: calibrated.get(output, plan) for output, plan in plans.items()}
 
 
@@ -373,7 +342,7 @@ def _with_kinds(plan: Plan, threads: int, progress: Callable[[Progress], None] |
     return allocated(plan, threads=threads, progress=progress)
 
 
-def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Callable[..., None]) -> _Losses:
+def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Callable[[str], None]) -> _Losses:
     """Write the tensors that are not finished, those of int4 packed for what they do to a text."""
     from quantkit.quantization.calibration.layers import Packed, pack_calibrated  # heavy: after all that can be refused
 
@@ -386,10 +355,8 @@ def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Call
         lost, output_error, kept = map(noted[name].get, ("relative_error", "output_error", "kept_codes"))
         return Packed(name, writer.read(name), lost or 0.0, output_error, kept)
 
-    fisher = _fisher(plan, writer, threads, tell) if plan.end_to_end else {}
     output_errors = {}
-    arguments = (plan.program, plan.source, plan.specs, plan.text.windows, threads, finished, fisher)
-    for packed in pack_calibrated(*arguments):
+    for packed in pack_calibrated(plan.program, plan.source, plan.specs, plan.text.windows, threads, finished):
         if packed.name not in noted:
             measured = {"kept_codes": packed.kept_codes, "output_error": packed.output_error}
             writer.add(packed.name, packed.tensor, packed.error, **measured)
@@ -398,28 +365,6 @@ def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Call
         tell(packed.name)
     rest = (name for name, spec in plan.specs.items() if spec.kind == CALIBRATED and name not in output_errors)
     return _Losses(writer.tensors, CalibrationReport(plan.text.name, plan.text.tokens, output_errors, tuple(rest)))
-
-
-def _fisher(plan: Plan, writer: PackedWriter, threads: int, tell: Callable[[str, int], None]) -> Mapping[str, Fisher]:
-    """Measure what errors cost the predictions, or read what an interrupted process has measured."""
-    from quantkit.quantization.calibration.fisher import load, save
-    from quantkit.quantization.calibration.gradients import measure_fisher
-
-    assert plan.text is not None
-    windows, specs = plan.text.windows, {n: spec for n, spec in plan.specs.items() if spec.kind == CALIBRATED}
-    left = sum(plan.source.spec(name).weights for name in plan.source.names)
-    step = left // len(windows)
-
-    def told(number: int) -> None:
-        nonlocal left
-        left -= step
-        tell(f"gradients, window {number} of {len(windows)}", step)
-
-    file = writer.working_file(
-        FISHER, lambda path: save(path, measure_fisher(plan.source, specs, windows, threads, told))
-    )
-    tell("gradients", left)
-    return load(file)
 
 
 def _written(output: Output, plan: Plan, force: bool, identity: str) -> AbstractContextManager[PackedWriter]:

@@ -66,8 +66,6 @@ class Plan:
         What says how much columns count.
     allocation : AllocationReport, optional
         How a target was kept.
-    end_to_end : bool
-        Whether errors count by what they cost the model's predictions, not a layer's outputs.
     """
 
     program: Program
@@ -81,7 +79,6 @@ class Plan:
     text: CalibrationText | None = None
     imatrix: ImportanceFile | None = None
     allocation: AllocationReport | None = None
-    end_to_end: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -94,7 +91,7 @@ class Plan:
         source = {"name": shown_name(self.source.path), "dtype": _stored_dtype(self.source)}
         about = {"source": source, "options": self.recipe.options}
         if self.text:
-            about["calibration"] = {"method": "end-to-end" if self.end_to_end else "layerwise", **self.text.about}
+            about["calibration"] = self.text.about
         if self.imatrix:
             about["imatrix"] = self.imatrix.about
         return about

@@ -12,7 +12,6 @@ import pytest
 
 import tiny
 from invocation import Invoke
-from quantkit.quantization import calibration
 from quantkit.quantization.calibration import curvature
 
 
@@ -289,24 +288,6 @@ def test_a_missing_text_is_a_failure_of_one_line(invoke: Invoke, checkpoint: Pat
     result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--calibration", tmp_path / "none.txt")
     assert result.exit_code == 2
     assert "none.txt" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--method", "layerwise"], "method layerwise needs a text for calibration"),
-        (["--method", "search", "--calibration", "builtin"], "method search reads no text"),
-        (["--method", "end-to-end", "--calibration", "builtin"], "pip install 'quantkit[end-to-end]'"),
-    ],
-)
-def test_a_method_that_cannot_be_is_refused_before_a_download(
-    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
-) -> None:
-    monkeypatch.setattr(calibration, "find_spec", lambda name: None)
-    result = invoke("convert", "nobody/has-this", "-o", tmp_path / "out", *options)
-    assert result.exit_code == 2
-    assert said in result.stderr
-    assert len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.real

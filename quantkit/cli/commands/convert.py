@@ -13,7 +13,6 @@ from quantkit.cli.models import local_path
 from quantkit.cli.options import Command, force_option, model_name, output_option, path, threads_option
 from quantkit.cli.progress import Bar
 from quantkit.cli.streams import echo
-from quantkit.quantization.calibration import METHODS
 
 if TYPE_CHECKING:
     from quantkit.quantization.recipe import Recipe
@@ -23,7 +22,7 @@ KINDS = ("int4", "int8", "mixed")
 BITS = {"4": "int4", "8": "int8"}
 GROUPS = {
     "What to write": ("output", "force"),
-    "Which kinds": ("quantize", "bits", "overrides", "recipe", "calibration", "method", "imatrix"),
+    "Which kinds": ("quantize", "bits", "overrides", "recipe", "calibration", "imatrix"),
     "Where mixed spends bits": ("target_bpw", "target_size", "sensitivities"),
     "What is checked and told": ("dry_run", "strict", "verbose", "report"),
 }
@@ -126,13 +125,6 @@ class _Asked:
     help="Text to calibrate int4 on: less than half the divergence, for minutes instead of seconds.",
 )
 @click.option(
-    "--method",
-    type=click.Choice(METHODS),
-    help="search: for the weights alone, in seconds. layerwise: for what each layer makes of a text, in minutes. "
-    "end-to-end: for what the model predicts, by gradients of torch (extra end-to-end).  "
-    "[default: layerwise with --calibration, else search]",
-)
-@click.option(
     "--imatrix",
     type=path,
     metavar="FILE",
@@ -172,7 +164,6 @@ def command(
     force: bool,
     report: Path | None,
     calibration: Path | None,
-    method: str | None,
     imatrix: Path | None,
     dry_run: bool,
     verbose: bool,
@@ -202,16 +193,13 @@ def command(
 
     With --calibration the model reads a text, layer by layer, and int4 matrices are packed so that their outputs on it
     change least (GPTQ). It takes up to 65,536 tokens of it. Text like that which the model will see is best; without
-    any, there is a built-in one. Measure the result on other text. With --method end-to-end, torch first finds out what
-    changes of each output cost the model's predictions (extra end-to-end), and those are packed for: minutes more, for
-    a few percent less divergence at most. Measure whether it pays for a model.
+    any, there is a built-in one. Measure the result on other text.
 
     What was interrupted goes on where it stopped when the same command is given again. Until then it is kept beside
     DIR, in a hidden folder .DIR.*.partial, which may be deleted.
     """
     recipes = _Asked(**asked).recipes()
     from quantkit.formats.output import check_outputs
-    from quantkit.quantization.calibration import checked_method
     from quantkit.quantization.calibration.text import check_calibration_file
     from quantkit.quantization.conversion import convert_all
     from quantkit.quantization.report.saved import check_report
@@ -220,7 +208,6 @@ def command(
     outputs = {Path(f"{output}{ending}"): it for ending, it in zip(endings, recipes, strict=True)}
     files = [report.parent / f"{report.stem}{ending}{report.suffix}" for ending in endings] if report else []
     check_outputs(outputs, force=force, source=Path(source))  # before hours of downloading
-    checked_method(method, calibration)
     if calibration:
         check_calibration_file(calibration)
     for file in files:
@@ -231,7 +218,6 @@ def command(
             local,
             outputs,
             calibration=calibration,
-            method=method,
             imatrix=imatrix,
             strict=strict,
             dry_run=dry_run,

@@ -83,10 +83,9 @@ def _made(source: ModelSource) -> dict[str, Any]:
 
 def _made_by(made: Mapping[str, Any]) -> str:
     """The command that makes such a model, as far as it is known."""
-    from quantkit.quantization.calibration import arguments
     from quantkit.quantization.recipe import Recipe
 
-    calibration = arguments(made["calibration"]) if "calibration" in made else []
+    calibration = ["--calibration", str(made["calibration"].get("text"))] if "calibration" in made else []
     try:
         options = Recipe(**made.get("options", {})).arguments
     except (TypeError, OptionError):  # of another version

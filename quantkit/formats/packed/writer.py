@@ -125,33 +125,22 @@ def write_packed(
     with output_folder(path, force=force, key=key) as folder:
         journal = Journal(folder, key)
         for file in folder.iterdir():
-            if file.name not in (JOURNAL, WEIGHTS, *journal.finished):
+            if file.name not in (JOURNAL, WEIGHTS):
                 file.unlink()
         digests = write_files(folder, contents.small_files)
         with contents.weights(folder / WEIGHTS) as weights:
-            writer = PackedWriter(weights, journal, contents.specs, folder)
+            writer = PackedWriter(weights, journal, contents.specs)
             yield writer
-        for file in writer.working_files:
-            file.unlink()
         digests |= write_files(folder, contents.late_files(writer.tensors))
         header_sha256 = hashlib.sha256(SafetensorsFile(folder / WEIGHTS).raw_header()).hexdigest()
         (folder / MANIFEST).write_bytes(contents.manifest(header_sha256, digests, writer.tensors))
 
 
 class PackedWriter:
-    """Takes the tensors of a packed folder, in any order, whole or in stripes; `write_packed` makes it.
+    """Takes the tensors of a packed folder, in any order, whole or in stripes; `write_packed` makes it."""
 
-    Attributes
-    ----------
-    working_files : list of Path
-        What `working_file` returned, which is removed when the folder is complete.
-    """
-
-    def __init__(
-        self, weights: SafetensorsWriter, journal: Journal, specs: Mapping[str, TensorSpec], folder: Path
-    ) -> None:
-        self._weights, self._journal, self._specs, self._folder = weights, journal, specs, folder
-        self.working_files: list[Path] = []
+    def __init__(self, weights: SafetensorsWriter, journal: Journal, specs: Mapping[str, TensorSpec]) -> None:
+        self._weights, self._journal, self._specs = weights, journal, specs
         self._digest = hashlib.sha256()
         self._row_scales: list[NDArray[np.float32]] = []
         self._entries: dict[str, dict[str, Any]] = {}
@@ -177,18 +166,6 @@ class PackedWriter:
                     self._weights.keep(key)
                 self._entries[name] = {key: entry[key] for key in (*MEASURED, "sha256") if key in entry}
                 yield name, entry
-
-    def working_file(self, name: str, write: Callable[[Path], None]) -> Path:
-        """Return a file of the work itself, which is written unless an interrupted process has finished it.
-
-        Its name is no tensor's.
-        """
-        path, noted = self._folder / name, self._journal.finished.get(name, {})
-        if not path.is_file() or noted.get("sha256") != _sha256_of(path):
-            write(path)
-            self._journal.add({"name": name, "sha256": _sha256_of(path)})
-        self.working_files.append(path)
-        return path
 
     def read(self, name: str) -> Tensor:
         """Return a finished tensor, from the file."""
@@ -226,8 +203,3 @@ class PackedWriter:
         self._entries[name] = {**lost, **kept, "sha256": self._digest.hexdigest()}
         self._journal.add({**noted, "name": name, **self._entries[name]})
         self._digest, self._row_scales = hashlib.sha256(), []
-
-
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

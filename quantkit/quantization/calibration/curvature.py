@@ -6,7 +6,6 @@ known here, and no file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.quantization.calibration.drift import Drift
-from quantkit.quantization.calibration.fisher import row_blocks
 from quantkit.quantization.encode import dequantize as dequantize_tensor
 from quantkit.tensor import Tensor
 from quantkit_kernels.blocks import COLUMNS, ROWS, dequantize
@@ -23,8 +21,6 @@ DAMPING = 0.01
 """Part of the mean of a Hessian's diagonal that is added to its diagonal: what the text did not show counts too."""
 LEAST_ROWS = 1 / 8
 """Rows of inputs, for each column, without which they say too little."""
-OUTPUT_DAMPING = 0.3
-"""The same of the outputs' moments, which are estimated with noise."""
 PADDING = 1e-6
 """How much columns that fill the last group count, beside those that the text did not show."""
 CHUNK_ROWS = 8192
@@ -55,16 +51,8 @@ class Curvature:
         return self.hessian[np.ix_(places, places)]
 
 
-def curvature_of(inputs: NDArray[np.float32], weights: NDArray[np.float32] | None = None) -> Curvature | None:
-    """Return the curvature for inputs, or None where they are too few, or all zeros.
-
-    Parameters
-    ----------
-    inputs : ndarray
-        f32 `[rows, columns]`.
-    weights : ndarray, optional
-        f32 `[rows]`: what each row counts, beside 1.
-    """
+def curvature_of(inputs: NDArray[np.float32]) -> Curvature | None:
+    """Return the curvature for inputs f32 `[rows, columns]`, or None where they are too few, or all zeros."""
     from quantkit_kernels.packing.gptq import order_of
 
     rows, columns = inputs.shape
@@ -75,8 +63,6 @@ def curvature_of(inputs: NDArray[np.float32], weights: NDArray[np.float32] | Non
     corner = hessian[:columns, :columns]
     for first in range(0, rows, CHUNK_ROWS):
         chunk = inputs[first : first + CHUNK_ROWS]
-        if weights is not None:
-            chunk = chunk * np.sqrt(weights[first : first + CHUNK_ROWS, None])
         corner += chunk.T @ chunk
     damping = DAMPING * float(np.diagonal(corner).mean())
     if not 0 < damping < np.inf:
@@ -89,12 +75,7 @@ def curvature_of(inputs: NDArray[np.float32], weights: NDArray[np.float32] | Non
 
 
 def pack_under(
-    curvature: Curvature,
-    weights: Tensor,
-    start: Tensor,
-    threads: int,
-    drift: Drift | None = None,
-    outputs: Sequence[NDArray[np.float32]] = (),
+    curvature: Curvature, weights: Tensor, start: Tensor, threads: int, drift: Drift | None = None
 ) -> tuple[Tensor, float, float]:
     """Pack a matrix to int4 under a curvature.
 
@@ -109,9 +90,6 @@ def pack_under(
         The result does not depend on it.
     drift : Drift, optional
         What the matrix is to make up for.
-    outputs : sequence of ndarray, optional
-        For each of `fisher.row_blocks`, f32 `[rows, rows]`: what errors of these outputs cost together. Then each panel
-        of rows makes up for the errors of the panels before it in its block.
 
     Returns
     -------
@@ -129,43 +107,23 @@ def pack_under(
     rows, columns = weights.shape
     hessian = curvature.of_columns(columns)
 
-    def pack(block: slice, factor: NDArray[np.float64] | None = None) -> tuple[float, ...]:
-        stored = weights.data[block]
+    def pack(first: int) -> tuple[float, ...]:
+        panel = slice(first, min(first + PANEL_ROWS, rows))
+        stored = weights.data[panel]
         wanted = dequantize(weights.kind, stored, None, stored.shape)
-        target = drift.target(wanted, block) if drift else wanted
-        lost = np.zeros_like(wanted)
-        for first in range(0, len(wanted), PANEL_ROWS):
-            panel = slice(first, first + PANEL_ROWS)
-            tiles = slice((block.start + first) // ROWS, (block.start + first) // ROWS + PANEL_TILES)
-            blocks, scales = data[tiles], row_scales[tiles]
-            asked = target[panel] if factor is None else target[panel] - _feedback(factor, panel, lost)
-            gptq_int4(asked, curvature.hessian, curvature.lower, curvature.order, blocks, scales)
-            lost[panel] = dequantize("int4", blocks, scales, asked.shape) - target[panel]
+        target = drift.target(wanted, panel) if drift else wanted
+        tiles = slice(first // ROWS, first // ROWS + PANEL_TILES)
+        blocks, scales = data[tiles], row_scales[tiles]
+        gptq_int4(target, curvature.hessian, curvature.lower, curvature.order, blocks, scales)
+        lost = dequantize("int4", blocks, scales, target.shape) - target
         missed = lost + target - wanted
         pairs = [(lost @ hessian, lost), (target @ hessian, target), (missed, missed), (wanted, wanted)]
         return tuple(float(np.vdot(*pair)) for pair in pairs)
 
-    panels = [slice(first, min(first + PANEL_ROWS, rows)) for first in range(0, rows, PANEL_ROWS)]
     with ThreadPoolExecutor(threads) as pool:
-        found = pool.map(pack, row_blocks(rows), map(_factor, outputs)) if outputs else pool.map(pack, panels)
-        sums = np.array(list(found)).sum(axis=0)
+        sums = np.array(list(pool.map(pack, range(0, rows, PANEL_ROWS)))).sum(axis=0)
     cost, whole, squared, squares = sums.tolist()
     return Tensor("int4", weights.shape, data, row_scales), squared / (squares or 1.0), cost / (whole or 1.0)
-
-
-def _factor(moments: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The lower triangular L with `L^T L = moments`, damped."""
-    damped = moments.astype(np.float64)
-    damped[np.diag_indices(len(damped))] += OUTPUT_DAMPING * np.diagonal(damped).mean()
-    turned = np.linalg.cholesky(damped[::-1, ::-1])
-    return np.ascontiguousarray(turned[::-1, ::-1].T)
-
-
-def _feedback(factor: NDArray[np.float64], panel: slice, lost: NDArray[np.float32]) -> NDArray[np.float32]:
-    """What the errors of earlier panels ask of a panel to lose, so that all cost least when later ones do as well."""
-    rows = factor[panel]
-    shares = np.linalg.solve(rows[:, panel], rows[:, : panel.start])
-    return shares.astype(np.float32) @ lost[: panel.start]
 
 
 def output_error_of(curvature: Curvature, weights: Tensor, packed: Tensor) -> float:

@@ -12,20 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from quantkit.errors import OptionError
 from quantkit.formats.source import ModelSource
 from quantkit.models.parts import cut
 from quantkit.models.program import Program, Value
 from quantkit.quantization.calibration import KIND, REFERENCE_KIND
 from quantkit.quantization.calibration.curvature import Curvature, curvature_of, output_error_of, pack_under
 from quantkit.quantization.calibration.drift import LEAST_ROWS, Drift, SharedInputs, lacking_of
-from quantkit.quantization.calibration.fisher import Fisher
 from quantkit.quantization.calibration.passes import Rows, Weights, rows_of_experts, run_part
 from quantkit.quantization.calibration.stops import Shared, stops_of
 from quantkit.quantization.encode import dequantize, encode_tensor
@@ -62,7 +58,6 @@ def pack_calibrated(
     windows: Sequence[Sequence[int]],
     threads: int,
     finished: Callable[[str], Packed | None] = lambda name: None,
-    fisher: Mapping[str, Fisher] = MappingProxyType({}),
 ) -> Iterator[Packed]:
     """Pack the tensors of a model, those of `KIND` under the Hessian of their inputs.
 
@@ -77,24 +72,16 @@ def pack_calibrated(
     threads : int
     finished : callable, optional
         A tensor that was packed before, with the same text, by its name; None where it was not.
-    fisher : Mapping of str to Fisher, optional
-        What errors in the outputs of matrices cost; those that are missing are packed as if all cost the same.
 
     Yields
     ------
     Packed
         Each tensor, once, in the order of use.
-
-    Raises
-    ------
-    OptionError
-        When `fisher` was measured on another text, or another model.
     """
 
     def pack(name: str) -> Packed:
         return finished(name) or _pack(source, specs[name], threads)
 
-    _check(fisher, specs, sum(map(len, windows)))
     wanted = [name for name, spec in specs.items() if spec.kind == KIND]
     stops = stops_of(program, wanted)
     parts = cut(program, [stop.border for stop in stops])
@@ -114,7 +101,7 @@ def pack_calibrated(
         for each in (path, reference):
             each.run(part, parts[number + 1 :], windows, threads)
         for shared in stop.shared.values():
-            for packed in _calibrate(shared, path, reference, len(windows[0]), source, threads, finished, fisher):
+            for packed in _calibrate(shared, path, reference, len(windows[0]), source, threads, finished):
                 path.weights.tensors[packed.name] = packed.tensor
                 left.pop(packed.name)
                 yield packed
@@ -170,47 +157,26 @@ def _calibrate(
     source: ModelSource,
     threads: int,
     finished: Callable[[str], Packed | None],
-    fisher: Mapping[str, Fisher],
 ) -> Iterator[Packed]:
     """Pack the weights that share inputs; `length` is a window's."""
     inputs = rows_of_experts(shared, path.rows, length)
     for names, rows, wanted in zip(shared.names, inputs, _wanted(shared, path, reference, length), strict=True):
         found = {name: finished(name) for name in names}
-        weights = _token_weights(names, fisher)
-        curvature = None if all(found.values()) else curvature_of(rows, weights)
+        curvature = None if all(found.values()) else curvature_of(rows)
         drifts: dict[str, Drift] = {}
-        # Drifts are fitted with all tokens alike: the few that count most would say too little.
-        alike = curvature if weights is None or curvature is None else curvature_of(rows)
-        if alike and wanted is not None and len(rows) >= LEAST_ROWS * rows.shape[1]:
+        if curvature and wanted is not None and len(rows) >= LEAST_ROWS * rows.shape[1]:
             narrow = sum(source.spec(name).shape[0] for name in names) < rows.shape[1]
-            of = SharedInputs(alike.of_columns(rows.shape[1]), rows, lacking_of(rows, wanted), narrow=narrow)
+            of = SharedInputs(curvature.of_columns(rows.shape[1]), rows, lacking_of(rows, wanted), narrow=narrow)
             for name in names:
                 value = shared.added_to.get(name)
                 added = None if value is None else lacking_of(path.rows_of(value), reference.rows_of(value))
                 drifts[name] = of.drift(partial(_floats, source, name), added)
         for name, before in found.items():
-            outputs = fisher[name].outputs if name in fisher else ()
-            yield before or _pack_under(curvature, source, name, threads, drifts.get(name), outputs)
+            yield before or _pack_under(curvature, source, name, threads, drifts.get(name))
 
 
 def _floats(source: ModelSource, name: str) -> Rows:
     return np.concatenate(list(dequantize(source.tensor(name, copy=True))))
-
-
-def _token_weights(names: Sequence[str], fisher: Mapping[str, Fisher]) -> Rows | None:
-    """What tokens count for matrices that share inputs, and so their Hessian: on average; None where all are alike."""
-    known = [fisher[name].tokens for name in names if name in fisher]
-    return np.mean(known, axis=0) if known else None
-
-
-def _check(fisher: Mapping[str, Fisher], specs: Mapping[str, TensorSpec], tokens: int) -> None:
-    for name, each in fisher.items():
-        rows = sum(map(len, each.outputs))
-        if len(each.tokens) != tokens or (each.outputs and rows != specs[name].shape[0]):
-            raise OptionError(
-                f"Fisher information of {name} is of {len(each.tokens)} tokens and {rows} rows, "
-                f"not of {tokens} and {specs[name].shape[0]}"
-            )
 
 
 def _wanted(shared: Shared, path: _Path, reference: _Path, length: int) -> Iterable[Rows | None]:
@@ -222,12 +188,7 @@ def _wanted(shared: Shared, path: _Path, reference: _Path, length: int) -> Itera
 
 
 def _pack_under(
-    curvature: Curvature | None,
-    source: ModelSource,
-    name: str,
-    threads: int,
-    drift: Drift | None,
-    outputs: Sequence[NDArray[np.float32]],
+    curvature: Curvature | None, source: ModelSource, name: str, threads: int, drift: Drift | None
 ) -> Packed:
     """Pack a weight of kind int4, under the Hessian of its inputs if there were any."""
     weights = source.tensor(name, copy=True)
@@ -236,5 +197,5 @@ def _pack_under(
         return alone
     if alone.error <= NEGLIGIBLE[KIND]:  # with the source's codes; no others come as near
         return alone._replace(output_error=output_error_of(curvature, weights, alone.tensor))
-    tensor, error, output_error = pack_under(curvature, weights, alone.tensor, threads, drift, outputs)
+    tensor, error, output_error = pack_under(curvature, weights, alone.tensor, threads, drift)
     return Packed(name, tensor, error, output_error, None if alone.kept_codes is None else 0.0)

@@ -1,8 +1,7 @@
 """How much memory calibration needs, known from a program and the length of the text alone.
 
 Two things are large: the values between two parts of the program, of all tokens, in the packed model and its
-reference (`layers.py`), and the Hessian of the widest input with its factor (`curvature.py`). Before that, gradients
-need the whole model and what it makes of a window (`gradients.py`). Nothing is allocated.
+reference (`layers.py`), and the Hessian of the widest input with its factor (`curvature.py`). Nothing is allocated.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from collections.abc import Collection, Iterable, Mapping
 from quantkit.models.parts import cut
 from quantkit.models.program import Program, Value
 from quantkit.quantization.calibration import KIND, REFERENCE_KIND
-from quantkit.quantization.calibration.fisher import LARGE, row_blocks
 from quantkit.quantization.calibration.stops import Stop, stops_of
 from quantkit.tensor import TensorSpec
 from quantkit_kernels.blocks import COLUMNS, nbytes
@@ -23,10 +21,6 @@ WEIGHT_BYTES = 16
 """Of each weight of the matrix that is packed: as it is read and stored, in f32, and its blocks."""
 MODELS = 2
 """The packed one and its reference."""
-LOGITS_BYTES = 24
-"""Of each logit of a window: itself, its probability and its gradient, in f32 and in the type of the weights."""
-TORCH_BYTES = 600_000_000
-"""Of torch and transformers themselves."""
 MEASURED_TOKENS = 512
 """Tokens by which a model says how large its inputs are, without a text (a test compares)."""
 PASS_TOKENS = 256
@@ -65,22 +59,6 @@ def calibration_memory(program: Program, specs: Mapping[str, TensorSpec], tokens
 def _held(spec: TensorSpec) -> int:
     """Bytes of a tensor, and of what stands for it in the reference if that is something else."""
     return nbytes(spec.kind, spec.shape) + (nbytes(REFERENCE_KIND, spec.shape) if spec.kind == KIND else 0)
-
-
-def gradients_memory(program: Program, specs: Mapping[str, TensorSpec], length: int) -> int:
-    """Return about how many bytes gradients need at once, beside what they leave, for windows of some length."""
-    weights = sum(spec.weights for spec in specs.values())
-    size = 4 if 4 * weights <= LARGE else 2
-    values = [each.output for each in program.operations if isinstance(each.output, Value)]
-    logits = program.outputs[-1].columns * length
-    return TORCH_BYTES + size * (weights + 3 * _rows(values, length) // 8) + LOGITS_BYTES * logits  # 1.5 of each value
-
-
-def fisher_memory(specs: Mapping[str, TensorSpec], tokens: int) -> int:
-    """Return how many bytes gradients leave, in memory and in a file, for a text of so many tokens."""
-    rows = [spec.shape[0] for spec in specs.values() if spec.kind == KIND]
-    blocks = [len(range(count)[block]) ** 2 for count in rows for block in row_blocks(count)]
-    return 4 * (tokens * len(rows) + sum(blocks))
 
 
 def measuring_memory(program: Program, names: Collection[str], tokens: int = MEASURED_TOKENS) -> int:

@@ -12,7 +12,6 @@ import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from quantkit.quantization.calibration import arguments
 from quantkit.quantization.report import KindReport, TensorReport, summed
 from quantkit.quantization.report.text import shown
 
@@ -77,7 +76,7 @@ def card(plan: Plan, tensors: Sequence[TensorReport]) -> bytes:
 
 def _command(plan: Plan) -> str:
     """Return the command that packs the source in the same way."""
-    calibration = arguments(plan.about["calibration"]) if plan.text else []
+    calibration = ["--calibration", plan.text.name] if plan.text else []
     name = plan.about["source"]["name"]
     return shlex.join(["quantkit", "convert", name, "-o", "DIR", *plan.recipe.arguments, *calibration])
 

@@ -7,7 +7,6 @@ import pytest
 from numpy.typing import NDArray
 
 from quantkit.quantization.calibration.curvature import DAMPING, curvature_of, output_error_of, pack_under
-from quantkit.quantization.calibration.fisher import row_blocks
 from quantkit.quantization.encode import quantize
 from quantkit.tensor import Tensor
 from quantkit_kernels import blocks
@@ -68,40 +67,3 @@ def test_threads_change_nothing() -> None:
     start, _ = quantize(weights, "int4")
     one, two = (pack_under(curvature, weights, start, threads)[0] for threads in (1, 3))
     assert (one.data == two.data).all()
-
-
-def test_a_row_that_counts_twice_is_there_twice() -> None:
-    x, counts = inputs_of(200, 40), np.random.default_rng(6).integers(0, 4, 200)
-    weighted, repeated = curvature_of(x, counts.astype(np.float32)), curvature_of(np.repeat(x, counts, axis=0))
-    assert weighted is not None
-    assert repeated is not None
-    np.testing.assert_allclose(weighted.hessian, repeated.hessian, rtol=1e-4, atol=1e-3)
-
-
-def moments_of(rows: int) -> list[NDArray[np.float32]]:
-    """Of outputs that are felt together."""
-    mixed = inputs_of(2000, rows) @ inputs_of(rows, rows)
-    return [(mixed[:, block].T @ mixed[:, block]).astype(np.float32) for block in row_blocks(rows)]
-
-
-@pytest.mark.parametrize("rows", [100, 1100])
-def test_rows_make_up_for_the_errors_of_others(rows: int) -> None:
-    weights = Tensor("f32", (rows, 64), inputs_of(rows, 64))
-    curvature = curvature_of(inputs_of(300, 64))
-    assert curvature is not None
-    start, _ = quantize(weights, "int4")
-    moments = moments_of(rows)
-
-    def cost(outputs: list[NDArray[np.float32]]) -> tuple[float, float]:
-        packed, _, output_error = pack_under(curvature, weights, start, 2, outputs=outputs)
-        lost = blocks.dequantize("int4", packed.data, packed.row_scales, weights.shape) - weights.data
-        together = sum(
-            np.vdot(block @ lost[rows] @ curvature.hessian, lost[rows])
-            for rows, block in zip(row_blocks(rows), moments, strict=True)
-        )
-        return float(together), output_error
-
-    (alone, apart), (together, feedback) = cost([]), cost(moments)
-    assert together < 0.8 * alone
-    assert feedback > apart  # for which the sum over outputs, each by itself, is larger
-    assert cost([np.eye(len(block), dtype=np.float32) for block in moments]) == pytest.approx((alone, apart))

@@ -13,7 +13,7 @@ from quantkit.engine import model
 from quantkit.models import registry
 from quantkit.quantization.calibration import memory
 from quantkit.quantization.calibration.layers import pack_calibrated
-from quantkit.quantization.calibration.memory import calibration_memory, fisher_memory, gradients_memory
+from quantkit.quantization.calibration.memory import calibration_memory
 from quantkit.quantization.plan import make_plans
 from quantkit.quantization.recipe import Recipe
 
@@ -41,10 +41,7 @@ def test_a_model_of_7b_fits_into_24_gb() -> None:
         name: type(spec)(name, spec.shape, spec.role, kind=kinds.get(spec.role, "f32"))
         for name, spec in program.tensors.items()
     }
-    kept = fisher_memory(specs, 65536)
     assert 12e9 < calibration_memory(program, specs, 65536) < 18e9
-    assert calibration_memory(program, specs, 65536) + kept < 23e9
-    assert 14e9 < gradients_memory(program, specs, 512) + kept < 23e9
 
 
 def test_a_pass_is_that_of_the_engine() -> None:
