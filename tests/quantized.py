@@ -73,8 +73,8 @@ def assert_equal(plain: Path, quantized: Path, *, keeps: str = "", kind: str = "
                 assert_kept(ours, packed, name)
         else:
             # Where codes are kept, so are those of int8, and inputs are measured with these.
-            error, same = (each[name]["relative_error"] for each in (lost, expected))
-            assert error == (pytest.approx(same, rel=0.02) if keeps else same)
+            error, same = (each[name].get("relative_error") for each in (lost, expected))
+            assert error == (pytest.approx(same, rel=0.02) if keeps and same else same)
 
 
 def assert_kept(source: ModelSource, packed: PackedModel, name: str) -> None:
