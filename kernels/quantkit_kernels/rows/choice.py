@@ -20,13 +20,12 @@ from numpy.typing import NDArray
 
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.rows.functions import exp_negative
+from quantkit_kernels.rows.lines import line_at
 from quantkit_kernels.simd import (
-    blend_first,
     get_f32,
     get_i32,
     get_i64,
     load_line_f32,
-    load_wide_partial_f32,
     max_lanes,
     maximum,
     put_f32,
@@ -173,15 +172,6 @@ def choose(words):
 
 
 @jit
-def _line(x, place, end):
-    """16 columns at byte `place` of a row that ends at byte `end`; `NEVER` where it has no more."""
-    if place + 64 <= end:
-        return load_line_f32(x + place)
-    left = (end - place) >> 2
-    return blend_first(left, load_wide_partial_f32(x + place, left), splat_wide(NEVER))
-
-
-@jit
 def _maxima(x, columns, maxima):
     """Write the maximum of each block; returns the greatest, or `NEVER` where a logit is NaN or positive infinity."""
     end = 4 * columns
@@ -190,7 +180,7 @@ def _maxima(x, columns, maxima):
     for begin in range(0, end, 4 * BLOCK):
         block = splat_wide(NEVER)
         for place in range(begin, min(begin + 4 * BLOCK, end), 64):
-            line = _line(x, place, end)
+            line = line_at(x, place, end, NEVER)
             block = maximum(block, line)
             wrong = where_less(line, infinity, wrong, one)
         put_f32(maxima, max_lanes(block))
@@ -202,7 +192,7 @@ def _maxima(x, columns, maxima):
 @jit
 def _weights(row, place, coldness, least):
     """Weights of 16 columns: 0 for those whose score is below `least`."""
-    scores = _line(row.x, place, 4 * row.columns) - splat_wide(row.greatest)
+    scores = line_at(row.x, place, 4 * row.columns, NEVER) - splat_wide(row.greatest)
     weights = exp_negative(scores * splat_wide(coldness))
     return where_less(scores, splat_wide(least), splat_wide(0.0), weights)
 

@@ -13,11 +13,9 @@ from numpy.typing import NDArray
 
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.rows.functions import exp_negative
+from quantkit_kernels.rows.lines import line_at
 from quantkit_kernels.simd import (
-    blend_first,
     fma,
-    load_line_f32,
-    load_wide_partial_f32,
     splat_wide,
     sum_lanes,
     zeros_wide,
@@ -54,15 +52,6 @@ def kl_divergence(p: NDArray[np.float32], q: NDArray[np.float32], log_p: float, 
     return mean - (distance - shift)
 
 
-@jit
-def _line(x, place, end):
-    """16 columns at byte `place` of a row that ends at byte `end`; `NOTHING` where it has no more."""
-    if place + 64 <= end:
-        return load_line_f32(x + place)
-    left = (end - place) >> 2
-    return blend_first(left, load_wide_partial_f32(x + place, left), splat_wide(NOTHING))
-
-
 @jit(entry=True)
 def _exp_sum(x, columns, greatest):
     """The sum of `exp(x - greatest)`."""
@@ -70,7 +59,7 @@ def _exp_sum(x, columns, greatest):
     for begin in range(0, end, 4 * BLOCK):
         sums = zeros_wide(1, 1)
         for place in range(begin, min(begin + 4 * BLOCK, end), 64):
-            sums = sums + exp_negative(_line(x, place, end) - splat_wide(greatest))
+            sums = sums + exp_negative(line_at(x, place, end, NOTHING) - splat_wide(greatest))
         total += np.float64(sum_lanes(sums))
     return total
 
@@ -82,10 +71,10 @@ def _mean_difference(p, q, columns, greatest, shift):
     for begin in range(0, end, 4 * BLOCK):
         weights, sums = zeros_wide(1, 1), zeros_wide(1, 1)
         for place in range(begin, min(begin + 4 * BLOCK, end), 64):
-            x = _line(p, place, end)
+            x = line_at(p, place, end, NOTHING)
             weight = exp_negative(x - splat_wide(greatest))
             weights = weights + weight
-            sums = fma(weight, x - _line(q, place, end) - splat_wide(shift), sums)
+            sums = fma(weight, x - line_at(q, place, end, NOTHING) - splat_wide(shift), sums)
         total += np.float64(sum_lanes(weights))
         weighted += np.float64(sum_lanes(sums))
     return weighted / total
