@@ -16,7 +16,7 @@ from quantkit.formats.source import ModelSource
 from quantkit.models.parts import cut
 from quantkit.models.program import Program
 from quantkit.quantization.calibration.curvature import curvature_of
-from quantkit.quantization.calibration.passes import Rows, Weights, run_part
+from quantkit.quantization.calibration.passes import Rows, Walk, Weights
 from quantkit.quantization.calibration.stops import stops_of
 
 ROWS_FOR_COLUMN = 4
@@ -40,14 +40,12 @@ def shares_left(
     """
     stops = stops_of(program, names)
     parts = cut(program, [stop.border for stop in stops])
-    rows: dict[int, Rows] = {}
+    walk = Walk(Weights(source.config))
     for number, (part, stop) in enumerate(zip(parts, stops, strict=False)):
-        weights = Weights(source.config, {name: source.tensor(name) for name in part.tensors})
-        run_part(part, weights, rows, windows, threads)
-        needed = {value.index for later in parts[number + 1 :] for value in later.inputs}
-        rows = {index: array for index, array in rows.items() if index in needed}
+        walk.weights.tensors |= {name: source.tensor(name) for name in part.tensors}
+        walk.run(part, parts[number + 1 :], windows, threads)
         for shared in stop.shared.values():
-            left = _share_left(rows[shared.x.index][:, : shared.x.columns])
+            left = _share_left(walk.rows_of(shared.x))
             yield from ((name, left) for of_expert in shared.names for name in of_expert)
 
 

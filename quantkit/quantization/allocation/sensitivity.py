@@ -15,7 +15,7 @@ from quantkit.formats.source import ModelSource
 from quantkit.models.parts import cut
 from quantkit.models.program import Program
 from quantkit.quantization.allocation.units import Unit
-from quantkit.quantization.calibration.passes import Rows, Weights, run_part
+from quantkit.quantization.calibration.passes import Rows, Walk, Weights, run_part
 from quantkit.quantization.encode import dequantize, quantize
 from quantkit.tensor import Tensor
 
@@ -54,16 +54,14 @@ def measure(
     weights = Weights(source.config, {name: source.tensor(name) for name in program.tensors})
     reference = _Predictions(_logits(program, weights, {}, windows, threads), len(windows))
     parts = cut(program, [unit.border for unit in units])
-    rows: dict[int, Rows] = {}
+    walk = Walk(weights)
     for number, unit in enumerate(units):
         if parts[number].outputs:  # else nothing that later ones read comes before the unit
-            run_part(parts[number], weights, rows, windows, threads)
-        needed = {value.index for part in parts[number + 1 :] for value in part.inputs}
-        rows = {index: array for index, array in rows.items() if index in needed}
+            walk.run(parts[number], parts[number + 1 :], windows, threads)
         rest = cut(program, [unit.border])[1]
         rounded = {name: _rounded(source, name, weights.tensors[name], threads) for name in unit.names}
         changed = Weights(source.config, weights.tensors | rounded)
-        yield unit, reference.divergences(_logits(rest, changed, rows, windows, threads))
+        yield unit, reference.divergences(_logits(rest, changed, walk.rows, windows, threads))
 
 
 def memory_needed(program: Program, source: ModelSource, units: Sequence[Unit], tokens: int) -> int:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from quantkit.formats.source import Selection
 from quantkit.models.parts import cut
 from quantkit.models.program import Program
-from quantkit.quantization.calibration.passes import Rows, Weights, rows_of_experts, run_part
+from quantkit.quantization.calibration.passes import Rows, Walk, Weights, rows_of_experts
 from quantkit.quantization.calibration.stops import Shared, stops_of
 from quantkit.quantization.encode import Encoded
 from quantkit.quantization.pipeline import encoded_stripes
@@ -123,20 +123,13 @@ def measure(
     """
     stops = stops_of(program, names)
     parts = cut(program, [stop.border for stop in stops])
-    weights, reading = Weights(source.config), _Reading(program, source, windows, threads)
-    rows: dict[int, Rows] = {}
+    walk, reading = Walk(Weights(source.config)), _Reading(program, source, windows, threads)
     for number, (part, stop) in enumerate(zip(parts, stops, strict=False)):
-        weights.tensors |= reading.tensors([name for name in part.tensors if name not in weights.tensors])
-        run_part(part, weights, rows, windows, threads)
-        later = parts[number + 1 :]
-        needed, used = (
-            {it.index for each in later for it in each.inputs},
-            {it for each in later for it in each.tensors},
-        )
-        rows = {index: array for index, array in rows.items() if index in needed}
-        weights.tensors = {name: tensor for name, tensor in weights.tensors.items() if name in used}
+        held = walk.weights.tensors
+        held |= reading.tensors([name for name in part.tensors if name not in held])
+        walk.run(part, parts[number + 1 :], windows, threads)
         for shared in stop.shared.values():
-            yield from _squares(shared, rows, len(windows[0]))
+            yield from _squares(shared, walk.rows, len(windows[0]))
             for name in (name for experts in shared.names for name in experts):
                 tell(name)
 

@@ -10,7 +10,6 @@ runs its parts, `curvature.py` packs a matrix, `memory.py` says how much all tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -18,11 +17,11 @@ import numpy as np
 
 from quantkit.formats.source import ModelSource
 from quantkit.models.parts import cut
-from quantkit.models.program import Program, Value
+from quantkit.models.program import Program
 from quantkit.quantization.calibration import KIND, REFERENCE_KIND
 from quantkit.quantization.calibration.curvature import Curvature, curvature_of, output_error_of, pack_under
 from quantkit.quantization.calibration.drift import LEAST_ROWS, Drift, SharedInputs, lacking_of
-from quantkit.quantization.calibration.passes import Rows, Weights, rows_of_experts, run_part
+from quantkit.quantization.calibration.passes import Rows, Walk, Weights, rows_of_experts
 from quantkit.quantization.calibration.stops import Shared, stops_of
 from quantkit.quantization.encode import dequantize, encode_tensor
 from quantkit.quantization.kept_codes import NEGLIGIBLE
@@ -85,7 +84,7 @@ def pack_calibrated(
     wanted = [name for name, spec in specs.items() if spec.kind == KIND]
     stops = stops_of(program, wanted)
     parts = cut(program, [stop.border for stop in stops])
-    path, reference = _Path(Weights(source.config)), _Path(Weights(source.config))
+    path, reference = Walk(Weights(source.config)), Walk(Weights(source.config))
     # A table that is read before it is calibrated, as an embedding that is the head too, is packed by itself at first.
     left, calibrated = dict.fromkeys(specs), {name for stop in stops for name in stop.names}
     for number, (part, stop) in enumerate(zip(parts, stops, strict=False)):
@@ -106,26 +105,6 @@ def pack_calibrated(
                 left.pop(packed.name)
                 yield packed
     yield from map(pack, left)
-
-
-@dataclass
-class _Path:
-    """A model on its way through the text: the weights that it has, and the values that its next parts read."""
-
-    weights: Weights
-    rows: dict[int, Rows] = field(default_factory=dict)
-
-    def run(self, part: Program, later: Sequence[Program], windows: Sequence[Sequence[int]], threads: int) -> None:
-        """Run a part, and drop what later ones do not read."""
-        run_part(part, self.weights, self.rows, windows, threads)
-        values = {value.index for each in later for value in each.inputs}
-        names = {name for each in later for name in each.tensors}
-        self.rows = {index: rows for index, rows in self.rows.items() if index in values}
-        self.weights.tensors = {name: tensor for name, tensor in self.weights.tensors.items() if name in names}
-
-    def rows_of(self, value: Value) -> Rows:
-        """The rows of a value, without padding."""
-        return self.rows[value.index][:, : value.columns]
 
 
 def _reference(source: ModelSource, spec: TensorSpec, packed: Tensor, threads: int) -> Tensor:
@@ -151,8 +130,8 @@ def _packed_alone(source: ModelSource, weights: Tensor, name: str, kind: str, th
 
 def _calibrate(
     shared: Shared,
-    path: _Path,
-    reference: _Path,
+    path: Walk,
+    reference: Walk,
     length: int,
     source: ModelSource,
     threads: int,
@@ -179,7 +158,7 @@ def _floats(source: ModelSource, name: str) -> Rows:
     return np.concatenate(list(dequantize(source.tensor(name, copy=True))))
 
 
-def _wanted(shared: Shared, path: _Path, reference: _Path, length: int) -> Iterable[Rows | None]:
+def _wanted(shared: Shared, path: Walk, reference: Walk, length: int) -> Iterable[Rows | None]:
     """The inputs in the reference of the tokens that reach each expert; None where it may have sent them to others."""
     if shared.x.per_token > 1:
         return [None] * len(shared.names)

@@ -6,7 +6,7 @@ reference (`layers.py`), and the Hessian of the widest input with its factor (`c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from quantkit.models.parts import cut
 from quantkit.models.program import Program, Value
@@ -42,14 +42,11 @@ def calibration_memory(program: Program, specs: Mapping[str, TensorSpec], tokens
     parts = cut(program, [stop.border for stop in stops])
     most = 0
     for number, (part, stop) in enumerate(zip(parts, stops, strict=False)):
-        made = {value.index for each in parts[: number + 1] for value in each.outputs}
-        alive = {value for each in parts[number:] for value in each.inputs if value.index in made}
         held = {name for each in parts[number : number + 2] for name in each.tensors}
-        inside = (each.output for each in part.operations if isinstance(each.output, Value))
         most = max(
             most,
-            MODELS * _rows({*alive, *part.outputs}, tokens)
-            + _rows(inside, PASS_TOKENS)
+            MODELS * _rows(_alive(parts, number), tokens)
+            + _rows(_inside(part), PASS_TOKENS)
             + sum(_held(specs[name]) for name in held)
             + _search(stop, specs, tokens),
         )
@@ -77,17 +74,26 @@ def measuring_memory(program: Program, names: Collection[str], tokens: int = MEA
     tables = {each.tensors[0] for each in program.operations if each.name == "embed"}
     most = 0
     for number, part in enumerate(parts):
-        made = {value.index for each in parts[: number + 1] for value in each.outputs}
-        alive = {value for each in parts[number:] for value in each.inputs if value.index in made}
-        inside = (each.output for each in part.operations if isinstance(each.output, Value))
         read = (spec for name, spec in part.tensors.items() if name not in tables)
         weights = [4 * it.weights if len(it.shape) != 2 else nbytes("int8", it.shape) for it in read]
         looked_up = sum(4 * tokens * program.tensors[name].shape[1] for name in tables & part.tensors.keys())
-        rows = _rows({*alive, *part.outputs}, tokens)
+        rows = _rows(_alive(parts, number), tokens)
         # A matrix is there a second time while it is put together; the squares of rows are f64.
         held = sum(weights) + max(weights, default=0) + looked_up
-        most = max(most, 3 * rows + _rows(inside, min(tokens, PASS_TOKENS)) + held)
+        most = max(most, 3 * rows + _rows(_inside(part), min(tokens, PASS_TOKENS)) + held)
     return most
+
+
+def _alive(parts: Sequence[Program], number: int) -> set[Value]:
+    """The values of all tokens that are in memory when a part has run: its own, and those that are still to be read."""
+    made = {value.index for each in parts[: number + 1] for value in each.outputs}
+    later = {value for each in parts[number:] for value in each.inputs if value.index in made}
+    return {*later, *parts[number].outputs}
+
+
+def _inside(part: Program) -> Iterator[Value]:
+    """The values that a part computes for a pass."""
+    return (each.output for each in part.operations if isinstance(each.output, Value))
 
 
 def _rows(values: Iterable[Value], tokens: int) -> int:

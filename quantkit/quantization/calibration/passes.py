@@ -1,7 +1,7 @@
 """Parts of a program over the windows of a text: what they make of it, and which rows of that reach which weights.
 
 Memory holds the values between two parts, of all tokens. `stops.py` says where a program is cut; `layers.py` packs the
-weights of a part before the next one runs, `inputs.py` measures what reaches them.
+weights of a part before the next one runs, `inputs.py` measures what reaches them, `allocation/` what they cost.
 """
 
 from __future__ import annotations
@@ -30,6 +30,33 @@ class Weights:
 
     def tensor(self, name: str) -> Tensor:
         return self.tensors[name]
+
+
+@dataclass
+class Walk:
+    """A model on its way through a text: the weights that it has, and the values that its next parts read.
+
+    Attributes
+    ----------
+    weights : Weights
+    rows : dict of int to ndarray
+        Index of a value -> its rows, f32, those of all windows.
+    """
+
+    weights: Weights
+    rows: dict[int, Rows] = field(default_factory=dict)
+
+    def run(self, part: Program, later: Sequence[Program], windows: Sequence[Sequence[int]], threads: int) -> None:
+        """Run a part, and drop what later ones do not read."""
+        run_part(part, self.weights, self.rows, windows, threads)
+        values = {value.index for each in later for value in each.inputs}
+        names = {name for each in later for name in each.tensors}
+        self.rows = {index: rows for index, rows in self.rows.items() if index in values}
+        self.weights.tensors = {name: tensor for name, tensor in self.weights.tensors.items() if name in names}
+
+    def rows_of(self, value: Value) -> Rows:
+        """The rows of a value, without padding."""
+        return self.rows[value.index][:, : value.columns]
 
 
 def run_part(
