@@ -15,7 +15,7 @@ from pathlib import Path
 from quantkit import user_cache
 from quantkit.errors import CheckpointError
 from quantkit.formats.json_files import read_object
-from quantkit.formats.output import as_json
+from quantkit.formats.output import as_json, write_file
 from quantkit.generation.options import is_number
 from quantkit.quantization.encode import ENCODER_VERSION
 
@@ -53,9 +53,7 @@ class Known:
         self._found[label] = numbers
         if self._file:
             with suppress(OSError):
-                partial = self._file.with_suffix(".partial")
-                partial.write_bytes(as_json(self._found))
-                partial.replace(self._file)
+                write_file(self._file, as_json(self._found))
 
 
 def _is_sound(found: object) -> bool:
