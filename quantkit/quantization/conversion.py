@@ -33,7 +33,7 @@ from quantkit.quantization.kept_codes import fit
 from quantkit.quantization.pipeline import Importances, Stripe, encoded_stripes, memory_needed
 from quantkit.quantization.plan import Plan, make_plans
 from quantkit.quantization.recipe import MIXED, Recipe
-from quantkit.quantization.report import CalibrationReport, Progress, Report
+from quantkit.quantization.report import CalibrationReport, Progress, Report, counting
 from quantkit.tensor import TensorSpec
 from quantkit_kernels.blocks import ROWS, grid
 
@@ -230,13 +230,7 @@ def _pack(
     identity, weights = source.identity(), {name: source.spec(name).weights for name in source.names}
     calibrated = [output for output, plan in plans.items() if plan.text]
     together = len(calibrated) < len(plans)
-    done, total = 0, sum(weights.values()) * (len(calibrated) + together)
-
-    def tell(name: str) -> None:
-        nonlocal done
-        done += weights[name]
-        if progress:
-            progress(Progress(name, done, total))
+    tell = counting(progress, weights, sum(weights.values()) * (len(calibrated) + together))
 
     with ExitStack() as stack:
         writers = {
@@ -280,14 +274,8 @@ def _importances(
         return {}
     from quantkit.quantization.calibration.inputs import any_tokens, importances_of, measure  # compiles the engine
 
-    done, weights = 0, {name: plan.specs[name].weights for name in names}
-
-    def tell(name: str) -> None:
-        nonlocal done
-        done += weights[name]
-        if measuring:
-            measuring(Progress(name, done, sum(weights.values())))
-
+    weights = {name: plan.specs[name].weights for name in names}
+    tell = counting(measuring, weights, sum(weights.values()))
     windows = any_tokens(plan.program)
     return importances_of(measure(plan.program, plan.source, names, windows, threads, tell))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,6 +88,30 @@ class KindReport:
     nbytes: int
     mean_error: float | None
     largest_error: float | None
+
+
+def counting(
+    progress: Callable[[Progress], None] | None, weights: Mapping[str, int], total: int
+) -> Callable[[str], None]:
+    """Return what is to be called with the name of each tensor that is done, so that `progress` hears of it.
+
+    Parameters
+    ----------
+    progress : callable or None
+    weights : Mapping of str to int
+        How much each tensor counts.
+    total : int
+        What all calls will add up to.
+    """
+    done = 0
+
+    def tell(name: str) -> None:
+        nonlocal done
+        done += weights[name]
+        if progress:
+            progress(Progress(name, done, total))
+
+    return tell
 
 
 @dataclass(frozen=True)
