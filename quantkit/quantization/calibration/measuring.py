@@ -10,21 +10,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from quantkit.engine.binding import bind
 from quantkit.engine.machine import peak_memory, usable_cores
 from quantkit.engine.opening import open_model
-from quantkit.errors import OptionError, UnsupportedError
+from quantkit.errors import UnsupportedError
 from quantkit.formats.gguf.imatrix import imatrix_bytes
-from quantkit.formats.output import write_file
+from quantkit.formats.output.file import check_file, save_file
 from quantkit.formats.packed import PackedModel
 from quantkit.generation.options import is_whole, require
 from quantkit.models.program import Program
 from quantkit.quantization.calibration.memory import measuring_memory
 from quantkit.quantization.calibration.text import BUILTIN, check_calibration_file, read_calibration_text
 from quantkit.quantization.pipeline import memory_needed
-from quantkit.quantization.report import Progress
+from quantkit.quantization.report import Progress, counting
 
 FEW_ROWS = 64
 """Rows of inputs below which an expert counts as one that was rarely seen."""
@@ -89,7 +88,7 @@ def calibrate(
         The text cannot be read or is too short, or the file cannot be written.
     """
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
-    file = _checked(output, force)
+    check_file(output, force=force)
     check_calibration_file(text)
     source = open_model(model)
     if isinstance(source, PackedModel):
@@ -97,14 +96,8 @@ def calibrate(
     bound = bind(source)
     read = read_calibration_text(text, bound.weights, bound.program.learned_positions)
     names = _matrices(bound.program)
-    done, weights = 0, {name: bound.program.tensors[name].weights for name in names}
-
-    def tell(name: str) -> None:
-        nonlocal done
-        done += weights[name]
-        if progress:
-            progress(Progress(name, done, sum(weights.values())))
-
+    weights = {name: bound.program.tensors[name].weights for name in names}
+    tell = counting(progress, weights, sum(weights.values()))
     from quantkit.quantization.calibration.imatrix import entries_of
     from quantkit.quantization.calibration.inputs import measure  # compiles the engine: after all that can be refused
 
@@ -117,22 +110,9 @@ def calibrate(
         if count < FEW_ROWS
     ]
     entries = entries_of(measured, bound.architecture, bound.program)
-    try:
-        write_file(file, b"".join(imatrix_bytes(entries, read.name, len(windows), len(windows[0]))))
-    except OSError as cause:
-        raise OptionError(f"{output}: cannot be written: {cause.strerror or cause}") from cause
+    save_file(output, b"".join(imatrix_bytes(entries, read.name, len(windows), len(windows[0]))))
     memory = memory_needed(bound.weights) + measuring_memory(bound.program, names, read.tokens)
     return Measurement(len(names), read.tokens, read.name, tuple(rare), memory, peak_memory())
-
-
-def _checked(output: str | os.PathLike[str], force: bool) -> Path:
-    """Return the path of a file that can be written."""
-    file = Path(os.path.abspath(os.path.expanduser(output)))
-    if not file.parent.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
-        raise OptionError(f"{output}: cannot be written: {file.parent} is no folder that can be written")
-    if file.is_dir() or (file.exists() and not force):
-        raise OptionError(f"{output}: exists already; name another file, or use --force to replace it")
-    return file
 
 
 def _matrices(program: Program) -> list[str]:

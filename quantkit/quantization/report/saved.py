@@ -11,7 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from quantkit.errors import OptionError
-from quantkit.formats.output import as_json, write_file
+from quantkit.formats.output import as_json
+from quantkit.formats.output.file import check_file, save_file
 from quantkit.quantization.report import Report
 
 
@@ -43,26 +44,12 @@ def check_report(path: str | os.PathLike[str], *, apart_from: tuple[Path, ...] =
     OptionError
         For a suffix that is not in `FORMS`, a folder that is missing or cannot be written, a path that is taken.
     """
-    file = Path(os.path.abspath(os.path.expanduser(path)))
-    if file.suffix not in FORMS:
+    if Path(path).suffix not in FORMS:
         raise OptionError(f"{path}: a report's name ends in {' or '.join(FORMS)}")
-    if not file.parent.is_dir():
-        raise OptionError(f"{path}: cannot be written: {file.parent} is no folder")
-    if not os.access(file.parent, os.W_OK | os.X_OK):
-        raise OptionError(f"{path}: cannot be written: no permission to write in {file.parent}")
-    if any(Path(os.path.realpath(other)) in Path(os.path.realpath(file)).parents for other in apart_from):
-        raise OptionError(f"{path}: is in the folder of a model; name another report")
-    if file.is_dir():
-        raise OptionError(f"{path}: is a folder; name another report")
-    if file.exists() and not force:
-        raise OptionError(f"{path}: exists already; name another report, or use --force to replace it")
-    return file
+    return check_file(path, what="report", apart_from=apart_from, force=force)
 
 
 def save(report: Report, path: str | os.PathLike[str]) -> None:
     """Write a report, see `Report.save`."""
     file = check_report(path, force=True)
-    try:
-        write_file(file, FORMS[file.suffix](report))
-    except OSError as cause:
-        raise OptionError(f"{path}: cannot be written: {cause.strerror or cause}") from cause
+    save_file(path, FORMS[file.suffix](report))
