@@ -195,19 +195,29 @@ def filling(depth: int, vocabulary: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def llama_contenders(options: argparse.Namespace) -> Iterator[list[LlamaCpp]]:
-    """Load each GGUF file once, and yield a contender for each of its settings."""
+def gguf_models(files: Sequence[Path]) -> Iterator[tuple[Any, list[Any]]]:
+    """Yield llama.cpp's library and each file as it has loaded it."""
     llama = import_llama_cpp()
     silent = llama.llama_log_callback(lambda level, text, data: None)
     llama.llama_log_set(silent, None)
     llama.llama_backend_init()
-    contenders = []
     with contextlib.ExitStack() as stack:
-        for gguf in options.gguf:
-            model = llama.llama_model_load_from_file(str(gguf).encode(), llama.llama_model_default_params())
+        models = []
+        for file in files:
+            model = llama.llama_model_load_from_file(str(file).encode(), llama.llama_model_default_params())
             if not model:
-                sys.exit(f"{gguf}: llama.cpp cannot load this file")
+                sys.exit(f"{file}: llama.cpp cannot load this file")
             stack.callback(llama.llama_model_free, model)
+            models.append(model)
+        yield llama, models
+
+
+@contextlib.contextmanager
+def llama_contenders(options: argparse.Namespace) -> Iterator[list[LlamaCpp]]:
+    """Load each GGUF file once, and yield a contender for each of its settings."""
+    contenders = []
+    with gguf_models(options.gguf) as (llama, models):
+        for gguf, model in zip(options.gguf, models, strict=True):
             for ubatch in options.ubatch_size:
                 for flash in options.flash_attn:
                     name = f"{gguf.stem}, fa {flash}" + (f", ub {ubatch}" if len(options.ubatch_size) > 1 else "")

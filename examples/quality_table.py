@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from compare_llama_cpp import LlamaCpp, Quantkit, Test, import_llama_cpp, in_turn
+from compare_llama_cpp import LlamaCpp, Quantkit, Test, gguf_models, in_turn
 from marks import write
 from numpy.typing import NDArray
 from readme_table import README, line
@@ -88,24 +88,6 @@ class LlamaReader:
     def close(self) -> None:
         """Free the context."""
         self._llama.llama_free(self._context)
-
-
-@contextlib.contextmanager
-def gguf_models(files: Sequence[Path]) -> Iterator[tuple[Any, list[Any]]]:
-    """Yield llama.cpp's library and each file as it has loaded it."""
-    llama = import_llama_cpp()
-    silent = llama.llama_log_callback(lambda level, text, data: None)
-    llama.llama_log_set(silent, None)
-    llama.llama_backend_init()
-    with contextlib.ExitStack() as stack:
-        models = []
-        for file in files:
-            model = llama.llama_model_load_from_file(str(file).encode(), llama.llama_model_default_params())
-            if not model:
-                sys.exit(f"{file}: llama.cpp cannot load this file")
-            stack.callback(llama.llama_model_free, model)
-            models.append(model)
-        yield llama, models
 
 
 def quality(options: argparse.Namespace, llama: Any, models: Sequence[Any]) -> list[Row]:
