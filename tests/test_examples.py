@@ -191,6 +191,13 @@ def test_a_table_goes_between_its_marks() -> None:
         rewrite(f"a\n{begin}\nold", "here", "new")
 
 
+def test_the_readme_shows_what_quality_was_measured() -> None:
+    program = runpy.run_path(str(EXAMPLES / "quality_table.py"))
+    readme = program["README"].read_text()
+    found = program["tables"](json.loads(program["RESULTS"].read_text()))
+    assert rewrite(readme, program["MARK"], found) == readme, "run examples/quality_table.py"
+
+
 def test_equal_quality_takes_the_fastest_folder_that_is_as_good() -> None:
     program = runpy.run_path(str(EXAMPLES / "quality_table.py"))
 
