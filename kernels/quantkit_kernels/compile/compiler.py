@@ -66,13 +66,13 @@ def dispatcher(function: Callable[..., Any], entry: bool) -> Any:
     return compiled
 
 
-def object_file(function: Callable[..., Any], name: str) -> bytes | None:
+def object_file(function: Callable[..., Any], name: str) -> bytes:
     """Compile an entry that takes i64s into an object file, with a function `name` that takes and returns i64s.
 
-    Returns None where numba compiles kernels by itself: then `address` has the entry in memory alone.
+    Where numba compiles kernels by itself, the file is empty: then `address` has the entry.
     """
     if not PART:
-        return None
+        return b""
     from quantkit_kernels.compile.linking import object_file
 
     part = numba.njit(**FLAGS, **PART)(function)

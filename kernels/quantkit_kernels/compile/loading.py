@@ -23,7 +23,10 @@ _LOCK = threading.Lock()
 
 
 def address_of(function: Callable[..., Any]) -> int:
-    """Return the address of an entry that takes i64s and returns one or nothing; compile it unless it is on disk."""
+    """Return the address of an entry that takes i64s and returns one or nothing; compile it unless it is on disk.
+
+    An empty object file says that numba compiled the entry by itself, and that `cache.py` keeps what came of it.
+    """
     file = file_of(function)
     name = file.stem if file else f"{function.__name__}-{secrets.token_hex(8)}"
     code = kept(file) if file else None
@@ -31,17 +34,21 @@ def address_of(function: Callable[..., Any]) -> int:
         from quantkit_kernels.compile import compiler
 
         code = compiler.object_file(function, name)
-        if code is None:
-            return compiler.address(function)
         if file:
             keep(file, code)
-    return _load(code, name)
+    return _load(code, name) if code else _address_by_numba(function)
 
 
 def file_of(function: Callable[..., Any]) -> Path | None:
     """Return where the object file of an entry is or would be, None where it cannot be kept."""
     folder = kernel_folder(ISA) if function.__closure__ is None else None
     return folder / f"{file_name(function, PROCESSOR, FEATURES)}.o" if folder else None
+
+
+def _address_by_numba(function: Callable[..., Any]) -> int:
+    from quantkit_kernels.compile.compiler import address
+
+    return address(function)
 
 
 def _load(code: bytes, name: str) -> int:

@@ -11,12 +11,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
-from unittest import mock
 
 import pytest
+from numba.core import event
 
 import quantkit_kernels
-from quantkit_kernels.compile import compiler, files, folder
+from quantkit_kernels.compile import files, folder
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import ISA
 
@@ -51,10 +51,10 @@ def by_python(how: str) -> None:
 
 
 def by_address(how: str) -> None:
-    with mock.patch.object(compiler, "object_file", wraps=compiler.object_file) as compiling:
+    with event.install_recorder("numba:compile") as compiling:
         address = jit(entry=True)(triple).address
     assert ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)(14) == 42
-    assert compiling.call_count == (how == "compiled")
+    assert bool(compiling.buffer) == (how == "compiled")
 
 
 @pytest.fixture(params=[by_python, by_address])
@@ -65,11 +65,11 @@ def calls(request: pytest.FixtureRequest) -> Calls:
 
 def test_an_entry_is_compiled_once(kernels: Path, calls: Calls) -> None:
     calls("compiled")
-    (file,) = compiled_files(kernels)
-    assert file.stat().st_mode & 0o777 == 0o600
+    kept = compiled_files(kernels)
+    assert {file.stat().st_mode & 0o777 for file in kept} == {0o600}
     assert kernels.stat().st_mode & 0o777 == 0o700
     calls("loaded")
-    assert compiled_files(kernels) == [file]
+    assert compiled_files(kernels) == kept
 
 
 class Trap:
@@ -107,19 +107,20 @@ def test_a_damaged_file_is_compiled_again_and_one_warning_says_so(
     kernels: Path, calls: Calls, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     calls("compiled")
-    (file,) = compiled_files(kernels)
-    DAMAGE[damage](file)
+    kept = compiled_files(kernels)
+    for file in kept:
+        DAMAGE[damage](file)
     with caplog.at_level(logging.WARNING):
         calls("compiled")
     (record,) = caplog.records
     assert str(kernels) in record.getMessage()
     calls("loaded")
-    assert file.stat().st_mode & 0o777 == 0o600
+    assert {file.stat().st_mode & 0o777 for file in kept} == {0o600}
 
 
 def test_a_file_of_another_user_is_not_used(kernels: Path, calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     calls("compiled")
-    (file,) = compiled_files(kernels)
+    file = compiled_files(kernels)[0]
     me = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: me + 1)
     with pytest.raises(ValueError, match="not a file that the user alone can write"):
