@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from quantkit.cli.streams import decode
 from quantkit.errors import OptionError
+from quantkit.generation.text.plain import decode_utf8
 
 
 @dataclass
@@ -74,7 +74,7 @@ def text(value: str) -> str:
     if not any("\ud800" <= char <= "\udfff" for char in value):
         return value
     try:
-        return decode(os.fsencode(value), "the argument")
+        return decode_utf8(os.fsencode(value), "the argument")
     except (OptionError, UnicodeEncodeError) as error:
         raise click.BadParameter(str(error)) from None
 

@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from quantkit.errors import OptionError
+from quantkit.generation.text.plain import decode_text
 
 _CONTROL = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
 _CONTROL |= {ord("\n"): "\n", ord("\t"): "\t", ord("\r"): ""}
@@ -80,14 +80,7 @@ def write(text: str, *, err: bool = False) -> None:
 
 
 def read_text(file: Path) -> str:
-    """Return the UTF-8 text of a file, or of stdin where the name is `-`, with line feeds alone ending its lines."""
-    raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    return decode(raw, "stdin" if str(file) == "-" else str(file)).replace("\r\n", "\n").replace("\r", "\n")
-
-
-def decode(raw: bytes, origin: str) -> str:
-    """Decode UTF-8; raises `OptionError`, which names `origin`, where it is something else."""
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise OptionError(f"{origin}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    """Return the UTF-8 text of a file, or of stdin where the name is `-`."""
+    if str(file) == "-":
+        return decode_text(sys.stdin.buffer.read(), "stdin")
+    return decode_text(file.read_bytes(), str(file))

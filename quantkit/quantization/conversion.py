@@ -83,9 +83,9 @@ def convert(
         Kinds of the matrices whose names the expressions are found in; the last match decides. They come after those of
         a recipe.
     calibration : path, optional
-        UTF-8 text, or `builtin`. The model reads it layer by layer, and each int4 matrix is packed so that its output
-        on it changes least (GPTQ). Far better than without, but takes minutes rather than seconds, and memory for what
-        the layers make of the text. Measure the result on other text.
+        UTF-8 text, a `.jsonl` file of texts and dialogues, or `builtin`. The model reads it layer by layer, and each
+        int4 matrix is packed so that its output on it changes least (GPTQ). Far better than without, but takes minutes
+        rather than seconds, and memory for what the layers make of the text. Measure the result on other text.
     imatrix : path, optional
         Importance file of llama.cpp's, or of `calibrate`: how much the columns of matrices count in the search for
         int4. By default the model says it itself, of tokens spread over its vocabulary. Not with `calibration`.

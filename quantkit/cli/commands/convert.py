@@ -192,8 +192,8 @@ def command(
     hour for 7B. What it found is kept for other targets. With --calibration, bytes go where that would leave most.
 
     With --calibration the model reads a text, layer by layer, and int4 matrices are packed so that their outputs on it
-    change least (GPTQ). It takes up to 65,536 tokens of it. Text like that which the model will see is best; without
-    any, there is a built-in one. Measure the result on other text.
+    change least (GPTQ). It takes up to 65,536 tokens of a text file, or of a .jsonl file of texts and dialogues. Text
+    like that which the model will see is best; without any, there is a built-in one. Measure the result on other text.
 
     What was interrupted goes on where it stopped when the same command is given again. Until then it is kept beside
     DIR, in a hidden folder .DIR.*.partial, which may be deleted.

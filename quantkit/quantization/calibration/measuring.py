@@ -72,7 +72,7 @@ def calibrate(
     output : path
         The GGUF file to write, which `convert(imatrix=...)` and llama.cpp's quantizer read.
     text : path
-        UTF-8 text, of which up to 65,536 tokens are read, or `builtin`.
+        UTF-8 text or a `.jsonl` file, of which up to 65,536 tokens are read, or `builtin`.
     threads : int, optional
         Default: the physical cores that this process may use.
     force : bool

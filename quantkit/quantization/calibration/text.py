@@ -18,6 +18,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +30,7 @@ import numpy as np
 from quantkit.errors import GenerationError, OptionError
 from quantkit.formats.output import as_json
 from quantkit.formats.source import ModelSource
+from quantkit.generation.text.plain import decode_text
 from quantkit.generation.text.tokenizer import Tokenizer
 
 WINDOW_TOKENS = 512
@@ -36,7 +39,8 @@ MOST_WINDOWS = 128
 """Windows that are taken of a text, at most: 65,536 tokens."""
 LEAST_TOKENS = 1024
 """Tokens of a text without which it says too little of any model."""
-
+MOST_BYTES, PASSAGE_BYTES = 1 << 23, 1 << 16
+"""Bytes that are read of a text, and of the passages that are taken of a larger one."""
 
 BUILTIN = "builtin"
 """What names the built-in text."""
@@ -81,7 +85,7 @@ def read_calibration_text(
     Parameters
     ----------
     path : path
-        UTF-8 text, or `builtin`.
+        UTF-8 text; a `.jsonl` file with a text or the messages of a dialogue in each line; or `builtin`.
     source : ModelSource
         The model, whose tokenizer reads the text.
     learned_positions : int, optional
@@ -90,14 +94,13 @@ def read_calibration_text(
     Raises
     ------
     OptionError
-        The text cannot be read or is too short, or the model has no tokenizer.
+        The text cannot be read, is damaged or too short, or the model has no tokenizer.
     """
     if "tokenizer.json" not in source.files:
         raise OptionError(f"calibration: {source.path} has no tokenizer.json, so it cannot read a text")
     tokenizer = Tokenizer({**source.files, "config.json": as_json(source.config)}, source.path)
-    builtin, file = os.fspath(path) == BUILTIN, _file(path)
-    raw = _read(file)
-    ids = _builtin(raw, tokenizer) if builtin else _encode(raw.decode(), tokenizer)
+    file, name = _file(path), BUILTIN if os.fspath(path) == BUILTIN else Path(path).name
+    ids = list(_tokens(_documents(file), tokenizer))
     length = min(WINDOW_TOKENS, learned_positions or WINDOW_TOKENS)
     if len(ids) < LEAST_TOKENS:
         raise OptionError(
@@ -109,12 +112,14 @@ def read_calibration_text(
     count = min(MOST_WINDOWS, len(ids) // size)
     starts = np.linspace(0, len(ids) - size, count).astype(int).tolist()
     windows = [begin + ids[start : start + size] for start in starts]
-    return CalibrationText(BUILTIN if builtin else file.name, windows, hashlib.sha256(raw).hexdigest())
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return CalibrationText(name, windows, digest)
 
 
 def check_calibration_file(path: str | os.PathLike[str]) -> None:
     """Raise what `read_calibration_text` raises of a file that cannot be read; no model is needed."""
-    _read(_file(path))
+    _documents(_file(path))
 
 
 def _file(path: str | os.PathLike[str]) -> Path:
@@ -122,33 +127,76 @@ def _file(path: str | os.PathLike[str]) -> Path:
     return Path(__file__).with_name("builtin.jsonl") if builtin else Path(os.path.expanduser(path))
 
 
-def _read(path: Path) -> bytes:
+Document = str | list[dict[str, str]]
+"""A text, or the messages of a dialogue."""
+
+
+def _documents(file: Path) -> list[Document]:
+    """Return what a file holds: one text, or in each line of a `.jsonl` file a text or a dialogue."""
+    origin = f"calibration: {file}"
     try:
-        raw = path.read_bytes()
-        raw.decode()
+        if not stat.S_ISREG(file.stat().st_mode):  # a pipe could not be read again when packing goes on
+            raise OptionError(f"{origin}: is not a regular file")
+        if file.suffix == ".jsonl":
+            lines = decode_text(file.read_bytes(), origin).split("\n")
+            step = file.stat().st_size // MOST_BYTES + 1
+            taken = list(enumerate(lines, 1))[::step]
+            return [_document(line, f"{origin}: line {number}") for number, line in taken if line.strip()]
+        return [decode_text(_passages(file), origin)]
     except OSError as error:
-        raise OptionError(f"calibration: {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise OptionError(f"calibration: {path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    return raw
+        raise OptionError(f"{origin}: {error.strerror}") from error
+
+
+def _passages(file: Path) -> bytes:
+    """Return a file's bytes, or of a large one whole lines, or at least whole characters, from all over it."""
+    size = file.stat().st_size
+    if size <= MOST_BYTES:
+        return file.read_bytes()
+    found = []
+    with file.open("rb") as opened:
+        for start in np.linspace(0, size - PASSAGE_BYTES, MOST_BYTES // PASSAGE_BYTES).astype(int).tolist():
+            opened.seek(start)
+            passage = opened.read(PASSAGE_BYTES)
+            _, _, lines = passage.rpartition(b"\n")[0].partition(b"\n")
+            found.append(lines or passage.decode(errors="ignore").encode())
+    return b"\n".join(found)
+
+
+def _document(line: str, origin: str) -> Document:
+    """Read a line as data sets have them: `{"text": ...}`, or `{"messages": [{"role": ..., "content": ...}, ...]}`."""
+    try:
+        held = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise OptionError(f"{origin}: is not JSON: {error}") from None
+    match held:
+        case {"text": str(text)}:
+            return text + "\n\n"
+        case {"messages": [_, *_] as messages} if all(map(_is_message, messages)):
+            return [{key: it[key] for key in ("role", "content")} for it in messages]
+    raise OptionError(f"{origin}: has neither a text nor messages of a role and a content")
+
+
+def _is_message(held: object) -> bool:
+    match held:
+        case {"role": str(), "content": str()}:
+            return True
+    return False
 
 
 def _encode(text: str, tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
 
-def _builtin(raw: bytes, tokenizer: Tokenizer) -> list[int]:
-    """The tokens of all documents; dialogues as the model's template writes them, if it has one that takes them."""
-    ids: list[int] = []
-    for document in map(json.loads, raw.splitlines()):
-        if "text" in document:
-            ids += _encode(document["text"] + "\n\n", tokenizer)
+def _tokens(documents: Sequence[Document], tokenizer: Tokenizer) -> Iterator[int]:
+    """Yield the tokens of all documents; dialogues as the model's template writes them, if one takes them."""
+    for document in documents:
+        if isinstance(document, str):
+            yield from _encode(document, tokenizer)
             continue
-        messages = document["messages"]
         try:
-            written = tokenizer.apply_chat_template(messages, add_generation_prompt=False, now=DATE)
+            written = tokenizer.apply_chat_template(document, add_generation_prompt=False, now=DATE)
         except GenerationError:
-            ids += _encode("".join(f"{it['role'].capitalize()}: {it['content']}\n\n" for it in messages), tokenizer)
+            said = "".join(f"{it['role'].capitalize()}: {it['content']}\n\n" for it in document)
+            yield from _encode(said, tokenizer)
         else:
-            ids += tokenizer.encode(written, add_special_tokens=False)
-    return ids
+            yield from tokenizer.encode(written, add_special_tokens=False)

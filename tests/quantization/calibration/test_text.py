@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ import pytest
 
 import tiny
 from quantkit import formats
+from quantkit.errors import OptionError
 from quantkit.formats.source import ModelSource
 from quantkit.generation.loading import load_tokenizer
 from quantkit.quantization.calibration import text as module
-from quantkit.quantization.calibration.text import BUILTIN, read_calibration_text
+from quantkit.quantization.calibration.text import BUILTIN, check_calibration_file, read_calibration_text
 
 DOCUMENTS = [json.loads(line) for line in Path(module.__file__).with_name("builtin.jsonl").open(encoding="utf-8")]
 PARTS = 8
@@ -38,6 +41,59 @@ def test_windows_are_alike_and_reach_from_end_to_end(source: ModelSource, tmp_pa
     assert found.windows[-1][len(begin) :] == ids[len(begin) - module.WINDOW_TOKENS :]
     assert found.tokens == module.MOST_WINDOWS * module.WINDOW_TOKENS
     assert found.about["text"] == "text.txt"
+
+
+def test_line_ends_and_byte_order_marks_are_no_text(source: ModelSource, tmp_path: Path) -> None:
+    lines = [f"this is line {number}" for number in range(300)]
+    contents = {"unix": "\n".join(lines), "windows": "\ufeff" + "\r\n".join(lines), "mac": "\r".join(lines)}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content.encode())
+    unix, *others = (read_calibration_text(tmp_path / name, source, None).windows for name in contents)
+    assert all(other == unix for other in others)
+
+
+def test_lines_of_json_are_texts_and_dialogues(source: ModelSource, tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "how many?"}, {"role": "assistant", "content": "seven of them"}]
+    documents = [{"text": "the first of all\n", "meta": 1}, {"messages": said}] * 60
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, documents)) + "\n\n")
+    tokenizer = load_tokenizer(source.path)
+    window = read_calibration_text(tmp_path / "data.jsonl", source, None).windows[0]
+    text = tokenizer.decode(window[1:], skip_special_tokens=False)
+    assert text.startswith("the first of all\n\n\n" + tokenizer.apply_chat_template(said, add_generation_prompt=False))
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[1]", '{"prompt": "a"}', '{"messages": []}', '{"messages": [{"role": "user"}]}']
+)
+def test_a_line_that_says_nothing_is_named(source: ModelSource, tmp_path: Path, line: str) -> None:
+    (tmp_path / "data.jsonl").write_text(json.dumps({"text": "a"}) + "\n" + line)
+    with pytest.raises(OptionError, match=r"data\.jsonl: line 2: (is not JSON|has neither a text nor messages)"):
+        check_calibration_file(tmp_path / "data.jsonl")
+
+
+def test_of_a_large_text_passages_are_read(
+    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES", 1 << 16)
+    monkeypatch.setattr(module, "PASSAGE_BYTES", 1 << 12)
+    numbers, tokenizer = range(100_000, 200_000), load_tokenizer(source.path)
+    (tmp_path / "lines.txt").write_text("\n".join(f"<{number}>" for number in numbers))
+    (tmp_path / "one.txt").write_text("é" * 100_000)
+    windows = read_calibration_text(tmp_path / "lines.txt", source, None).windows
+    for window, wanted in zip((windows[0], windows[-1]), ("<1000", "<199"), strict=True):
+        text = tokenizer.decode(window)
+        assert re.search(r"<\d{6}>\n<\d{6}>", text)
+        assert wanted in text
+        assert set(re.findall(r"<\d+>", text)) <= {f"<{number}>" for number in numbers}
+    window = read_calibration_text(tmp_path / "one.txt", source, None).windows[0]
+    assert set(tokenizer.decode(window[1:])[:-1]) == {"é"}  # the last one may be cut
+
+
+def test_a_pipe_cannot_be_read_twice(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(OptionError, match="is not a regular file"):
+            check_calibration_file(tmp_path / name)
 
 
 def test_windows_are_no_longer_than_the_positions_that_a_model_has_learned(source: ModelSource, tmp_path: Path) -> None:
