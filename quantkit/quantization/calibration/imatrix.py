@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,10 +60,11 @@ def read_importances(
     CheckpointError
         As `read_imatrix`.
     OptionError
-        The file is about another model: it has none of the matrices, or one of another size.
+        The file is about another model: it has none of the matrices, one of another size, or more layers.
     """
     file, entries = Path(path), read_imatrix(path)
-    known, means = places(architecture, program), _Means(file, entries)
+    known = places(architecture, program)
+    means = _Means(file, entries, known)
     found: dict[str, NDArray[np.float32]] = {}
     for name in names:
         place = next((place for place in known[name] if place.name in entries), None)
@@ -70,9 +73,10 @@ def read_importances(
             found[name] = importance
     if names and not found:
         wanted = known[next(iter(names))][0].name
-        raise OptionError(
-            f"imatrix: {file} says nothing of this model's matrices, such as {wanted!r}; it has {next(iter(entries))!r}"
-        )
+        held = "all that it has is 0" if wanted in entries else f"it has {next(iter(entries))!r}"
+        raise OptionError(f"imatrix: {file} says nothing of this model's matrices, such as {wanted!r}; {held}")
+    if (last := max(map(_layer, entries))) > max(_layer(place.name) for each in known.values() for place in each):
+        raise OptionError(f"imatrix: {file} is of another model: it has a layer {last}, which the model lacks")
     # llama.cpp measures a head if it is asked to, an embedding never.
     missing = [name for name in names if name not in found and program.tensors[name].role in ("linear", "expert")]
     if missing:
@@ -81,21 +85,31 @@ def read_importances(
     return ImportanceFile(file.name, hashlib.sha256(file.read_bytes()).hexdigest(), found)
 
 
+def _layer(name: str) -> int:
+    """Return the number of the layer that a matrix of a GGUF file belongs to, -1 where it belongs to none."""
+    found = re.match(r"blk\.(\d+)\.", name)
+    return int(found[1]) if found else -1
+
+
 class _Means:
     """Mean squares by a file, computed once for all experts of a layer."""
 
-    def __init__(self, file: Path, entries: Mapping[str, Sums]) -> None:
+    def __init__(self, file: Path, entries: Mapping[str, Sums], known: Mapping[str, Sequence[Place]]) -> None:
         self._file, self._entries = file, entries
+        self._matrices: dict[str, int] = {}
+        for place in chain.from_iterable(known.values()):
+            self._matrices[place.name] = max(self._matrices.get(place.name, 1), (place.expert or 0) + 1)
         self._found: dict[str, NDArray[np.float32]] = {}
 
     def of(self, place: Place, columns: int) -> NDArray[np.float32]:
         """Return those of the matrix at a place, f32 `[columns]`; raises `OptionError` if it is of another size."""
         sums, counts = self._entries[place.name]
-        matrices = sums.size // columns
-        if sums.size % columns or sums.shape[1] not in (columns, sums.size) or matrices <= (place.expert or 0):
+        matrices = self._matrices[place.name]
+        if sums.size != matrices * columns or sums.shape[1] not in (columns, sums.size):
+            wanted = f"matrix {columns} columns" if matrices == 1 else f"{matrices} experts {columns} columns each"
             raise OptionError(
                 f"imatrix: {self._file} is of another model: {place.name!r} has {sums.size} values, "
-                f"and the model's matrix {columns} columns"
+                f"and the model's {wanted}"
             )
         if place.name not in self._found:
             rows = np.broadcast_to(counts, matrices).astype(np.int64)

@@ -74,6 +74,15 @@ def test_files_of_other_models_are_refused(model: Path, tmp_path: Path) -> None:
     strange = write(tmp_path / "strange.gguf", {"blk.7.ffn_up.weight": sums(64)})
     with pytest.raises(OptionError, match=r"says nothing of this model's matrices.*it has 'blk.7"):
         convert(model, tmp_path / "out", imatrix=strange)
+    twice = write(tmp_path / "twice.gguf", {"blk.0.ffn_up.weight": sums(64, 2)})
+    with pytest.raises(OptionError, match=r"is of another model: 'blk.0.ffn_up.weight' has 128 values, .* 64 columns"):
+        convert(model, tmp_path / "out", imatrix=twice)
+    longer = write(tmp_path / "longer.gguf", {"blk.0.ffn_up.weight": sums(64), "blk.2.ffn_up.weight": sums(64)})
+    with pytest.raises(OptionError, match="is of another model: it has a layer 2, which the model lacks"):
+        convert(model, tmp_path / "out", imatrix=longer)
+    zeros = write(tmp_path / "zeros.gguf", {"blk.0.attn_q.weight": Sums(np.zeros((1, 64)), np.zeros(1))})
+    with pytest.raises(OptionError, match=r"says nothing of this model's matrices.*all that it has is 0"):
+        convert(model, tmp_path / "out", imatrix=zeros)
     with pytest.raises(OptionError, match="no matrix becomes int4"):
         convert(model, tmp_path / "out", "int8", imatrix=wrong)
     with pytest.raises(OptionError, match="imatrix"):
