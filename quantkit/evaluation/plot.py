@@ -6,6 +6,7 @@ It needs matplotlib, which the extra `plot` brings, and draws into files alone: 
 
 from __future__ import annotations
 
+import io
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,6 +21,7 @@ from quantkit.engine.machine import cpu_name
 from quantkit.errors import OptionError
 from quantkit.evaluation.benchmark import Measurement, Test
 from quantkit.evaluation.roofline import Ceilings, Costs
+from quantkit.formats.output.file import check_file, save_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,10 +32,11 @@ POINTS = 96
 """Of a roofline's curve."""
 
 
-def require_matplotlib() -> None:
-    """Raise `OptionError` when there is no matplotlib, before anything is measured."""
+def check_plot(path: Path) -> None:
+    """Raise `OptionError` when there is no matplotlib, or the file cannot be written, before anything is measured."""
     if find_spec("matplotlib") is None:
         raise OptionError("drawing needs matplotlib: pip install 'quantkit[plot]'")
+    check_file(path, what="picture", force=True)
 
 
 def draw(path: Path, title: str, measurements: Sequence[Measurement], costs: Costs) -> None:
@@ -72,7 +75,7 @@ def draw(path: Path, title: str, measurements: Sequence[Measurement], costs: Cos
 
 def draw_panels(path: Path, title: str, panels: Sequence[Callable[[Axes], None]]) -> None:
     """Draw panels side by side into a file, each by a function of its axes; raises as `draw`."""
-    require_matplotlib()
+    check_plot(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -82,10 +85,9 @@ def draw_panels(path: Path, title: str, panels: Sequence[Callable[[Axes], None]]
         panel(axes)
         _finish(axes)
     figure.suptitle(title, fontsize=11, parse_math=False)
-    try:
-        figure.savefig(path, dpi=160)
-    except OSError as cause:
-        raise OptionError(f"{path}: cannot be written: {cause}") from cause
+    picture = io.BytesIO()
+    figure.savefig(picture, format=path.suffix[1:], dpi=160)
+    save_file(path, picture.getvalue())
 
 
 def _title(title: str, measurements: Sequence[Measurement]) -> str:

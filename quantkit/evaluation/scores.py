@@ -81,7 +81,7 @@ def score(
     progress : callable, optional
         As of `quantkit.perplexity`, for the last model.
     """
-    _check(models, context, chunks)
+    _check(models, pairs, context, chunks)
     windows = len(tokens) // context if chunks in (None, -1) else min(len(tokens) // context, chunks)
     if windows == 0:
         raise GenerationError(f"the text has {len(tokens)} tokens; a window of {context} needs at least as many")
@@ -101,17 +101,17 @@ def score(
     return _joined(found)
 
 
-def _check(models: Sequence[Model], context: int, chunks: int | None) -> None:
+def _check(models: Sequence[Model], pairs: Sequence[Pair], context: int, chunks: int | None) -> None:
     longest = min(model.context_length for model in models)
     if not 8 <= context <= longest:
         raise OptionError(f"context is {context}; expected 8 to {longest}, the most that the model holds")
     if chunks is not None and chunks < 1 and chunks != -1:
         raise OptionError(f"chunks is {chunks}; expected a number from 1 up, or -1 for all")
-    sizes = sorted({model.vocab_size for model in models})
-    if len(sizes) > 1:
-        raise OptionError(
-            f"the models have vocabularies of {' and '.join(map(str, sizes))} tokens: they cannot be compared"
-        )
+    for pair in pairs:
+        size, reference = models[pair.model].vocab_size, models[pair.reference].vocab_size
+        if size != reference:
+            vocabularies = f"a vocabulary of {size} tokens and its reference one of {reference}"
+            raise OptionError(f"a model has {vocabularies}: they cannot be compared")
 
 
 def _joined(parts: Sequence[Scores]) -> Scores:

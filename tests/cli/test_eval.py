@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import tiny
 from golden import generate as golden
 from invocation import Invoke
 from quantkit.cli.commands.eval_output import both, nats
@@ -150,6 +151,23 @@ def test_models_that_read_other_tokens_cannot_be_compared(
     result = invoke("eval", packed, other, "-f", text, *SMALL)
     assert (result.exit_code, result.stdout) == (2, "")
     assert f"{other}: reads the text as other tokens than {packed}" in result.stderr
+    result = invoke("eval", packed, "-f", text, *SMALL, "--reference", other)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"{other}: reads the text as other tokens than {packed}" in result.stderr
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (other / name).unlink()
+    assert invoke("eval", packed, "-f", text, *SMALL, "--reference", other).exit_code == 0
+
+
+def test_a_vocabulary_that_is_padded_otherwise_has_no_divergence(
+    invoke: Invoke, packed: Path, text: Path, tmp_path: Path
+) -> None:
+    padded = tiny.checkpoint(tmp_path / "padded", vocab_size=384)
+    alone = invoke("eval", packed, padded, "-f", text, *SMALL)
+    assert alone.exit_code == 0, alone.stderr
+    result = invoke("eval", packed, "-f", text, *SMALL, "--reference", padded)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "vocabulary of 320 tokens and its reference one of 384" in result.stderr
 
 
 def test_a_model_beside_itself_does_not_diverge(invoke: Invoke, packed: Path, text: Path) -> None:
@@ -175,6 +193,7 @@ def test_requests_that_make_no_sense_are_refused_before_anything_is_read(
         ((packed, *missing, "--parts"), "need --reference"),
         ((packed, *missing, "--plot", "a.svg"), "need --reference"),
         ((packed, *missing, *beside, "--plot", "a.txt"), "neither in .png nor in .svg"),
+        ((packed, *missing, *beside, "--plot", tmp_path / "nowhere" / "a.svg"), "cannot be written"),
         ((packed, packed, *missing, *beside, "--parts"), "takes one model"),
         ((checkpoint, "-f", text, *SMALL, *beside, "--parts"), "is not packed"),
     ]:

@@ -163,7 +163,7 @@ def test_context_of_the_reference_counts() -> None:
 
 def test_other_vocabulary_cannot_be_compared() -> None:
     other = BigramModel(np.zeros((VOCAB_SIZE, 41), np.float32), 512)
-    with pytest.raises(OptionError, match="vocabularies of 40 and 41 tokens"):
+    with pytest.raises(OptionError, match="vocabulary of 40 tokens and its reference one of 41"):
         perplexity(random_model(1), TEXT, 64, reference=other)
 
 

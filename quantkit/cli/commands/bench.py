@@ -81,9 +81,9 @@ def command(
     if ops and output == "csv":
         raise click.UsageError("--ops has no place in csv; ask for md, json or jsonl")
     if plot is not None:
-        from quantkit.evaluation.plot import draw, require_matplotlib
+        from quantkit.evaluation.plot import check_plot, draw
 
-        require_matplotlib()
+        check_plot(plot)
     found: list[Measurement] = []
     costs: list[Costs] = []
 

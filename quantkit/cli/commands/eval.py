@@ -80,7 +80,7 @@ def command(
     """
     from quantkit.cli.bus_error import explain_bus_errors
     from quantkit.cli.progress import Bar
-    from quantkit.evaluation.plot import require_matplotlib
+    from quantkit.evaluation.plot import check_plot
     from quantkit.evaluation.quality import evaluations
     from quantkit.evaluation.scores import score
 
@@ -89,13 +89,16 @@ def command(
     if parts and len(models) > 1:
         raise click.UsageError("--parts takes one model")
     if plot:
-        require_matplotlib()
+        check_plot(plot)
     text = read_text(file)
     explain_bus_errors()
     folders = [local_path(model) for model in models]
+    beside = local_path(reference) if reference else None
     tokens, bos_token_id = _tokens(text, models, folders)
+    if reference and beside:
+        _check_reference(text, reference, beside, folders[0])
     options = {"threads": threads, "context": ctx_size, "kv_dtype": kv_dtype}
-    opened, pairs, names = _open(folders, local_path(reference) if reference else None, parts, options)
+    opened, pairs, names = _open(folders, beside, parts, options)
     with Bar("evaluating") as bar:
 
         def show(done: int, total: int, perplexity: float) -> None:
@@ -146,3 +149,17 @@ def _tokens(text: str, models: Sequence[str], folders: Sequence[Path]) -> tuple[
         if other != first:
             raise OptionError(f"{model}: reads the text as other tokens than {models[0]}: they cannot be compared")
     return first
+
+
+def _check_reference(text: str, reference: str, folder: Path, model: Path) -> None:
+    """Raise `OptionError` for a reference that has a tokenizer, and reads the text as other tokens than a model."""
+    from quantkit import formats
+    from quantkit.generation.loading import load_tokenizer
+
+    if "tokenizer.json" in formats.open(folder).files:
+        ours, theirs = (
+            load_tokenizer(each).encode(text, add_special_tokens=False, split_special_tokens=True)
+            for each in (model, folder)
+        )
+        if ours != theirs:
+            raise OptionError(f"{reference}: reads the text as other tokens than {model}: they cannot be compared")
