@@ -18,7 +18,7 @@ from quantkit_kernels import blocks
 LARGEST_ERROR = {"f32": 0.0, "bf16": 3e-6, "f16": 5e-8, "int8": 4.6e-5, "int4": 6e-3}
 """Relative squared error of normally distributed weights."""
 
-BYTES_OF_VERSION = {3: "16eb1f0b78368b16aa4d4e7ed33a4cad5a55c7278dfa82cafdcaab39489bcf39"}
+BYTES_OF_VERSION = {4: "16eb1f0b78368b16aa4d4e7ed33a4cad5a55c7278dfa82cafdcaab39489bcf39"}
 """`ENCODER_VERSION` -> SHA-256 of one matrix in all kinds. Other bytes need another version: packed copies are kept."""
 
 

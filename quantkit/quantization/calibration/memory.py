@@ -21,8 +21,8 @@ WEIGHT_BYTES = 16
 """Of each weight of the matrix that is packed: as it is read and stored, in f32, and its blocks."""
 MODELS = 2
 """The packed one and its reference."""
-MEASURED_TOKENS = 512
-"""Tokens by which a model says how large its inputs are, without a text (a test compares)."""
+MEASURED_TOKENS = 256
+"""Tokens by which a model says how large its inputs are, without a text: those of one pass."""
 PASS_TOKENS = 256
 """Those of the engine: the values inside of a part are in memory for so many tokens (a test compares)."""
 

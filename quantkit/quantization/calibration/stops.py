@@ -6,8 +6,10 @@ gate and up of an expert. Nothing is computed here.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from quantkit.models.program import Operation, Program, Value
 
@@ -60,24 +62,52 @@ def stops_of(program: Program, names: Collection[str]) -> list[Stop]:
     """Return where to stop so that weights are calibrated before they are used, for the inputs of their first use."""
     stops: list[Stop] = []
     left = set(names)
-    products = [(number, each, _weights(each)) for number, each in enumerate(program.operations) if each.spec.product]
-    for place, (border, _, weights) in enumerate(products):
-        if left.isdisjoint(weights):
+    products = [_product(program, number) for number, each in enumerate(program.operations) if each.spec.product]
+    readers = _readers(program)
+    for place, first in enumerate(products):
+        if left.isdisjoint(first.weights):
             continue
-        stop = Stop(border)
+        stop = Stop(first.number)
         stops.append(stop)
-        for _, operation, weights in products[place:]:
-            x, routing = _rows(program, operation), _routing(program, operation)
-            known = all(value.index < border for value in (x, routing) if value)
-            if known and not left.isdisjoint(weights):
-                shared = stop.shared.setdefault(operation.inputs[0].index, Shared(x, routing, [[] for _ in weights]))
-                for names, name in zip(shared.names, weights, strict=True):
+        for product in products[place:]:
+            if product.known < stop.border and not left.isdisjoint(product.weights):
+                lists: list[list[str]] = [[] for _ in product.weights]
+                read = product.operation.inputs[0].index
+                shared = stop.shared.setdefault(read, Shared(product.x, product.routing, lists))
+                for names, name in zip(shared.names, product.weights, strict=True):
                     names += [name] if name in left else []
-                other = _added_to(program, operation)
-                if other and other.index < border:
-                    shared.added_to[weights[0]] = other
-                left.difference_update(weights)
+                other = _added_to(product.operation, readers)
+                if other and other.index < stop.border:
+                    shared.added_to[product.weights[0]] = other
+                left.difference_update(product.weights)
     return stops
+
+
+class _Product(NamedTuple):
+    """A product, its matrices, the rows that they meet and what routes these; `known` is the later one of the two."""
+
+    number: int
+    operation: Operation
+    weights: tuple[str, ...]
+    x: Value
+    routing: Value | None
+    known: int
+
+
+def _product(program: Program, number: int) -> _Product:
+    operation = program.operations[number]
+    x, routing = _rows(program, operation), _routing(program, operation)
+    known = max(value.index for value in (x, routing) if value)
+    return _Product(number, operation, _weights(operation), x, routing, known)
+
+
+def _readers(program: Program) -> dict[int, list[Operation]]:
+    """Return the operations that read each value, by its index."""
+    readers: dict[int, list[Operation]] = defaultdict(list)
+    for operation in program.operations:
+        for index in {x.index for x in operation.inputs}:
+            readers[index].append(operation)
+    return readers
 
 
 def _weights(operation: Operation) -> tuple[str, ...]:
@@ -85,13 +115,13 @@ def _weights(operation: Operation) -> tuple[str, ...]:
     return operation.tensors[: operation.parameters.get("experts", 1)]
 
 
-def _added_to(program: Program, operation: Operation) -> Value | None:
+def _added_to(operation: Operation, readers: Mapping[int, list[Operation]]) -> Value | None:
     """The value that the output of a product is added to, if that is all that happens to it."""
     output = operation.output
-    readers = [each for each in program.operations if output in each.inputs]
-    if operation.spec.stacked or [each.name for each in readers] != ["add"]:
+    reading = readers.get(output.index, [])
+    if operation.spec.stacked or [each.name for each in reading] != ["add"]:
         return None
-    others = [x for x in readers[0].inputs if isinstance(x, Value) and x != output]
+    others = [x for x in reading[0].inputs if isinstance(x, Value) and x != output]
     return others[0] if others else None
 
 

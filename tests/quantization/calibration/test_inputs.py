@@ -61,7 +61,7 @@ def test_tokens_are_spread_over_the_vocabulary(tmp_path: Path) -> None:
     assert ids.size == MEASURED_TOKENS
     assert (ids.min(), ids.max()) >= (0, tiny.VOCAB_SIZE * 0.98)
     assert ids.max() < tiny.VOCAB_SIZE
-    assert len(np.unique(ids)) > 0.98 * min(ids.size, tiny.VOCAB_SIZE)
+    assert len(np.unique(ids)) > 0.96 * min(ids.size, tiny.VOCAB_SIZE)
     assert any_tokens(program) == windows
 
 
