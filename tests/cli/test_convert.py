@@ -170,7 +170,7 @@ def test_a_dry_run_writes_its_report(invoke: Invoke, checkpoint: Path, tmp_path:
         ("report.txt", "ends in .json or .html"),
         ("missing/report.json", "is no folder"),
         ("out/report.json", "is no folder"),
-        ("source/config.json", "is in the folder of a model"),
+        ("source/config.json", "belongs to a model"),
         (".", "ends in .json or .html"),
     ],
 )

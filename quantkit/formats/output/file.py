@@ -37,8 +37,9 @@ def check_file(
         raise OptionError(f"{path}: cannot be written: {file.parent} is no folder")
     if not os.access(file.parent, os.W_OK | os.X_OK):
         raise OptionError(f"{path}: cannot be written: no permission to write in {file.parent}")
-    if any(Path(os.path.realpath(other)) in Path(os.path.realpath(file)).parents for other in apart_from):
-        raise OptionError(f"{path}: is in the folder of a model; name another {what}")
+    resolved = Path(os.path.realpath(file))
+    if any(Path(os.path.realpath(other)) in (resolved, *resolved.parents) for other in apart_from):
+        raise OptionError(f"{path}: belongs to a model; name another {what}")
     if file.is_dir():
         raise OptionError(f"{path}: exists already and is a folder; name another {what}")
     if file.exists() and not force:

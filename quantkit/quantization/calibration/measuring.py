@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from quantkit.engine.binding import bind
 from quantkit.engine.machine import peak_memory, usable_cores
@@ -88,7 +89,7 @@ def calibrate(
         The text cannot be read or is too short, or the file cannot be written.
     """
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
-    check_file(output, force=force)
+    check_file(output, apart_from=(Path(os.path.expanduser(model)),), force=force)
     check_calibration_file(text)
     source = open_model(model)
     if isinstance(source, PackedModel):

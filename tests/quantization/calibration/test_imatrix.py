@@ -113,6 +113,11 @@ def test_calibrate_refuses_before_it_measures(model: Path, tmp_path: Path) -> No
         calibrate(model, tmp_path / "packed")
     with pytest.raises(OptionError, match="cannot be written"):
         calibrate(model, tmp_path / "nowhere" / "file.gguf")
+    for weights in (model / "model.safetensors", model / "file.gguf"):
+        with pytest.raises(OptionError, match="belongs to a model"):
+            calibrate(model, weights, force=True)
+    with pytest.raises(OptionError, match="belongs to a model"):
+        calibrate(model / "model.safetensors", model / "model.safetensors", force=True)
     with pytest.raises(OptionError, match="No such file"):
         calibrate(model, tmp_path / "file.gguf", tmp_path / "no.txt")
     assert not (tmp_path / "file.gguf").exists()

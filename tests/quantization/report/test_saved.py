@@ -38,8 +38,8 @@ def test_json(report: Report, tmp_path: Path) -> None:
         ("missing/report.json", "missing is no folder"),
         ("taken.json", "exists already; name another report, or use --force"),
         ("folder.html", "is a folder"),
-        ("model/config.json", "is in the folder of a model"),
-        ("model/deeper/../report.json", "is in the folder of a model"),
+        ("model/config.json", "belongs to a model"),
+        ("model/deeper/../report.json", "belongs to a model"),
     ],
 )
 def test_what_cannot_be_written_is_told_before(tmp_path: Path, name: str, words: str) -> None:
@@ -53,7 +53,7 @@ def test_what_cannot_be_written_is_told_before(tmp_path: Path, name: str, words:
 def test_force_replaces_a_file_but_nothing_of_a_model(tmp_path: Path) -> None:
     (tmp_path / "taken.json").touch()
     assert check_report(tmp_path / "taken.json", force=True) == tmp_path / "taken.json"
-    with pytest.raises(OptionError, match="folder of a model"):
+    with pytest.raises(OptionError, match="belongs to a model"):
         check_report(tmp_path / "taken.json", apart_from=(tmp_path,), force=True)
 
 
