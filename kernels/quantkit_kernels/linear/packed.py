@@ -39,6 +39,7 @@ from quantkit_kernels.simd import (
     scale_u4,
     start_dot_i8,
     store_grid,
+    sum_so_far_i8,
     sum_so_far_u4,
     tiles_of,
     to_f32,
@@ -135,7 +136,7 @@ def _int8_tile(like, matrix, x, y, upcoming):
         dot = start_dot_i8(record + START, x.stride, like)
         for chunk in range(8):
             codes = codes_i8(load_rows_bytes(weight + 32 * chunk, stride, like))
-            dot = dot_i8(dot, codes, broadcast_dwords(record + 4 * chunk, x.stride, like))
+            dot = sum_so_far_i8(dot_i8(dot, codes, broadcast_dwords(record + 4 * chunk, x.stride, like)))
         scaled = to_f32(dot) * load_scales_f32(weight + 256, stride, like)
         total = fma(scaled, broadcast_f32(record + STEP, x.stride, like), total)
         if tokens_of(like) == 1 or not group & upcoming.skip:

@@ -118,6 +118,7 @@ _MODULES = {
     "sum_lanes": "arithmetic",
     "sum_lanes_i32": "arithmetic",
     "sum_rows": "arithmetic",
+    "sum_so_far_i8": "codes",
     "sum_so_far_u4": "codes",
     "tiles_of": "memory",
     "to_f32": "arithmetic",

@@ -56,7 +56,7 @@ dot_u4 = elementwise(3, DOT.u4, DOT.u4_dot)
 """`dot_u4(acc, codes, x)`: add the dot products of codes 0..15 with int8 activations."""
 dot_i8 = elementwise(3, "i32", DOT.i8_dot)
 """`dot_i8(acc, codes, x)`: add the dot products of codes -127..127 with int8 activations."""
-sum_so_far_u4 = elementwise(1, DOT.u4, DOT.sum_so_far)
+sum_so_far_u4, sum_so_far_i8 = elementwise(1, DOT.u4, DOT.sum_so_far), elementwise(1, "i32", DOT.sum_so_far)
 """The same accumulator, whose sum LLVM does not turn into a tree: that takes more registers than a grid leaves."""
 scale_u4 = elementwise(2, "f32", DOT.u4_scaled)
 """`scale_u4(acc, scales)`: exact product of finished dots and block scales, f32."""
