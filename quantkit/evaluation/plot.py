@@ -32,11 +32,14 @@ POINTS = 96
 """Of a roofline's curve."""
 
 
-def check_plot(path: Path) -> None:
-    """Raise `OptionError` when there is no matplotlib, or the file cannot be written, before anything is measured."""
+def check_plot(path: Path, apart_from: Sequence[Path] = ()) -> None:
+    """Raise `OptionError` when there is no matplotlib, or the file cannot be written, before anything is measured.
+
+    `apart_from` as of `check_file`.
+    """
     if find_spec("matplotlib") is None:
         raise OptionError("drawing needs matplotlib: pip install 'quantkit[plot]'")
-    check_file(path, what="picture", force=True)
+    check_file(path, what="picture", apart_from=apart_from, force=True)
 
 
 def draw(path: Path, title: str, measurements: Sequence[Measurement], costs: Costs) -> None:

@@ -172,19 +172,23 @@ def test_a_dry_run_writes_its_report(invoke: Invoke, checkpoint: Path, tmp_path:
         ("out/report.json", "is no folder"),
         ("source/config.json", "belongs to a model"),
         (".", "ends in .json or .html"),
+        ("recipe.json", "is another file of this command as well"),
+        ("text.html", "is another file of this command as well"),
     ],
 )
 def test_a_report_that_cannot_be_written_is_told_before_any_work(
     invoke: Invoke, tmp_path: Path, report: str, words: str
 ) -> None:
     source = tiny.checkpoint(tmp_path / "source")
-    before = {file: file.read_bytes() for file in source.iterdir()}
-    result = invoke("convert", source, "-o", tmp_path / "out", "--force", "--report", f"{tmp_path}/{report}")
+    (tmp_path / "text.html").write_text("Once upon a time. " * 1000)
+    (tmp_path / "recipe.json").write_text("{}")
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    read = ("--calibration", tmp_path / "text.html", "--recipe", tmp_path / "recipe.json")
+    result = invoke("convert", source, "-o", tmp_path / "out", "--force", "--report", f"{tmp_path}/{report}", *read)
     assert (result.exit_code, result.stdout) == (2, "")
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
-    assert os.listdir(tmp_path) == ["source"]
-    assert {file: file.read_bytes() for file in source.iterdir()} == before
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
 def test_help_groups_its_options(invoke: Invoke) -> None:

@@ -194,6 +194,8 @@ def test_requests_that_make_no_sense_are_refused_before_anything_is_read(
         ((packed, *missing, "--plot", "a.svg"), "need --reference"),
         ((packed, *missing, *beside, "--plot", "a.txt"), "neither in .png nor in .svg"),
         ((packed, *missing, *beside, "--plot", tmp_path / "nowhere" / "a.svg"), "cannot be written"),
+        ((packed, "-f", tmp_path / "a.svg", *beside, "--plot", tmp_path / "a.svg"), "is another file of this command"),
+        ((packed, *missing, *beside, "--plot", packed / "a.svg"), "belongs to a model"),
         ((packed, packed, *missing, *beside, "--parts"), "takes one model"),
         ((checkpoint, "-f", text, *SMALL, *beside, "--parts"), "is not packed"),
     ]:

@@ -83,7 +83,7 @@ def command(
     if plot is not None:
         from quantkit.evaluation.plot import check_plot, draw
 
-        check_plot(plot)
+        check_plot(plot, [Path(model)])
     found: list[Measurement] = []
     costs: list[Costs] = []
 

@@ -210,8 +210,9 @@ def command(
     check_outputs(outputs, force=force, source=Path(source))  # before hours of downloading
     if calibration:
         check_calibration_file(calibration)
+    read = [Path(source), *(file for file in (calibration, imatrix, asked["recipe"]) if file)]
     for file in files:
-        check_report(file, apart_from=(Path(source), *outputs), force=force)
+        check_report(file, apart_from=[*outputs, *read], force=force)
     local = local_path(source, packed=False)
     with Bar("measuring") as inputs, Bar("packing") as bar:
         reports = convert_all(

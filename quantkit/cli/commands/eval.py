@@ -89,7 +89,7 @@ def command(
     if parts and len(models) > 1:
         raise click.UsageError("--parts takes one model")
     if plot:
-        check_plot(plot)
+        check_plot(plot, [file, *map(Path, [*models, reference or file])])
     text = read_text(file)
     explain_bus_errors()
     folders = [local_path(model) for model in models]

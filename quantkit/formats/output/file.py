@@ -6,14 +6,15 @@ Which file it is and what it holds is the caller's. Folders are the package's ow
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from quantkit.errors import OptionError
-from quantkit.formats.output import write_file
+from quantkit.formats.output import resolved, write_file
 
 
 def check_file(
-    path: str | os.PathLike[str], *, what: str = "file", apart_from: tuple[Path, ...] = (), force: bool = False
+    path: str | os.PathLike[str], *, what: str = "file", apart_from: Sequence[Path] = (), force: bool = False
 ) -> Path:
     """Return the path of a file that can be written; nothing is written.
 
@@ -22,10 +23,10 @@ def check_file(
     path : path
     what : str
         What the file is called in messages.
-    apart_from : tuple of Path
-        Folders or files of models, in which it does not belong.
+    apart_from : sequence of Path
+        Files that it may not be, and folders of models, in which it does not belong: what is read, or written besides.
     force : bool
-        Whether it may replace a file.
+        Whether it may replace another file.
 
     Raises
     ------
@@ -37,8 +38,10 @@ def check_file(
         raise OptionError(f"{path}: cannot be written: {file.parent} is no folder")
     if not os.access(file.parent, os.W_OK | os.X_OK):
         raise OptionError(f"{path}: cannot be written: no permission to write in {file.parent}")
-    resolved = Path(os.path.realpath(file))
-    if any(Path(os.path.realpath(other)) in (resolved, *resolved.parents) for other in apart_from):
+    place, others = resolved(file), set(map(resolved, apart_from))
+    if place in others:
+        raise OptionError(f"{path}: is another file of this command as well; name another {what}")
+    if not others.isdisjoint(place.parents):
         raise OptionError(f"{path}: belongs to a model; name another {what}")
     if file.is_dir():
         raise OptionError(f"{path}: exists already and is a folder; name another {what}")

@@ -86,12 +86,14 @@ def calibrate(
     CheckpointError, UnsupportedError
         As `convert`.
     OptionError
-        The text cannot be read or is too short, or the file cannot be written.
+        The text cannot be read or is too short, or the file cannot be written, or is what is read.
     """
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
-    check_file(output, apart_from=(Path(os.path.expanduser(model)),), force=force)
+    inputs = [Path(model), Path(text)]
+    check_file(output, apart_from=inputs, force=force)
     check_calibration_file(text)
     source = open_model(model)
+    check_file(output, apart_from=[*inputs, *map(source.file_of, source.names)], force=force)
     if isinstance(source, PackedModel):
         raise UnsupportedError(f"{source.path}: is packed already; measure the checkpoint that it was made of")
     bound = bind(source)

@@ -6,7 +6,7 @@ What can go wrong with the file is told by `check_report` before anything is pac
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -28,14 +28,14 @@ FORMS: Mapping[str, Callable[[Report], bytes]] = MappingProxyType(
 """Suffix -> what makes the file's contents."""
 
 
-def check_report(path: str | os.PathLike[str], *, apart_from: tuple[Path, ...] = (), force: bool = False) -> Path:
+def check_report(path: str | os.PathLike[str], *, apart_from: Sequence[Path] = (), force: bool = False) -> Path:
     """Return the path of a report that can be written; nothing is written.
 
     Parameters
     ----------
     path : path
-    apart_from : tuple of Path
-        Folders or files of models, in which no report belongs.
+    apart_from : sequence of Path
+        As of `check_file`.
     force : bool
         Whether it may replace a file.
 
