@@ -106,10 +106,6 @@ def command(
 
         scores = score(opened, pairs, tokens, ctx_size, chunks, bos_token_id=bos_token_id, progress=show)
     found, sizes = evaluations(scores), [model.nbytes for model in opened[-len(models) :]]
-    if plot:
-        from quantkit.evaluation.divergence_plot import draw_divergences
-
-        draw_divergences(plot, [printable(name) for name in names or models], scores)
     if json:
         asked = {"reference": reference, "file": str(file), "kv_dtype": kv_dtype, "threads": opened[0].threads}
         heads = [{"model": model, "model_size": size, **asked} for model, size in zip(models, sizes, strict=True)]
@@ -119,6 +115,10 @@ def command(
             echo(line)
     else:
         echo(table_of("part", names, None, found) if parts else table_of("model", models, sizes, found))
+    if plot:
+        from quantkit.evaluation.divergence_plot import draw_divergences
+
+        draw_divergences(plot, [printable(name) for name in names or models], scores)
 
 
 def _open(
