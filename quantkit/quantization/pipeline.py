@@ -2,7 +2,7 @@
 
 Memory holds a few stripes of rows, however large a tensor is. Where a row is not stored by itself, such as in a
 transposed matrix, it holds up to three of such matrices or experts. What is read is a copy, so that a source which is
-truncated meanwhile is an error and no signal. `encode.py` encodes a stripe, `conversion.py` writes what comes out.
+truncated meanwhile is an error and no signal. `encode.py` encodes a stripe, `conversion/` writes what comes out.
 """
 
 from __future__ import annotations

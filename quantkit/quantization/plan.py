@@ -1,7 +1,7 @@
 """What a conversion reads and makes, known before anything is written.
 
 Everything that can be refused is refused here, from configuration, headers and the files that say something about
-text, before numba is imported or a weight read. `conversion.py` does what a plan says, `report/` adds it up.
+text, before numba is imported or a weight read. `conversion/` does what a plan says, `report/` adds it up.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ from quantkit.errors import CheckpointError, PackedModelError
 from quantkit.formats.packed import verify
 from quantkit.formats.safetensors.file import SafetensorsFile
 from quantkit.formats.safetensors.writer import SafetensorsWriter
-from quantkit.quantization import conversion, pipeline
+from quantkit.quantization import pipeline
 from quantkit.quantization.calibration import curvature, layers
-from quantkit.quantization.conversion import convert
+from quantkit.quantization.conversion import convert, folders
 from quantkit.quantization.report import Progress
 
 Contents = dict[str, bytes]
@@ -49,7 +49,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             names.append(stripe.name)
             yield stripe
 
-    monkeypatch.setattr(conversion, "encoded_stripes", noting)
+    monkeypatch.setattr(folders, "encoded_stripes", noting)
     return names
 
 
@@ -105,9 +105,9 @@ def test_errors_are_told_of_what_was_finished_before(checkpoint: Path, tmp_path:
 KILLED = """
 import os, signal, sys
 from quantkit import convert
-from quantkit.quantization import conversion
+from quantkit.quantization.conversion import folders
 
-source, out, left, original = sys.argv[1], sys.argv[2], int(sys.argv[3]), conversion.encoded_stripes
+source, out, left, original = sys.argv[1], sys.argv[2], int(sys.argv[3]), folders.encoded_stripes
 
 def encoded_stripes(*args):
     for number, stripe in enumerate(original(*args)):
@@ -115,7 +115,7 @@ def encoded_stripes(*args):
             os.kill(os.getpid(), signal.SIGKILL)
         yield stripe
 
-conversion.encoded_stripes = encoded_stripes
+folders.encoded_stripes = encoded_stripes
 convert(source, out, threads=2)
 """
 

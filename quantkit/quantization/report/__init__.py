@@ -1,6 +1,6 @@
 """What a conversion says of itself: how far it is, and what it made or would make.
 
-`conversion.py` measures, and no weight is read here. `card.py` writes the packed folder's README.md, `saved.py` a file
+`conversion/` measures, and no weight is read here. `card.py` writes the packed folder's README.md, `saved.py` a file
 of one's own, of which `page.py` and `chart.py` make an HTML page.
 """
 

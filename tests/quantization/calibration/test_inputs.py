@@ -15,12 +15,11 @@ from quantkit.engine.opening import open_model
 from quantkit.evaluation.scores import Pair, score
 from quantkit.generation.loading import load_model, load_tokenizer
 from quantkit.models.parts import cut
-from quantkit.quantization import conversion
 from quantkit.quantization.calibration.inputs import Squares, any_tokens, importances_of, measure
 from quantkit.quantization.calibration.memory import MEASURED_TOKENS
 from quantkit.quantization.calibration.passes import Rows, Weights, rows_of_experts, run_part
 from quantkit.quantization.calibration.stops import stops_of
-from quantkit.quantization.conversion import convert
+from quantkit.quantization.conversion import convert, folders
 from quantkit.quantization.encode import quantize
 
 PROSE = Path(__file__).parents[2] / "models" / "prose.txt"
@@ -86,7 +85,7 @@ def test_a_real_model_loses_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Of text that it has not seen: none was needed."""
     source = os.environ["QUANTKIT_TEST_MODEL"]
     convert(source, tmp_path / "measured")
-    monkeypatch.setattr(conversion, "_importances", lambda *_: {})
+    monkeypatch.setattr(folders, "_importances", lambda *_: {})
     convert(source, tmp_path / "alike")
     ids = load_tokenizer(source).encode(PROSE.read_text())
     models = [load_model(folder, context=256) for folder in (source, tmp_path / "measured", tmp_path / "alike")]
