@@ -75,6 +75,17 @@ class Queries(NamedTuple):
     count: int
 
 
+class Upcoming(NamedTuple):
+    """Another range, of which a page is prefetched while a page of a range is read."""
+
+    shift: int
+    """Pages from the one that is read to the one that is prefetched."""
+    newest: int
+    """Number of the last page that may be prefetched."""
+    keys: int
+    """Bytes from the start of a page to the keys."""
+
+
 class CacheRange(NamedTuple):
     """Consecutive positions of one KV head, within one segment."""
 
@@ -91,8 +102,7 @@ class CacheRange(NamedTuple):
     low: int
     high: int
     """First and last position of the range."""
-    newest: int
-    """Number of the sequence's last page that may be read, for prefetching."""
+    upcoming: Upcoming
 
 
 class Partial(NamedTuple):

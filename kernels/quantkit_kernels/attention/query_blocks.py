@@ -24,6 +24,7 @@ from quantkit_kernels.simd import (
     load_wide_f32,
     load_wide_i8_as_i16,
     load_wide_i16,
+    prefetch_level2,
     store_grid,
     to_f32,
     zeros_wide,
@@ -34,6 +35,21 @@ from quantkit_kernels.simd import (
 @jit
 def _same(x):
     return x
+
+
+@jit
+def next_page(cache, position):
+    """Address of the keys to prefetch while the page of a position is read."""
+    shift, newest, keys = cache.upcoming
+    return get_i64(cache.pages + 8 * min((position >> 6) + shift, newest)) + keys
+
+
+@jit
+def _prefetch(address, size):
+    """Prefetch `size` bytes; returns their end."""
+    for line in range(address, address + size, 64):
+        prefetch_level2(line)
+    return address + size
 
 
 class Numbers(NamedTuple):
@@ -54,7 +70,7 @@ INT16, INT8 = Numbers(load_wide_i16, 4, 2), Numbers(load_wide_i8_as_i16, 2, 2)
 F32 = Numbers(load_wide_f32, 4, 1, zeros_wide, fma_outer, _same)
 
 
-def query_block(numbers, rows, n):
+def query_block(numbers, rows, n, ahead=False):
     """Make the kernel for `n` queries at once and one kind of cache.
 
     Parameters
@@ -65,44 +81,56 @@ def query_block(numbers, rows, n):
         Registers of 16 positions, or channels, that meet these queries at once.
     n : int
         Queries at once.
+    ahead : bool
+        Few queries are bound by memory: with each register of the cache, as much is prefetched of what comes next.
     """
-    multiply_keys = _multiply_keys(_scores(numbers, rows, n), numbers, 16 * rows)
-    channels = min(rows, 2)  # a head has 32 at least
-    multiply_values = _multiply_values(_values(numbers, channels, n), 16 * channels)
+    multiply_keys = _multiply_keys(_scores(numbers, rows, n, ahead), numbers, 16 * rows)
+    narrow = min(rows, 2)  # a head has 32 channels at least
+    multiply_values, multiply_narrow_values = (
+        _multiply_values(_values(numbers, wide, n, ahead), 16 * wide) for wide in (rows, narrow)
+    )
 
     @jit
     def attend_block(heads, span, queries, cache, table, partial):
         """Up to `n` queries over a range of the cache; writes their places in the partial."""
         multiply_keys(heads, queries, cache, table)
         weigh(heads, span, queries, cache, table, partial)
-        multiply_values(heads, queries, cache, table, partial)
+        if rows > narrow and padded(heads.layer.v_head_dim) < 16 * rows:
+            multiply_narrow_values(heads, queries, cache, table, partial)
+        else:
+            multiply_values(heads, queries, cache, table, partial)
 
     return attend_block
 
 
 def _multiply_keys(scores, numbers, step):
-    lane = numbers.lane
+    lane, pairs = numbers.lane, numbers.pairs
 
     @jit
     def multiply_keys(heads, queries, cache, table):
         """Scores of all positions of the range, into the rows of the table."""
         channels = padded(heads.layer.head_dim)
         for position in range(cache.low & -step, cache.high + 1, step):
-            keys = get_i64(cache.pages + 8 * (position >> 6)) + cache.keys + (position & (PAGE - 1)) * lane
-            scores(queries.rows, channels, keys, table + 4 * (position - cache.base))
+            place = (position & (PAGE - 1)) * lane
+            keys = get_i64(cache.pages + 8 * (position >> 6)) + cache.keys + place
+            ahead = next_page(cache, position) + place // pairs * channels
+            scores(queries.rows, channels, keys, ahead, table + 4 * (position - cache.base))
 
     return multiply_keys
 
 
-def _scores(numbers, rows, n):
+def _scores(numbers, rows, n, prefetching):
     load, lane, pairs, zeros, multiply, to_float = numbers
+    tile = 16 * rows * lane
 
     @jit
-    def scores(q, channels, keys, out):
+    def scores(q, channels, keys, ahead, out):
         """Scores of `16 * rows` positions."""
         acc = zeros(rows, n)
         stride = 4 * channels // pairs
         for _ in range(0, channels, pairs):
+            if prefetching:
+                ahead = _prefetch(ahead, tile)
             acc = multiply(load(keys, acc), q, stride, acc)
             q += 4
             keys += PAGE * lane
@@ -124,8 +152,9 @@ def _multiply_values(values, step):
     return multiply_values
 
 
-def _values(numbers, rows, n):
+def _values(numbers, rows, n, prefetching):
     load, lane, pairs, zeros, multiply, to_float = numbers
+    tile = 16 * rows * lane
 
     @jit
     def values(cache, channels, channel, table, units, out):
@@ -135,10 +164,13 @@ def _values(numbers, rows, n):
         position = cache.low & -pairs
         while position <= cache.high:
             end = min(cache.high, position | (PAGE - 1)) + 1
-            first = (position & (PAGE - 1)) // pairs * row_bytes + channel * lane
-            v = get_i64(cache.pages + 8 * (position >> 6)) + cache.values + first
+            row = (position & (PAGE - 1)) // pairs
+            v = get_i64(cache.pages + 8 * (position >> 6)) + cache.values + row * row_bytes + channel * lane
+            ahead = next_page(cache, position) + cache.values - cache.keys + channel * PAGE // pairs * lane + row * tile
             weight = table + 4 // pairs * (position - cache.base)
             for _ in range(position, end, pairs):
+                if prefetching:
+                    ahead = _prefetch(ahead, tile)
                 acc = multiply(load(v, acc), weight, SCORES_STRIDE, acc)
                 v += row_bytes
                 weight += 4

@@ -21,6 +21,7 @@ from quantkit_kernels.attention.operands import (
     CacheRange,
     Heads,
     Queries,
+    Upcoming,
     first_seen,
 )
 from quantkit_kernels.attention.pages import (
@@ -35,14 +36,14 @@ from quantkit_kernels.attention.pages import (
     rotate,
     widen,
 )
-from quantkit_kernels.attention.query_blocks import query_block
+from quantkit_kernels.attention.query_blocks import next_page, query_block
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import (
     TILES,
     get_i64,
     load_line_f32,
     load_wide_partial_f32,
-    prefetch,
+    prefetch_level2,
     put_f32,
     put_i64,
     store,
@@ -101,28 +102,30 @@ def attend_segment(heads, span, kv_head, segment, scratch, partial):
 
 @jit
 def _cache_range(heads, span, kv_head, segment, scales):
-    """The positions of a segment that a span sees, of a KV head."""
-    layer, base = heads.layer, segment * SEGMENT
+    """The positions of a segment that a span sees, of a KV head; behind it, the next segment or head is prefetched."""
+    layer, base, first = heads.layer, segment * SEGMENT, first_seen(span.position, heads)
     keys = layer.offset + kv_head * head_bytes(layer)
-    low = max(first_seen(span.position, heads), base)
     high = min(span.position + span.tokens, base + SEGMENT) - 1
     values, newest = keys + key_bytes(layer, layer.kind), span.position // PAGE
-    return CacheRange(span.pages, keys, values, scales, base, low, high, newest)
+    upcoming = Upcoming(SEGMENT // PAGE, newest, keys)
+    if span.position < base + SEGMENT and kv_head + 1 < layer.kv_heads:
+        upcoming = Upcoming((first // SEGMENT - segment) * SEGMENT // PAGE, newest, keys + head_bytes(layer))
+    return CacheRange(span.pages, keys, values, scales, base, max(first, base), high, upcoming)
 
 
 @jit
 def _gather_scales(heads, cache, scales):
     """Copy the scales of a range from its pages: those of the segment's keys, then those of its values.
 
-    Those of the next segment are prefetched.
+    Those of what comes next are prefetched.
     """
-    begin = cache.keys + numbers_bytes(heads.layer, heads.layer.kind)
     for position in range(cache.low & -16, cache.high + 1, 16):
-        page, place = position // PAGE, begin + 4 * (position % PAGE)
-        ahead = get_i64(cache.pages + 8 * min(page + SEGMENT // PAGE, cache.newest)) + place
-        prefetch(ahead)
-        prefetch(ahead + 4 * PAGE)
-        source, target = get_i64(cache.pages + 8 * page) + place, scales + 4 * (position - cache.base)
+        place = numbers_bytes(heads.layer, heads.layer.kind) + 4 * (position % PAGE)
+        ahead = next_page(cache, position) + place
+        prefetch_level2(ahead)
+        prefetch_level2(ahead + 4 * PAGE)
+        source = get_i64(cache.pages + 8 * (position // PAGE)) + cache.keys + place
+        target = scales + 4 * (position - cache.base)
         store(target, load_line_f32(source))
         store(target + 4 * SEGMENT, load_line_f32(source + 4 * PAGE))
 
@@ -155,7 +158,7 @@ def _all_queries(block, most, small_block):
 
 _block = query_block(query_blocks.INT16, TILES, QUERY_BLOCK)
 _small_int16, _small_int8, _small_f32 = (
-    query_block(numbers, TILES * TILES, SMALL_QUERY_BLOCK)
+    query_block(numbers, TILES * TILES, SMALL_QUERY_BLOCK, ahead=True)
     for numbers in (query_blocks.INT16, query_blocks.INT8, query_blocks.F32)
 )
 _int16 = _all_queries(_block, QUERY_BLOCK, _small_int16)
@@ -170,7 +173,7 @@ def _seen(heads, span, queries, cache):
     latest = span.position + (queries.first + queries.count - 1) // heads.heads_per_kv
     low = max(first_seen(earliest, heads), cache.base)
     high = min(latest, cache.high)
-    return CacheRange(cache.pages, cache.keys, cache.values, cache.scales, cache.base, low, high, cache.newest)
+    return CacheRange(cache.pages, cache.keys, cache.values, cache.scales, cache.base, low, high, cache.upcoming)
 
 
 @jit
@@ -183,4 +186,5 @@ def _widened(heads, cache, scratch):
         widen(heads.layer, get_i64(cache.pages + 8 * page) + cache.keys, out)
         put_i64(table + 8 * page, out - cache.keys)
     values = cache.keys + key_bytes(heads.layer, 2)
-    return CacheRange(table, cache.keys, values, cache.scales, cache.base, cache.low, cache.high, cache.newest)
+    upcoming = Upcoming(0, cache.high // PAGE, cache.keys)  # the range itself: the table has no other pages
+    return CacheRange(table, cache.keys, values, cache.scales, cache.base, cache.low, cache.high, upcoming)

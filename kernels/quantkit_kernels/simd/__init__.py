@@ -85,6 +85,7 @@ _MODULES = {
     "odd_lanes": "arithmetic",
     "power_of_two": "arithmetic",
     "prefetch": "scalars",
+    "prefetch_level2": "scalars",
     "put_f32": "scalars",
     "put_f64": "scalars",
     "put_i32": "scalars",

@@ -197,16 +197,23 @@ def stack_f32(typing, count):
     return types.int64(count), generate
 
 
-@intrinsic
-def prefetch(typing, address):
-    """Prefetch the cache line at `address` for reading; never faults."""
+def _prefetcher(level: int) -> Any:
+    def prefetch(typing, address):
+        def generate(context, builder, sig, args):
+            pointer = builder.inttoptr(args[0], I8.as_pointer())
+            call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(4 - level), I32(1))
+            return context.get_dummy_value()
 
-    def generate(context, builder, sig, args):
-        pointer = builder.inttoptr(args[0], I8.as_pointer())
-        call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(3), I32(1))
-        return context.get_dummy_value()
+        return types.void(types.int64), generate
 
-    return types.void(types.int64), generate
+    return intrinsic(prefetch)
+
+
+prefetch, prefetch_level2 = _prefetcher(1), _prefetcher(2)
+"""Prefetch the cache line at an address for reading, into the first or the second level of caches; never faults.
+
+Lines from memory take long, and a core waits for few of its first level at once, but for many of its second.
+"""
 
 
 @intrinsic
