@@ -25,27 +25,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from random_mixture import CONFIG
 
 from quantkit.models.registry import read
 
-CONFIG: dict[str, Any] = {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "model_type": "qwen3_moe",
-    "vocab_size": 151936,
-    "hidden_size": 2048,
-    "intermediate_size": 6144,
-    "moe_intermediate_size": 768,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "norm_topk_prob": True,
-    "max_position_embeddings": 40960,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-    "tie_word_embeddings": False,
-}
 SHARD_BYTES = 5_000_000_000
 RANDOM_BYTES = 1 << 20
 """Of each tensor, unless it is dense."""

@@ -28,9 +28,8 @@ def _list_option(
         multiple=True,
         metavar="N,...",
         callback=integers(minimum),
-        help=text,
+        help=f"{text}  [default: {default}]" if default else text,
         default=default and (default,),
-        show_default=default or False,
     )
 
 

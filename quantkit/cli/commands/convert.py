@@ -128,8 +128,8 @@ class _Asked:
     "--imatrix",
     type=path,
     metavar="FILE",
-    help="Importance file of llama.cpp or `quantkit calibrate`: which columns count in the search for int4; costs "
-    "nothing.",
+    help="Importance file of llama.cpp or `quantkit calibrate`: which columns count in the search for int4; takes "
+    "no time.",
 )
 @click.option(
     "--recipe",
@@ -143,7 +143,7 @@ class _Asked:
     "--target-bpw",
     type=float,
     metavar="BITS",
-    help="Bits per weight that the packed model has at most; means -q mixed.",
+    help="Most bits per weight that the packed model may have; means -q mixed.",
 )
 @click.option(
     "--target-size", metavar="SIZE", help="The same in bytes of its tensors, such as 98MB or 4.5GB; means -q mixed."
@@ -173,7 +173,7 @@ def command(
 ) -> None:
     """Pack SOURCE, a checkpoint folder, a GGUF file or a name ORG/NAME of the hub, into the folder DIR.
 
-    Each token that a model answers reads all of its weights, so fewer bits are more tokens per second.
+    Generating a token reads all weights once, so fewer bits are more tokens per second.
 
     \b
       kind       bits   error   what it is for
@@ -186,7 +186,7 @@ def command(
     The error is squared and relative, of SmolLM2-135M. Linear layers become what -q says, everything else as the table
     has it, unless --override says otherwise.
 
-    -q mixed gives each matrix int4 or int8, where int8 saves most divergence for its bytes, up to a target; by default
+    -q mixed gives each matrix int4, or int8 where that saves most divergence for its bytes, up to a target: by default
     a little more than int4 takes, for about half its loss. Embedding and head count like all matrices. The model first
     reads a short text once for each matrix: about a minute for one of 135M on two cores, six for 1B, a quarter of an
     hour for 7B. What it found is kept for other targets. With --calibration, bytes go where that would leave most.

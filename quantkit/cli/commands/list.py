@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command("list", cls=Command, short_help="List the packed models that run keeps.")
 @json_option
 def command(as_json: bool) -> None:
-    """List the models that `run` packed into the user's cache, the one that was used last first.
+    """List the models that `run` packed into the user's cache, last used first.
 
     `quantkit rm` removes them. Downloads from the Hugging Face hub are in the hub's own cache, which `hf cache` lists
     and clears.
