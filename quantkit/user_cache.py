@@ -39,7 +39,7 @@ def root() -> Path:
 
 
 def entry(kind: str, name: str) -> Path:
-    """Return the path of the entry `name` of a kind (`models`, `sources`, `kernels`, `sensitivities`).
+    """Return the path of the entry `name` of a kind (`models`, `sources`, `kernels`, `sensitivities`, `inputs`).
 
     Whoever asks makes it if it is missing. An entry that exists counts as used now. The others of its kind that nobody
     used for `UNUSED_DAYS` are removed.

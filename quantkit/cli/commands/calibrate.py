@@ -25,7 +25,8 @@ def command(model: str, text: Path, output: Path, force: bool, threads: int | No
 
     The file is an importance matrix as llama.cpp has them: `quantkit convert --imatrix FILE` and llama-quantize read
     it. Up to 65,536 tokens of the text are read. Text like that which the model will see is best; without any there is
-    a built-in one. `convert --calibration` makes a better model still, and needs no file.
+    a built-in one. What was interrupted goes on where it stopped when the same command is given again. `convert
+    --calibration` makes a better model still, and needs no file.
     """
     from quantkit.cli.text import size
     from quantkit.quantization.calibration.measuring import calibrate
@@ -42,4 +43,4 @@ def command(model: str, text: Path, output: Path, force: bool, threads: int | No
     echo(f"{output}: inputs of {found.matrices} matrices on {found.tokens} tokens of {found.text}")
     if found.rare:
         echo(f"{len(found.rare)} experts were rarely seen, such as {found.rare[0]}")
-    echo(f"peak memory {size(found.peak_rss)}, at most {size(found.memory)} were expected")
+    echo(f"{found.seconds:.1f} s, peak memory {size(found.peak_rss)}, at most {size(found.memory)} were expected")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,11 +18,14 @@ from quantkit.engine.opening import open_model
 from quantkit.errors import OptionError, UnsupportedError
 from quantkit.formats.gguf.imatrix import Sums, imatrix_bytes, read_imatrix
 from quantkit.formats.packed import PackedModel
+from quantkit.quantization.calibration import inputs, measuring
 from quantkit.quantization.calibration.imatrix import read_importances
 from quantkit.quantization.calibration.measuring import calibrate
 from quantkit.quantization.conversion import convert
 from quantkit.quantization.encode import quantize
+from quantkit.quantization.report import Progress
 
+PROSE = Path(__file__).parents[2] / "models" / "prose.txt"
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
@@ -103,6 +109,50 @@ def test_what_calibrate_writes_is_what_convert_reads(name: str, tmp_path: Path) 
     assert read.importances.keys() == set(names)
     report = convert(model, tmp_path / "out", imatrix=file, strict=True)
     assert not report.notices
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where is kept what a model has shown, which reads a window at a time."""
+    monkeypatch.setattr(measuring, "TURN_WINDOWS", 1)
+    monkeypatch.setattr(measuring, "user_cache", SimpleNamespace(entry=lambda kind, name: tmp_path / "kept"))
+    return tmp_path / "kept"
+
+
+def interrupt(turns: float, now: Progress) -> None:
+    """Interrupt when the model has read so many of three windows."""
+    if now.done > now.total * turns / 3:
+        raise KeyboardInterrupt
+
+
+def test_an_interrupted_measurement_goes_on(model: Path, tmp_path: Path, kept: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(PROSE.read_text()[:2000])
+    assert calibrate(model, tmp_path / "whole.gguf", text).tokens == 3 * 512
+    for turns in (1.5, 1.8, 2.5):  # twice in the same window
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(model, tmp_path / "file.gguf", text, progress=partial(interrupt, turns))
+        assert not (tmp_path / "file.gguf").exists()
+    heard: list[Progress] = []
+    with mock.patch.object(inputs, "measure", wraps=inputs.measure) as measured:
+        calibrate(model, tmp_path / "file.gguf", text, progress=heard.append)
+    assert measured.call_count == 1
+    assert heard[-1].done == heard[-1].total
+    assert (tmp_path / "file.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+    assert not kept.exists()
+
+
+def test_what_was_kept_and_is_damaged_counts_as_nothing(model: Path, tmp_path: Path, kept: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(PROSE.read_text()[:2000])
+    calibrate(model, tmp_path / "whole.gguf", text)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, tmp_path / "file.gguf", text, progress=partial(interrupt, 1.5))
+    content = bytearray(kept.read_bytes())
+    content[len(content) // 2] ^= 1
+    kept.write_bytes(content)
+    calibrate(model, tmp_path / "file.gguf", text)
+    assert (tmp_path / "file.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
 
 
 def test_calibrate_refuses_before_it_measures(model: Path, tmp_path: Path) -> None:
