@@ -266,15 +266,19 @@ def _rank(row, ranking, most, wanted, least):
 @jit
 def _collect(row, floor, ceiling, heap):
     """Write the keys of the finite logits from `floor` on and below `ceiling`; returns how many there are."""
-    count = 0
+    count, end = 0, 4 * row.columns
     for block in range((row.columns + BLOCK - 1) // BLOCK):
         if get_f32(row.maxima + 4 * block) < floor:
             continue
-        for column in range(BLOCK * block, min(BLOCK * (block + 1), row.columns)):
-            logit = get_f32(row.x + 4 * column)
-            if floor <= logit < ceiling and logit > NEVER:
-                put_i64(heap + 8 * count, _key(get_i32(row.x + 4 * column), column))
-                count += 1
+        begin = 4 * BLOCK * block
+        for line in range(begin, min(begin + 4 * BLOCK, end), 64):
+            if max_lanes(line_at(row.x, line, end, NEVER)) < floor:
+                continue
+            for place in range(line, min(line + 64, end), 4):
+                logit = get_f32(row.x + place)
+                if floor <= logit < ceiling and logit > NEVER:
+                    put_i64(heap + 8 * count, _key(get_i32(row.x + place), place // 4))
+                    count += 1
     return count
 
 
