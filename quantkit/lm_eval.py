@@ -10,6 +10,7 @@ Tasks, prompts and metrics are lm-eval's. What it asks for is computed in `quant
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,7 +23,10 @@ try:
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     from tqdm import tqdm
 except ImportError as error:
-    raise OptionError(f"quantkit.lm_eval needs lm-eval ({error}): pip install 'quantkit[eval]'") from error
+    missing = f"quantkit.lm_eval needs lm-eval ({error}): pip install 'quantkit[eval]'"
+    if __name__ == "__main__":
+        sys.exit(f"error: {missing}")
+    raise OptionError(missing) from error
 
 from quantkit.evaluation.continuations import Prompt, continue_texts
 from quantkit.evaluation.likelihoods import Continuation, log_likelihoods

@@ -47,6 +47,12 @@ def test_what_is_missing_is_named() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert "OptionError: quantkit.lm_eval needs lm-eval" in done.stderr
     assert "pip install 'quantkit[eval]'" in done.stderr
+    script = (
+        "import runpy, sys\nsys.modules['lm_eval'] = None\nrunpy.run_module('quantkit.lm_eval', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("error: quantkit.lm_eval needs lm-eval")
 
 
 @pytest.fixture

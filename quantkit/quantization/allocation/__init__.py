@@ -158,7 +158,8 @@ def _measured(
         start = start or time.perf_counter()  # what came before is compiling, and reading without any of it rounded
         if number == TIMED_UNITS:
             minutes = (time.perf_counter() - start) / (number - 1) * len(missing) / 2 / 60  # the last run little
-            logger.info("measuring what int4 costs each matrix: about %d minutes, once", math.ceil(minutes))
+            about = "a minute" if minutes <= 1 else f"{math.ceil(minutes)} minutes"
+            logger.info("measuring what int4 costs each matrix: about %s, once", about)
         if progress:
             progress(Progress(f"measuring {unit.label}", number, len(missing)))
     costs = [_typical(known.get(unit.label) or []) for unit in units]

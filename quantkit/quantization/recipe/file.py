@@ -6,8 +6,8 @@
         ["layers[.]0[.]", "f16"],
     ]
 
-Its keys are those that quantkit.json records as `options` of a packed folder, so that what once was packed can be
-packed again. What a recipe means is said in `__init__.py`.
+Its keys are those that quantkit.json records as `options` of a packed folder. Such a quantkit.json is read as a recipe,
+too, so that what once was packed can be packed again. What a recipe means is said in `__init__.py`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     Parameters
     ----------
     path : path
-        A JSON or TOML file with any of the keys that `Recipe` has parameters for.
+        A JSON or TOML file with any of the keys that `Recipe` has parameters for, or the quantkit.json of a packed
+        folder.
 
     Raises
     ------
@@ -41,6 +42,8 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """
     file = Path(os.path.expanduser(path))
     found = _parse(file)
+    if "format_version" in found and isinstance(options := found.get("options"), dict):
+        found = options
     for key in found:
         if key not in _KEYS:
             raise OptionError(f"{file}: {key}: is no key of a recipe, which has {', '.join(_KEYS)}")

@@ -46,9 +46,10 @@ def test_what_a_packed_folder_records_packs_it_again(tmp_path: Path) -> None:
     recorded = PackedModel(tmp_path / "first").manifest["options"]
     assert recorded["overrides"][-1] == ["up_proj", "bf16"]
     (tmp_path / "recorded.json").write_text(json.dumps(recorded))
-    convert(source, tmp_path / "second", read_recipe(tmp_path / "recorded.json"))
-    for name in os.listdir(tmp_path / "first"):
-        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    for place, file in (("second", tmp_path / "recorded.json"), ("third", tmp_path / "first" / "quantkit.json")):
+        convert(source, tmp_path / place, read_recipe(file))
+        for name in os.listdir(tmp_path / "first"):
+            assert (tmp_path / "first" / name).read_bytes() == (tmp_path / place / name).read_bytes()
 
 
 def test_a_target_means_mixed(tmp_path: Path) -> None:
