@@ -1,4 +1,4 @@
-"""What this machine grants the process: threads worth starting, memory in use, the processor's name.
+"""What this machine grants the process: threads worth starting, memory and how much is in use, the processor's name.
 
 Read from Linux's `/proc` and `/sys`; elsewhere the figures fall back to what Python knows. It measures no speed
 (`benchmark.py` does) and imports nothing but the standard library.
@@ -42,23 +42,23 @@ def physical_cores(cpus: Collection[int], root: Path = ROOT) -> int:
 
 def cpu_quota(root: Path = ROOT) -> float | None:
     """The tightest CPU quota of the process's control groups, in CPUs; None without one."""
-    quotas = (_quota_v2(folder) if version == 2 else _quota_v1(folder) for version, folder in _cpu_groups(root))
+    quotas = (_quota_v2(folder) if version == 2 else _quota_v1(folder) for version, folder in _groups("cpu", root))
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _cpu_groups(root: Path) -> Iterator[tuple[int, Path]]:
-    """Yield (cgroup version, folder) of the process's groups that may limit CPU time, their ancestors included."""
+def _groups(controller: str, root: Path) -> Iterator[tuple[int, Path]]:
+    """Yield (cgroup version, folder) of the process's groups that a controller may limit, their ancestors included."""
     groups = {}  # version -> path of the process's group
     for line in read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
-        if not controllers or "cpu" in controllers.split(","):
+        if not controllers or controller in controllers.split(","):
             groups[1 if controllers else 2] = PurePosixPath(path)
     for line in read(root / "proc/self/mountinfo").splitlines():
         # 36 35 98:0 /root /mount/point options ... - type source super-options (proc_pid_mountinfo(5))
         mount, _, filesystem = line.partition(" - ")
         kind, _, options = filesystem.split(" ", 2)
         version = {"cgroup": 1, "cgroup2": 2}.get(kind)
-        if version not in groups or (version == 1 and "cpu" not in options.split(",")):
+        if version not in groups or (version == 1 and controller not in options.split(",")):
             continue
         point = root / mount.split()[4].lstrip("/")
         # In a container the path may be the host's: its folders are then missing, and the mount point holds the limit.
@@ -74,6 +74,18 @@ def _quota_v2(folder: Path) -> float | None:
 def _quota_v1(folder: Path) -> float | None:
     quota = int(read(folder / "cpu.cfs_quota_us") or -1)
     return None if quota <= 0 else quota / int(read(folder / "cpu.cfs_period_us"))
+
+
+def usable_memory(root: Path = ROOT) -> int | None:
+    """Bytes of memory that the process may use: the machine's, or less if its control groups say so.
+
+    None where the system doesn't say.
+    """
+    files = {1: "memory.limit_in_bytes", 2: "memory.max"}
+    limits = (read(folder / files[version]) for version, folder in _groups("memory", root))
+    total = re.search(r"^MemTotal:\s*(\d+) kB$", read(root / "proc/meminfo"), re.MULTILINE)
+    found = [int(limit) for limit in limits if limit.isdigit()] + ([int(total[1]) * 1024] if total else [])
+    return min(found, default=None)
 
 
 def memory_in_use(root: Path = ROOT) -> int:

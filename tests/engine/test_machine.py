@@ -93,6 +93,31 @@ def test_affinity_limits_the_cores() -> None:
         os.sched_setaffinity(0, CPUS)
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"proc/meminfo": "MemTotal:       8000 kB\nMemFree: 1 kB\n"}, 8_192_000),
+        ({"proc/meminfo": "MemTotal:       8000 kB\n", "sys/fs/cgroup/a/memory.max": "max\n"}, 8_192_000),
+        ({"proc/meminfo": "MemTotal:       8000 kB\n", "sys/fs/cgroup/a/memory.max": "4000000\n"}, 4_000_000),
+        ({"sys/fs/cgroup/a/b/memory.max": "5000\n", "sys/fs/cgroup/memory.max": "4000\n"}, 4000),
+    ],
+)
+def test_usable_memory(tmp_path: Path, files: dict[str, str], expected: int | None) -> None:
+    own = {"proc/self/cgroup": "0::/a/b\n", "proc/self/mountinfo": CGROUP2_MOUNT}
+    assert machine.usable_memory(write(tmp_path, own | files)) == expected
+
+
+def test_usable_memory_of_cgroup_v1(tmp_path: Path) -> None:
+    files = {
+        "proc/self/cgroup": "4:memory:/docker\n",
+        "proc/self/mountinfo": "31 23 0:28 / /sys/fs/cgroup/memory rw shared:11 - cgroup cgroup rw,memory\n",
+        "sys/fs/cgroup/memory/docker/memory.limit_in_bytes": "3000\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+    }
+    assert machine.usable_memory(write(tmp_path, files)) == 3000
+
+
 def test_memory_counts_what_is_touched() -> None:
     before = machine.memory_in_use()
     touched = np.ones(256 << 20, np.uint8)

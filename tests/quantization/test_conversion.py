@@ -384,6 +384,16 @@ def test_memory_is_bounded(family: str, tmp_path: Path) -> None:
     assert peak <= LARGEST_MEMORY <= announced < 1.5 * end
 
 
+def test_too_little_memory_is_told_before_any_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = "may take up to 0.4 GB of memory, and this process may use 0.0 GB"
+    for there, told in ((10**12, False), (None, False), (10**6, True)):
+        monkeypatch.setattr("quantkit.quantization.conversion.usable_memory", lambda there=there: there)
+        convert(checkpoint, tmp_path / "out", dry_run=True)
+        assert (words in caplog.text) is told
+
+
 @pytest.mark.parametrize("dry_run", [False, True])
 def test_room_is_asked_for_before_any_work(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool

@@ -6,13 +6,14 @@ the plans say. Which kinds meet a target is `allocation/`'s affair, what to cali
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from quantkit.engine.machine import peak_memory, usable_cores
+from quantkit.engine.machine import peak_memory, usable_cores, usable_memory
 from quantkit.errors import OptionError
 from quantkit.formats.output import check_outputs
 from quantkit.formats.output.space import check_space, free_bytes
@@ -24,6 +25,8 @@ from quantkit.quantization.pipeline import memory_needed
 from quantkit.quantization.plan import Plan, make_plans
 from quantkit.quantization.recipe import MIXED, Recipe
 from quantkit.quantization.report import Progress, Report
+
+logger = logging.getLogger(__name__)
 
 
 def convert(
@@ -155,6 +158,7 @@ def convert_all(
     cores = threads or usable_cores()
     plans = {output: _with_kinds(plan, cores, progress) for output, plan in plans.items()}
     check_space({Path(output): plan.nbytes for output, plan in plans.items()})
+    _warn_of_memory(max(map(_memory_needed, plans.values())))
     free = {output: free_bytes(Path(output)) for output in outputs}
     lost = dict.fromkeys(plans, Losses({}))
     if not dry_run:
@@ -192,6 +196,14 @@ def _memory_needed(plan: Plan) -> int:
     else:
         more.append(measuring_memory(plan.program, _searched_kinds(plan)))
     return memory_needed(plan.source) + max(more)
+
+
+def _warn_of_memory(needed: int) -> None:
+    """Say beforehand that packing may take more memory than there is."""
+    there = usable_memory()
+    if there is not None and needed > there:
+        sizes = f"up to {needed / 1e9:.1f} GB of memory, and this process may use {there / 1e9:.1f} GB"
+        logger.warning("packing may take %s: it may become slow, or be killed", sizes)
 
 
 def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str]) -> dict[Output, Plan]:
