@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import TYPE_CHECKING
 
 from quantkit import formats
 from quantkit.engine.binding import bind
 from quantkit.engine.machine import usable_cores
-from quantkit.engine.model import Model
 from quantkit.engine.numa import POLICIES, interleave, memory_nodes
 from quantkit.engine.opening import local_path, open_model
 from quantkit.formats import ModelSource
@@ -20,6 +23,9 @@ from quantkit.formats.hub import shown_name
 from quantkit.generation.options import is_whole, require
 from quantkit.generation.text.tokenizer import Tokenizer
 from quantkit.models.registry.wrappers import text_config
+
+if TYPE_CHECKING:
+    from quantkit.engine.model import Model
 
 
 def load_model(
@@ -69,8 +75,11 @@ def load(
     """Open a model folder (or GGUF file) with its tokenizer; options and errors as `load_model`."""
     _check_threads(threads)
     source = open_model(path)
-    tokenizer = _tokenizer(source)
-    return model_of(source, threads=threads, context=context, kv_dtype=kv_dtype, numa=numa), tokenizer
+    with ThreadPoolExecutor(1) as beside:  # the tokenizers library needs no GIL
+        reading = beside.submit(copy_context().run, _tokenizer, source)
+        make = _maker(source, threads=threads, context=context, kv_dtype=kv_dtype, numa=numa)
+        tokenizer = reading.result()
+    return make(), tokenizer
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
@@ -107,22 +116,38 @@ def model_of(
     numa: str | None = None,
 ) -> Model:
     """Return the model that a source holds; options and errors as `load_model`."""
+    return _maker(source, threads=threads, context=context, kv_dtype=kv_dtype, numa=numa)()
+
+
+def _maker(
+    source: ModelSource, *, threads: int | None, context: int | None, kv_dtype: str, numa: str | None
+) -> Callable[[], Model]:
+    """Return what makes a model, once all that is known of a source and the options has been checked.
+
+    Making it starts threads, and compiles kernels that are not on disk.
+    """
+    from quantkit.engine.model import Model  # heavy: `load` reads the tokenizer meanwhile
+
     require(numa is None or numa in POLICIES, "numa", numa, f"None or one of {', '.join(POLICIES)}")
     accepted = context is None or (is_whole(context) and context >= 1)
     bound = bind(source, context if accepted else None)
     longest = bound.architecture.longest_context
     accepted = accepted and (context is None or context <= longest)
     require(accepted, "context", context, f"1 to {longest}, which {shown_name(source.path)} was made for")
-    model = Model(
-        bound.program,
-        bound.weights,
-        context_length=bound.architecture.context_length if context is None else context,
-        threads=usable_cores() if threads is None else threads,
-        kv_kind=kv_dtype,
-    )
-    if numa:
-        interleave((tensor.data for tensor in model.tensors.values()), memory_nodes())
-    return model
+
+    def make() -> Model:
+        model = Model(
+            bound.program,
+            bound.weights,
+            context_length=bound.architecture.context_length if context is None else context,
+            threads=usable_cores() if threads is None else threads,
+            kv_kind=kv_dtype,
+        )
+        if numa:
+            interleave((tensor.data for tensor in model.tensors.values()), memory_nodes())
+        return model
+
+    return make
 
 
 def _tokenizer(source: ModelSource) -> Tokenizer:
