@@ -35,6 +35,7 @@ from quantkit_kernels.simd import (
     load_scales_u4,
     low_nibbles,
     prefetch,
+    prefetch_level2,
     rows_of,
     scale_u4,
     start_dot_i8,
@@ -81,7 +82,10 @@ def _prefetch_blocks(address, size, like):
     """Prefetch as many blocks of `size` bytes as `like` has row tiles; returns the address behind them."""
     end = address + rows_of(like) * tiles_of(like) * size
     for line in range(address, end, 64):
-        prefetch(line)
+        if tokens_of(like) == 1:  # bound by memory: as many lines as can be are on their way
+            prefetch_level2(line)
+        else:
+            prefetch(line)
     return end
 
 
