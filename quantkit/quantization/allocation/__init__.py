@@ -1,8 +1,8 @@
 """Where to spend bits: which matrices of a plan get more than four of them, so that a target of bytes is kept.
 
-What int4 costs each unit is measured (`sensitivity.py`), was measured before (`known.py`), or is said by a rule
-(`rule.py`); `assignment.py` spends the bytes. Matrices that an override finds keep its kind. What the others became is
-a plan like any other: nothing behind it knows that there was a target.
+What int4 costs each unit is measured (`sensitivity.py`) of what it will be (`packing.py`), was measured before
+(`known.py`), or is said by a rule (`rule.py`); `assignment.py` spends the bytes. Matrices that an override finds keep
+its kind. What the others became is a plan like any other: nothing behind it knows that there was a target.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import replace
 
 from quantkit.errors import OptionError, collecting_notices, notice
 from quantkit.quantization.allocation.assignment import Option, assign
-from quantkit.quantization.allocation.calibrated import shares_left
 from quantkit.quantization.allocation.known import Known
+from quantkit.quantization.allocation.packing import packing_of, spread
 from quantkit.quantization.allocation.rule import by_rule
 from quantkit.quantization.allocation.sensitivity import KIND, measure, memory_needed
 from quantkit.quantization.allocation.units import Unit, units_of
@@ -36,8 +36,6 @@ INT8_SHARE = 1 / 100
 WINDOWS, WINDOW_TOKENS, LEAST_WINDOW_TOKENS = 4, 64, 16
 """Of the built-in text, and what models of more than a billion weights read of them at least. More tokens choose the
 same matrices, but windows have to differ: a single one, in a language new to the model, chose twice the loss."""
-HESSIAN_WINDOWS = 8
-"""Of the text that is calibrated on, 4,096 tokens, to tell what calibration leaves."""
 TIMED_UNITS = 5
 """How many are measured before it is said how long all take."""
 NOTHING = 1e-12
@@ -79,7 +77,7 @@ def allocated(plan: Plan, *, threads: int, progress: Callable[[Progress], None] 
         costs={name: cost for unit, cost in zip(units, costs, strict=True) for name in unit.names},
         divergence=sum(option.cost for option in chosen) if measured else None,
         all_int4=sum(costs) if measured else None,
-        memory=memory_needed(plan.program, plan.source, units, WINDOWS * WINDOW_TOKENS) if measured else 0,
+        memory=memory_needed(plan.program, plan.source, units, WINDOWS * WINDOW_TOKENS) + least if measured else 0,
     )
     specs = {name: replace(spec, kind=kinds.get(name, spec.kind)) for name, spec in plan.specs.items()}
     reasons = {name: _REASONS[kinds[name] == KIND] if name in kinds else why for name, why in plan.reasons.items()}
@@ -150,10 +148,12 @@ def _measured(
         return None
     text = read_calibration_text(BUILTIN, plan.source, plan.program.learned_positions)
     windows = _windows(text.windows, _work(plan, units))
-    known = Known("divergence in int4", plan.source.identity(), windows)
+    known = Known([plan.about.get("calibration"), plan.about.get("imatrix")], plan.source.identity(), windows)
     missing = [unit for unit in units if known.get(unit.label) is None]
+    packed = packing_of(plan, [name for unit in missing for name in unit.names], threads, progress)
     start = 0.0
-    for number, (unit, divergences) in enumerate(measure(plan.program, plan.source, missing, windows, threads), 1):
+    for number, found in enumerate(measure(plan.program, plan.source, missing, packed, windows, threads), 1):
+        unit, divergences = found
         known.add(unit.label, divergences)
         start = start or time.perf_counter()  # what came before is compiling, and reading without any of it rounded
         if number == TIMED_UNITS:
@@ -162,33 +162,13 @@ def _measured(
             logger.info("measuring what int4 costs each matrix: about %s, once", about)
         if progress:
             progress(Progress(f"measuring {unit.label}", number, len(missing)))
-    costs = [_typical(known.get(unit.label) or []) for unit in units]
-    left = _left_by_calibration(plan, units, threads) if plan.text else {}
-    return [cost * left.get(unit.names[0], 1.0) for unit, cost in zip(units, costs, strict=True)]
-
-
-def _left_by_calibration(plan: Plan, units: Sequence[Unit], threads: int) -> dict[str, float]:
-    """The share of its cost that calibration leaves of the first matrix of each unit, found now or before."""
-    assert plan.text is not None
-    windows = _spread(plan.text.windows, HESSIAN_WINDOWS)
-    known = Known("left by calibration", plan.source.identity(), windows)
-    names = [unit.names[0] for unit in units]
-    if any(known.get(name) is None for name in names):
-        for name, share in shares_left(plan.program, plan.source, names, windows, threads):
-            known.add(name, [share])
-    return {name: found[0] for name in names if (found := known.get(name))}
+    return [_typical(known.get(unit.label) or []) for unit in units]
 
 
 def _windows(texts: Sequence[Sequence[int]], work: float) -> list[list[int]]:
     """Take the beginnings of some windows of a text; shorter ones for models that are slow to run."""
     length = min(WINDOW_TOKENS, max(LEAST_WINDOW_TOKENS, int(MOST_WORK / work / WINDOWS)))
-    return [window[:length] for window in _spread(texts, WINDOWS)]
-
-
-def _spread(texts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
-    """Take so many windows, or all if there are fewer, evenly from a text."""
-    count = min(count, len(texts))
-    return [list(texts[(2 * place + 1) * len(texts) // (2 * count)]) for place in range(count)]
+    return [window[:length] for window in spread(texts, WINDOWS)]
 
 
 def _work(plan: Plan, units: Sequence[Unit]) -> float:

@@ -11,12 +11,14 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from quantkit import user_cache
 from quantkit.errors import CheckpointError
 from quantkit.formats.json_files import read_object
 from quantkit.formats.output import as_json, write_file
 from quantkit.generation.options import is_number
+from quantkit.quantization.calibration import CALIBRATION_VERSION
 from quantkit.quantization.encode import ENCODER_VERSION
 
 
@@ -25,16 +27,16 @@ class Known:
 
     Parameters
     ----------
-    what : str
-        What the numbers are.
+    what : sequence
+        What else decides the numbers, as JSON holds it.
     identity : str
         Of the checkpoint: another one when any byte is.
     windows : sequence of sequence of int
         What the model reads.
     """
 
-    def __init__(self, what: str, identity: str, windows: Sequence[Sequence[int]]) -> None:
-        decisive = json.dumps([what, identity, windows, ENCODER_VERSION])
+    def __init__(self, what: Sequence[Any], identity: str, windows: Sequence[Sequence[int]]) -> None:
+        decisive = json.dumps([*what, identity, windows, ENCODER_VERSION, CALIBRATION_VERSION])
         name = f"{hashlib.sha256(decisive.encode()).hexdigest()[:32]}.json"
         self._file: Path | None = None
         self._found: dict[str, list[float]] = {}

@@ -1,5 +1,6 @@
 """How much it costs to round a unit: the divergence of the model's predictions where this unit alone is int4.
 
+A unit is int4 as it will be packed: the better it is searched for, the less it costs, and not all gain alike.
 Everything else keeps the source's weights and runs in f32 arithmetic, so that nothing but the unit differs and the
 divergences of all units add up. What comes before a unit does not depend on it: the values there are computed once, and
 each unit runs the rest of the program. `assignment.py` spends bytes by what is found here.
@@ -7,7 +8,7 @@ each unit runs the rest of the program. `assignment.py` spends bytes by what is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from quantkit.models.parts import cut
 from quantkit.models.program import Program
 from quantkit.quantization.allocation.units import Unit
 from quantkit.quantization.calibration.passes import Rows, Walk, Weights, run_part
-from quantkit.quantization.encode import dequantize, quantize
+from quantkit.quantization.encode import dequantize
 from quantkit.tensor import Tensor
 
 KIND = "int4"
@@ -27,6 +28,7 @@ def measure(
     program: Program,
     source: ModelSource,
     units: Sequence[Unit],
+    packed: Callable[[str], Tensor],
     windows: Sequence[Sequence[int]],
     threads: int,
 ) -> Iterator[tuple[Unit, list[float]]]:
@@ -39,6 +41,8 @@ def measure(
         The weights, at most 16 bits of which each is stored.
     units : sequence of Unit
         In the order of use.
+    packed : callable
+        Returns a matrix in int4, by its name.
     windows : sequence of sequence of int
         A text: token ids, as many in each.
     threads : int
@@ -59,7 +63,7 @@ def measure(
         if parts[number].outputs:  # else nothing that later ones read comes before the unit
             walk.run(parts[number], parts[number + 1 :], windows, threads)
         rest = cut(program, [unit.border])[1]
-        rounded = {name: _rounded(source, name, weights.tensors[name], threads) for name in unit.names}
+        rounded = {name: _floats(packed(name)) for name in unit.names}
         changed = Weights(source.config, weights.tensors | rounded)
         yield unit, reference.divergences(_logits(rest, changed, walk.rows, windows, threads))
 
@@ -70,11 +74,7 @@ def memory_needed(program: Program, source: ModelSource, units: Sequence[Unit], 
     return source.nbytes + 4 * largest + 3 * 4 * tokens * program.logits.columns
 
 
-def _rounded(source: ModelSource, name: str, weights: Tensor, threads: int) -> Tensor:
-    """A matrix as int4 holds it, in f32."""
-    label = f"{source.file_of(name)}: tensor {name!r}"
-    scales = source.group_scales(name, slice(None))
-    packed, _ = quantize(weights, KIND, scales=scales, label=label, threads=threads)
+def _floats(packed: Tensor) -> Tensor:
     return Tensor("f32", packed.shape, np.concatenate(list(dequantize(packed))))
 
 

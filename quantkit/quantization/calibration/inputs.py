@@ -79,6 +79,17 @@ def importances_of(measured: Iterator[Squares]) -> dict[str, NDArray[np.float32]
     return found
 
 
+def importances_without_text(
+    program: Program,
+    source: Selection,
+    names: Collection[str],
+    threads: int,
+    tell: Callable[[str], None] = lambda name: None,
+) -> dict[str, NDArray[np.float32]]:
+    """Return what each column of matrices counts, by their names, as `measure` finds it with any tokens."""
+    return importances_of(measure(program, source, names, any_tokens(program), threads, tell))
+
+
 def any_tokens(program: Program) -> list[list[int]]:
     """Return a window of tokens that are spread evenly over a model's vocabulary; several if it reads no long ones."""
     length = min(MEASURED_TOKENS, program.learned_positions or MEASURED_TOKENS)

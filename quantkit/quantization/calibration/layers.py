@@ -14,6 +14,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.formats.source import ModelSource
 from quantkit.models.parts import cut
@@ -111,18 +112,25 @@ def _reference(source: ModelSource, spec: TensorSpec, packed: Tensor, threads: i
     """A tensor as the reference has it: of int8 where it is to be calibrated, else as it is packed."""
     if spec.kind != KIND:
         return packed
-    return _packed_alone(source, source.tensor(spec.name, copy=True), spec.name, REFERENCE_KIND, threads).tensor
+    return packed_alone(source, source.tensor(spec.name, copy=True), spec.name, REFERENCE_KIND, threads).tensor
 
 
 def _pack(source: ModelSource, spec: TensorSpec, threads: int) -> Packed:
-    return _packed_alone(source, source.tensor(spec.name, copy=True), spec.name, spec.kind, threads)
+    return packed_alone(source, source.tensor(spec.name, copy=True), spec.name, spec.kind, threads)
 
 
-def _packed_alone(source: ModelSource, weights: Tensor, name: str, kind: str, threads: int) -> Packed:
-    """Pack a tensor by itself, with the source's codes where it has some."""
+def packed_alone(
+    source: ModelSource,
+    weights: Tensor,
+    name: str,
+    kind: str,
+    threads: int,
+    importance: NDArray[np.float32] | None = None,
+) -> Packed:
+    """Pack a tensor by itself, with the source's codes where it has some; `importance` as of `encode`."""
     scales = source.group_scales(name, slice(None)) if len(weights.shape) == 2 else None
     label = f"{source.file_of(name)}: tensor {name!r}"
-    found = encode_tensor(weights, kind, scales=scales, label=label, threads=threads)
+    found = encode_tensor(weights, kind, scales=scales, importance=importance, label=label, threads=threads)
     kept = None if found.kept is None else found.kept / len(found.data)
     tensor = Tensor(kind, weights.shape, found.data, found.row_scales)
     return Packed(name, tensor, found.error / (found.squares or 1.0), kept_codes=kept)
@@ -151,7 +159,7 @@ def _calibrate(
                 added = None if value is None else lacking_of(path.rows_of(value), reference.rows_of(value))
                 drifts[name] = of.drift(partial(_floats, source, name), added)
         for name, before in found.items():
-            yield before or _pack_under(curvature, source, name, threads, drifts.get(name))
+            yield before or pack_matrix(curvature, source, name, threads, drifts.get(name))
 
 
 def _floats(source: ModelSource, name: str) -> Rows:
@@ -166,12 +174,12 @@ def _wanted(shared: Shared, path: Walk, reference: Walk, length: int) -> Iterabl
     return rows_of_experts(shared, {**reference.rows, **routed}, length)
 
 
-def _pack_under(
-    curvature: Curvature | None, source: ModelSource, name: str, threads: int, drift: Drift | None
+def pack_matrix(
+    curvature: Curvature | None, source: ModelSource, name: str, threads: int, drift: Drift | None = None
 ) -> Packed:
-    """Pack a weight of kind int4, under the Hessian of its inputs if there were any."""
+    """Pack a matrix to `KIND`, under the Hessian of its inputs if there were any."""
     weights = source.tensor(name, copy=True)
-    alone = _packed_alone(source, weights, name, KIND, threads)
+    alone = packed_alone(source, weights, name, KIND, threads)
     if curvature is None:
         return alone
     if alone.error <= NEGLIGIBLE[KIND]:  # with the source's codes; no others come as near

@@ -97,12 +97,11 @@ def _importances(
         return plan.imatrix.importances
     if not names:
         return {}
-    from quantkit.quantization.calibration.inputs import any_tokens, importances_of, measure  # compiles the engine
+    from quantkit.quantization.calibration.inputs import importances_without_text  # compiles the engine
 
     weights = {name: plan.specs[name].weights for name in names}
     tell = counting(measuring, weights, sum(weights.values()))
-    windows = any_tokens(plan.program)
-    return importances_of(measure(plan.program, plan.source, names, windows, threads, tell))
+    return importances_without_text(plan.program, plan.source, names, threads, tell)
 
 
 def _write_stripes(encoded: Generator[Stripe], folders: Sequence[_Growing], tell: Callable[[str], None]) -> None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tiny
 from golden.generate import checkpoint
+from quantkit import formats
 from quantkit.errors import OptionError, StrictError
 from quantkit.formats.packed import PackedModel
 from quantkit.quantization import allocation
 from quantkit.quantization.allocation import known, sensitivity
+from quantkit.quantization.calibration.measuring import calibrate
 from quantkit.quantization.conversion import convert, convert_all
+from quantkit.quantization.encode import dequantize, quantize
 from quantkit.quantization.recipe import Recipe
 from quantkit.quantization.report import Report
 from quantkit.quantization.report.page import page
+from quantkit.tensor import Tensor
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +33,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setattr(known, "user_cache", SimpleNamespace(entry=lambda kind, name: folder / name))
     return folder
+
+
+@pytest.fixture
+def packings(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[str], Tensor]]:
+    """What packs the matrices that are measured."""
+    found: list[Callable[[str], Tensor]] = []
+
+    def noting(*args: Any) -> Iterator[Any]:
+        found.append(args[3])
+        return sensitivity.measure(*args)
+
+    monkeypatch.setattr(allocation, "measure", noting)
+    return found
 
 
 @pytest.fixture
@@ -146,6 +164,40 @@ def test_what_was_interrupted_is_measured_on(
         convert(source, tmp_path / "out", "mixed", progress=stop)
     convert(source, tmp_path / "out", "mixed")
     assert len(measured) == len(set(measured))
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_what_is_measured_is_what_is_packed(name: str, tmp_path: Path, packings: list[Callable[[str], Tensor]]) -> None:
+    source = checkpoint(tmp_path / "source", name)
+    calibrate(source, tmp_path / "file.gguf")
+    for imatrix in (None, tmp_path / "file.gguf"):
+        report = convert(source, tmp_path / "out", "mixed", imatrix=imatrix, force=True)
+        int4 = [name for name, kind in kinds(report).items() if kind == "int4"]
+        assert int4
+        packed = PackedModel(tmp_path / "out")
+        for each in int4:
+            assert packings[-1](each).data.tobytes() == packed.tensor(each).data.tobytes()
+    plain, under_file = (packing(int4[0]).data.tobytes() for packing in packings)
+    assert plain != under_file
+
+
+def test_what_is_measured_for_a_text_is_calibrated_on_it(
+    tmp_path: Path, packings: list[Callable[[str], Tensor]]
+) -> None:
+    source = tiny.checkpoint(tmp_path / "source", tie_word_embeddings=True)
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog, and runs. " * 200)
+    convert(source, tmp_path / "out", "mixed", calibration=text, dry_run=True)
+    stored = formats.open(source)
+    for name in ("embed_tokens", "layers.0.self_attn.q_proj", "layers.1.mlp.down_proj"):
+        weights = stored.tensor(f"model.{name}.weight")
+        packed = packings[0](f"model.{name}.weight")
+        assert packed.kind == "int4"
+        error, least = (
+            sum(float(np.square(found - wanted).sum()) for found, wanted in zip(*map(dequantize, pair), strict=True))
+            for pair in ((packed, weights), (quantize(weights, "int4")[0], weights))
+        )
+        assert error > least  # for which the output is better
 
 
 def test_calibration_changes_what_matters(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,10 @@ class Rounded:
         return Tensor("f32", tensor.shape, np.concatenate(list(dequantize(quantize(tensor, "int4")[0]))))
 
 
+def packing(plan: Plan) -> Callable[[str], Tensor]:
+    return lambda name: quantize(plan.source.tensor(name), "int4")[0]
+
+
 def log_probabilities(plan: Plan, names: tuple[str, ...] = ()) -> NDArray[np.float64]:
     """Of all predictions of all windows, `[windows, tokens, vocab_size]`, by the whole model."""
     model = Model(plan.program, Rounded(plan, names), context_length=64, threads=1)
@@ -54,7 +59,7 @@ def log_probabilities(plan: Plan, names: tuple[str, ...] = ()) -> NDArray[np.flo
 @pytest.mark.parametrize("name", CASES)
 def test_costs_are_divergences_of_the_whole_model(name: str, tmp_path: Path) -> None:
     plan, units = planned(tmp_path, name)
-    found = dict(measure(plan.program, plan.source, units, WINDOWS, threads=2))
+    found = dict(measure(plan.program, plan.source, units, packing(plan), WINDOWS, threads=2))
     assert list(found) == units
     reference = log_probabilities(plan)
     for unit in (*units[:4], *units[-3:]):
@@ -66,10 +71,13 @@ def test_costs_are_divergences_of_the_whole_model(name: str, tmp_path: Path) -> 
 
 def test_threads_change_nothing(tmp_path: Path) -> None:
     plan, units = planned(tmp_path, "mixtral")
-    one, two = (list(measure(plan.program, plan.source, units[:6], WINDOWS, threads=threads)) for threads in (1, 2))
+    one, two = (
+        list(measure(plan.program, plan.source, units[:6], packing(plan), WINDOWS, threads=threads))
+        for threads in (1, 2)
+    )
     assert one == two
 
 
 def test_nothing_is_run_for_no_units(tmp_path: Path) -> None:
     plan, _ = planned(tmp_path, "llama")
-    assert list(measure(plan.program, plan.source, [], [[10**9]], threads=1)) == []
+    assert list(measure(plan.program, plan.source, [], packing(plan), [[10**9]], threads=1)) == []
