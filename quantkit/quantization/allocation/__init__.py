@@ -146,7 +146,7 @@ def _measured(
     if "tokenizer.json" not in plan.source.files:
         notice(logger, f"{plan.source.path}: without a tokenizer nothing can be measured; a rule says what matters")
         return None
-    text = read_calibration_text(BUILTIN, plan.source, plan.program.learned_positions)
+    text = read_calibration_text(BUILTIN, plan.source, plan.program)
     windows = _windows(text.windows, _work(plan, units))
     known = Known([plan.about.get("calibration"), plan.about.get("imatrix")], plan.source.identity(), windows)
     missing = [unit for unit in units if known.get(unit.label) is None]

@@ -126,7 +126,7 @@ def calibrate(
     if isinstance(source, PackedModel):
         raise UnsupportedError(f"{source.path}: is packed already; measure the checkpoint that it was made of")
     bound = bind(source)
-    read = read_calibration_text(text, bound.weights, bound.program.learned_positions)
+    read = read_calibration_text(text, bound.weights, bound.program)
     names = _matrices(bound.program)
     kept = _Kept([source.identity(), names, read.windows, TURN_WINDOWS, ENCODER_VERSION])
     from quantkit.quantization.calibration.imatrix import entries_of

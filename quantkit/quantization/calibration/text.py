@@ -27,11 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.errors import GenerationError, OptionError
+from quantkit.errors import CheckpointError, GenerationError, OptionError
 from quantkit.formats.output import as_json
 from quantkit.formats.source import ModelSource
 from quantkit.generation.text.plain import decode_text
 from quantkit.generation.text.tokenizer import Tokenizer
+from quantkit.models.program import Program
 
 WINDOW_TOKENS = 512
 """Tokens of a window, or what a model has learned positions for if that is less."""
@@ -77,9 +78,7 @@ class CalibrationText:
         return {"text": self.name, "sha256": self.digest, "tokens": self.tokens}
 
 
-def read_calibration_text(
-    path: str | os.PathLike[str], source: ModelSource, learned_positions: int | None
-) -> CalibrationText:
+def read_calibration_text(path: str | os.PathLike[str], source: ModelSource, program: Program) -> CalibrationText:
     """Cut a text into windows, spread evenly over it; each begins as the model's texts begin.
 
     Parameters
@@ -88,20 +87,25 @@ def read_calibration_text(
         UTF-8 text; a `.jsonl` file with a text or the messages of a dialogue in each line; or `builtin`.
     source : ModelSource
         The model, whose tokenizer reads the text.
-    learned_positions : int, optional
-        The most tokens that it can read, if there is a limit.
+    program : Program
+        The model's: it may know no more than some tokens and positions.
 
     Raises
     ------
     OptionError
         The text cannot be read, is damaged or too short, or the model has no tokenizer.
+    CheckpointError
+        The tokenizer has tokens that the model lacks, and the text has one of these.
     """
     if "tokenizer.json" not in source.files:
         raise OptionError(f"calibration: {source.path} has no tokenizer.json, so it cannot read a text")
     tokenizer = Tokenizer({**source.files, "config.json": as_json(source.config)}, source.path)
     file, name = _file(path), BUILTIN if os.fspath(path) == BUILTIN else Path(path).name
     ids = list(_tokens(_documents(file), tokenizer))
-    length = min(WINDOW_TOKENS, learned_positions or WINDOW_TOKENS)
+    if ids and max(ids) >= program.vocab_size:
+        known = f"the model's vocabulary has {program.vocab_size}"
+        raise CheckpointError(f"{source.path}: its tokenizer reads the text as token {max(ids)}, but {known}")
+    length = min(WINDOW_TOKENS, program.learned_positions or WINDOW_TOKENS)
     if len(ids) < LEAST_TOKENS:
         raise OptionError(
             f"calibration: {file} has {len(ids)} tokens; at least {LEAST_TOKENS} are needed, "

@@ -214,7 +214,7 @@ def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str]) -> di
     if not fit:
         raise OptionError(f"calibration: no matrix becomes {CALIBRATED}; the other kinds need none")
     plan = next(iter(plans.values()))
-    text = read_calibration_text(path, plan.source, plan.program.learned_positions)
+    text = read_calibration_text(path, plan.source, plan.program)
     calibrated = {output: replace(plans[output], text=text) for output in fit}
     return {output: calibrated.get(output, plan) for output, plan in plans.items()}
 

@@ -12,15 +12,22 @@ from typing import Any
 import pytest
 
 import tiny
+from golden import generate as golden
 from quantkit import formats
-from quantkit.errors import OptionError
+from quantkit.engine.binding import bind
+from quantkit.errors import CheckpointError, OptionError
 from quantkit.formats.source import ModelSource
 from quantkit.generation.loading import load_tokenizer
+from quantkit.models.program import Program
 from quantkit.quantization.calibration import text as module
 from quantkit.quantization.calibration.text import BUILTIN, check_calibration_file, read_calibration_text
 
 DOCUMENTS = [json.loads(line) for line in Path(module.__file__).with_name("builtin.jsonl").open(encoding="utf-8")]
 PARTS = 8
+
+
+def program_of(source: ModelSource) -> Program:
+    return bind(source).program
 
 
 @pytest.fixture
@@ -31,7 +38,7 @@ def source(tmp_path: Path) -> ModelSource:
 def test_windows_are_alike_and_reach_from_end_to_end(source: ModelSource, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text(" ".join(map(str, range(30000))))
-    found = read_calibration_text(file, source, None)
+    found = read_calibration_text(file, source, program_of(source))
     tokenizer = load_tokenizer(source.path)
     begin, ids = tokenizer.encode(""), tokenizer.encode(file.read_text(), add_special_tokens=False)
     assert {len(window) for window in found.windows} == {module.WINDOW_TOKENS}
@@ -48,7 +55,7 @@ def test_line_ends_and_byte_order_marks_are_no_text(source: ModelSource, tmp_pat
     contents = {"unix": "\n".join(lines), "windows": "\ufeff" + "\r\n".join(lines), "mac": "\r".join(lines)}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content.encode())
-    unix, *others = (read_calibration_text(tmp_path / name, source, None).windows for name in contents)
+    unix, *others = (read_calibration_text(tmp_path / name, source, program_of(source)).windows for name in contents)
     assert all(other == unix for other in others)
 
 
@@ -57,7 +64,7 @@ def test_lines_of_json_are_texts_and_dialogues(source: ModelSource, tmp_path: Pa
     documents = [{"text": "the first of all\n", "meta": 1}, {"messages": said}] * 60
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, documents)) + "\n\n")
     tokenizer = load_tokenizer(source.path)
-    window = read_calibration_text(tmp_path / "data.jsonl", source, None).windows[0]
+    window = read_calibration_text(tmp_path / "data.jsonl", source, program_of(source)).windows[0]
     text = tokenizer.decode(window[1:], skip_special_tokens=False)
     assert text.startswith("the first of all\n\n\n" + tokenizer.apply_chat_template(said, add_generation_prompt=False))
 
@@ -79,13 +86,13 @@ def test_of_a_large_text_passages_are_read(
     numbers, tokenizer = range(100_000, 200_000), load_tokenizer(source.path)
     (tmp_path / "lines.txt").write_text("\n".join(f"<{number}>" for number in numbers))
     (tmp_path / "one.txt").write_text("é" * 100_000)
-    windows = read_calibration_text(tmp_path / "lines.txt", source, None).windows
+    windows = read_calibration_text(tmp_path / "lines.txt", source, program_of(source)).windows
     for window, wanted in zip((windows[0], windows[-1]), ("<1000", "<199"), strict=True):
         text = tokenizer.decode(window)
         assert re.search(r"<\d{6}>\n<\d{6}>", text)
         assert wanted in text
         assert set(re.findall(r"<\d+>", text)) <= {f"<{number}>" for number in numbers}
-    window = read_calibration_text(tmp_path / "one.txt", source, None).windows[0]
+    window = read_calibration_text(tmp_path / "one.txt", source, program_of(source)).windows[0]
     assert set(tokenizer.decode(window[1:])[:-1]) == {"é"}  # the last one may be cut
 
 
@@ -96,17 +103,25 @@ def test_a_pipe_cannot_be_read_twice(tmp_path: Path) -> None:
             check_calibration_file(tmp_path / name)
 
 
-def test_windows_are_no_longer_than_the_positions_that_a_model_has_learned(source: ModelSource, tmp_path: Path) -> None:
+def test_windows_are_no_longer_than_the_positions_that_a_model_has_learned(tmp_path: Path) -> None:
+    source = formats.open(golden.checkpoint(tmp_path / "gpt2", "gpt2"))
     (tmp_path / "text.txt").write_text("a b c " * 1000)
-    found = read_calibration_text(tmp_path / "text.txt", source, 64)
-    assert {len(window) for window in found.windows} == {64}
+    found = read_calibration_text(tmp_path / "text.txt", source, program_of(source))
+    assert {len(window) for window in found.windows} == {program_of(source).learned_positions}
+
+
+def test_tokens_that_the_model_lacks_are_named(tmp_path: Path) -> None:
+    source = formats.open(tiny.checkpoint(tmp_path / "small", vocab_size=300))
+    (tmp_path / "text.txt").write_text("the one and all of them " * 1000)
+    with pytest.raises(CheckpointError, match=r"small: its tokenizer reads the text as token 3\d\d, .* has 300"):
+        read_calibration_text(tmp_path / "text.txt", source, program_of(source))
 
 
 def test_the_spelling_of_a_special_token_is_text(source: ModelSource, tmp_path: Path) -> None:
     special = load_tokenizer(source.path)
     (tmp_path / "text.txt").write_text("</s> " * 1000)
     begin = special.encode("")
-    windows = read_calibration_text(tmp_path / "text.txt", source, None).windows
+    windows = read_calibration_text(tmp_path / "text.txt", source, program_of(source)).windows
     assert all(special.eos_token_ids.isdisjoint(window[len(begin) :]) for window in windows)
 
 
@@ -116,7 +131,7 @@ def test_the_builtin_text_is_for_every_model(source: ModelSource, name: str | Pa
     if not template:
         (source.path / "chat_template.jinja").unlink()
         source = formats.open(source.path)
-    found = read_calibration_text(name, source, None)
+    found = read_calibration_text(name, source, program_of(source))
     assert found.name == BUILTIN
     assert len(found.windows) == module.MOST_WINDOWS
 
@@ -126,7 +141,7 @@ def test_dialogues_are_written_by_the_models_template(source: ModelSource) -> No
     template.write_text(
         "{% for it in messages %}[{{ it.role }}, {{ strftime_now('%Y-%m-%d') }}]{{ it.content }}{% endfor %}"
     )
-    found = read_calibration_text(BUILTIN, formats.open(source.path), None)
+    found = read_calibration_text(BUILTIN, formats.open(source.path), program_of(source))
     text = "".join(map(load_tokenizer(source.path).decode, found.windows))
     assert f"[assistant, {module.DATE:%Y-%m-%d}]" in text  # whatever day it is
     assert "[system, " in text
