@@ -76,7 +76,7 @@ def encode(
         Names file and tensor in messages.
     """
     stored = np.ascontiguousarray(stored)
-    weights = dequantize_rows(stored_kind, stored, None, stored.shape)
+    weights = _widened(stored_kind, stored)
     if not np.isfinite(weights).all():
         raise CheckpointError(f"{label} holds NaN or infinity; the checkpoint is damaged")
     squares = float(np.square(weights, dtype=np.float64).sum())
@@ -186,6 +186,14 @@ def round_to(kind: str, weights: NDArray[np.float32]) -> tuple[NDArray[Any], flo
     """
     data = np.empty(weights.shape, _DTYPES[kind])
     return data, _ENCODERS[kind](weights, data)
+
+
+def _widened(kind: str, stored: NDArray[Any]) -> NDArray[np.float32]:
+    if kind != "f16":
+        return dequantize_rows(kind, stored, None, stored.shape)
+    from quantkit_kernels.packing.widen import widen_f16  # compiles, where the kernels are not cached
+
+    return widen_f16(stored)
 
 
 def _as_vector(scalar: Tensor) -> Tensor:

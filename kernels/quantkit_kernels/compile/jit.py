@@ -42,6 +42,11 @@ class Kernel:
         """What numba asks an object for that it does not know."""
         return self.dispatcher._numba_type_
 
+    @property
+    def loaded(self) -> bool:
+        """Whether its address has been asked for, so that its machine code is in memory."""
+        return "address" in self.__dict__
+
     @functools.cached_property
     def address(self) -> int:
         """Of the machine code of an entry that takes i64s and returns one or nothing, as `simd.call` takes it.

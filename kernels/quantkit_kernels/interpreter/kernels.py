@@ -65,7 +65,8 @@ def compiled(operations: Collection[str], kinds: Collection[str], processes: int
     advances = [advance_of(name) for name in operations if OPERATIONS[name].state]
     others = [kernel_of(name) for name in operations if not OPERATIONS[name].shared]
     products = [PRODUCTS[kind] for kind in kinds]
-    compile_beside([*lengthy, *products, participate, choose, *advances, *others], processes)
+    kernels = [*lengthy, *products, participate, choose, *advances, *others]
+    compile_beside([kernel for kernel in kernels if not kernel.loaded], processes)
     return Kernels(
         {name: kernel_of(name).address for name in operations},
         {name: advance_of(name).address for name in operations if OPERATIONS[name].state},

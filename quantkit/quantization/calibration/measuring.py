@@ -170,7 +170,7 @@ def _measured(
             kept.save()
     except (KeyboardInterrupt, SystemExit):
         done = min(kept.turns * TURN_WINDOWS, len(text.windows))
-        logger.info("interrupted: the same command goes on behind %d of %d windows", done, len(text.windows))
+        logger.info("interrupted after %d of %d windows: the same command goes on from there", done, len(text.windows))
         raise
 
 

@@ -22,7 +22,7 @@ WEIGHT_BYTES = 16
 MODELS = 2
 """The packed one and its reference."""
 MEASURED_TOKENS = 256
-"""Tokens by which a model says how large its inputs are, without a text: those of one pass."""
+"""Tokens by which a model says how large its inputs are, without a text."""
 PASS_TOKENS = 256
 """Those of the engine: the values inside of a part are in memory for so many tokens (a test compares)."""
 
