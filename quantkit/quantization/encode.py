@@ -22,7 +22,7 @@ from quantkit.tensor import GroupScales, Tensor
 from quantkit_kernels.blocks import KINDS, ROWS, expected_shapes
 from quantkit_kernels.blocks import dequantize as dequantize_rows
 
-ENCODER_VERSION = 4
+ENCODER_VERSION = 5
 """Goes up when the same weights become other bytes, so that nobody takes old packed copies for new ones."""
 STRIPE_WEIGHTS = 1 << 18
 """About how many weights are worked on at once by each thread: 1 MB of f32, which stays in its cache."""

@@ -50,7 +50,7 @@ def encode_blocks(
     scales : GroupScales, optional
         What the weights were quantized with.
     importance : ndarray, optional
-        Of int4: f32 `[columns]`, what an error in each column counts in the search.
+        f32 `[columns]`: what an error in each column counts in the search.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def encode_blocks(
     """
     from quantkit_kernels.packing.search import search_int4, search_int8  # compiles, where the kernels are not cached
 
-    search = partial(search_int4, importance=importance) if kind == "int4" else search_int8
+    search = partial(search_int4 if kind == "int4" else search_int8, importance=importance)
     if scales is None or not fit(kind, scales):
         return float(search(weights, data, row_scales).sum()), None
     errors = _keep(kind, weights, data, row_scales, scales)

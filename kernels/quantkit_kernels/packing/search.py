@@ -12,13 +12,19 @@ The search for int4 has three steps.
 3. For each group, its scale and min are rounded to these units. They and their neighbours, one unit up and down, are
    tried with the codes that suit them, and the pair with the least squared error is written.
 
+The search for int8 has one: of the scales near the smallest that clips none of a group's weights, 8 units up and down,
+the one is written whose codes err least. A clipped weight costs little where its column counts little.
+
 A column may count more than others: the error that its weights make in a layer's output is as large as its inputs
 are. Measured on SmolLM2 (mean KL divergence from fp16, linear layers packed): 0.091 where all weights count the same;
 with the importance sqrt(mean square of the group) + |w| of llama.cpp's k-quants 0.105; without the neighbours 0.095;
-with the mean squares of a column's inputs 0.051.
+with the mean squares of a column's inputs 0.051. All of int8, activations included: 0.0037 with the smallest scales
+that clip nothing, 0.0031 by the search with those mean squares.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +32,14 @@ from numpy.typing import NDArray
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.packing.tiles import (
     COLUMN_BYTES,
-    GROUP_BYTES,
     INT4_BLOCK,
     INT8_BLOCK,
     PAIR_BYTES,
+    SCALE_BYTES,
     Blocks,
     column_of,
     counted,
+    int8_code,
     load_tile,
     mass_of,
     nearest_code,
@@ -50,7 +57,6 @@ from quantkit_kernels.simd import (
     put_f64,
     round_up,
     splat,
-    store,
     store_grid,
     where_less,
     zeros,
@@ -62,6 +68,8 @@ SHIFTS = (-0.04, 0.0, 0.04)
 """Distances of their centres from its centre, relative to the same range."""
 AT_ONCE = 4
 """Groups that are searched together: each of their sums waits for its own last addition, and three go on meanwhile."""
+NEIGHBOURS = 8
+"""Scales of int8 that are tried on either side of the smallest that clips none of a group's weights."""
 REFITS = 3
 """Times that the codes of a candidate are rounded to its fit, and fitted again."""
 LEAST_IMPORTANCE = 1e-4
@@ -93,25 +101,32 @@ def search_int4(
     """
     if importance is None:
         return _search_tiles(_int4_tiles, weights, data, row_scales)
-    lanes = np.repeat(_of_groups(importance), COLUMN_BYTES // 4)
-    return _search_tiles(_weighted_int4_tiles, weights, data, row_scales, lanes)
+    return _search_tiles(_weighted_int4_tiles, weights, data, row_scales, _lanes(importance))
 
 
-def _of_groups(importance: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Importances relative to the largest of their group: groups do not compete, and no sum overflows or is zero."""
+def search_int8(
+    weights: NDArray[np.float32],
+    data: NDArray[np.uint8],
+    row_scales: NDArray[np.float32],
+    importance: NDArray[np.float32] | None = None,
+) -> NDArray[np.float64]:
+    """As `search_int4`, for int8: data `[tiles, groups, 264]`, row scales `[tiles, 1, 8]`."""
+    lanes = _lanes(np.ones(weights.shape[1], np.float32) if importance is None else importance)
+    return _search_tiles(_int8_tiles, weights, data, row_scales, lanes)
+
+
+def _lanes(importance: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Importances as kernels read them: `[columns, 8]`, the same in all lanes, relative to the largest of a group.
+
+    Groups do not compete, and no sum overflows or is zero.
+    """
     columns = len(importance)
     of_groups = np.zeros((-(-columns // 32), 32))
     of_groups.reshape(-1)[:columns] = importance
     largest = of_groups.max(axis=1, keepdims=True)
     relative = np.divide(of_groups, largest, out=np.ones_like(of_groups), where=largest > 0)
-    return np.maximum(relative, LEAST_IMPORTANCE).astype(np.float32).reshape(-1)[:columns]
-
-
-def search_int8(
-    weights: NDArray[np.float32], data: NDArray[np.uint8], row_scales: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    """As `search_int4`, for int8: data `[tiles, groups, 264]`, row scales `[tiles, 1, 8]`."""
-    return _search_tiles(_int8_tiles, weights, data, row_scales)
+    lanes = np.maximum(relative, LEAST_IMPORTANCE).astype(np.float32).reshape(-1)[:columns]
+    return np.repeat(lanes, COLUMN_BYTES // 4)
 
 
 def _search_tiles(kernel, weights, data, row_scales, *importance):
@@ -145,13 +160,13 @@ def _each_int4_tile(weights, rows, columns, importance, data, row_scales, errors
 
 
 @jit(entry=True)
-def _int8_tiles(weights, rows, columns, data, row_scales, errors, scratch):
+def _int8_tiles(weights, rows, columns, importance, data, row_scales, errors, scratch):
     groups = (columns + 31) >> 5
     found = scratch + COLUMN_BYTES * columns
     for number in range((rows + 7) >> 3):
         tile = load_tile(weights, rows, columns, number, scratch)
         blocks = Blocks(data + INT8_BLOCK * groups * number, row_scales + 32 * number)
-        put_f64(errors + 8 * number, _int8_tile(tile, found, blocks))
+        put_f64(errors + 8 * number, _int8_tile(tile, importance, found, blocks))
 
 
 @jit
@@ -218,18 +233,39 @@ def _fit(part, start, inverse, mean, mass, zero):
 
 
 @jit
-def _int8_tile(tile, found, blocks):
-    """Pack one tile, with `found` as scratch of f32 `[groups, 2, 8]`; returns its squared error.
-
-    A group's scale is the smallest that clips none of its weights.
-    """
-    top = splat(127.0)
-    # One part in a million above 1 / 127, so that rounding does not clip the largest weight.
+def _int8_tile(tile, importance, found, blocks):
+    """Pack one tile, with `found` as scratch of f32 `[groups, 8]`; returns its squared error."""
+    # One part in a million above 1 / 127, so that rounding does not clip the largest weight of a row.
     step = splat((1.0 + 1e-6) / (127.0 * 255.0))
-    for group in range((tile.columns + 31) >> 5):
-        start = tile.x + GROUP_BYTES * group
-        largest = zeros(1, 1)
-        for k in range(min(tile.columns - 32 * group, 32)):
-            largest = maximum(largest, absolute(load_f32(start + COLUMN_BYTES * k)))
-        store(found + 32 * group, minimum(round_up(largest / (step * top)), splat(255.0)))
+    groups, together = (tile.columns + 31) >> 5, (tile.columns >> 5) // AT_ONCE * AT_ONCE
+    for group in range(0, together, AT_ONCE):
+        part = part_of(tile, importance, group, 32)
+        _search_int8_groups(part, step, found + SCALE_BYTES * group, zeros(1, AT_ONCE))
+    for group in range(together, groups):
+        part = part_of(tile, importance, group, min(tile.columns - 32 * group, 32))
+        _search_int8_groups(part, step, found + SCALE_BYTES * group, zeros(1, 1))
     return write_int8(tile, found, step, blocks)
+
+
+@jit
+def _search_int8_groups(part, step, found, zero):
+    """Find the best u8 scales of some groups of 8 rows, in units of `step`, near the smallest that clip no weight.
+
+    They go to `found`, f32 `[groups, 8]`. `zero` has a register for each group.
+    """
+    largest = zero
+    for k in range(part.columns):
+        largest = maximum(largest, absolute(column_of(part.x, k, zero)))
+    unclipped = minimum(round_up(largest / (step * splat(127.0))), splat(255.0))
+    best_scale, least = unclipped, zero + splat(math.inf)
+    for candidate in range(2 * NEIGHBOURS + 1):
+        scale = minimum(maximum(unclipped + splat(candidate - NEIGHBOURS), zero), splat(255.0))
+        stored, errors = scale * step, zero
+        inverse = ratio(splat(1.0), stored)
+        for k in range(part.columns):
+            w = column_of(part.x, k, zero)
+            error = stored * int8_code(w, inverse) - w
+            errors = fma(counted(error, part.importance, k), error, errors)
+        best_scale = where_less(errors, least, scale, best_scale)
+        least = minimum(errors, least)
+    store_grid(found, 0, SCALE_BYTES, best_scale)

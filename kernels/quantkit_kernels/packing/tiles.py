@@ -37,6 +37,8 @@ COLUMN_BYTES = 32
 GROUP_BYTES = 32 * COLUMN_BYTES
 PAIR_BYTES = 64
 """Bytes of what is found for one group of int4: f32 `[2, 8]`, scales and mins."""
+SCALE_BYTES = 32
+"""The same of int8: f32 `[8]`, scales."""
 INT4_BLOCK, INT8_BLOCK = KINDS["int4"].block_bytes, KINDS["int8"].block_bytes
 
 
@@ -104,6 +106,12 @@ def ratio(a, b):
 def nearest_code(w, offset, inverse):
     """The int4 code of a weight, for a min and the inverse of a scale."""
     return minimum(maximum(round_even((w - offset) * inverse), zeros(1, 1)), splat(15.0))
+
+
+@jit
+def int8_code(w, inverse):
+    """The int8 code of a weight, for the inverse of a scale."""
+    return minimum(maximum(round_even(w * inverse), splat(-127.0)), splat(127.0))
 
 
 @jit
@@ -219,12 +227,12 @@ def write_int8(tile, found, step, blocks):
     Returns the squared error of the tile, f64. `found` has 64 bytes at least; what was found is no longer there.
     """
     store(blocks.row_scales, step * tile.peak)
-    errors, top = zeros(1, 1), splat(127.0)
+    errors = zeros(1, 1)
     for group in range((tile.columns + 31) >> 5):
         start = tile.x + GROUP_BYTES * group
         count = min(tile.columns - 32 * group, 32)
         data = blocks.data + INT8_BLOCK * group
-        scale_code = load_f32(found + 32 * group)
+        scale_code = load_f32(found + SCALE_BYTES * group)
         stored = scale_code * step
         inverse = ratio(splat(1.0), stored)
         for chunk in range(8):
@@ -233,7 +241,7 @@ def write_int8(tile, found, step, blocks):
                 k = 4 * chunk + byte
                 if k < count:
                     w = load_f32(start + COLUMN_BYTES * k)
-                    code = minimum(maximum(round_even(w * inverse), splat(-127.0)), top)
+                    code = int8_code(w, inverse)
                     error = stored * code - w
                     errors = fma(error, error, errors)
                     packed = packed + (to_i32(code) & splat_i32(255)) * splat_i32(1 << 8 * byte)

@@ -71,15 +71,15 @@ def read_importances(
         importance = means.of(place, program.tensors[name].shape[1]) if place else None
         if importance is not None and importance.any():
             found[name] = importance
+    # llama.cpp measures a head if it is asked to, an embedding never.
+    expected = [name for name in names if program.tensors[name].role in ("linear", "expert")]
     if names and not found:
-        wanted = known[next(iter(names))][0].name
+        wanted = known[next(iter(expected or names))][0].name
         held = "all that it has is 0" if wanted in entries else f"it has {next(iter(entries))!r}"
         raise OptionError(f"imatrix: {file} says nothing of this model's matrices, such as {wanted!r}; {held}")
     if (last := max(map(_layer, entries))) > max(_layer(place.name) for each in known.values() for place in each):
         raise OptionError(f"imatrix: {file} is of another model: it has a layer {last}, which the model lacks")
-    # llama.cpp measures a head if it is asked to, an embedding never.
-    missing = [name for name in names if name not in found and program.tensors[name].role in ("linear", "expert")]
-    if missing:
+    if missing := [name for name in expected if name not in found]:
         lacks = f"{file}: says nothing of {len(missing)} matrices, such as {missing[0]!r}"
         notice(logger, f"{lacks}: all columns of these count the same")
     return ImportanceFile(file.name, hashlib.sha256(file.read_bytes()).hexdigest(), found)

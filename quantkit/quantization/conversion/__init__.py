@@ -20,7 +20,8 @@ from quantkit.formats.output.space import check_space, free_bytes
 from quantkit.generation.options import is_whole, require
 from quantkit.quantization.calibration import KIND as CALIBRATED
 from quantkit.quantization.calibration.memory import calibration_memory, measuring_memory
-from quantkit.quantization.conversion.folders import SEARCHED, Losses, Output, write_folders
+from quantkit.quantization.conversion.folders import Losses, Output, write_folders
+from quantkit.quantization.kept_codes import CODE_BITS
 from quantkit.quantization.pipeline import memory_needed
 from quantkit.quantization.plan import Plan, make_plans
 from quantkit.quantization.recipe import MIXED, Recipe
@@ -194,7 +195,7 @@ def _memory_needed(plan: Plan) -> int:
     if plan.text:
         more.append(calibration_memory(plan.program, plan.specs, plan.text.tokens))
     else:
-        more.append(measuring_memory(plan.program, _searched_kinds(plan)))
+        more.append(measuring_memory(plan.program, _matrices(plan)))
     return memory_needed(plan.source) + max(more)
 
 
@@ -220,20 +221,22 @@ def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str]) -> di
 
 
 def _with_imatrix(plans: Mapping[Output, Plan], path: str | os.PathLike[str]) -> dict[Output, Plan]:
-    """Let a file say what the columns of the matrices count that become int4."""
+    """Let a file say what the columns of the matrices count."""
     from quantkit.quantization.calibration.imatrix import read_importances
 
     plan = next(iter(plans.values()))
-    wanted = dict.fromkeys(name for it in plans.values() for name in _searched_kinds(it))
+    wanted = dict.fromkeys(name for it in plans.values() for name in _matrices(it))
     if not wanted:
-        raise OptionError(f"imatrix: no matrix becomes {SEARCHED}; columns of the other kinds count the same")
+        raise OptionError(
+            f"imatrix: no matrix becomes {' or '.join(CODE_BITS)}; columns of the other kinds count the same"
+        )
     file = read_importances(path, plan.architecture, plan.program, list(wanted))
     return {output: replace(each, imatrix=file) for output, each in plans.items()}
 
 
-def _searched_kinds(plan: Plan) -> list[str]:
-    """Return the matrices that a plan packs to the kind that is searched."""
-    return [name for name, spec in plan.specs.items() if spec.kind == SEARCHED and len(spec.shape) == 2]
+def _matrices(plan: Plan) -> list[str]:
+    """Return the matrices that a plan packs into blocks."""
+    return [name for name, spec in plan.specs.items() if spec.kind in CODE_BITS and len(spec.shape) == 2]
 
 
 def _with_kinds(plan: Plan, threads: int, progress: Callable[[Progress], None] | None) -> Plan:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from typing import NamedTuple, TypeVar
 
@@ -22,15 +22,12 @@ from quantkit.formats.source import Selection
 from quantkit.quantization.calibration import CALIBRATION_VERSION
 from quantkit.quantization.calibration import KIND as CALIBRATED
 from quantkit.quantization.encode import ENCODER_VERSION
-from quantkit.quantization.kept_codes import fit
+from quantkit.quantization.kept_codes import CODE_BITS, fit
 from quantkit.quantization.pipeline import Importances, Stripe, encoded_stripes
 from quantkit.quantization.plan import Plan
 from quantkit.quantization.report import CalibrationReport, Progress, counting
 from quantkit.tensor import TensorSpec
 from quantkit_kernels.blocks import ROWS, grid
-
-SEARCHED = "int4"
-"""The kind whose search asks what columns count."""
 
 Output = TypeVar("Output", bound=str | os.PathLike[str])
 
@@ -83,10 +80,11 @@ def _lacking(source: Selection, folders: Sequence[_Growing]) -> dict[str, set[st
     return {name: wanted for name, wanted in kinds.items() if wanted}
 
 
-def _searched(source: Selection, kinds: Mapping[str, Collection[str]]) -> list[str]:
+def _searched(source: Selection, kinds: Mapping[str, set[str]]) -> list[str]:
     """Return the matrices whose codes are searched, not kept."""
-    wanted = (name for name, found in kinds.items() if SEARCHED in found and len(source.spec(name).shape) == 2)
-    return [name for name in wanted if not fit(SEARCHED, source.group_scales(name, slice(0, ROWS)))]
+    blocks = {name: found & CODE_BITS.keys() for name, found in kinds.items() if len(source.spec(name).shape) == 2}
+    scales = {name: source.group_scales(name, slice(0, ROWS)) for name, found in blocks.items() if found}
+    return [name for name, of in scales.items() if not all(fit(kind, of) for kind in blocks[name])]
 
 
 def _importances(

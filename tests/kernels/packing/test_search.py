@@ -14,8 +14,8 @@ from quantkit_kernels import blocks
 from quantkit_kernels.packing.search import search_int4, search_int8
 
 SEARCHES = {"int4": search_int4, "int8": search_int8}
-GAUSSIAN_ERROR = {"int4": 4.9e-3, "int8": 4.5e-5}
-"""Relative squared errors that normally distributed weights must stay below (measured: 4.75e-3 and 3.9e-5)."""
+GAUSSIAN_ERROR = {"int4": 4.9e-3, "int8": 2.6e-5}
+"""Relative squared errors that normally distributed weights must stay below (measured: 4.75e-3 and 2.4e-5)."""
 
 
 def packed(
@@ -104,12 +104,12 @@ def test_constant_rows_are_exact(kind: str, value: float) -> None:
     assert blocks.dequantize(kind, data, row_scales, weights.shape) == pytest.approx(weights, rel=3e-6)
 
 
-def test_int8_never_clips_the_largest() -> None:
-    weights = gaussian(40, 320, seed=5)
-    data, row_scales, _ = packed("int8", weights)
-    found = blocks.dequantize("int8", data, row_scales, weights.shape)
-    step = np.repeat(row_scales.reshape(-1, 1) * blocks.unpack_int8(data)[1], 32, axis=1)[:40]
-    assert np.all(np.abs(found - weights) <= 0.5001 * step)
+def test_search_beats_the_smallest_scales_that_clip_nothing() -> None:
+    weights = gaussian(64, 1024)
+    groups = weights.reshape(64, 32, 32)
+    step = np.abs(groups).max(-1, keepdims=True) / 127
+    plain = np.round(groups / step) * step
+    assert errors("int8", weights).mean() < 0.85 * ((plain - groups) ** 2).sum() / (groups**2).sum()
 
 
 @pytest.mark.parametrize("kind", SEARCHES)
@@ -122,38 +122,43 @@ def test_any_split_of_the_tiles_gives_the_same_bytes(kind: str) -> None:
     assert whole[2] == pytest.approx(parts[2])
 
 
-def weighted(weights: NDArray[np.float32], importance: NDArray[np.float32] | None) -> tuple[bytes, NDArray[np.float64]]:
-    """Bytes of int4 blocks, and what the weights have become."""
-    data_shape, scales_shape = blocks.expected_shapes("int4", weights.shape)
+def weighted(
+    kind: str, weights: NDArray[np.float32], importance: NDArray[np.float32] | None
+) -> tuple[bytes, NDArray[np.float64]]:
+    """Bytes of blocks, and what the weights have become."""
+    data_shape, scales_shape = blocks.expected_shapes(kind, weights.shape)
     assert scales_shape is not None
     data, row_scales = np.empty(data_shape, np.uint8), np.empty(scales_shape, np.float32)
-    errors = search_int4(weights, data, row_scales, importance)
-    found = blocks.dequantize("int4", data, row_scales, weights.shape).astype(np.float64)
+    errors = SEARCHES[kind](weights, data, row_scales, importance)
+    found = blocks.dequantize(kind, data, row_scales, weights.shape).astype(np.float64)
     assert errors.sum() == pytest.approx(((found - weights) ** 2).sum(), rel=1e-3, abs=1e-12)
     return data.tobytes() + row_scales.tobytes(), found
 
 
+@pytest.mark.parametrize("kind", SEARCHES)
 @settings(max_examples=20, deadline=None)
 @given(rows=st.integers(1, 20), columns=st.integers(1, 200), power=st.integers(-60, 60))
-def test_columns_that_count_the_same_change_no_byte(rows: int, columns: int, power: int) -> None:
+def test_columns_that_count_the_same_change_no_byte(kind: str, rows: int, columns: int, power: int) -> None:
     weights = gaussian(rows, columns)
     same = np.full(columns, 2.0**power, np.float32)
-    assert weighted(weights, same)[0] == weighted(weights, None)[0]
+    assert weighted(kind, weights, same)[0] == weighted(kind, weights, None)[0]
 
 
+@pytest.mark.parametrize("kind", SEARCHES)
 @settings(max_examples=20, deadline=None)
 @given(columns=st.integers(24, 300), seed=st.integers(0, 99), spread=st.sampled_from([0.3, 1, 2]))
-def test_what_counts_more_errs_less(columns: int, seed: int, spread: float) -> None:
+def test_what_counts_more_errs_less(kind: str, columns: int, seed: int, spread: float) -> None:
     rng = np.random.default_rng(seed)
     weights = gaussian(16, columns, seed)
     importance = np.exp(spread * np.clip(rng.standard_normal(columns), -2, 2)).astype(np.float32)
-    costs = [(importance * (weighted(weights, each)[1] - weights) ** 2).sum() for each in (importance, None)]
+    costs = [(importance * (weighted(kind, weights, each)[1] - weights) ** 2).sum() for each in (importance, None)]
     assert costs[0] <= costs[1] * 1.01 + 1e-9
 
 
-def test_columns_that_never_count_still_become_something_near() -> None:
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_columns_that_never_count_still_become_something_near(kind: str) -> None:
     weights, importance = gaussian(8, 96), np.ones(96, np.float32)
     importance[:40] = 0  # a whole group, and some columns of the next
-    _, found = weighted(weights, importance)
+    _, found = weighted(kind, weights, importance)
     assert np.abs(found - weights).max() < 1.5
-    assert weighted(weights, np.zeros(96, np.float32))[0] == weighted(weights, None)[0]
+    assert weighted(kind, weights, np.zeros(96, np.float32))[0] == weighted(kind, weights, None)[0]
