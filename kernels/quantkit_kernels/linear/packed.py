@@ -20,6 +20,7 @@ from quantkit_kernels.simd import (
     I8_ROWS,
     MINS_APART,
     TILES,
+    TOKENS,
     U4_ROWS,
     broadcast_dwords,
     broadcast_f32,
@@ -51,9 +52,8 @@ from quantkit_kernels.simd import (
 )
 
 INT4_BLOCK, INT8_BLOCK = KINDS["int4"].block_bytes, KINDS["int8"].block_bytes
-TOKENS = 4
-"""Tokens of the largest grid of registers. Its rows depend on the instruction set: a second one halves the loads of
-activations, which limit a product before multiplications do."""
+FEW_TOKENS = 4
+"""Tokens of the grid of one row that is used where tokens or row tiles do not fill the largest."""
 ROW_TILES = max(U4_ROWS, I8_ROWS) * TILES
 """Row tiles of the largest grid."""
 FULL = TOKENS if MINS_APART else 0
@@ -201,14 +201,15 @@ def _packed_linear(multiply, block_bytes, scale_bytes, grid_rows):
     @jit
     def linear(matrix, x, y, tokens, first, last):
         """Row tiles `first` to `last` for all tokens; `x` rows as `activations.quantize` packs them, `y` f32 rows."""
+        few = tokens < TOKENS or -tokens % TOKENS >= FEW_TOKENS  # the last grid would be half empty
         tile = first
         while tile < last:
             if tokens == 1 or last - first < TILES:
                 tile = tiles(zeros(1, 1), matrix, x, y, tokens, tile, last)
-            elif tokens < TOKENS:
+            elif tokens < FEW_TOKENS:
                 tile = tiles(zeros_tiles(1, 2), matrix, x, y, tokens, tile, last)
-            elif last - tile < grid_rows * TILES:
-                tile = tiles(zeros_tiles(1, TOKENS), matrix, x, y, tokens, tile, last)
+            elif few or last - tile < grid_rows * TILES:
+                tile = tiles(zeros_tiles(1, FEW_TOKENS), matrix, x, y, tokens, tile, last)
             else:
                 tile = tiles(zeros_tiles(grid_rows, TOKENS), matrix, x, y, tokens, tile, last)
 

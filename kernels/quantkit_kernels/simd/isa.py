@@ -96,7 +96,9 @@ ISA = _choose(PROCESSOR, FEATURES)
 DOT = SETS[ISA][0]
 TILES = DOT.tiles
 """Row tiles that a register of `zeros_tiles` holds."""
+TOKENS = DOT.tokens
+"""Tokens of the largest grid of such registers that a matrix product accumulates."""
 U4_ROWS, I8_ROWS = DOT.u4_rows, DOT.i8_rows
-"""Rows of such registers in the block that a matrix product of `int4` or `int8` accumulates."""
+"""Rows of that grid, in a product of `int4` or `int8`."""
 MINS_APART = DOT.mins_apart
 """Whether the largest grid leaves no register for sums of mins."""
