@@ -41,7 +41,10 @@ MOST_WINDOWS = 128
 LEAST_TOKENS = 1024
 """Tokens of a text without which it says too little of any model."""
 MOST_BYTES, PASSAGE_BYTES = 1 << 23, 1 << 16
-"""Bytes that are read of a text, and of the passages that are taken of a larger one."""
+"""Bytes of a text that are read at most, and of each passage that is taken of a larger one."""
+
+Document = str | list[dict[str, str]]
+"""A text, or the messages of a dialogue."""
 
 BUILTIN = "builtin"
 """What names the built-in text."""
@@ -129,10 +132,6 @@ def check_calibration_file(path: str | os.PathLike[str]) -> None:
 def _file(path: str | os.PathLike[str]) -> Path:
     builtin = os.fspath(path) == BUILTIN
     return Path(__file__).with_name("builtin.jsonl") if builtin else Path(os.path.expanduser(path))
-
-
-Document = str | list[dict[str, str]]
-"""A text, or the messages of a dialogue."""
 
 
 def _documents(file: Path) -> list[Document]:
