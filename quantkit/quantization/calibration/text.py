@@ -140,7 +140,7 @@ def _documents(file: Path) -> list[Document]:
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # a pipe could not be read again when packing goes on
             raise OptionError(f"{origin}: is not a regular file")
-        if file.suffix == ".jsonl":
+        if file.suffix.lower() == ".jsonl":
             lines = decode_text(file.read_bytes(), origin).split("\n")
             step = file.stat().st_size // MOST_BYTES + 1
             taken = list(enumerate(lines, 1))[::step]
@@ -166,7 +166,11 @@ def _passages(file: Path) -> bytes:
 
 
 def _document(line: str, origin: str) -> Document:
-    """Read a line as data sets have them: `{"text": ...}`, or `{"messages": [{"role": ..., "content": ...}, ...]}`."""
+    """Read a line as data sets for mlx-lm have them.
+
+    It is `{"text": ...}`, or a dialogue: `{"messages": [{"role": ..., "content": ...}, ...]}`, or
+    `{"prompt": ..., "completion": ...}`.
+    """
     try:
         held = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -174,9 +178,11 @@ def _document(line: str, origin: str) -> Document:
     match held:
         case {"text": str(text)}:
             return text + "\n\n"
+        case {"prompt": str(prompt), "completion": str(completion)}:
+            return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
         case {"messages": [_, *_] as messages} if all(map(_is_message, messages)):
             return [{key: it[key] for key in ("role", "content")} for it in messages]
-    raise OptionError(f"{origin}: has neither a text nor messages of a role and a content")
+    raise OptionError(f"{origin}: has neither a text, nor messages of a role and a content, nor prompt and completion")
 
 
 def _is_message(held: object) -> bool:

@@ -61,12 +61,16 @@ def test_line_ends_and_byte_order_marks_are_no_text(source: ModelSource, tmp_pat
 
 def test_lines_of_json_are_texts_and_dialogues(source: ModelSource, tmp_path: Path) -> None:
     said = [{"role": "user", "content": "how many?"}, {"role": "assistant", "content": "seven of them"}]
-    documents = [{"text": "the first of all\n", "meta": 1}, {"messages": said}] * 60
+    asked, answered = (message["content"] for message in said)
+    documents = [
+        {"text": "the first of all\n", "meta": 1}, {"messages": said}, {"prompt": asked, "completion": answered}
+    ] * 60  # fmt: skip
     (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, documents)) + "\n\n")
     tokenizer = load_tokenizer(source.path)
     window = read_calibration_text(tmp_path / "data.jsonl", source, program_of(source)).windows[0]
     text = tokenizer.decode(window[1:], skip_special_tokens=False)
-    assert text.startswith("the first of all\n\n\n" + tokenizer.apply_chat_template(said, add_generation_prompt=False))
+    dialogue = tokenizer.apply_chat_template(said, add_generation_prompt=False)
+    assert text.startswith("the first of all\n\n\n" + dialogue + dialogue)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,7 @@ def test_lines_of_json_are_texts_and_dialogues(source: ModelSource, tmp_path: Pa
 )
 def test_a_line_that_says_nothing_is_named(source: ModelSource, tmp_path: Path, line: str) -> None:
     (tmp_path / "data.jsonl").write_text(json.dumps({"text": "a"}) + "\n" + line)
-    with pytest.raises(OptionError, match=r"data\.jsonl: line 2: (is not JSON|has neither a text nor messages)"):
+    with pytest.raises(OptionError, match=r"data\.jsonl: line 2: (is not JSON|has neither a text, nor messages)"):
         check_calibration_file(tmp_path / "data.jsonl")
 
 
