@@ -23,8 +23,8 @@ from quantkit.quantization.calibration import KIND, REFERENCE_KIND
 from quantkit.quantization.calibration.curvature import Curvature, curvature_of, output_error_of, pack_under
 from quantkit.quantization.calibration.drift import LEAST_ROWS, Drift, SharedInputs, lacking_of
 from quantkit.quantization.calibration.passes import Rows, Walk, Weights, rows_of_experts
-from quantkit.quantization.calibration.stops import Shared, stops_of
-from quantkit.quantization.encode import dequantize, encode_tensor
+from quantkit.quantization.calibration.stops import Shared, fitted_names, stops_of
+from quantkit.quantization.encode import dequantize, encode_tensor, quantize
 from quantkit.quantization.kept_codes import NEGLIGIBLE
 from quantkit.tensor import Tensor, TensorSpec
 
@@ -61,6 +61,8 @@ def pack_calibrated(
 ) -> Iterator[Packed]:
     """Pack the tensors of a model, those of `KIND` under the Hessian of their inputs.
 
+    Layers of int8 make up for what those before them lost, too.
+
     Parameters
     ----------
     program : Program
@@ -82,8 +84,7 @@ def pack_calibrated(
     def pack(name: str) -> Packed:
         return finished(name) or _pack(source, specs[name], threads)
 
-    wanted = [name for name, spec in specs.items() if spec.kind == KIND]
-    stops = stops_of(program, wanted)
+    stops = stops_of(program, fitted_names(specs))
     parts = cut(program, [stop.border for stop in stops])
     path, reference = Walk(Weights(source.config)), Walk(Weights(source.config))
     # A table that is read before it is calibrated, as an embedding that is the head too, is packed by itself at first.
@@ -101,7 +102,7 @@ def pack_calibrated(
         for each in (path, reference):
             each.run(part, parts[number + 1 :], windows, threads)
         for shared in stop.shared.values():
-            for packed in _calibrate(shared, path, reference, len(windows[0]), source, threads, finished):
+            for packed in _calibrate(shared, path, reference, len(windows[0]), source, specs, threads, finished):
                 path.weights.tensors[packed.name] = packed.tensor
                 left.pop(packed.name)
                 yield packed
@@ -109,8 +110,8 @@ def pack_calibrated(
 
 
 def _reference(source: ModelSource, spec: TensorSpec, packed: Tensor, threads: int) -> Tensor:
-    """A tensor as the reference has it: of int8 where it is to be calibrated, else as it is packed."""
-    if spec.kind != KIND:
+    """A tensor as the reference has it: of int8 by itself where it is to be fitted, else as it is packed."""
+    if spec.kind not in (KIND, REFERENCE_KIND):
         return packed
     return packed_alone(source, source.tensor(spec.name, copy=True), spec.name, REFERENCE_KIND, threads).tensor
 
@@ -142,6 +143,7 @@ def _calibrate(
     reference: Walk,
     length: int,
     source: ModelSource,
+    specs: Mapping[str, TensorSpec],
     threads: int,
     finished: Callable[[str], Packed | None],
 ) -> Iterator[Packed]:
@@ -159,7 +161,7 @@ def _calibrate(
                 added = None if value is None else lacking_of(path.rows_of(value), reference.rows_of(value))
                 drifts[name] = of.drift(partial(_floats, source, name), added)
         for name, before in found.items():
-            yield before or pack_matrix(curvature, source, name, threads, drifts.get(name))
+            yield before or pack_matrix(curvature, source, name, threads, drifts.get(name), specs[name].kind)
 
 
 def _floats(source: ModelSource, name: str) -> Rows:
@@ -175,14 +177,29 @@ def _wanted(shared: Shared, path: Walk, reference: Walk, length: int) -> Iterabl
 
 
 def pack_matrix(
-    curvature: Curvature | None, source: ModelSource, name: str, threads: int, drift: Drift | None = None
+    curvature: Curvature | None,
+    source: ModelSource,
+    name: str,
+    threads: int,
+    drift: Drift | None = None,
+    kind: str = KIND,
 ) -> Packed:
-    """Pack a matrix to `KIND`, under the Hessian of its inputs if there were any."""
+    """Pack a matrix to `KIND` under the Hessian of its inputs, if there were any; another kind makes up for a drift."""
     weights = source.tensor(name, copy=True)
-    alone = packed_alone(source, weights, name, KIND, threads)
+    alone = packed_alone(source, weights, name, kind, threads)
+    kept_codes = None if alone.kept_codes is None else 0.0
+    if kind != KIND:
+        if drift is None or alone.error <= NEGLIGIBLE[kind]:
+            return alone
+        stored = _floats(source, name)
+        target = Tensor("f32", stored.shape, drift.target(stored, slice(None)))
+        tensor, _ = quantize(target, kind, label=f"{source.file_of(name)}: tensor {name!r}", threads=threads)
+        missed = np.concatenate(list(dequantize(tensor))) - stored
+        error = float(np.vdot(missed, missed)) / (float(np.vdot(stored, stored)) or 1.0)
+        return Packed(name, tensor, error, None, kept_codes)
     if curvature is None:
         return alone
     if alone.error <= NEGLIGIBLE[KIND]:  # with the source's codes; no others come as near
         return alone._replace(output_error=output_error_of(curvature, weights, alone.tensor))
     tensor, error, output_error = pack_under(curvature, weights, alone.tensor, threads, drift)
-    return Packed(name, tensor, error, output_error, None if alone.kept_codes is None else 0.0)
+    return Packed(name, tensor, error, output_error, kept_codes)

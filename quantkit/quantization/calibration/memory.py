@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from quantkit.models.parts import cut
 from quantkit.models.program import Program, Value
 from quantkit.quantization.calibration import KIND, REFERENCE_KIND
-from quantkit.quantization.calibration.stops import Stop, stops_of
+from quantkit.quantization.calibration.stops import Stop, fitted_names, stops_of
 from quantkit.tensor import TensorSpec
 from quantkit_kernels.blocks import COLUMNS, nbytes
 
@@ -38,7 +38,7 @@ def calibration_memory(program: Program, specs: Mapping[str, TensorSpec], tokens
     tokens : int
         Of the text.
     """
-    stops = stops_of(program, [name for name, spec in specs.items() if spec.kind == KIND])
+    stops = stops_of(program, fitted_names(specs))
     parts = cut(program, [stop.border for stop in stops])
     most = 0
     for number, (part, stop) in enumerate(zip(parts, stops, strict=False)):
@@ -55,7 +55,8 @@ def calibration_memory(program: Program, specs: Mapping[str, TensorSpec], tokens
 
 def _held(spec: TensorSpec) -> int:
     """Bytes of a tensor, and of what stands for it in the reference if that is something else."""
-    return nbytes(spec.kind, spec.shape) + (nbytes(REFERENCE_KIND, spec.shape) if spec.kind == KIND else 0)
+    other = nbytes(REFERENCE_KIND, spec.shape) if spec.kind in (KIND, REFERENCE_KIND) else 0
+    return nbytes(spec.kind, spec.shape) + other
 
 
 def measuring_memory(program: Program, names: Collection[str], tokens: int = MEASURED_TOKENS) -> int:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from quantkit.models.program import Operation, Program, Value
+from quantkit.quantization.calibration import KIND, REFERENCE_KIND
+from quantkit.tensor import TensorSpec
 
 
 @dataclass
@@ -56,6 +58,18 @@ class Stop:
     def names(self) -> list[str]:
         """The weights that are calibrated there."""
         return [name for shared in self.shared.values() for names in shared.names for name in names]
+
+
+def fitted_names(specs: Mapping[str, TensorSpec]) -> list[str]:
+    """Return the matrices that are packed for their inputs, by the kinds that tensors are to have.
+
+    Those of `KIND` are; and layers of `REFERENCE_KIND`, which round little themselves, for what those before them lost.
+    """
+    return [
+        name
+        for name, spec in specs.items()
+        if spec.kind == KIND or (spec.kind == REFERENCE_KIND and spec.role in ("linear", "expert"))
+    ]
 
 
 def stops_of(program: Program, names: Collection[str]) -> list[Stop]:

@@ -88,6 +88,19 @@ def test_a_calibrated_model_is_nearer_to_its_reference(tmp_path: Path) -> None:
     assert manifest["calibration"]["tokens"] == report.calibration.tokens
 
 
+def test_int8_makes_up_for_int4_before_it(tmp_path: Path) -> None:
+    source = tiny.checkpoint(tmp_path / "source", "llama")
+    file = text(tmp_path / "text.txt")
+    report = convert(source, tmp_path / "int8", overrides=[("(o|down)_proj", "int8")], calibration=file)
+    assert report.calibration is not None
+    assert all(error > 0 for error in report.calibration.output_errors.values())
+    assert not any(name.endswith(("o_proj.weight", "down_proj.weight")) for name in report.calibration.output_errors)
+    # As they are, these matrices lose nothing, and make up for nothing.
+    convert(source, tmp_path / "f32", overrides=[("(o|down)_proj", "f32")], calibration=file)
+    ids = load_tokenizer(source).encode(file.read_text()[:4000])
+    assert divergence(tmp_path / "int8", source, ids) < 0.97 * divergence(tmp_path / "f32", source, ids)
+
+
 def test_codes_of_a_quantized_source_stay(tmp_path: Path) -> None:
     """No text makes others come as near."""
     _, source = quantized.checkpoints(tmp_path, *WRITERS["gptq"])
