@@ -134,7 +134,9 @@ def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Call
         if packed.output_error is not None:
             output_errors[packed.name] = packed.output_error
         tell(packed.name)
-    rest = (name for name, spec in plan.specs.items() if spec.kind == CALIBRATED and name not in output_errors)
+    multiplied = {name for each in plan.program.operations if each.spec.product for name in each.tensors}
+    wanted = (name for name, spec in plan.specs.items() if spec.kind == CALIBRATED and name in multiplied)
+    rest = (name for name in wanted if name not in output_errors)
     return Losses(writer.tensors, CalibrationReport(plan.text.name, plan.text.tokens, output_errors, tuple(rest)))
 
 

@@ -212,7 +212,7 @@ def test_calibration_changes_what_matters(tmp_path: Path) -> None:
     assert plain.all_int4 is not None
     assert report.allocation.all_int4 < plain.all_int4
     assert report.calibration is not None
-    int4 = {name for name, kind in kinds(report).items() if kind == "int4"}
+    int4 = {name for name, kind in kinds(report).items() if kind == "int4"} - {"model.embed_tokens.weight"}
     assert int4 == {*report.calibration.output_errors, *report.calibration.uncalibrated}
     assert report.bits_per_weight <= 6.5
 

@@ -146,6 +146,16 @@ def test_an_embedding_that_is_the_head_too_is_calibrated_as_the_head(tmp_path: P
     assert table.error > quantize(plan.source.tensor(table.name), "int4")[1]  # for which the output is better
 
 
+def test_a_table_that_is_looked_up_alone_has_nothing_to_calibrate(tmp_path: Path) -> None:
+    source = tiny.checkpoint(tmp_path / "source", "llama")
+    recipe = Recipe("int4").with_overrides([("embed_tokens|lm_head", "int4")])
+    report = convert(source, tmp_path / "packed", recipe, calibration=text(tmp_path / "text.txt"))
+    assert report.calibration is not None
+    assert report.calibration.uncalibrated == ()
+    assert "lm_head.weight" in report.calibration.output_errors
+    assert "model.embed_tokens.weight" not in report.calibration.output_errors
+
+
 def test_experts_that_meet_too_few_tokens_are_packed_without(tmp_path: Path) -> None:
     (plan,) = make_plans(checkpoint(tmp_path, "mixtral"), [Recipe("int4")])
     windows = np.random.default_rng(1).integers(4, tiny.VOCAB_SIZE, (1, 12)).tolist()
