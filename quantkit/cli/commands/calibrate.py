@@ -15,7 +15,13 @@ from quantkit.cli.streams import echo
 @click.command("calibrate", cls=Command, short_help="Measure which inputs are large, for convert --imatrix.")
 @model_argument
 @click.option(
-    "-f", "--file", "text", type=path, default="builtin", metavar="FILE", help="UTF-8 text to read  [default: built-in]"
+    "-f",
+    "--file",
+    "text",
+    type=path,
+    default="builtin",
+    metavar="FILE",
+    help="UTF-8 text or .jsonl to read  [default: built-in]",
 )
 @click.option("-o", "--output", type=path, required=True, metavar="FILE", help="Importance file to write, GGUF.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
