@@ -1,7 +1,8 @@
 """Attention of a block of queries over a range of the cache: scores, weights and weighted values.
 
 A kernel is made for each number of queries at once and each kind of cache by `query_block`. It works in three steps:
-products of queries and keys; the softmax's weights (`weights.py`); products of weights and values.
+products of queries and keys; the softmax's weights (`weights.py`); products of weights and values. With each register
+of keys or values, as many bytes are prefetched of those that come next: few queries are bound by memory.
 
 Sums of products of whole numbers are exact (`integers.py`). Those of f32 have one order of accumulation for every
 query, whatever other queries share a register tile, and however wide registers are: channel after channel, position
@@ -70,7 +71,7 @@ INT16, INT8 = Numbers(load_wide_i16, 4, 2), Numbers(load_wide_i8_as_i16, 2, 2)
 F32 = Numbers(load_wide_f32, 4, 1, zeros_wide, fma_outer, _same)
 
 
-def query_block(numbers, rows, n, ahead=False):
+def query_block(numbers, rows, n):
     """Make the kernel for `n` queries at once and one kind of cache.
 
     Parameters
@@ -81,13 +82,11 @@ def query_block(numbers, rows, n, ahead=False):
         Registers of 16 positions, or channels, that meet these queries at once.
     n : int
         Queries at once.
-    ahead : bool
-        Few queries are bound by memory: with each register of the cache, as much is prefetched of what comes next.
     """
-    multiply_keys = _multiply_keys(_scores(numbers, rows, n, ahead), numbers, 16 * rows)
+    multiply_keys = _multiply_keys(_scores(numbers, rows, n), numbers, 16 * rows)
     narrow = min(rows, 2)  # a head has 32 channels at least
     multiply_values, multiply_narrow_values = (
-        _multiply_values(_values(numbers, wide, n, ahead), 16 * wide) for wide in (rows, narrow)
+        _multiply_values(_values(numbers, wide, n), 16 * wide) for wide in (rows, narrow)
     )
 
     @jit
@@ -119,7 +118,7 @@ def _multiply_keys(scores, numbers, step):
     return multiply_keys
 
 
-def _scores(numbers, rows, n, prefetching):
+def _scores(numbers, rows, n):
     load, lane, pairs, zeros, multiply, to_float = numbers
     tile = 16 * rows * lane
 
@@ -129,8 +128,7 @@ def _scores(numbers, rows, n, prefetching):
         acc = zeros(rows, n)
         stride = 4 * channels // pairs
         for _ in range(0, channels, pairs):
-            if prefetching:
-                ahead = _prefetch(ahead, tile)
+            ahead = _prefetch(ahead, tile)
             acc = multiply(load(keys, acc), q, stride, acc)
             q += 4
             keys += PAGE * lane
@@ -152,7 +150,7 @@ def _multiply_values(values, step):
     return multiply_values
 
 
-def _values(numbers, rows, n, prefetching):
+def _values(numbers, rows, n):
     load, lane, pairs, zeros, multiply, to_float = numbers
     tile = 16 * rows * lane
 
@@ -169,8 +167,7 @@ def _values(numbers, rows, n, prefetching):
             ahead = next_page(cache, position) + cache.values - cache.keys + channel * PAGE // pairs * lane + row * tile
             weight = table + 4 // pairs * (position - cache.base)
             for _ in range(position, end, pairs):
-                if prefetching:
-                    ahead = _prefetch(ahead, tile)
+                ahead = _prefetch(ahead, tile)
                 acc = multiply(load(v, acc), weight, SCORES_STRIDE, acc)
                 v += row_bytes
                 weight += 4

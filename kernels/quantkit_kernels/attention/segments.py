@@ -158,7 +158,7 @@ def _all_queries(block, most, small_block):
 
 _block = query_block(query_blocks.INT16, TILES, QUERY_BLOCK)
 _small_int16, _small_int8, _small_f32 = (
-    query_block(numbers, TILES * TILES, SMALL_QUERY_BLOCK, ahead=True)
+    query_block(numbers, TILES * TILES, SMALL_QUERY_BLOCK)
     for numbers in (query_blocks.INT16, query_blocks.INT8, query_blocks.F32)
 )
 _int16 = _all_queries(_block, QUERY_BLOCK, _small_int16)
