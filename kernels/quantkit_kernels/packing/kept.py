@@ -113,7 +113,7 @@ def _int4_tiles(weights, rows, columns, scales, mins, data, row_scales, errors, 
         tile = load_tile(weights, rows, columns, number, scratch)
         blocks = Blocks(data + INT4_BLOCK * groups * number, row_scales + 64 * number)
         first, count = 32 * number * groups, min(rows - 8 * number, 8)
-        # Of both, `sums` is where they wait; it is written last.
+        # `sums` holds both, transposed, until the sums replace them.
         transpose(scales + first, count, groups, sums)
         transpose(mins + first, count, groups, sums + 32 * groups)
         _pair(sums, sums + 32 * groups, groups, found)

@@ -67,7 +67,7 @@ WIDTHS = (1.03, 0.985, 0.93, 0.875, 0.82, 0.765, 0.71)
 SHIFTS = (-0.04, 0.0, 0.04)
 """Distances of their centres from its centre, relative to the same range."""
 AT_ONCE = 4
-"""Groups that are searched together: each of their sums waits for its own last addition, and three go on meanwhile."""
+"""Groups that are searched together: the additions of one hide the latency of those of the others."""
 NEIGHBOURS = 8
 """Scales of int8 that are tried on either side of the smallest that clips none of a group's weights."""
 REFITS = 3

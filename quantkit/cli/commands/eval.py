@@ -54,8 +54,8 @@ def command(
     reference, that is what --kv-bits 8 costs. (Packed weights take rounded activations, which the smallest change
     rounds differently: a packed model is no measure of small changes.)
 
-    Several models take turns with each window, and the reference reads it once for all. Their tokenizers must agree.
-    Behind ± is the standard error, for which tokens count as independent.
+    Several models take turns with each window, and the reference reads it once for all. Their tokenizers must agree,
+    and so must the reference's if it has one. Behind ± is the standard error, for which tokens count as independent.
 
     \b
     --parts compares one packed model with its reference step by step, in a row each:
