@@ -2,8 +2,10 @@
 
 Units are independent and their divergences add up. Each has a few choices, of more bytes and less divergence; those
 on the lower convex hull are taken step by step, the one that saves most for a byte first. What no longer fits is left
-out, and smaller steps behind it may still fit. The result is at most the gain of a single step from the best one
-(https://en.wikipedia.org/wiki/Knapsack_problem, greedy on the hull). Ties go to the unit that comes first.
+out, and smaller steps behind it may still fit. A large step, such as a table of tokens in a small model, may have been
+worth more than what took its bytes: each that did not fit is tried as the first one, too. The result is at most the
+gain of a single step from the best one (https://en.wikipedia.org/wiki/Knapsack_problem, greedy on the hull). Ties go to
+the unit that comes first.
 """
 
 from __future__ import annotations
@@ -55,17 +57,29 @@ def assign(units: Sequence[Sequence[Option]], budget: int) -> list[Option]:
         One of each unit.
     """
     hulls = [_hull(options) for options in units]
-    chosen = [hull[0] for hull in hulls]
-    left = budget - sum(option.nbytes for option in chosen)
-    blocked: set[int] = set()
-    for step in sorted(_steps(hulls), key=lambda step: (-step.gain, step.unit, step.option.nbytes)):
-        if step.unit in blocked:
+    steps = sorted(_steps(hulls), key=lambda step: (-step.gain, step.unit, step.option.nbytes))
+    smallest = [hull[0] for hull in hulls]
+    best, blocked = _taken(steps, smallest, budget)
+    for step in blocked:
+        start = [*smallest[: step.unit], step.option, *smallest[step.unit + 1 :]]
+        if sum(option.nbytes for option in start) <= budget:
+            found, _ = _taken(steps, start, budget)
+            best = min(best, found, key=lambda chosen: sum(option.cost for option in chosen))
+    return best
+
+
+def _taken(steps: Sequence[_Step], start: Sequence[Option], budget: int) -> tuple[list[Option], list[_Step]]:
+    """Take steps from some options on, while bytes are left: the options they lead to, and those that do not fit."""
+    chosen, left = list(start), budget - sum(option.nbytes for option in start)
+    blocked: dict[int, _Step] = {}
+    for step in steps:
+        if step.unit in blocked or step.option.nbytes <= chosen[step.unit].nbytes:
             continue
         if step.nbytes > left:
-            blocked.add(step.unit)
+            blocked[step.unit] = step
             continue
         chosen[step.unit], left = step.option, left - step.nbytes
-    return chosen
+    return chosen, list(blocked.values())
 
 
 def _hull(options: Sequence[Option]) -> list[Option]:

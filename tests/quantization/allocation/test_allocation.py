@@ -200,6 +200,20 @@ def test_what_is_measured_for_a_text_is_calibrated_on_it(
         assert error > least  # for which the output is better
 
 
+def test_layers_cost_less_where_later_ones_make_up_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tiny.checkpoint(tmp_path / "source", tie_word_embeddings=True)
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog, and runs. " * 200)
+    costs = []
+    for share in (0.5, 1.0):
+        monkeypatch.setattr(allocation, "MADE_UP_SHARE", share)
+        found = convert(source, tmp_path / "out", "mixed", calibration=text, dry_run=True).allocation
+        assert found is not None
+        costs.append(found.costs)
+    for name, cost in costs[0].items():
+        assert cost == pytest.approx(costs[1][name] * (1.0 if "embed" in name else 0.5))
+
+
 def test_calibration_changes_what_matters(tmp_path: Path) -> None:
     source = tiny.checkpoint(tmp_path / "source")
     text = tmp_path / "text.txt"

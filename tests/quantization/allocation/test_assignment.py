@@ -32,6 +32,14 @@ def test_smaller_steps_take_what_a_larger_one_leaves() -> None:
     assert kinds(36) == ["int4", "int4", "int8"]
 
 
+def test_a_large_step_is_weighed_against_those_that_took_its_bytes() -> None:
+    small = [Option("int4", 1, 0.1), Option("int8", 3, 0.0)]  # saves 0.05 a byte
+    large = [Option("int4", 10, 1.0), Option("int8", 40, 0.0)]  # 0.033
+    assert [option.kind for option in assign([small, large], 41)] == ["int4", "int8"]
+    assert [option.kind for option in assign([small, large], 40)] == ["int8", "int4"]
+    assert [option.kind for option in assign([small, large], 43)] == ["int8", "int8"]
+
+
 def test_a_kind_above_the_hull_is_no_stop() -> None:
     options = [Option("int4", 10, 1.0), Option("bad", 11, 0.99), Option("int8", 12, 0.0), Option("worse", 20, 0.0)]
     assert [assign([options], budget)[0].kind for budget in (10, 11, 12, 99)] == ["int4", "int4", "int8", "int8"]
