@@ -187,10 +187,10 @@ def command(
     has it, unless --override says otherwise.
 
     -q mixed gives each matrix int4, or int8 where that saves most divergence for its bytes, up to a target: by default
-    a little more than int4 takes, for about half its loss. Embedding and head count like all matrices. The model first
-    reads a short text once for each matrix: about a minute for one of 135M on two cores, six for 1B, a quarter of an
-    hour for 7B. With --calibration it reads what calibration would make of each, which takes as long again. What it
-    found is kept for other targets.
+    a tenth more than int4 takes, for a quarter to a third less loss. Embedding and head count like all matrices. The
+    model first reads a short text once for each matrix: about a minute for one of 135M on two cores, six for 1B, a
+    quarter of an hour for 7B. With --calibration it reads what calibration would make of each, which takes as long
+    again. What it found is kept for other targets.
 
     With --calibration the model reads a text, layer by layer, and int4 matrices are packed so that their outputs on it
     change least (GPTQ). It takes up to 65,536 tokens of a text file, or of a .jsonl file of texts and dialogues. Text
