@@ -16,10 +16,10 @@ logger = logging.getLogger("quantkit.test")
 
 ABOUT_THE_MACHINE = {
     *("user_cache.py", "engine/numa.py", "evaluation/benchmark.py"),
-    *("formats/hub/snapshot.py", "quantization/packed_copies.py"),
+    *("formats/hub/snapshot.py", "quantization/conversion/__init__.py", "quantization/packed_copies.py"),
 }
 """Modules that warn of what is no property of a model's files: folders, what cannot be kept, memory that stays where
-it is, a hub that cannot be reached."""
+it is or may not suffice, a hub that cannot be reached."""
 
 
 def test_a_notice_is_logged_and_collected_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -84,7 +84,7 @@ def test_an_output_that_is_there_is_said_before_anything_comes(
 def test_a_text_that_cannot_be_read_is_said_before_anything_comes(
     invoke: Invoke, hub: HubServer, tmp_path: Path
 ) -> None:
-    for text, words in ((tmp_path / "none.txt", "No such file"), (tmp_path, "Is a directory")):
+    for text, words in ((tmp_path / "none.txt", "No such file"), (tmp_path, "is not a regular file")):
         args = ("convert", NAME, "-o", tmp_path / "out", "--calibration", text)
         assert_refused(invoke(*args), str(text), words, status=2)
     assert hub.requests == []
