@@ -208,7 +208,7 @@ def file_cells(row: Row) -> list[str]:
     return [
         f"{row['program']} {row['name']}",
         f"{row['bytes'] / 1e6:.1f} MB",
-        f"{row['mean_kl']:.4f} ± {row['mean_kl_error']:.4f}",
+        f"{row['mean_kl']:.5f} ± {row['mean_kl_error']:.5f}",
         f"{row['same_top']:.1%}",
         *(f"{row[test]:,.0f}" for test in TESTS),
     ]
