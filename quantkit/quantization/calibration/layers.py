@@ -98,7 +98,10 @@ def pack_calibrated(
                     left.pop(name)
                     yield packed
             if name not in reference.weights.tensors:
-                reference.weights.tensors[name] = _reference(source, specs[name], path.weights.tensors[name], threads)
+                apart = specs[name].kind == KIND or name in calibrated
+                reference.weights.tensors[name] = (
+                    _reference(source, name, threads) if apart else path.weights.tensors[name]
+                )
         for each in (path, reference):
             each.run(part, parts[number + 1 :], windows, threads)
         for shared in stop.shared.values():
@@ -109,11 +112,9 @@ def pack_calibrated(
     yield from map(pack, left)
 
 
-def _reference(source: ModelSource, spec: TensorSpec, packed: Tensor, threads: int) -> Tensor:
-    """A tensor as the reference has it: of int8 by itself where it is to be fitted, else as it is packed."""
-    if spec.kind not in (KIND, REFERENCE_KIND):
-        return packed
-    return packed_alone(source, source.tensor(spec.name, copy=True), spec.name, REFERENCE_KIND, threads).tensor
+def _reference(source: ModelSource, name: str, threads: int) -> Tensor:
+    """A tensor as the reference has it where the packed model has another one: of int8 by itself."""
+    return packed_alone(source, source.tensor(name, copy=True), name, REFERENCE_KIND, threads).tensor
 
 
 def _pack(source: ModelSource, spec: TensorSpec, threads: int) -> Packed:
@@ -191,15 +192,19 @@ def pack_matrix(
     if kind != KIND:
         if drift is None or alone.error <= NEGLIGIBLE[kind]:
             return alone
-        stored = _floats(source, name)
-        target = Tensor("f32", stored.shape, drift.target(stored, slice(None)))
-        tensor, _ = quantize(target, kind, label=f"{source.file_of(name)}: tensor {name!r}", threads=threads)
-        missed = np.concatenate(list(dequantize(tensor))) - stored
-        error = float(np.vdot(missed, missed)) / (float(np.vdot(stored, stored)) or 1.0)
-        return Packed(name, tensor, error, None, kept_codes)
+        return Packed(name, *_made_up(source, name, kind, threads, drift), None, kept_codes)
     if curvature is None:
         return alone
     if alone.error <= NEGLIGIBLE[KIND]:  # with the source's codes; no others come as near
         return alone._replace(output_error=output_error_of(curvature, weights, alone.tensor))
     tensor, error, output_error = pack_under(curvature, weights, alone.tensor, threads, drift)
     return Packed(name, tensor, error, output_error, kept_codes)
+
+
+def _made_up(source: ModelSource, name: str, kind: str, threads: int, drift: Drift) -> tuple[Tensor, float]:
+    """A matrix that makes up for a drift, packed by itself; and its error, relative as of `Packed`."""
+    stored = _floats(source, name)
+    target = Tensor("f32", stored.shape, drift.target(stored, slice(None)))
+    tensor, _ = quantize(target, kind, label=f"{source.file_of(name)}: tensor {name!r}", threads=threads)
+    missed = np.concatenate(list(dequantize(tensor))) - stored
+    return tensor, float(np.vdot(missed, missed)) / (float(np.vdot(stored, stored)) or 1.0)
