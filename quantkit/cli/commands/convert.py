@@ -128,8 +128,7 @@ class _Asked:
     "--imatrix",
     type=path,
     metavar="FILE",
-    help="Importance file of llama.cpp or `quantkit calibrate`: which columns count in the search for int4; takes "
-    "no time.",
+    help="Importance file of llama.cpp or `quantkit calibrate`: which columns count in the search; takes no time.",
 )
 @click.option(
     "--recipe",
