@@ -11,7 +11,7 @@ import contextlib
 import operator
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Batch
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -250,6 +250,14 @@ class Model:
         """End the worker threads, once the pass at hand is over; the model cannot run again."""
         with self._lock:
             self._pool.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _own(self, sequence: Sequence) -> Sequence:
         if not isinstance(sequence, Sequence) or sequence.pool is not self._pages:

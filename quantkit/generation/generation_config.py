@@ -15,6 +15,8 @@ from quantkit.errors import CheckpointError
 from quantkit.generation.options import is_number, is_whole
 
 LARGEST_TOKEN_ID = 2**31 - 1
+NO_TOKEN = -1
+"""How older conversions write that there is no such token."""
 
 
 class _Setting(NamedTuple):
@@ -83,7 +85,7 @@ def recommended_sampling(config: Mapping[str, Any], file: Path) -> dict[str, flo
 
 
 def declared_ids(config: Mapping[str, Any], field: str, file: Path) -> list[int]:
-    """Return the token ids in a field such as `eos_token_id`: one, a list of them, or none.
+    """Return the token ids in a field such as `eos_token_id`: one, a list of them, or none, as which -1 counts too.
 
     Raises
     ------
@@ -91,7 +93,8 @@ def declared_ids(config: Mapping[str, Any], field: str, file: Path) -> list[int]
         When the field holds anything else; the message names file and field.
     """
     value = config.get(field)
-    ids = value if isinstance(value, list) else [] if value is None else [value]
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    ids = [token for token in values if token != NO_TOKEN]
     if not all(is_whole(token) and 0 <= token <= LARGEST_TOKEN_ID for token in ids):
         raise CheckpointError(f"{file}: {field} is {value!r:.60}, neither a token id nor a list of them")
     return ids

@@ -35,6 +35,9 @@ Prompt = str | Sequence[int] | Sequence[Message]
 out), token ids (used as they are), or a conversation (written by the chat template, whose output is encoded without
 adding special tokens)."""
 
+_ARGUMENTS = frozenset({"messages", "now", "tokenize"})
+"""Arguments of `Tokenizer.apply_chat_template` that are no variables."""
+
 FinishReason = Literal["stop", "length"]
 
 PROMPT_PIECE = 512
@@ -145,8 +148,10 @@ def stream_generate(
         At once, when the prompt is empty, longer than the context, or holds an id that the model does not know, or
         when the chat template refuses the conversation; while iterating, when the logits are not finite.
     OptionError
-        At once, when `max_tokens`, `stop`, `speculate` or `chat_template_kwargs` makes no sense.
+        At once, when `tokenizer` is none of quantkit's, or `max_tokens`, `stop`, `speculate` or `chat_template_kwargs`
+        makes no sense.
     """
+    require(isinstance(tokenizer, Tokenizer), "tokenizer", tokenizer, "what `load` or `load_tokenizer` returns")
     expected = "a whole number from 1 up, or -1 to fill the context"
     require(is_whole(max_tokens) and (max_tokens >= 1 or max_tokens == -1), "max_tokens", max_tokens, expected)
     stops = StopStrings([stop] if isinstance(stop, str) else stop)
@@ -185,8 +190,7 @@ def encode_prompt(
         bos = tokenizer.bos_token_id
         return tokens[1:] if tokens[:2] == [bos, bos] else tokens
     if _is_conversation(prompt):
-        text = tokenizer.apply_chat_template(cast("Sequence[Message]", prompt), **variables)
-        return tokenizer.encode(text, add_special_tokens=False)
+        return tokenizer.apply_chat_template(cast("Sequence[Message]", prompt), **variables, tokenize=True)
     numbers = isinstance(prompt, Sequence | np.ndarray) and not isinstance(prompt, bytes)
     if not numbers or not all(is_whole(token) for token in prompt):
         raise GenerationError(f"the prompt is {prompt!r:.60}; expected a text, token ids, or messages")
@@ -196,8 +200,8 @@ def encode_prompt(
 def _template_variables(given: Mapping[str, Any] | None, prompt: Prompt) -> Mapping[str, Any]:
     if not given:
         return {}
-    expected = "names and values of template variables, without messages"
-    named = isinstance(given, Mapping) and all(isinstance(name, str) for name in given) and "messages" not in given
+    expected = f"names and values of template variables, without {', '.join(sorted(_ARGUMENTS))}"
+    named = isinstance(given, Mapping) and all(isinstance(name, str) and name not in _ARGUMENTS for name in given)
     require(named, "chat_template_kwargs", given, expected)
     if not _is_conversation(prompt):
         raise OptionError("chat_template_kwargs are for a conversation; the prompt is a plain text or token ids")

@@ -320,6 +320,13 @@ def test_a_closed_model_says_so(sources: Sources) -> None:
         model.forward([(sequence, [5])])
 
 
+def test_a_model_is_closed_behind_a_with_statement(sources: Sources) -> None:
+    with make(sources["llama", "int8"]) as model:
+        model([5])
+    with pytest.raises(GenerationError, match="the model is closed"):
+        model([5])
+
+
 def test_many_threads_share_a_model_and_its_sequences(sources: Sources) -> None:
     """Each thread has a text of its own; one sequence is used by all of them at once."""
     model = make(sources["llama", "int8"])

@@ -84,9 +84,11 @@ def test_ids() -> None:
     assert declared_ids({}, "eos_token_id", FILE) == declared_ids({"eos_token_id": None}, "eos_token_id", FILE) == []
     assert declared_ids({"eos_token_id": 7}, "eos_token_id", FILE) == [7]
     assert declared_ids({"eos_token_id": [7, 8]}, "eos_token_id", FILE) == [7, 8]
+    assert declared_ids({"eos_token_id": -1}, "eos_token_id", FILE) == []
+    assert declared_ids({"eos_token_id": [7, -1]}, "eos_token_id", FILE) == [7]
 
 
-@pytest.mark.parametrize("wrong", ["2", 2.5, True, -1, 10**400, [1, "2"], [[1]], {"id": 2}])
+@pytest.mark.parametrize("wrong", ["2", 2.5, True, -2, 10**400, [1, "2"], [[1]], {"id": 2}])
 def test_malformed_ids_name_file_and_field(wrong: object) -> None:
     with pytest.raises(CheckpointError, match=r"generation_config\.json: eos_token_id is "):
         declared_ids({"eos_token_id": wrong}, "eos_token_id", FILE)

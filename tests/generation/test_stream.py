@@ -192,10 +192,20 @@ def test_half_a_surrogate_pair_reads_as_a_replacement_character(thinker: Tokeniz
         )
 
 
-@pytest.mark.parametrize("given", [{"messages": []}, {7: 8}, ["enable_thinking"], "enable_thinking"])
+@pytest.mark.parametrize(
+    "given", [{"messages": []}, {"tokenize": True}, {"now": "1"}, {7: 8}, ["enable_thinking"], "enable_thinking"]
+)
 def test_bad_template_variables_are_refused(thinker: Tokenizer, given: Any) -> None:
     with pytest.raises(OptionError, match=r"^chat_template_kwargs "):
         responses(saying(thinker, "ab"), thinker, [{"role": "user", "content": "a"}], chat_template_kwargs=given)
+
+
+def test_another_tokenizer_is_refused(thinker: Tokenizer) -> None:
+    stranger: Any = object()
+    with pytest.raises(
+        OptionError, match=r"^tokenizer is <object .*; expected what `load` or `load_tokenizer` returns"
+    ):
+        responses(saying(thinker, "ab"), stranger, "a")
 
 
 @pytest.mark.parametrize("prompt", ["a", [5]])

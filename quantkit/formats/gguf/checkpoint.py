@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,16 @@ from quantkit.tensor import GroupScales, Tensor, TensorSpec
 PLAIN = {"F32": ("f32", "<f4"), "F16": ("f16", "<f2"), "BF16": ("bf16", "<u2")}
 IN_BF16 = frozenset({"MXFP4"})
 CHUNK = 1 << 20  # weights that are de-quantized at a time
+_PROJECTOR = "is the part of a multimodal model that sees or hears (mmproj); name the file with its text model"
+NO_MODELS: Mapping[tuple[str, str], str] = MappingProxyType(
+    {
+        ("general.type", "adapter"): "is an adapter for another model; merge it into that one (llama-export-lora)",
+        ("general.type", "mmproj"): _PROJECTOR,
+        ("general.architecture", "clip"): _PROJECTOR,
+        ("general.type", "imatrix"): "is an importance file, no model; `convert --imatrix` takes it",
+    }
+)
+"""Key and value of the metadata of a file that holds no model -> what it is instead."""
 
 
 class GGUFSource(ModelSource):
@@ -41,13 +52,17 @@ class GGUFSource(ModelSource):
     CheckpointError
         When a file is truncated or damaged, or one of several is missing.
     UnsupportedError
-        When the `gguf` package is missing; when the tokenizer or a tensor type cannot be read.
+        When the file holds no model; when the `gguf` package is missing; when the tokenizer or a tensor type cannot be
+        read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._parts = parts_of(path)
         self.metadata: Mapping[str, Any] = self._parts[0].metadata
+        for (key, value), reason in NO_MODELS.items():
+            if self.metadata.get(key) == value:
+                raise UnsupportedError(f"{path}: {reason}")
         check_tokenizer(self._parts[0])
         self._places: dict[str, tuple[GGUFFile, Entry]] = {}
         for part in self._parts:

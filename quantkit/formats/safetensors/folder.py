@@ -39,6 +39,23 @@ TEXT = "text_config"
 """Where multimodal models say what their text part is."""
 PIPELINE = "model_index.json"
 """What the diffusers library lays out has this file in place of config.json."""
+NO_MODELS: Mapping[str, tuple[type[QuantkitError], str]] = MappingProxyType(
+    {
+        PIPELINE: (UnsupportedError, "is a diffusion pipeline ({found}), no language model"),
+        "adapter_config.json": (
+            UnsupportedError,
+            "is an adapter ({found}) for another model; merge it into that one (in peft: merge_and_unload)",
+        ),
+        "*.gguf": (CheckpointError, "holds GGUF files; name one of them, such as {found}"),
+        "snapshots/*/config.json": (CheckpointError, "is a cache of the hub; name the model in it, {parent}"),
+        "consolidated*": (
+            UnsupportedError,
+            "is in its maker's own format ({found}), without config.json; use the Hugging Face version of the model",
+        ),
+        "*/config.json": (CheckpointError, "has no config.json; is it {parent} that you mean?"),
+    }
+)
+"""What is found where there is no config.json -> the error that says what the folder is; the first that fits counts."""
 SIDECARS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -217,18 +234,24 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Scheme | None]:
     CheckpointError
         It is missing, damaged, or no model's.
     UnsupportedError
-        The scheme is unknown, or the folder is that of a diffusion pipeline.
+        The scheme is unknown, or the folder is that of something else.
     """
     file = folder / CONFIG
     if not file.exists():
-        if (folder / PIPELINE).exists():
-            raise UnsupportedError(f"{folder}: is a diffusion pipeline ({PIPELINE}), no language model")
-        raise CheckpointError(f"{file}: no such file; is this the folder of a model?")
+        raise _without_config(folder)
     config = read_object(file)
     if not isinstance(config.get("model_type"), str):
         raise CheckpointError(f"{file}: has no model_type; is this the folder of a language model?")
     scheme = _read_scheme(folder, config)
     return _unquantized(config) if scheme else config, scheme
+
+
+def _without_config(folder: Path) -> QuantkitError:
+    """Return the error that says what a folder is that has no config.json."""
+    for pattern, (error, reason) in NO_MODELS.items():
+        if found := min(folder.glob(pattern), default=None):
+            return error(f"{folder}: {reason.format(found=found.relative_to(folder), parent=found.parent)}")
+    return CheckpointError(f"{folder / CONFIG}: no such file; is this the folder of a model?")
 
 
 def _unquantized(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from functools import cached_property
 from os import PathLike
 from os.path import expanduser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
-from quantkit.errors import GenerationError, notice
+from quantkit.errors import GenerationError, OptionError, notice
 from quantkit.formats.vocabularies import VOCABULARIES, with_tokenizer
 from quantkit.generation.generation_config import declared_ids, recommended_sampling
 from quantkit.generation.options import is_whole
@@ -36,6 +36,9 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 """What `Tokenizer` reads; all but the first may be missing."""
+
+_NO_VARIABLES = frozenset({"chat_template", "continue_final_message", "return_dict", "return_tensors"})
+"""Options that transformers' `apply_chat_template` keeps to itself: no template reads them."""
 
 _log = logging.getLogger(__name__)
 
@@ -168,11 +171,51 @@ class Tokenizer:
         """
         return Detokenizer(self._bytes_of, "" if continuation else self._decoding.lead)
 
+    @overload
     def apply_chat_template(
-        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
-    ) -> str:
-        """Return the conversation as a prompt; see `ChatTemplate.render`. Encode it with `add_special_tokens=False`."""
-        return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        tokenize: Literal[False] = False,
+        **variables: Any,
+    ) -> str: ...
+
+    @overload
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        tokenize: Literal[True],
+        **variables: Any,
+    ) -> list[int]: ...
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        *,
+        tokenize: bool = False,
+        **variables: Any,
+    ) -> str | list[int]:
+        """Return the conversation as a prompt; see `ChatTemplate.render`.
+
+        Parameters
+        ----------
+        tokenize : bool
+            Return the prompt's token ids; else its text, which is encoded with `add_special_tokens=False`.
+
+        Raises
+        ------
+        OptionError
+            When an option of transformers is given that quantkit does not have.
+        """
+        for name in variables.keys() & _NO_VARIABLES:
+            if variables.pop(name):
+                raise OptionError(f"{name}: is an option of transformers that quantkit does not have")
+        text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+        return self.encode(text, add_special_tokens=False) if tokenize else text
 
     @cached_property
     def _decoding(self) -> Decoding:

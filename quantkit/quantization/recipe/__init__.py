@@ -115,17 +115,17 @@ class Recipe:
     sensitivities: str = SENSITIVITIES[0]
 
     def __post_init__(self) -> None:
-        if self.quantize not in RECIPES:
+        if not isinstance(self.quantize, str) or self.quantize not in RECIPES:
             raise OptionError(f"quantize: {self.quantize!r} is not one of {', '.join(RECIPES)}")
         self._check_target()
-        object.__setattr__(self, "overrides", tuple(Override(*override) for override in self.overrides))
+        object.__setattr__(self, "overrides", _overrides(self.overrides))
         for override in self.overrides:
             if override.fault:
                 raise override.error(override.fault)
 
     def with_overrides(self, overrides: Sequence[tuple[str, str]]) -> Recipe:
         """Return the recipe with further overrides behind its own, which therefore win."""
-        return replace(self, overrides=(*self.overrides, *(Override(*override) for override in overrides)))
+        return replace(self, overrides=(*self.overrides, *_overrides(overrides)))
 
     @property
     def options(self) -> dict[str, Any]:
@@ -157,6 +157,15 @@ class Recipe:
             raise OptionError("target_size: there is a target_bpw already; give one of the two")
         for name in self._of_mixed if self.quantize != MIXED else ():
             raise OptionError(f"{name}: says something of {MIXED!r} alone, and quantize is {self.quantize!r}")
+
+
+def _overrides(given: Sequence[Sequence[str]]) -> tuple[Override, ...]:
+    """Return pairs of a regular expression and a kind as overrides."""
+    for pair in given:
+        texts = isinstance(pair, tuple | list) and all(isinstance(text, str) for text in pair)
+        if not texts or len(pair) not in (2, 3):
+            raise OptionError(f"overrides: {pair!r:.100} is no pair of a regular expression and a kind")
+    return tuple(Override(*pair) for pair in given)
 
 
 def choose(tensors: Mapping[str, TensorSpec], recipe: Recipe) -> dict[str, Choice]:

@@ -48,6 +48,22 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
+    ("changes", "architecture", "message"),
+    [
+        ({"general.type": ("adapter", TEXT)}, "llama", "is an adapter for another model"),
+        ({"general.type": ("mmproj", TEXT)}, "clip", r"sees or hears \(mmproj\); name the file with its text model"),
+        ({}, "clip", r"sees or hears \(mmproj\)"),
+        ({"general.type": ("imatrix", TEXT)}, "llama", "is an importance file, no model"),
+    ],
+)
+def test_what_is_no_model_is_called_what_it_is(changes: Changes, architecture: str, message: str, file: Path) -> None:
+    without_tokenizer = {key: None for key in metadata() if key.startswith("tokenizer.")}
+    write(file, {**without_tokenizer, **changes}, architecture=architecture)
+    with pytest.raises(UnsupportedError, match=message):
+        formats.open(file)
+
+
+@pytest.mark.parametrize(
     ("kind", "expected", "tolerance"),
     [("F32", "f32", 0), ("F16", "f16", 2**-11), ("BF16", "bf16", 2**-8), ("Q8_0", "f16", 2**-7), ("Q4_1", "f16", 0.1)],
 )

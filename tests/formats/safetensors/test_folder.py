@@ -193,12 +193,38 @@ def escaping_index(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": {"w": "../model.safetensors"}}))
 
 
+def rename_config(folder: Path, name: str) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").rename(folder / name)
+
+
 REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "no config": (lambda f: (f / "config.json").unlink(), CheckpointError, r"config\.json: no such file"),
     "diffusers": (
-        lambda f: (f / "config.json").rename(f / "model_index.json"),
+        lambda f: rename_config(f, "model_index.json"),
         UnsupportedError,
         r"is a diffusion pipeline \(model_index\.json\)",
+    ),
+    "an adapter": (
+        lambda f: rename_config(f, "adapter_config.json"),
+        UnsupportedError,
+        r"is an adapter \(adapter_config\.json\) for another model",
+    ),
+    "GGUF files": (lambda f: rename_config(f, "b.gguf"), CheckpointError, r"holds GGUF files; .* such as b\.gguf"),
+    "a cache of the hub": (
+        lambda f: rename_config(f, "snapshots/0123/config.json"),
+        CheckpointError,
+        "is a cache of the hub; name the model in it, .*/snapshots/0123",
+    ),
+    "the makers' own format": (
+        lambda f: rename_config(f, "consolidated.00.pth"),
+        UnsupportedError,
+        r"its maker's own format \(consolidated\.00\.pth\), .* use the Hugging Face version",
+    ),
+    "the folder above": (
+        lambda f: rename_config(f, "inner/config.json"),
+        CheckpointError,
+        r"has no config\.json; is it .*/inner that you mean\?",
     ),
     "config not JSON": (lambda f: (f / "config.json").write_text("{"), CheckpointError, r"config\.json: is not JSON"),
     "config a list": (lambda f: (f / "config.json").write_text("[]"), CheckpointError, "not a JSON object"),

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer as Backend
 
 import tiny
-from quantkit.errors import CheckpointError, GenerationError
+from quantkit.errors import CheckpointError, GenerationError, OptionError
 from quantkit.generation.text.tokenizer import Tokenizer
 from tiny_tokenizers import BYTE_FALLBACK, BYTE_LEVEL, edited, rebuilt
 
@@ -130,7 +130,7 @@ def test_no_end_of_text_is_reported(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("name", ["generation_config", "config"])
-@pytest.mark.parametrize("wrong", ["2", 2.5, True, -1, [1, "2"], {"id": 2}])
+@pytest.mark.parametrize("wrong", ["2", 2.5, True, -2, [1, "2"], {"id": 2}])
 def test_malformed_eos_names_file_and_field(name: str, wrong: object) -> None:
     with pytest.raises(CheckpointError, match=rf"model/{name}\.json: eos_token_id"):
         opened(**{name: {"eos_token_id": wrong}})
@@ -160,6 +160,20 @@ def test_places_of_a_chat_template(name: str, content: dict[str, Any]) -> None:
     assert "<|im_start|>user\nHi" in Tokenizer(files, "model").apply_chat_template(messages)
     del files["chat_template.jinja"]
     assert Tokenizer(files, "model").apply_chat_template(messages) == "json <|im_end|>"
+
+
+def test_a_chat_template_may_give_ids() -> None:
+    tokenizer, messages = KINDS["byte level"], [{"role": "user", "content": "Hi"}]
+    ids = tokenizer.apply_chat_template(messages, tokenize=True)
+    assert ids == tokenizer.encode(tokenizer.apply_chat_template(messages), add_special_tokens=False)
+    assert ids[:2] == [BOS, TURN]
+
+
+def test_options_of_transformers_are_not_passed_over() -> None:
+    tokenizer, messages = KINDS["byte level"], [{"role": "user", "content": "Hi"}]
+    with pytest.raises(OptionError, match="continue_final_message: is an option of transformers"):
+        tokenizer.apply_chat_template(messages, continue_final_message=True)
+    assert tokenizer.apply_chat_template(messages, return_tensors=None) == tokenizer.apply_chat_template(messages)
 
 
 def test_without_a_chat_template() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -83,6 +83,21 @@ def test_bad_options_are_named(
     with pytest.raises(OptionError) as caught:
         kinds_of(tensors, recipe, overrides)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [["down_proj=int8"], {"down_proj": "int8"}, [("down_proj",)], [("down_proj", 8)]])
+def test_overrides_are_pairs(wrong: Any) -> None:
+    message = r"overrides: .*down_proj.* is no pair of a regular expression and a kind"
+    with pytest.raises(OptionError, match=message):
+        Recipe("int4", wrong)
+    with pytest.raises(OptionError, match=message):
+        Recipe("int4").with_overrides(wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, 4, {"quantize": "int8"}])
+def test_what_is_asked_for_is_a_text(wrong: Any) -> None:
+    with pytest.raises(OptionError, match=r"quantize: .* is not one of int4, int8, mixed"):
+        Recipe(wrong)
 
 
 def test_each_kind_has_a_reason(tensors: Tensors) -> None:
