@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from quantkit.engine.sequence_state import SequenceState, StatePool
 from quantkit.errors import GenerationError
 from quantkit_kernels.attention.pages import PAGE, layer_bytes
+from quantkit_kernels.rows.choice import Chooser
 
 ALIGNMENT = 64
 SLAB_PAGES = 16
@@ -120,6 +121,8 @@ class Sequence:
     def __init__(self, pool: PagePool, limit: int, states: StatePool | None = None) -> None:
         self.pool = pool
         self.state = SequenceState(states) if states else None
+        self.choice: Chooser | None = None
+        """What chooses the token behind the last one of each `Model.forward`; None: nothing, the caller does."""
         self._limit = limit
         self._length = 0
         self._pages: list[NDArray[np.uint8]] = []

@@ -27,6 +27,7 @@ from quantkit_kernels.interpreter.layout import STEP
 from quantkit_kernels.interpreter.operations import ACTIVATIONS, OPERATIONS, SCORINGS
 from quantkit_kernels.linear.activations import packed_bytes
 from quantkit_kernels.linear.packed import ROW_TILES
+from quantkit_kernels.rows.choice import BLOCK
 from quantkit_kernels.rows.routing import table_bytes
 
 LINE_FLOATS = 16
@@ -194,6 +195,8 @@ def plan(program: Program, kinds: Mapping[str, str]) -> Plan:
     lowering.buffers |= {value.index: _buffer(value) for value in program.inputs}
     for operation in program.operations:
         lowering.add(operation)
+    if program.logits.selected:
+        lowering.choose(program.logits)
     steps = lowering.steps
     for number, value in enumerate((*program.inputs, *program.outputs)):
         lowering.buffers[value.index].outside = number
@@ -246,6 +249,13 @@ class _Lowering:
                 self._cache(output, *inputs),
             )
         )
+
+    def choose(self, logits: Value) -> None:
+        """Append the steps that choose the next tokens of sequences, where a pass is asked to."""
+        rows, fields = self.buffers[logits.index], {"in_columns": logits.columns}
+        maxima = Buffer(_padded(4 * -(-logits.columns // BLOCK)))
+        for name, output, inputs in (("block_maxima", maxima, (rows,)), ("choose", Buffer(), (rows, maxima))):
+            self.steps.append(Step(OPERATIONS[name], output, inputs, wanted=True, fields=dict(fields)))
 
     def _is_packed(self, operation: Operation) -> bool:
         """Whether a product's weights are packed: those of experts all are, or none."""

@@ -31,6 +31,7 @@ from quantkit_kernels.attention.sharing import SPAN_BYTES, partials_bytes
 from quantkit_kernels.blocks import dequantize
 from quantkit_kernels.interpreter.kernels import compiled
 from quantkit_kernels.interpreter.layout import CHUNK
+from quantkit_kernels.rows.choice import Chooser, choose
 
 PASS_TOKENS = 256
 """Tokens of one pass at most: enough to reuse each weight, few enough that values stay in cache."""
@@ -47,8 +48,9 @@ class Weights(Protocol):
         """Return a tensor, packed or not; its memory lives as long as the tensor does."""
 
 
-_Chunk = tuple[Sequence, list[int], int]
-"""Some consecutive new tokens of one sequence, in one pass, and how many of them, the last ones, need logits."""
+_Chunk = tuple[Sequence, list[int], int, Chooser | None]
+"""Some consecutive new tokens of one sequence, in one pass; how many of them, the last ones, need logits; and what
+chooses the next token by those of the last."""
 
 
 class Model:
@@ -100,7 +102,8 @@ class Model:
         ]
         self._ids = memoryview(bytearray(8 * PASS_TOKENS)).cast("q")
         self._chunks = memoryview(bytearray(CHUNK.itemsize * PASS_TOKENS)).cast("q")
-        self._logits = LogitsRows(program.logits.columns, row_stride(program.logits))
+        self._columns = program.logits.columns
+        self._logits = LogitsRows(self._columns, row_stride(program.logits))
         self._pool = WorkerPool(threads)
         self._times: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         self._describe_passes(kv_kind)
@@ -164,7 +167,7 @@ class Model:
         """Append tokens to sequences and return logits.
 
         The logits of a token depend on its own sequence alone: not on the batch, the chunks or the threads, to the last
-        bit.
+        bit. The last ones of a sequence that has a `choice` are given to it.
 
         Parameters
         ----------
@@ -284,9 +287,10 @@ class Model:
         before, as that of numpy and other libraries, takes many times as long as it does in a loop.
         """
         token = place = wanted = 0
-        for sequence, ids, last in chunks:
+        for sequence, ids, last, chooser in chunks:
             state = sequence.state.begin(len(ids)) if sequence.state else STATELESS
-            for field in (token, len(ids), sequence.length, sequence.address, last, *state):
+            choice = chooser.address(self._columns) if chooser else 0
+            for field in (token, len(ids), sequence.length, sequence.address, last, *state, choice):
                 self._chunks[place] = field
                 place += 1
             for each in ids:
@@ -302,7 +306,7 @@ class Model:
             stamps[:, -1, 1] = stamps[:, -1, 0].max()
             sums[..., 0] += stamps[..., 1] - stamps[..., 0]
             sums[:, :-1, 1] += stamps[:, 1:, 0] - stamps[:, :-1, 1]
-        for sequence, ids, _ in chunks:
+        for sequence, ids, _, _ in chunks:
             sequence.advance(ids)
         return wanted
 
@@ -321,7 +325,7 @@ class Model:
         words["counters"] = self._memory(8 * (self.threads + 1) * (len(self._table) + 1))
         words["scratch"], words["scratch_bytes"] = self._memory(scratch * self.threads), scratch
         words["partials"] = self._memory(partials_bytes(self.threads))
-        words["kv_kind"] = KV_CODES[kv_kind]
+        words["choose"], words["kv_kind"] = choose.address, KV_CODES[kv_kind]
 
     def _addresses(self) -> Addresses:
         """Where everything lies; vectors are small and become padded f32."""
@@ -401,6 +405,7 @@ def _passes(batch: Mapping[Sequence, list[int]], every: bool, chunk: int) -> lis
                 room = chunk
             part = ids[begin : begin + room]
             begin, room = begin + len(part), room - len(part)
-            wanted = max(0, min(len(part), begin - len(behind))) if every else int(begin == len(ids))
-            passes[-1].append((sequence, part, wanted))
+            last = begin == len(ids)
+            wanted = max(0, min(len(part), begin - len(behind))) if every else int(last)
+            passes[-1].append((sequence, part, wanted, sequence.choice if last else None))
     return passes

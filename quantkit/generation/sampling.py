@@ -2,20 +2,25 @@
 
 A sampler is any callable `logits -> token`, a logits processor any callable `(tokens, logits) -> logits`; the ones made
 here follow llama.cpp's definitions and order: penalties, top-k, top-p, min-p, temperature. What a row of logits must be
-read for is in `quantkit_kernels.rows.choice`. Nothing here knows a model or a tokenizer.
+read for is in `quantkit_kernels.rows.choice`; passes can do it as well (`PassSampler`). Nothing here knows a model or a
+tokenizer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import GenerationError
 from quantkit.generation.options import is_number, is_whole, require
+
+if TYPE_CHECKING:
+    from quantkit_kernels.rows.choice import Chooser
 
 Logits = NDArray[np.float32]
 """Unnormalized log-probabilities of the next token: float32 `[vocab_size]`."""
@@ -80,19 +85,54 @@ def make_sampler(
     require(is_whole(top_k) and top_k >= 0, "top_k", top_k, "a whole number from 0 (keeps all tokens) up")
     require(seed is None or (is_whole(seed) and seed >= 0), "seed", seed, "a whole number from 0 up, or None")
     if temp < _LEAST_TEMPERATURE:
-        return _greedy
-    from quantkit_kernels.rows.choice import NOT_FINITE, Chooser
+        return _Sampler((1.0, 1.0, 0.0, 1), lambda: 0.0)
+    return _Sampler((temp, top_p, min_p, top_k), _Uniforms(seed))
 
-    numbers, choose, lock = _uniforms(seed), Chooser(temp, top_p, min_p, top_k), Lock()
 
-    def sample(logits: Logits) -> int:
-        with lock:
-            token = choose(np.ascontiguousarray(logits, np.float32), next(numbers))
-        if token == NOT_FINITE:
-            raise _not_finite(float(logits.max()))
-        return token
+class _Sampler:
+    """What `make_sampler` makes: a way to choose, and where its random numbers come from. Threads may share one."""
 
-    return sample
+    def __init__(self, filters: tuple[float, float, float, int], number: Callable[[], float]) -> None:
+        self._filters, self.number, self._lock = filters, number, Lock()
+        self._choose = self.chooser()
+
+    def chooser(self) -> Chooser:
+        """Return what chooses in the same way, with memory of its own."""
+        from quantkit_kernels.rows.choice import Chooser
+
+        return Chooser(*self._filters)
+
+    def __call__(self, logits: Logits) -> int:
+        with self._lock:
+            return _chosen(self._choose, logits, self.number())
+
+
+class PassSampler:
+    """A sampler of `make_sampler` for one sequence, whose passes choose what the sampler would have chosen.
+
+    Attributes
+    ----------
+    chooser : Chooser
+        The sequence's `choice`.
+    """
+
+    def __init__(self, sampler: _Sampler) -> None:
+        self.chooser, self._number = sampler.chooser(), sampler.number
+        self._uniform, self._token = self.chooser.uniform, self.chooser.token
+
+    @classmethod
+    def of(cls, sampler: Sampler) -> PassSampler | None:
+        """Return one that chooses as a sampler does, if `make_sampler` made that."""
+        return cls(sampler) if isinstance(sampler, _Sampler) else None
+
+    def expect(self) -> None:
+        """Let the next pass choose."""
+        self._uniform[0], self._token[0] = self._number(), -1  # none yet
+
+    def __call__(self, logits: Logits) -> int:
+        """Return the token that the pass has chosen which made these logits; if it has not, choose one."""
+        token = self._token[0]
+        return token if token >= 0 else _chosen(self.chooser, logits, self._uniform[0])
 
 
 def make_logits_processors(
@@ -192,20 +232,27 @@ def _counted(tokens: Sequence[int]) -> Counts:
     return seen, counts[seen]
 
 
-def _uniforms(seed: int | None) -> Iterator[float]:
-    """Random numbers from 0 up and below 1."""
-    random = np.random.default_rng(seed)
-    while True:
-        yield from random.random(_AT_ONCE).tolist()
+class _Uniforms:
+    """Random numbers from 0 up and below 1, one for each call; threads may share them."""
+
+    def __init__(self, seed: int | None) -> None:
+        self._random, self._lock = np.random.default_rng(seed), Lock()
+        self._next: list[float] = []
+        """The last one first."""
+
+    def __call__(self) -> float:
+        while True:
+            try:
+                return self._next.pop()
+            except IndexError:
+                with self._lock:
+                    if not self._next:
+                        self._next += reversed(self._random.random(_AT_ONCE).tolist())
 
 
-def _greedy(logits: Logits) -> int:
-    token = int(logits.argmax())
-    greatest = logits.item(token)
-    if not math.isfinite(greatest):  # NaN anywhere makes numpy find it
-        raise _not_finite(greatest)
+def _chosen(choose: Chooser, logits: Logits, uniform: float) -> int:
+    token = choose(np.ascontiguousarray(logits, np.float32), uniform)
+    if token < 0:
+        greatest = float(logits.max())
+        raise GenerationError(f"the greatest logit is {greatest}: the model's weights or a logits processor are broken")
     return token
-
-
-def _not_finite(greatest: float) -> GenerationError:
-    return GenerationError(f"the greatest logit is {greatest}: the model's weights or a logits processor are broken")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from quantkit.errors import GenerationError, OptionError
 from quantkit.generation.options import is_whole, require
-from quantkit.generation.sampling import Logits, LogitsProcessor, Sampler, log_softmax, make_sampler
+from quantkit.generation.sampling import Logits, LogitsProcessor, PassSampler, Sampler, log_softmax, make_sampler
 from quantkit.generation.speculation import Speculation
 from quantkit.generation.stopping import StopStrings
 from quantkit.generation.text.chat_template import Message
@@ -44,7 +44,7 @@ PROMPT_PIECE = 512
 """Tokens of a prompt between two calls of `progress`; results do not depend on it."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class GenerationResponse:
     """What one generated token adds.
 
@@ -243,12 +243,15 @@ def _choices(
             piece = tokens[start : start + PROMPT_PIECE]
             rows = model.forward([(sequence, piece)])
             progress(start + len(piece), prompt_tokens)
+        pass_sampler = None if logits_processors else PassSampler.of(sampler)
+        choose: Sampler = sampler
         draft: list[int] = []
         while True:
-            for logits, drafted in zip(rows, [*draft, None], strict=True):
+            for place, drafted in enumerate([*draft, None]):
+                logits = rows[place]
                 for process in logits_processors:
                     logits = process(tokens, logits)
-                token = int(sampler(logits))
+                token = int(choose(logits))
                 tokens.append(token)
                 yield token, logits, token == drafted
                 if token != drafted:
@@ -260,6 +263,11 @@ def _choices(
             draft = speculation.draft(tokens, most=end - len(tokens) - 1)
             if draft:
                 sequence.keep_state(len(tokens))
+            if pass_sampler and not draft:
+                pass_sampler.expect()
+                sequence.choice, choose = pass_sampler.chooser, pass_sampler
+            else:
+                sequence.choice, choose = None, sampler
             computed = sequence.behind + 1 + len(draft)
             begin = time.perf_counter()
             rows = model.forward([(sequence, [token, *draft])], every=True)

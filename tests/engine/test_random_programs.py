@@ -287,8 +287,11 @@ class Author:
         )
 
 
-MADE_BY_OTHERS = {"select", "quantize", "route", "assign", "gather", "expert_linear", "combine", "scale_choice"}
-"""Operations that the author records as a part of something else."""
+MADE_BY_OTHERS = {
+    *("select", "quantize", "route", "assign", "gather", "expert_linear", "combine", "scale_choice"),
+    *("block_maxima", "choose"),
+}
+"""Operations that the author records as a part of something else, or that lowering puts in."""
 ANY_ROWS = {
     *("scale", "scale_columns", "scale_by_weight", "add", "multiply", "clamp", "softcap", "slice", "append"),
     *("rms_norm", "layer_norm", "match_rms", "sparsify", "gated", "gated_clamped", "activate", "xielu", "linear"),

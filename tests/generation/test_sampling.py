@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import quantkit
+import tiny
 from quantkit.errors import GenerationError, OptionError
-from quantkit.generation.sampling import log_softmax, make_logits_processors, make_sampler
+from quantkit.generation.sampling import PassSampler, log_softmax, make_logits_processors, make_sampler
 
 # Multiples of 1/64: differences are exact in float32, so equal means equal.
 logit_lists = st.lists(st.integers(-1280, 1280).map(lambda number: number / 64), min_size=1, max_size=40)
@@ -275,3 +278,40 @@ def test_log_softmax(values: list[float]) -> None:
     exact = logits.astype(np.float64) - math.log(np.exp(logits.astype(np.float64)).sum())
     assert np.allclose(log_softmax(logits), exact, rtol=1e-6, atol=1e-6)
     assert log_softmax(logits).dtype == np.float32
+
+
+@pytest.mark.parametrize("options", [{}, {"temp": 0.9}, {"temp": 0.8, "top_p": 0.9, "top_k": 20}])
+@pytest.mark.parametrize("speculate", [0, 4])
+def test_passes_choose_what_the_sampler_would_have(tmp_path: Path, options: dict[str, Any], speculate: int) -> None:
+    model, tokenizer = quantkit.load(tiny.checkpoint(tmp_path), threads=2)
+    inside, outside = make_sampler(**options, seed=5), make_sampler(**options, seed=5)
+    samplers: list[Callable[[NDArray[np.float32]], int]] = [inside, lambda logits: outside(logits)]
+    texts = [
+        [
+            response.token
+            for response in quantkit.stream_generate(
+                model, tokenizer, "abab", max_tokens=40, ignore_eos=True, sampler=sampler, speculate=speculate
+            )
+        ]
+        for sampler in samplers
+    ]
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == 40
+    logits = np.random.default_rng(0).normal(size=100).astype(np.float32)
+    assert inside(logits) == outside(logits)  # both have drawn as many numbers
+
+
+def test_a_sampler_for_passes_chooses_itself_where_the_pass_did_not() -> None:
+    sampler = make_sampler(temp=1.0, seed=3)
+    for_pass = PassSampler.of(make_sampler(temp=1.0, seed=3))
+    assert for_pass is not None
+    logits = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    for _ in range(5):
+        for_pass.expect()
+        assert for_pass(logits) == sampler(logits)
+    for_pass.chooser.token[0] = 7
+    assert for_pass(logits) == 7
+    for_pass.expect()
+    with pytest.raises(GenerationError, match="greatest logit is nan"):
+        for_pass(array(0.0, math.nan))
+    assert PassSampler.of(lambda logits: 0) is None

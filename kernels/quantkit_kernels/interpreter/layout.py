@@ -107,9 +107,10 @@ CHUNK = np.dtype(
         ("fresh", "i8"),  # 1: its state is all zeros, whatever stands there
         ("kept", "i8"),  # tokens that advance it; it is then left as it is
         ("ahead", "i8"),  # address of a copy of it that the other tokens advance, if there are any
+        ("choice", "i8"),  # address of a rows.choice.CHOICE that the last token's logits are for, 0 for none
     ]
 )
-"""The new tokens of one sequence in a pass, and where its keys, values and state lie."""
+"""The new tokens of one sequence in a pass, where its keys, values and state lie, and how its next token is chosen."""
 
 PART = np.dtype(
     [
@@ -141,8 +142,10 @@ PASS = np.dtype(
         ("pages", "i8"),  # the same: address of its sequence's page table
         ("wanted", "i8"),  # how many tokens' logits are wanted
         ("wanted_tokens", "i8"),  # address of an i64 for each of them: which token of the batch
+        ("choices", "i8"),  # how many chunks have a choice
         ("spans", "i8"),  # how many: consecutive tokens of one sequence
         ("span_table", "i8"),  # address of 4 x i64 for each: attention.operands.Span
+        ("choose", "i8"),  # address of the compiled `rows.choice.choose`
         ("kv_kind", "i8"),  # of attention.pages.CODES
         ("scratch", "i8"),  # address of memory for attention, `scratch_bytes` for each thread
         ("scratch_bytes", "i8"),

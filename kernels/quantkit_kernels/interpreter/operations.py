@@ -289,6 +289,8 @@ _ROWS = (
     OperationSpec(truth.select, ("wanted",), inputs=("x",), scattered=("x",)),
     OperationSpec(truth.quantize, inputs=("x",)),
     OperationSpec(truth.linear, inputs=("x",), weights=("weight", "bias"), product=True, shared=True, work=_product),
+    OperationSpec(truth.block_maxima, inputs=("logits",), shared=True),
+    OperationSpec(truth.choose, inputs=("logits", "maxima"), shared=True),
     OperationSpec(truth.route, inputs=("logits",), weights=("bias",), parameters=_ROUTING),
     OperationSpec(truth.assign, inputs=("routing",), parameters=_CHOICE, shared=True),
     OperationSpec(truth.gather, inputs=("x", "assigned"), parameters=_CHOICE, scattered=("x", "assigned")),
@@ -357,4 +359,5 @@ _ROWS = (
 )
 
 OPERATIONS: Mapping[str, OperationSpec] = MappingProxyType({row.name: row for row in _ROWS})
-"""All operations by name. `quantize` is never recorded: lowering puts it before products of packed weights."""
+"""All operations by name. Three are never recorded: lowering puts `quantize` before products of packed weights, and
+`block_maxima` and `choose` behind the logits."""

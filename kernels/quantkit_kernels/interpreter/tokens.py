@@ -16,7 +16,7 @@ from quantkit_kernels.simd import put_i64
 def list_tokens(words):
     """Fill the tables of a pass, and its counts."""
     state = pass_at(words)
-    token = wanted = spans = 0
+    token = wanted = spans = choices = 0
     for number in range(state.chunks):
         chunk = chunk_at(state.chunk_table + CHUNK_BYTES * number)
         for inside in range(0, chunk.tokens, SPAN_TOKENS):
@@ -33,4 +33,5 @@ def list_tokens(words):
             put_i64(state.wanted_tokens + 8 * wanted, token + inside)
             wanted += 1
         token += chunk.tokens
-    state.tokens, state.wanted, state.spans = token, wanted, spans
+        choices += chunk.choice != 0
+    state.tokens, state.wanted, state.spans, state.choices = token, wanted, spans, choices

@@ -1,9 +1,10 @@
 """The choice of a token by a row of logits: top-k, top-p, min-p, temperature, and a random number.
 
-Not a part of any program: `quantkit.generation.sampling` calls it between passes. Few tokens of a vocabulary matter, so
-no more are looked at one by one. A row is read for its maxima, of each block of columns, and for its sum of
-exponentials where something asks for that. Tokens are then ranked in bands of falling logits: a block whose maximum
-lies below a band is skipped, and a heap hands out the tokens of a band, the likeliest first, until there are enough.
+Passes end with it where a sequence asks for that (`interpreter.shared_steps`); `quantkit.generation.sampling` calls it
+for any other row. Few tokens of a vocabulary matter, so no more are looked at one by one. A row is read for its maxima,
+of each block of columns, which threads share in a pass, and for its sum of exponentials where something asks for that.
+Tokens are then ranked in bands of falling logits: a block whose maximum lies below a band is skipped, and a heap hands
+out the tokens of a band, the likeliest first, until there are enough.
 
 Exponentials are those of `functions.py`, sums are f64 and have one order, so that every instruction set chooses the
 same token.
@@ -50,14 +51,15 @@ HOTTEST = 1e30
 """A temperature whose reciprocal is a normal f32; all that are higher give the same."""
 LINE = 16
 """f32 of a register."""
-NOT_FINITE = -1
-"""In place of a token: the greatest logit is NaN or infinite, or there is none."""
-
+NO_TOKEN = -1
+"""In place of a token: the greatest logit is NaN or infinite, or there is none; or no pass has chosen."""
 
 CHOICE = np.dtype(
     [
         ("row", "i8"),  # address of f32 `[columns]`
         ("columns", "i8"),
+        ("maxima", "i8"),  # address of f32 for each block, see `block_maximum`; 0: not known
+        ("token", "i8"),  # what the last pass has chosen; or `NO_TOKEN`
         ("memory", "i8"),  # address of `_memory_bytes(columns)`
         ("top_k", "i8"),  # 0: all
         ("top_p", "f8"),  # 1: all
@@ -80,6 +82,7 @@ class Row(NamedTuple):
     maxima: int
     """Address of f32 for each block: its greatest logit."""
     greatest: float
+    """Of all; finite."""
 
 
 class Ranking(NamedTuple):
@@ -102,22 +105,30 @@ class Chooser:
     ----------
     temp, top_p, min_p, top_k
         As of `quantkit.generation.sampling.make_sampler`; `temp` is above 0.
+
+    Attributes
+    ----------
+    uniform : memoryview
+        One random number from 0 up and below 1, by which the next pass chooses.
+    token : memoryview
+        One token: what the last pass has chosen, or `NO_TOKEN`.
     """
 
     def __init__(self, temp: float, top_p: float, min_p: float, top_k: int) -> None:
         words = np.zeros(1, CHOICE)
         words["top_k"], words["top_p"], words["least"] = top_k, top_p, math.log(min_p) if min_p > 0 else NEVER
-        words["coldness"] = 1 / min(temp, HOTTEST)
+        words["coldness"], words["token"] = 1 / min(temp, HOTTEST), NO_TOKEN
         self._words = words
-        self._row, self._columns, self._memory, self._uniform = (
-            words[name].data for name in ("row", "columns", "memory", "uniform")
-        )
+        self._row, self._maxima, self._memory = (words[name].data for name in ("row", "maxima", "memory"))
+        self._columns = words["columns"].data
+        self.uniform: memoryview[float] = words["uniform"].data
+        self.token: memoryview[int] = words["token"].data
         self._room = np.empty(0, np.uint8)
         self._choose = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(choose.address)
         self._address = int(words.ctypes.data)
 
     def __call__(self, logits: NDArray[np.float32], uniform: float) -> int:
-        """Return a token, or `NOT_FINITE`.
+        """Return a token, or `NO_TOKEN`.
 
         Parameters
         ----------
@@ -127,15 +138,20 @@ class Chooser:
             A random number from 0 up and below 1. It falls on a token by the cumulative probability: in the order of
             likelihood, then of ids, if top-k or top-p is on; else in that of ids.
         """
-        if logits.size > self._columns[0]:
-            self._room = np.empty(_memory_bytes(logits.size), np.uint8)
-            self._memory[0] = self._room.ctypes.data
-        self._columns[0] = logits.size
+        address = self.address(logits.size)
         writable = logits.flags.writeable
         # The second takes ten times as long.
-        self._row[0] = ctypes.addressof(_BYTE.from_buffer(logits.data)) if writable else logits.ctypes.data
-        self._uniform[0] = uniform
-        return self._choose(self._address)
+        self._row[0] = ctypes.addressof(_BYTE.from_buffer(logits)) if writable else logits.ctypes.data
+        self._maxima[0] = 0
+        self.uniform[0] = uniform
+        return self._choose(address)
+
+    def address(self, columns: int) -> int:
+        """Address of a `CHOICE` for rows of so many columns: that of a `layout.CHUNK`, by which a pass chooses."""
+        if columns != self._columns[0]:
+            self._room = np.empty(_memory_bytes(columns), np.uint8)
+            self._memory[0], self._columns[0] = self._room.ctypes.data, columns
+        return self._address
 
 
 def _memory_bytes(columns: int) -> int:
@@ -145,17 +161,22 @@ def _memory_bytes(columns: int) -> int:
 
 @jit(entry=True)
 def choose(words):
-    """The token that the `CHOICE` at `words` falls on, or `NOT_FINITE`."""
+    """The token that the `CHOICE` at `words` falls on, or `NO_TOKEN`."""
     asked = choice_at(words)
-    columns, room = asked.columns, asked.columns + LINE
+    columns, room, blocks = asked.columns, asked.columns + LINE, blocks_of(asked.columns)
     heap = asked.memory
     ranking = Ranking(heap, heap + 8 * room, heap + 12 * room, heap + 16 * room)
-    sums = heap + 20 * room
-    maxima = sums + 4 * ((columns + BLOCK - 1) // BLOCK)
-    greatest = _maxima(asked.row, columns, maxima)
-    if not greatest > NEVER:
-        return NOT_FINITE
+    sums, maxima = heap + 20 * room, asked.maxima
+    if not maxima:
+        maxima = sums + 4 * blocks
+        for block in range(blocks):
+            put_f32(maxima + 4 * block, block_maximum(asked.row, columns, block))
+    greatest = _greatest(maxima, blocks)
+    if not NEVER < greatest < np.inf:
+        return NO_TOKEN
     row = Row(asked.row, columns, maxima, greatest)
+    if asked.top_k == 1:
+        return _first_of_greatest(row)
     if 0 < asked.top_k < columns:
         count = _rank(row, ranking, asked.top_k, np.inf, NEVER)
         wanted = asked.top_p * _sum_f32(ranking.weights, count) if asked.top_p < 1 else np.inf
@@ -172,21 +193,42 @@ def choose(words):
 
 
 @jit
-def _maxima(x, columns, maxima):
-    """Write the maximum of each block; returns the greatest, or `NEVER` where a logit is NaN or positive infinity."""
-    end = 4 * columns
-    infinity, one = splat_wide(np.inf), splat_wide(1.0)
-    found, wrong = splat_wide(NEVER), splat_wide(0.0)
-    for begin in range(0, end, 4 * BLOCK):
-        block = splat_wide(NEVER)
-        for place in range(begin, min(begin + 4 * BLOCK, end), 64):
-            line = line_at(x, place, end, NEVER)
-            block = maximum(block, line)
-            wrong = where_less(line, infinity, wrong, one)
-        put_f32(maxima, max_lanes(block))
-        maxima += 4
-        found = maximum(found, block)
-    return NEVER if max_lanes(wrong) > 0 else np.float64(max_lanes(found))
+def blocks_of(columns):
+    """Blocks of a row."""
+    return (columns + BLOCK - 1) // BLOCK
+
+
+@jit
+def block_maximum(x, columns, block):
+    """The greatest logit of a block of a row; infinity where one is NaN."""
+    end, begin = 4 * columns, 4 * BLOCK * block
+    infinity, found = splat_wide(np.inf), splat_wide(NEVER)
+    for place in range(begin, min(begin + 4 * BLOCK, end), 64):
+        line = line_at(x, place, end, NEVER)
+        line = where_less(line, infinity, line, infinity)
+        found = where_less(found, line, line, found)
+    return max_lanes(found)
+
+
+@jit
+def _greatest(maxima, blocks):
+    """The greatest of the maxima."""
+    found = splat_wide(NEVER)
+    for place in range(0, 4 * blocks, 64):
+        found = maximum(found, line_at(maxima, place, 4 * blocks, NEVER))
+    return np.float64(max_lanes(found))
+
+
+@jit
+def _first_of_greatest(row):
+    """The lowest column that holds the greatest logit: first its block, then inside."""
+    block = 0
+    while get_f32(row.maxima + 4 * block) < row.greatest:
+        block += 1
+    column = BLOCK * block
+    while get_f32(row.x + 4 * column) < row.greatest:
+        column += 1
+    return column
 
 
 @jit
@@ -201,7 +243,7 @@ def _weights(row, place, coldness, least):
 def _sum_exp(row, coldness, least, sums):
     """Write the sum of the weights of each block, f32; returns that of all, f64."""
     total, end = 0.0, 4 * row.columns
-    for number in range((row.columns + BLOCK - 1) // BLOCK):
+    for number in range(blocks_of(row.columns)):
         begin, block = 4 * BLOCK * number, splat_wide(0.0)
         if np.float32(get_f32(row.maxima + 4 * number) - np.float32(row.greatest)) >= least:
             for place in range(begin, min(begin + 4 * BLOCK, end), 64):
@@ -216,7 +258,7 @@ def _sum_exp(row, coldness, least, sums):
 def _draw_by_id(row, coldness, least, sums, target):
     """The first token whose weight and those before it come to more than `target`: first its block, then inside."""
     before, chosen, start = 0.0, 0, 0.0
-    for block in range((row.columns + BLOCK - 1) // BLOCK):
+    for block in range(blocks_of(row.columns)):
         summed = np.float64(get_f32(sums + 4 * block))
         if summed > 0:
             chosen, start = block, before
@@ -267,7 +309,7 @@ def _rank(row, ranking, most, wanted, least):
 def _collect(row, floor, ceiling, heap):
     """Write the keys of the finite logits from `floor` on and below `ceiling`; returns how many there are."""
     count, end = 0, 4 * row.columns
-    for block in range((row.columns + BLOCK - 1) // BLOCK):
+    for block in range(blocks_of(row.columns)):
         if get_f32(row.maxima + 4 * block) < floor:
             continue
         begin = 4 * BLOCK * block

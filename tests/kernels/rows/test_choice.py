@@ -11,7 +11,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from quantkit_kernels.rows.choice import BLOCK, NOT_FINITE, Chooser
+from quantkit_kernels.compile.jit import jit
+from quantkit_kernels.interpreter import truth
+from quantkit_kernels.rows.choice import BLOCK, NO_TOKEN, Chooser, block_maximum
+from quantkit_kernels.simd import put_f32
+
+
+@jit(entry=True)
+def put_maximum(x, columns, block, maxima):
+    put_f32(maxima + 4 * block, block_maximum(x, columns, block))
+    return 0
+
 
 ROUNDING = 2e-6
 """Share of all probability by which f32 exponentials may move an edge between two tokens (measured: 3e-7)."""
@@ -133,9 +143,25 @@ def test_a_row_with_a_wrong_number_has_no_choice(filters: Filters, wrong: float)
         for place in {0, columns // 2, columns - 1}:
             logits = np.zeros(columns, np.float32)
             logits[place] = wrong
-            assert choose(logits, 0.5) == NOT_FINITE
-        assert choose(np.full(columns, -math.inf, np.float32), 0.5) == NOT_FINITE
+            assert choose(logits, 0.5) == NO_TOKEN
+        assert choose(np.full(columns, -math.inf, np.float32), 0.5) == NO_TOKEN
         assert choose(np.zeros(columns, np.float32), 0.0) == 0
+
+
+def test_maxima_of_blocks_are_those_of_the_truth() -> None:
+    random = np.random.default_rng(2)
+    for columns in (1, 15, 16, 17, BLOCK, BLOCK + 1, 3 * BLOCK + 5, 8 * BLOCK):
+        logits = random.standard_normal((1, columns)).astype(np.float32)
+        blocks = range(-(-columns // BLOCK))
+        found = np.zeros(len(blocks), np.float32)
+        for block in blocks:
+            put_maximum(logits.ctypes.data, columns, block, found.ctypes.data)
+        assert np.array_equal(found, truth.block_maxima(logits.astype(np.float64))[0])
+        for wrong in (math.nan, math.inf):
+            place = random.integers(columns)
+            logits[0, place] = wrong
+            put_maximum(logits.ctypes.data, columns, place // BLOCK, found.ctypes.data)
+            assert found[place // BLOCK] == math.inf
 
 
 def test_nothing_behind_the_row_is_read() -> None:

@@ -22,6 +22,8 @@ from quantkit_kernels.interpreter.truth.recurrent import ssd as ssd
 
 GROUP = 32
 """Columns of activations that share a scale."""
+BLOCK = 128
+"""Columns of logits that have one maximum."""
 
 
 def embed(ids: Ids, table: Matrix) -> Matrix:
@@ -227,6 +229,18 @@ def quantize(x: Matrix) -> Matrix:
     step = np.abs(groups).max(axis=2, keepdims=True) / 127
     codes = np.round(np.divide(groups, step, out=np.zeros_like(groups), where=step > 0))
     return (codes * step).reshape(tokens, -1)[:, :columns]
+
+
+def block_maxima(logits: Matrix) -> Matrix:
+    """The greatest logit of each block of columns."""
+    tokens, columns = logits.shape
+    blocks = np.pad(logits, ((0, 0), (0, -columns % BLOCK)), constant_values=-np.inf).reshape(tokens, -1, BLOCK)
+    return blocks.max(axis=2)
+
+
+def choose(logits: Matrix, maxima: Matrix) -> Matrix:
+    """The likeliest token of each row, the lowest id among equals: what a sequence gets that asks for nothing else."""
+    return logits.argmax(axis=1, keepdims=True)
 
 
 def linear(x: Matrix, weight: Matrix, bias: Matrix | None = None) -> Matrix:
