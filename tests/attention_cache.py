@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from quantkit_kernels.attention import operands, sharing
 from quantkit_kernels.attention import pages as kv_pages
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.interpreter.threads import tag_of
+from quantkit_kernels.interpreter.threads import Taker, tag_of
 from quantkit_kernels.operands import Rows, from_token
 
 Floats = NDArray[np.float32]
@@ -50,10 +50,11 @@ def store_all(layer, k, v, tokens, position, pages):
 
 
 @jit(entry=True)
-def attend_all(heads, q, out, span, counter, threads, partials, scratch):
+def attend_all(heads, q, out, tokens, span, counter, threads, partials, scratch):
     """Returns how many pieces are left, which should be none."""
-    pieces = sharing.pieces_of(heads, 1, span, threads, partials)
-    return pieces.count - sharing.attend(heads, q, out, span, pieces, counter, tag_of(1), scratch)
+    pieces = sharing.pieces_of(heads, tokens, 1, span, threads, partials)
+    now = Taker(0, 1, tag_of(1), 8)
+    return pieces.count - sharing.attend(heads, q, out, span, pieces, counter, now, scratch)
 
 
 class Cache:
@@ -93,8 +94,8 @@ class Cache:
             self.layer, heads_per_kv, scale, softcap, sinks_at, slopes_at, variant.window, int(variant.chunked)
         )
         left = attend_all(
-            heads, rows_of(rows), rows_of(out), span.ctypes.data, counter.ctypes.data, threads, partials.ctypes.data,
-            scratch.ctypes.data,
+            heads, rows_of(rows), rows_of(out), len(q), span.ctypes.data, counter.ctypes.data, threads,
+            partials.ctypes.data, scratch.ctypes.data,
         )  # fmt: skip
         assert left == 0
         assert (out[:, columns:] == 12345).all(), "wrote past the last head"

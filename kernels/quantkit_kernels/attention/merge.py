@@ -73,11 +73,11 @@ def _inverse(heads, head, query, total):
 
 
 @jit
-def write_heads(heads, span, kv_head, total, out):
-    """Divide a total by its sums, undo rotations, and write the query heads of a KV head for all tokens of a span."""
-    head_dim = heads.layer.v_head_dim
+def write_heads(heads, pair, total, out):
+    """Divide a total by its sums, undo rotations, and write the query heads of a pair for all tokens of its span."""
+    head_dim, span = heads.layer.v_head_dim, pair.span
     channels, whole = padded(head_dim), head_dim & ~15
-    first, query, row = heads.heads_per_kv * kv_head, 0, total.values
+    first, query, row = heads.heads_per_kv * pair.kv_head, 0, total.values
     for token in range(span.first, span.first + span.tokens):
         target = out.address + out.stride * token + 4 * head_dim * first
         for head in range(first, first + heads.heads_per_kv):

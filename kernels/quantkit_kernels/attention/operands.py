@@ -60,6 +60,13 @@ class Span(NamedTuple):
     """Address of the sequence's table of page addresses."""
 
 
+class Pair(NamedTuple):
+    """A span and one of the KV heads that it attends to: what a thread computes at a time."""
+
+    span: Span
+    kv_head: int
+
+
 class Queries(NamedTuple):
     """Some of a span's queries for one KV head. They are numbered token by token, and within a token head by head."""
 
@@ -78,6 +85,8 @@ class Queries(NamedTuple):
 class Upcoming(NamedTuple):
     """Another range, of which a page is prefetched while a page of a range is read."""
 
+    pages: int
+    """Address of a table of page addresses."""
     shift: int
     """Pages from the one that is read to the one that is prefetched."""
     newest: int

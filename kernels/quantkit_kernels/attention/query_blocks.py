@@ -39,18 +39,18 @@ def _same(x):
 
 
 @jit
-def next_page(cache, position):
-    """Address of the keys to prefetch while the page of a position is read."""
-    shift, newest, keys = cache.upcoming
-    return get_i64(cache.pages + 8 * min((position >> 6) + shift, newest)) + keys
+def page_and_ahead(cache, position):
+    """Address of the head in the page of a position, and how far behind it stands what to prefetch while it is read."""
+    pages, shift, newest, keys = cache.upcoming
+    page = position // PAGE
+    head = get_i64(cache.pages + 8 * page) + cache.keys
+    return head, get_i64(pages + 8 * min(page + shift, newest)) + keys - head
 
 
 @jit
 def _prefetch(address, size):
-    """Prefetch `size` bytes; returns their end."""
     for line in range(address, address + size, 64):
         prefetch_level2(line)
-    return address + size
 
 
 class Numbers(NamedTuple):
@@ -83,8 +83,8 @@ def query_block(numbers, rows, n):
     n : int
         Queries at once.
     """
-    multiply_keys = _multiply_keys(_scores(numbers, rows, n), numbers, 16 * rows)
     narrow = min(rows, 2)  # a head has 32 channels at least
+    multiply_keys = _multiply_keys(_scores(numbers, rows, n), _scores(numbers, narrow, n), numbers, rows, narrow)
     multiply_values, multiply_narrow_values = (
         _multiply_values(_values(numbers, wide, n), 16 * wide) for wide in (rows, narrow)
     )
@@ -102,18 +102,23 @@ def query_block(numbers, rows, n):
     return attend_block
 
 
-def _multiply_keys(scores, numbers, step):
-    lane, pairs = numbers.lane, numbers.pairs
+def _multiply_keys(scores, narrow_scores, numbers, rows, narrow):
+    lane, step, narrow_step = numbers.lane, 16 * rows, 16 * narrow
 
     @jit
     def multiply_keys(heads, queries, cache, table):
         """Scores of all positions of the range, into the rows of the table."""
         channels = padded(heads.layer.head_dim)
-        for position in range(cache.low & -step, cache.high + 1, step):
-            place = (position & (PAGE - 1)) * lane
-            keys = get_i64(cache.pages + 8 * (position >> 6)) + cache.keys + place
-            ahead = next_page(cache, position) + place // pairs * channels
-            scores(queries.rows, channels, keys, ahead, table + 4 * (position - cache.base))
+        position = cache.low & -narrow_step
+        while position <= cache.high:
+            head, ahead = page_and_ahead(cache, position)
+            keys, out = head + (position & (PAGE - 1)) * lane, table + 4 * (position - cache.base)
+            if rows > narrow and (position & (step - 1) or position + narrow_step > cache.high):
+                narrow_scores(queries.rows, channels, keys, ahead, out)
+                position += narrow_step
+            else:
+                scores(queries.rows, channels, keys, ahead, out)
+                position += step
 
     return multiply_keys
 
@@ -128,7 +133,7 @@ def _scores(numbers, rows, n):
         acc = zeros(rows, n)
         stride = 4 * channels // pairs
         for _ in range(0, channels, pairs):
-            ahead = _prefetch(ahead, tile)
+            _prefetch(keys + ahead, tile)
             acc = multiply(load(keys, acc), q, stride, acc)
             q += 4
             keys += PAGE * lane
@@ -163,11 +168,11 @@ def _values(numbers, rows, n):
         while position <= cache.high:
             end = min(cache.high, position | (PAGE - 1)) + 1
             row = (position & (PAGE - 1)) // pairs
-            v = get_i64(cache.pages + 8 * (position >> 6)) + cache.values + row * row_bytes + channel * lane
-            ahead = next_page(cache, position) + cache.values - cache.keys + channel * PAGE // pairs * lane + row * tile
+            head, ahead = page_and_ahead(cache, position)
+            v = head + cache.values - cache.keys + row * row_bytes + channel * lane
             weight = table + 4 // pairs * (position - cache.base)
             for _ in range(position, end, pairs):
-                ahead = _prefetch(ahead, tile)
+                _prefetch(v + ahead, tile)
                 acc = multiply(load(v, acc), weight, SCORES_STRIDE, acc)
                 v += row_bytes
                 weight += 4

@@ -36,7 +36,7 @@ from quantkit_kernels.attention.pages import (
     rotate,
     widen,
 )
-from quantkit_kernels.attention.query_blocks import next_page, query_block
+from quantkit_kernels.attention.query_blocks import page_and_ahead, query_block
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import (
     TILES,
@@ -52,17 +52,17 @@ from quantkit_kernels.simd import (
 
 
 @jit
-def prepare(heads, span, kv_head, q, scratch):
-    """Write rows of a span's queries for one KV head, one behind the other, as the cache's numbers are.
+def prepare(heads, pair, q, scratch):
+    """Write rows of a pair's queries, one behind the other, as the cache's numbers are.
 
     f32 stays; for whole numbers, queries are rounded to int16, of int8 after a rotation.
     """
-    head_dim, kind = heads.layer.head_dim, heads.layer.kind
+    head_dim, kind, span = heads.layer.head_dim, heads.layer.kind, pair.span
     channels = padded(head_dim)
     row = channels * (4 if kind == F32 else 2)
     target, factor = scratch.queries, scratch.query_factors
     for token in range(span.first, span.first + span.tokens):
-        place = q.address + q.stride * token + 4 * head_dim * heads.heads_per_kv * kv_head
+        place = q.address + q.stride * token + 4 * head_dim * heads.heads_per_kv * pair.kv_head
         for _ in range(heads.heads_per_kv):
             source, count, scale = place, head_dim, np.float32(1.0)
             if kind == INT8:
@@ -81,17 +81,20 @@ def prepare(heads, span, kv_head, q, scratch):
 
 
 @jit
-def attend_segment(heads, span, kv_head, segment, scratch, partial):
-    """The partial of a span and a KV head, whose queries `prepare` wrote, for one segment."""
-    kind, per_kv = heads.layer.kind, heads.heads_per_kv
+def attend_segment(heads, pair, segment, following, scratch, partial):
+    """The partial of a pair, whose queries `prepare` wrote, for one segment.
+
+    With it, memory that comes next is prefetched: the pair's next segment, or the first one of the `following` pair.
+    """
+    kind, per_kv, span = heads.layer.kind, heads.heads_per_kv, pair.span
     if heads.slopes:  # those of the KV head's own queries
-        slopes = heads.slopes + 4 * per_kv * kv_head
+        slopes = heads.slopes + 4 * per_kv * pair.kv_head
         heads = Heads(heads.layer, per_kv, heads.scale, heads.softcap, heads.sinks, slopes, heads.window, heads.chunked)
+    cache = _cache_range(heads, pair, segment, _upcoming(heads, pair, segment, following), scratch)
     if kind == F32:
-        _f32(heads, span, _cache_range(heads, span, kv_head, segment, 0), scratch, partial)
+        _f32(heads, span, cache, scratch, partial)
         return
-    cache = _cache_range(heads, span, kv_head, segment, scratch.scales)
-    _gather_scales(heads, cache, scratch.scales)
+    _gather_scales(heads, cache)
     if kind == INT16:
         _int16(heads, span, cache, scratch, partial)
     elif span.tokens == 1:
@@ -101,31 +104,43 @@ def attend_segment(heads, span, kv_head, segment, scratch, partial):
 
 
 @jit
-def _cache_range(heads, span, kv_head, segment, scales):
-    """The positions of a segment that a span sees, of a KV head; behind it, the next segment or head is prefetched."""
-    layer, base, first = heads.layer, segment * SEGMENT, first_seen(span.position, heads)
-    keys = layer.offset + kv_head * head_bytes(layer)
-    high = min(span.position + span.tokens, base + SEGMENT) - 1
-    values, newest = keys + key_bytes(layer, layer.kind), span.position // PAGE
-    upcoming = Upcoming(SEGMENT // PAGE, newest, keys)
-    if span.position < base + SEGMENT and kv_head + 1 < layer.kv_heads:
-        upcoming = Upcoming((first // SEGMENT - segment) * SEGMENT // PAGE, newest, keys + head_bytes(layer))
-    return CacheRange(span.pages, keys, values, scales, base, max(first, base), high, upcoming)
+def _cache_range(heads, pair, segment, upcoming, scratch):
+    """The positions of a segment that a pair's span sees, of its KV head."""
+    layer, span, base = heads.layer, pair.span, segment * SEGMENT
+    keys, scales = _keys(layer, pair.kv_head), 0 if layer.kind == F32 else scratch.scales
+    low, high = max(first_seen(span.position, heads), base), min(span.position + span.tokens, base + SEGMENT) - 1
+    return CacheRange(span.pages, keys, keys + key_bytes(layer, layer.kind), scales, base, low, high, upcoming)
 
 
 @jit
-def _gather_scales(heads, cache, scales):
+def _upcoming(heads, pair, segment, following):
+    """What to prefetch with a segment of a pair: its next segment, or the first one of the following pair."""
+    shift = 1
+    if pair.span.position < (segment + 1) * SEGMENT:
+        pair, shift = following, first_seen(following.span.position, heads) // SEGMENT - segment
+    span = pair.span
+    return Upcoming(span.pages, shift * (SEGMENT // PAGE), span.position // PAGE, _keys(heads.layer, pair.kv_head))
+
+
+@jit
+def _keys(layer, kv_head):
+    """Bytes from the start of a page to the keys of a KV head."""
+    return layer.offset + kv_head * head_bytes(layer)
+
+
+@jit
+def _gather_scales(heads, cache):
     """Copy the scales of a range from its pages: those of the segment's keys, then those of its values.
 
     Those of what comes next are prefetched.
     """
     for position in range(cache.low & -16, cache.high + 1, 16):
         place = numbers_bytes(heads.layer, heads.layer.kind) + 4 * (position % PAGE)
-        ahead = next_page(cache, position) + place
-        prefetch_level2(ahead)
-        prefetch_level2(ahead + 4 * PAGE)
-        source = get_i64(cache.pages + 8 * (position // PAGE)) + cache.keys + place
-        target = scales + 4 * (position - cache.base)
+        head, ahead = page_and_ahead(cache, position)
+        source = head + place
+        prefetch_level2(source + ahead)
+        prefetch_level2(source + ahead + 4 * PAGE)
+        target = cache.scales + 4 * (position - cache.base)
         store(target, load_line_f32(source))
         store(target + 4 * SEGMENT, load_line_f32(source + 4 * PAGE))
 
@@ -186,5 +201,5 @@ def _widened(heads, cache, scratch):
         widen(heads.layer, get_i64(cache.pages + 8 * page) + cache.keys, out)
         put_i64(table + 8 * page, out - cache.keys)
     values = cache.keys + key_bytes(heads.layer, 2)
-    upcoming = Upcoming(0, cache.high // PAGE, cache.keys)  # the range itself: the table has no other pages
+    upcoming = Upcoming(table, 0, cache.high // PAGE, cache.keys)  # the range itself: the table has no other pages
     return CacheRange(table, cache.keys, values, cache.scales, cache.base, cache.low, cache.high, upcoming)

@@ -4,9 +4,9 @@ The logits of a token must not depend on what else is computed. So every query a
 positions, each with a maximum, a sum and weighted values of its own, and these are merged in order, whatever other
 queries share a call or a thread.
 
-Work is handed out as pairs of a span of query tokens and a KV head. Where pairs are few and contexts long, the segments
-of a pair go to different threads: each leaves its partial in memory, and the thread that finishes the last one merges
-them.
+Work is handed out as pairs of a span of query tokens and a KV head. Where every span is one token, each thread begins
+with pairs whose keys and values it has just stored. Where pairs are few and contexts long, the segments of a pair go to
+different threads: each leaves its partial in memory, and the thread that finishes the last one merges them.
 
 `segments.py` computes a segment, `merge.py` merges; the interpreter calls `attend`.
 """
@@ -18,6 +18,7 @@ from typing import NamedTuple
 from quantkit_kernels.attention.merge import add_partial, clear_total, write_heads
 from quantkit_kernels.attention.operands import (
     SEGMENT,
+    Pair,
     Span,
     first_seen,
     partial_at,
@@ -27,7 +28,7 @@ from quantkit_kernels.attention.operands import (
 from quantkit_kernels.attention.pages import padded
 from quantkit_kernels.attention.segments import attend_segment, prepare
 from quantkit_kernels.compile.jit import jit
-from quantkit_kernels.interpreter.threads import take
+from quantkit_kernels.interpreter.threads import Taker, take_next
 from quantkit_kernels.simd import atomic_add, atomic_store, get_i64
 
 SPLIT_BELOW = 4
@@ -49,6 +50,8 @@ class Pieces(NamedTuple):
     segments: int
     chunk: int
     """Pieces that a thread takes at once."""
+    own: int
+    """1: each thread has a share of its own, of consecutive pairs; 0: all take pairs of the latest tokens first."""
     arrivals: int
     """Address of the pairs' counters of finished segments."""
     partials: int
@@ -63,8 +66,8 @@ def partials_bytes(threads: int) -> int:
 
 
 @jit
-def pieces_of(heads, spans, span_table, threads, memory):
-    """Return the `Pieces` of a batch of `spans` spans over one layer.
+def pieces_of(heads, tokens, spans, span_table, threads, memory):
+    """Return the `Pieces` of a batch of so many tokens in so many spans, over one layer.
 
     `memory` is the address of the `partials_bytes` that threads share.
     """
@@ -74,14 +77,14 @@ def pieces_of(heads, spans, span_table, threads, memory):
         size = partial_bytes(queries, heads.layer.v_head_dim)
         if segments > 1 and pairs * segments * size <= PARTIALS_BYTES:
             chunk = max(1, pairs * segments // (CHUNKS * threads))
-            return Pieces(
-                pairs * segments, segments, chunk, memory, memory + ARRIVALS_BYTES * SPLIT_BELOW * threads, size
-            )
-    return Pieces(pairs, 1, 1, memory, memory, 0)
+            partials = memory + ARRIVALS_BYTES * SPLIT_BELOW * threads
+            return Pieces(pairs * segments, segments, chunk, 0, memory, partials, size)
+    own = tokens == spans and spans >= threads
+    return Pieces(pairs, 1, 1, int(own), memory, memory, 0)
 
 
 @jit
-def attend(heads, q, out, span_table, pieces, counter, tag, scratch):
+def attend(heads, q, out, span_table, pieces, counter, now, scratch):
     """One thread's share of the attention of a batch over one layer; returns how many pieces it did.
 
     Parameters
@@ -94,63 +97,75 @@ def attend(heads, q, out, span_table, pieces, counter, tag, scratch):
         Address of the batch's `Span`s, i64.
     pieces : Pieces
         What `pieces_of` returned. Its counters of finished segments are zero again when the step is over.
-    counter, tag : int
-        Address of the step's work counter, and the pass's tag.
+    counter : int
+        Address of the step's work counters.
+    now : layout.PART
+        The thread's part in the pass, or a `Taker`.
     scratch : int
         Address of `scratch_bytes` of this thread's own.
     """
-    places = scratch_at(scratch, heads)
-    taken, prepared = 0, -1
+    places, kv_heads = scratch_at(scratch, heads), heads.layer.kv_heads
+    taker = Taker(now.thread, now.threads, now.tag, now.counter_stride) if pieces.own else Taker(0, 1, now.tag, 0)
+    turn, taken, prepared = 0, 0, -1
     while True:
-        begin = take(counter, tag, pieces.chunk, pieces.count)
-        if begin >= pieces.count:
+        turn, begin, end = take_next(counter, taker, turn, pieces.count, kv_heads if pieces.own else 1, pieces.chunk)
+        if begin == end:
             return taken
-        end = min(begin + pieces.chunk, pieces.count)
         for number in range(begin, end):
+            index, following = _pair_numbers(pieces, number, now.threads)
+            pair, next_pair = _pair_at(span_table, kv_heads, index), _pair_at(span_table, kv_heads, following)
             if pieces.segments == 1:
-                # The latest tokens come first: they see most, and threads are to finish together.
-                pair = pieces.count - 1 - number
-                span, kv_head = _span_at(span_table, pair // heads.layer.kv_heads), pair % heads.layer.kv_heads
-                _attend_pair(heads, span, kv_head, q, out, places)
+                _attend_pair(heads, pair, next_pair, q, out, places)
                 continue
-            pair = number // pieces.segments
-            span, kv_head = _span_at(span_table, pair // heads.layer.kv_heads), pair % heads.layer.kv_heads
-            if pair != prepared:
-                prepare(heads, span, kv_head, q, places)
-                prepared = pair
-            _attend_piece(heads, span, kv_head, number, out, places, pieces)
+            if index != prepared:
+                prepare(heads, pair, q, places)
+                prepared = index
+            _attend_piece(heads, pair, next_pair, number, out, places, pieces)
         taken += end - begin
 
 
 @jit
-def _attend_pair(heads, span, kv_head, q, out, scratch):
-    """All segments of a span and a KV head."""
-    queries, channels = span.tokens * heads.heads_per_kv, padded(heads.layer.v_head_dim)
-    partial, total = partial_at(scratch.partial, queries), partial_at(scratch.total, queries)
-    first, last = _segments(span, heads)
-    prepare(heads, span, kv_head, q, scratch)
-    if first == last:
-        attend_segment(heads, span, kv_head, first, scratch, total)
-    else:
-        clear_total(total, queries, channels)
-        for segment in range(first, last + 1):
-            attend_segment(heads, span, kv_head, segment, scratch, partial)
-            add_partial(partial, total, queries, channels, scratch.factors)
-    write_heads(heads, span, kv_head, total, out)
+def _pair_numbers(pieces, number, threads):
+    """Numbers of the pair of a piece, and of the pair that its thread most likely attends to next."""
+    if pieces.segments > 1:
+        pair = number // pieces.segments
+        return pair, min(pair + 1, pieces.count // pieces.segments - 1)
+    if pieces.own:
+        return number, min(number + 1, pieces.count - 1)
+    # The latest tokens come first: they see most, and threads are to finish together.
+    pair = pieces.count - 1 - number
+    return pair, max(pair - threads, 0)
 
 
 @jit
-def _attend_piece(heads, span, kv_head, piece, out, scratch, pieces):
+def _attend_pair(heads, pair, following, q, out, scratch):
+    """All segments of a pair."""
+    queries, channels = pair.span.tokens * heads.heads_per_kv, padded(heads.layer.v_head_dim)
+    partial, total = partial_at(scratch.partial, queries), partial_at(scratch.total, queries)
+    first, last = _segments(pair.span, heads)
+    prepare(heads, pair, q, scratch)
+    if first == last:
+        attend_segment(heads, pair, first, following, scratch, total)
+    else:
+        clear_total(total, queries, channels)
+        for segment in range(first, last + 1):
+            attend_segment(heads, pair, segment, following, scratch, partial)
+            add_partial(partial, total, queries, channels, scratch.factors)
+    write_heads(heads, pair, total, out)
+
+
+@jit
+def _attend_piece(heads, pair, following, piece, out, scratch, pieces):
     """One segment of a split pair; and the merge of all its segments, if it is the last one to be finished."""
-    pair, index = piece // pieces.segments, piece % pieces.segments
-    first, last = _segments(span, heads)
-    if first + index > last:
+    index, segment = piece // pieces.segments, piece % pieces.segments
+    first, last = _segments(pair.span, heads)
+    if first + segment > last:
         return
-    queries, channels = span.tokens * heads.heads_per_kv, padded(heads.layer.v_head_dim)
-    partials = pieces.partials + pieces.partial_bytes * (piece - index)
-    partial = partial_at(partials + pieces.partial_bytes * index, queries)
-    attend_segment(heads, span, kv_head, first + index, scratch, partial)
-    arrived = pieces.arrivals + ARRIVALS_BYTES * pair
+    queries, channels = pair.span.tokens * heads.heads_per_kv, padded(heads.layer.v_head_dim)
+    partials = pieces.partials + pieces.partial_bytes * (piece - segment)
+    partial = partial_at(partials + pieces.partial_bytes * segment, queries)
+    attend_segment(heads, pair, first + segment, following, scratch, partial)
+    arrived = pieces.arrivals + ARRIVALS_BYTES * index
     if atomic_add(arrived, 1) < last - first:
         return
     atomic_store(arrived, 0)
@@ -159,13 +174,18 @@ def _attend_piece(heads, span, kv_head, piece, out, scratch, pieces):
     for earlier in range(last - first + 1):
         partial = partial_at(partials + pieces.partial_bytes * earlier, queries)
         add_partial(partial, total, queries, channels, scratch.factors)
-    write_heads(heads, span, kv_head, total, out)
+    write_heads(heads, pair, total, out)
 
 
 @jit
 def _span_at(table, index):
     span = table + SPAN_BYTES * index
     return Span(get_i64(span), get_i64(span + 8), get_i64(span + 16), get_i64(span + 24))
+
+
+@jit
+def _pair_at(table, kv_heads, index):
+    return Pair(_span_at(table, index // kv_heads), index % kv_heads)
 
 
 @jit

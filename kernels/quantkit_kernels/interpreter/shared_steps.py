@@ -53,12 +53,12 @@ def attention(address, counter, part):
     layer, slopes = layer_of(step, state), step.constant
     heads = Heads(layer, step.heads_per_kv, step.scale, step.softcap, step.sinks, slopes, step.window, step.chunked)
     spans = state.span_table
-    pieces = pieces_of(heads, now.spans, spans, now.threads, state.partials)
+    pieces = pieces_of(heads, now.tokens, now.spans, spans, now.threads, state.partials)
     if not is_current(now.shared, now.generation):  # or `pieces` may be those of a later pass
         return outcome(0, 0)
     q, out = Rows(step.a.address, step.a.stride), Rows(step.out.address, step.out.stride)
     scratch = state.scratch + now.thread * state.scratch_bytes
-    return outcome(pieces.count, attend(heads, q, out, spans, pieces, counter, now.tag, scratch))
+    return outcome(pieces.count, attend(heads, q, out, spans, pieces, counter, now, scratch))
 
 
 @jit(entry=True)

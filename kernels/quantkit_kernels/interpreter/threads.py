@@ -13,6 +13,7 @@ then sleeps. Nothing here knows what the work is; `dispatch.py` does.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import NamedTuple
 
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import (
@@ -118,6 +119,15 @@ def await_pass(shared, thread, seen):
 # --- work ----------------------------------------------------------------------------------------------------------
 
 
+class Taker(NamedTuple):
+    """Who takes pieces: what `take_next` asks of a `layout.PART`."""
+
+    thread: int
+    threads: int
+    tag: int
+    counter_stride: int
+
+
 @jit
 def tag_of(generation):
     """What the counters of a pass carry."""
@@ -157,7 +167,7 @@ def take_next(counter, now, turn, count, unit, chunk):
     """Next pieces of a thread's own share of `count`, or when that is used up, of what others have left of theirs.
 
     A share is taken from end to end, so that memory is read in order, and consists of whole units. `now` is the
-    thread's `layout.PART`. Begin with `turn` 0 and go on with the one returned.
+    thread's `layout.PART`, or a `Taker`. Begin with `turn` 0 and go on with the one returned.
 
     Returns
     -------

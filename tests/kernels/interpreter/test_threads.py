@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from quantkit_kernels.interpreter.threads import (
     LINE,
     STOP,
     WORKERS,
+    Taker,
     await_done,
     await_pass,
     begin_pass,
@@ -34,15 +35,6 @@ from quantkit_kernels.interpreter.threads import (
 from quantkit_kernels.simd import atomic_add, cpu_relax, get_i64, put_i64
 
 SECTIONS, MOST = 20, 64
-
-
-class Part(NamedTuple):
-    """What `take_next` asks of a `layout.PART`."""
-
-    thread: int
-    threads: int
-    tag: int
-    counter_stride: int
 
 
 @jit(entry=True)
@@ -60,7 +52,7 @@ def deal(counters, tag, thread, threads, count, unit, chunk, out, most):
     """All pieces that one thread gets -> how many chunks; where they begin and end goes to `out`."""
     turn = taken = 0
     while taken < most:
-        turn, first, last = take_next(counters, Part(thread, threads, tag, 8), turn, count, unit, chunk)
+        turn, first, last = take_next(counters, Taker(thread, threads, tag, 8), turn, count, unit, chunk)
         if first == last:
             break
         put_i64(out + 16 * taken, first)
@@ -147,7 +139,7 @@ def _sections(shared, thread, threads, generation, words):
     for _ in range(get_i64(words + 48) * thread):  # late: the pass may be over, and the next one prepared
         cpu_relax()
     tag, count = tag_of(generation), get_i64(words)
-    now = Part(thread, threads, tag, 8 * SECTIONS)
+    now = Taker(thread, threads, tag, 8 * SECTIONS)
     counters, done, values = get_i64(words + 8), get_i64(words + 16), get_i64(words + 24)
     if not is_current(shared, generation):
         return
