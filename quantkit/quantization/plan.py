@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.engine.binding import Bound, bind
 from quantkit.engine.opening import open_model
-from quantkit.errors import StrictError, UnsupportedError, collecting_notices, notice
+from quantkit.errors import (
+    GenerationError,
+    QuantkitError,
+    StrictError,
+    UnsupportedError,
+    collecting_notices,
+    notice,
+)
 from quantkit.formats.hub import shown_name
 from quantkit.formats.output import as_json
 from quantkit.formats.packed import PackedModel
@@ -153,7 +160,10 @@ def _listed(notices: Sequence[str]) -> str:
 
 
 def _check_text_files(source: ModelSource) -> None:
-    """Open the tokenizer, chat template and generation settings as `run` would; raises what it would raise."""
+    """Open the tokenizer, chat template and generation settings as `run` would; raises what it would raise.
+
+    A chat template that cannot be used is a notice: without it the model still continues texts.
+    """
     from quantkit.generation.text.tokenizer import Tokenizer
 
     if "tokenizer.json" not in source.files:
@@ -161,6 +171,13 @@ def _check_text_files(source: ModelSource) -> None:
         return
     tokenizer = Tokenizer({**source.files, "config.json": as_json(source.config)}, source.path)
     tokenizer.detokenizer()  # whose section of tokenizer.json is read when the first answer needs it
+    if tokenizer.has_chat_template:
+        try:
+            tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}])
+        except GenerationError:
+            pass  # it may take other conversations
+        except QuantkitError as error:
+            notice(logger, f"{error}; the packed model runs with --ignore-chat-template alone")
 
 
 def _stored_dtype(source: Selection) -> str:

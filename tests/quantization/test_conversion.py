@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -20,7 +21,14 @@ import tiny
 from golden import generate as golden
 from quantkit import formats
 from quantkit.engine.binding import bind
-from quantkit.errors import CheckpointError, OptionError, PackedModelError, QuantkitError, UnsupportedError
+from quantkit.errors import (
+    CheckpointError,
+    OptionError,
+    PackedModelError,
+    QuantkitError,
+    StrictError,
+    UnsupportedError,
+)
 from quantkit.formats.packed import PackedModel, verify
 from quantkit.formats.safetensors.file import SafetensorsFile
 from quantkit.models.registry import read
@@ -280,6 +288,25 @@ def test_the_preflight_loads_nothing_heavy(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("template", "noticed"),
+    [
+        ("{% for message in mess", r"chat_template\.jinja: the chat template, line 1: .*--ignore-chat-template alone"),
+        ("{{ messages | foo }}", r"chat_template\.jinja: .*'foo'.*--ignore-chat-template alone"),
+        ("{{ raise_exception('a system message first') }}", None),
+    ],
+)
+def test_a_chat_template_that_cannot_be_used_is_noticed(template: str, noticed: str | None, tmp_path: Path) -> None:
+    source = tiny.checkpoint(tmp_path / "source")
+    (source / "chat_template.jinja").write_text(template)
+    notices = convert(source, tmp_path / "out").notices
+    assert len(notices) == (noticed is not None)
+    if noticed:
+        assert re.search(noticed, notices[0])
+        with pytest.raises(StrictError, match=noticed):
+            convert(source, tmp_path / "strict", strict=True)
 
 
 TEXT_FILES: dict[str, tuple[str, str | Callable[[str], str], str]] = {

@@ -31,8 +31,8 @@ class ChatTemplate:
     Attributes
     ----------
     held : Any
-        What the file holds: the jinja2 text, or a list of `{"name", "template"}`. It is looked into when it is used,
-        since a model can be used without its template.
+        What the file holds: the jinja2 text, a list of `{"name", "template"}`, or an object of names and texts. It is
+        looked into when it is used, since a model can be used without its template.
     file : Path
         Where it was found; errors name it.
     special_tokens : Mapping
@@ -94,14 +94,19 @@ class ChatTemplate:
         raise kind(f"{self.file}: {text.format(message=answer['message'])}")
 
     def _source(self, *, tools: bool) -> str:
-        if not isinstance(self.held, list):
-            if not isinstance(self.held, str):
-                raise CheckpointError(f"{self.file}: chat_template is neither a text nor a list of named templates")
+        if isinstance(self.held, str):
             return self.held
+        if not isinstance(self.held, list | Mapping):
+            raise CheckpointError(f"{self.file}: chat_template is neither a text nor several with names")
         try:
-            texts = {str(entry["name"]): str(entry["template"]) for entry in self.held}
+            pairs = (
+                [(entry["name"], entry["template"]) for entry in self.held]
+                if isinstance(self.held, list)
+                else self.held.items()
+            )
         except (TypeError, KeyError) as error:
             raise CheckpointError(f"{self.file}: an entry of chat_template lacks its name or its template") from error
+        texts = {str(name): str(text) for name, text in pairs}
         for name in ("tool_use", "default") if tools else ("default",):
             if name in texts:
                 return texts[name]

@@ -33,15 +33,19 @@ class TextFiles:
         return held if isinstance(held, Path) else self._origin / name
 
     def text(self, name: str) -> str | None:
-        """Return a file's text, None where it is missing; raises `CheckpointError` when it cannot be read as UTF-8."""
+        """Return a file's text, None where it is missing; raises `CheckpointError` when it cannot be read as UTF-8.
+
+        A byte order mark, which some editors put before a text, is none of it.
+        """
         held = self._files.get(name)
         if held is None:
             return None
         try:
-            return (read_file(held) if isinstance(held, Path) else held).decode("utf-8")
+            return (read_file(held) if isinstance(held, Path) else held).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{self.path(name)}: is not UTF-8 text: {error}") from error
 
     def json(self, name: str) -> Mapping[str, Any]:
         """Return the JSON object in a file, an empty one where it is missing; raises `CheckpointError` for others."""
-        return parse_object((self.text(name) or "{}").encode(), self.path(name))
+        text = self.text(name)
+        return {} if text is None else parse_object(text.encode(), self.path(name))

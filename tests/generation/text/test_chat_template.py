@@ -122,6 +122,8 @@ NAMED = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": 
         (NAMED, {"tools": None}, "D"),
         (NAMED[:1], {}, "T"),
         (NAMED[1:], {"tools": []}, "D"),
+        ({"tool_use": "T", "default": "D"}, {}, "D"),
+        ({"a": "A"}, {}, "A"),
     ],
 )
 def test_choice_among_named_templates(held: Any, variables: dict[str, Any], expected: str) -> None:
@@ -129,7 +131,7 @@ def test_choice_among_named_templates(held: Any, variables: dict[str, Any], expe
 
 
 @pytest.mark.parametrize(
-    "held", [7, {"default": "x"}, [], [{"name": "a"}], ["x"], [{"name": n, "template": "x"} for n in "ab"]]
+    "held", [7, {"a": "x", "b": "x"}, {}, [], [{"name": "a"}], ["x"], [{"name": n, "template": "x"} for n in "ab"]]
 )
 def test_malformed_templates_are_refused_when_they_are_used(held: object) -> None:
     chosen = choose_template({FILE: held}, {})

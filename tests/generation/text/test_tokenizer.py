@@ -162,6 +162,12 @@ def test_places_of_a_chat_template(name: str, content: dict[str, Any]) -> None:
     assert Tokenizer(files, "model").apply_chat_template(messages) == "json <|im_end|>"
 
 
+def test_a_byte_order_mark_is_no_part_of_a_template() -> None:
+    files = edited()
+    files["chat_template.jinja"] = b"\xef\xbb\xbf" + TEMPLATE.encode()
+    assert Tokenizer(files, "model").apply_chat_template([{"role": "user", "content": "Hi"}]).startswith("json")
+
+
 def test_a_chat_template_may_give_ids() -> None:
     tokenizer, messages = KINDS["byte level"], [{"role": "user", "content": "Hi"}]
     ids = tokenizer.apply_chat_template(messages, tokenize=True)
@@ -195,6 +201,7 @@ def test_missing_tokenizer_names_the_file(tmp_path: Path) -> None:
         ("tokenizer.json", b'{"version": "1.0"}'),
         ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9085657\n"),
         ("tokenizer_config.json", b"{'a': 1}"),
+        ("tokenizer_config.json", b""),
         ("tokenizer_config.json", b'{"chat_template": "\\ud800"}'),
         ("special_tokens_map.json", b'{"eos_token": ' + b"[" * 100_000),
         ("added_tokens.json", b"7"),
