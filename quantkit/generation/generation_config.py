@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from quantkit.errors import CheckpointError
@@ -48,6 +49,23 @@ _SETTINGS = {
 }
 _ALWAYS = ("repetition_penalty",)
 """What counts without `do_sample` as well, as in transformers."""
+_NOT_APPLIED: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        "bad_words_ids": ([],),
+        "begin_suppress_tokens": ([],),
+        "exponential_decay_length_penalty": (),
+        "guidance_scale": (1,),
+        "min_length": (0,),
+        "min_new_tokens": (0,),
+        "no_repeat_ngram_size": (0,),
+        "num_beams": (1,),
+        "penalty_alpha": (0,),
+        "sequence_bias": ({}, []),
+        "stop_strings": ([], ""),
+        "suppress_tokens": ([],),
+    }
+)
+"""What transformers would choose tokens by and quantkit does not -> the values by which it changes nothing, as null."""
 _WHEN_SAMPLING = {"temperature": 1.0, "top_k": 50}
 """transformers' own defaults for a file that says `do_sample` without naming these."""
 
@@ -82,6 +100,13 @@ def recommended_sampling(config: Mapping[str, Any], file: Path) -> dict[str, flo
             raise CheckpointError(f"{file}: {name} is {config[name]!r:.60}; expected {_SETTINGS[name].expected}")
         found[name] = value
     return found
+
+
+def not_applied(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of settings by which transformers would choose other tokens, and that quantkit does not have."""
+    return [
+        name for name, neutral in _NOT_APPLIED.items() if config.get(name) is not None and config[name] not in neutral
+    ]
 
 
 def declared_ids(config: Mapping[str, Any], field: str, file: Path) -> list[int]:

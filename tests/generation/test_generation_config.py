@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from quantkit.errors import CheckpointError
-from quantkit.generation.generation_config import declared_ids, recommended_sampling
+from quantkit.generation.generation_config import declared_ids, not_applied, recommended_sampling
 from quantkit.generation.sampling import make_logits_processors, make_sampler
 
 FILE = Path("model/generation_config.json")
@@ -78,6 +78,16 @@ def test_a_bad_value_names_file_and_field(name: str, value: object) -> None:
 
 def test_what_does_not_count_is_not_judged() -> None:
     assert recommended_sampling({"do_sample": False, "top_k": "all"}, FILE) == {}
+
+
+def test_what_is_not_applied() -> None:
+    neutral = {"num_beams": 1, "suppress_tokens": [], "stop_strings": None, "guidance_scale": 1.0, "max_new_tokens": 9}
+    assert not_applied(neutral) == []
+    assert not_applied({"num_beams": 4, "suppress_tokens": [5], "stop_strings": "x"}) == [
+        "num_beams",
+        "stop_strings",
+        "suppress_tokens",
+    ]
 
 
 def test_ids() -> None:

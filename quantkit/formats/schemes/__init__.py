@@ -51,6 +51,8 @@ RENAMED: Mapping[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = Mappin
 """`quant_method` -> what config.json would say if it named the scheme that tensors are stored in."""
 UNNAMED = MappingProxyType({"mlx": {"bits", "group_size"}, "bitsandbytes": {"load_in_8bit"}})
 """`quant_method` -> fields that say so where it is not named."""
+PACKED = "quantkit"
+"""`quant_method` of quantkit's own folders, which `quantkit.formats.packed` reads, not a scheme."""
 FIELDS = ("quantization_config", "quantization", "compression_config")
 """Fields of config.json that say that a checkpoint is quantized: transformers', MLX's, an old one of others."""
 
@@ -69,6 +71,10 @@ def scheme_of(config: Mapping[str, Any]) -> Scheme | None:
             method, said = _named(found)
             if isinstance(method, str) and method in SCHEMES:
                 return SCHEMES[method].of(said)
+            if method == PACKED:
+                raise UnsupportedError(
+                    "the model was packed by quantkit, and its quantkit.json is missing; copy it, too"
+                )
             named = "method not named" if method is None else f"{method!r:.60}"
             raise UnsupportedError(
                 f"the checkpoint is already quantized ({field}: {named}), in no scheme that quantkit reads: use the "

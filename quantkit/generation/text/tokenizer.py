@@ -17,7 +17,7 @@ from typing import Any, Literal, overload
 
 from quantkit.errors import GenerationError, OptionError, notice
 from quantkit.formats.vocabularies import VOCABULARIES, with_tokenizer
-from quantkit.generation.generation_config import declared_ids, recommended_sampling
+from quantkit.generation.generation_config import declared_ids, not_applied, recommended_sampling
 from quantkit.generation.options import is_whole
 from quantkit.generation.text.chat_template import ChatTemplate, Message, choose_template
 from quantkit.generation.text.detokenizer import Decoding, Detokenizer, TokenBytes
@@ -97,6 +97,8 @@ class Tokenizer:
         bos = named.get("bos_token")
         self.bos_token_id = bos if bos is not None else begins[0] if begins else None
         self.generation_defaults: Mapping[str, float] = recommended_sampling(generation, generation_file)
+        for setting in not_applied(generation):
+            notice(_log, f"{generation_file}: {setting} is {generation[setting]!r:.60}, which quantkit does not apply")
         self._leading = self._begin(config.get("add_bos_token"))
 
     @classmethod

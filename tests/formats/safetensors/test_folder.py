@@ -242,6 +242,11 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
         UnsupportedError,
         r"already quantized \(quantization_config: 'quark'\)",
     ),
+    "packed, without its manifest": (
+        lambda f: edit(f / "config.json", quantization={"quant_method": "quantkit"}),
+        UnsupportedError,
+        r"packed by quantkit, and its quantkit\.json is missing",
+    ),
     "no name": (
         lambda f: edit(f / "config.json", quantization_config={"bits": 8}),
         UnsupportedError,

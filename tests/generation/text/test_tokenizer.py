@@ -129,6 +129,13 @@ def test_no_end_of_text_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     assert "no end-of-text token" in caplog.text
 
 
+def test_settings_that_are_not_applied_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    Tokenizer(edited(generation_config={"eos_token_id": 1, "no_repeat_ngram_size": 3, "num_beams": 1}), "model")
+    assert [record.getMessage() for record in caplog.records] == [
+        "model/generation_config.json: no_repeat_ngram_size is 3, which quantkit does not apply"
+    ]
+
+
 @pytest.mark.parametrize("name", ["generation_config", "config"])
 @pytest.mark.parametrize("wrong", ["2", 2.5, True, -2, [1, "2"], {"id": 2}])
 def test_malformed_eos_names_file_and_field(name: str, wrong: object) -> None:
