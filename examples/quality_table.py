@@ -7,8 +7,9 @@ CHECKPOINT is the 16-bit folder that all files were made of. Each packed folder 
 itself runs, reads the same windows of the text, as `quantkit eval` and llama-perplexity do, and is compared with
 the checkpoint; then all of them take turns at a prompt and at generation, as in `compare_llama_cpp.py`.
 
-What was found is kept in `quality.json` and written into `examples/README.md`: a row for each file, and for each of
-llama.cpp's the fastest packed folder that diverges no more than it. Without arguments only the tables are written anew.
+What was found is kept in `quality.json`, by instruction set, and written into `examples/README.md`: a row for each
+file, and for each of llama.cpp's the fastest packed folder that diverges no more than it. Without arguments only the
+tables are written anew.
 """
 
 from __future__ import annotations
@@ -181,26 +182,45 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def tables(results: Mapping[str, Any]) -> str:
-    """The text between the marks."""
-    about = results["conditions"]
-    rows = sorted(results["rows"], key=lambda row: row["bytes"])
+    """The text between the marks: all files, as the first instruction set runs them, then equal quality on each."""
+    first = next(iter(results.values()))
+    about, rows = first["conditions"], in_order(first)
     return "\n".join(
         [
             f"{about['checkpoint']}: {about['windows']} windows of {about['context']} tokens of `{about['text']}`; "
-            f"tokens per second, medians of {about['turns']} turns, {about['threads']} threads on "
-            f"{about['processor']} ({about['instruction_set']}).",
+            f"{measured_on(first)}.",
             "",
             "| file | weights | mean KL | same likeliest token | prompt of 512 | generation |",
             "|---|--:|--:|--:|--:|--:|",
             *(line(file_cells(row)) for row in rows),
             "",
             "Beside each file of llama.cpp, the packed folder that generates fastest of those that diverge no more:",
-            "",
-            "| llama.cpp | quantkit | weights | mean KL | prompt of 512 | generation |",
-            "|---|---|--:|--:|--:|--:|",
-            *(line(cells) for cells in equal_quality(rows)),
+            *(text for found in results.values() for text in equal_quality_table(found)),
         ]
     )
+
+
+def in_order(found: Mapping[str, Any]) -> list[Row]:
+    """The rows of one instruction set, small files first."""
+    return sorted(found["rows"], key=lambda row: row["bytes"])
+
+
+def measured_on(found: Mapping[str, Any]) -> str:
+    """What speeds are, and of what machine."""
+    about = found["conditions"]
+    return (
+        f"tokens per second, medians of {about['turns']} turns, {about['threads']} threads on "
+        f"{about['processor']} ({about['instruction_set']})"
+    )
+
+
+def equal_quality_table(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of the second table, for one instruction set."""
+    ours = f"quantkit, {found['conditions']['instruction_set']}"
+    yield ""
+    yield line(["llama.cpp", ours, "weights", "mean KL", "prompt of 512", "generation"])
+    yield "|---|---|--:|--:|--:|--:|"
+    yield from (line(cells) for cells in equal_quality(in_order(found)))
 
 
 def file_cells(row: Row) -> list[str]:
@@ -253,9 +273,12 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure, where a checkpoint is named; write the tables."""
     options = parse()
+    results = json.loads(options.results.read_text()) if options.results.exists() else {}
     if options.checkpoint:
-        options.results.write_text(json.dumps(measure(options), indent=1) + "\n")
-    write(options.readme, MARK, tables(json.loads(options.results.read_text())))
+        found = measure(options)
+        results[found["conditions"]["instruction_set"]] = found
+        options.results.write_text(json.dumps(results, indent=1) + "\n")
+    write(options.readme, MARK, tables(results))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@
         --llama-1b-int4 PACKED GGUF ... --llama-1b-int8 PACKED GGUF ...
 
 Each option names a folder that quantkit packed, and the same model in llama.cpp's types. Models that are not named keep
-the figures that they have in `measured.json`; without any option the tables are written anew from that file alone.
+the figures that they have in `measured.json`, and so do other instruction sets; without any option the tables are
+written anew from that file alone. A machine with AVX-512 stands for one of AVX2 alone with `QUANTKIT_ISA=avx2`, and
+llama.cpp built with `-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON`.
 
 `ROWS` says what stands in the table of `examples/README.md` and what measures it: `compare_llama_cpp.py`, which takes
 turns with llama.cpp, `quantkit bench`, or the clock around whole processes of `quantkit run`. Nothing is measured here
@@ -230,24 +232,45 @@ def measure(
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The text between the marks: the machine, then a row for each figure that there is."""
-    lines = ["| model | what | quantkit | llama.cpp | ratio | how |", "|---|---|--:|--:|--:|---|"]
-    lines += [line([*cells(row, found), f"`{row.how}`"]) for row, found in measured(results)]
-    return "\n".join([*machines(results), "", *lines])
+    """The text between the marks: of each instruction set, the machine, then a row for each figure that there is."""
+    return "\n\n".join(
+        "\n".join(
+            [
+                *machines(models),
+                "",
+                "| model | what | quantkit | llama.cpp | ratio | how |",
+                "|---|---|--:|--:|--:|---|",
+                *(line([*cells(row, found), f"`{row.how}`"]) for row, found in measured(models)),
+            ]
+        )
+        for models in results.values()
+    )
 
 
 def headlines(results: Mapping[str, Any]) -> str:
     """The text between the marks of the front page: a few rows, without what measures them."""
-    lines = ["| model | what | quantkit | llama.cpp | ratio |", "|---|---|--:|--:|--:|"]
-    shown = [(row, found) for row, found in measured(results) if (row.model, row.test, row.program) in HEADLINES]
-    lines += [line(cells(row, found)) for row, found in shown]
-    return "\n".join([*machines(results), "", *lines])
+    return "\n\n".join(
+        "\n".join(
+            [
+                *machines(models),
+                "",
+                "| model | what | quantkit | llama.cpp | ratio |",
+                "|---|---|--:|--:|--:|",
+                *(
+                    line(cells(row, found))
+                    for row, found in measured(models)
+                    if (row.model, row.test, row.program) in HEADLINES
+                ),
+            ]
+        )
+        for models in results.values()
+    )
 
 
-def measured(results: Mapping[str, Any]) -> Iterator[tuple[Row, Mapping[str, Any]]]:
+def measured(models: Mapping[str, Any]) -> Iterator[tuple[Row, Mapping[str, Any]]]:
     """Rows in the order of the models, with what was found."""
     for row in sorted(ROWS, key=lambda row: list(MODELS).index(row.model)):
-        found = results.get(row.model, {}).get("figures", {}).get(row.how, {}).get(row.test)
+        found = models.get(row.model, {}).get("figures", {}).get(row.how, {}).get(row.test)
         if found is not None:
             yield row, found
 
@@ -264,18 +287,18 @@ def cells(row: Row, found: Mapping[str, Any]) -> list[str]:
     return [MODELS[row.model], row.what, show(found[row.field]), *theirs]
 
 
-def machines(results: Mapping[str, Any]) -> Iterator[str]:
+def machines(models: Mapping[str, Any]) -> Iterator[str]:
     """A line for each machine that models were measured on."""
     seen: dict[str, dict[str, Any]] = {}
     for model, name in MODELS.items():
-        if model in results:
-            about = results[model]["conditions"]
+        if model in models:
+            about = models[model]["conditions"]
             key = f"{about['cores']} cores of {about['processor']} ({about['instruction_set']})"
             seen.setdefault(key, {})[name] = about
-    for machine, models in seen.items():
-        rates = [about["read_gbs"] for about in models.values()]
-        turns = {about["turns"] for about in models.values()}
-        which = f"{', '.join(models)}: medians" if len(seen) > 1 else "Medians"
+    for machine, named in seen.items():
+        rates = [about["read_gbs"] for about in named.values()]
+        turns = {about["turns"] for about in named.values()}
+        which = f"{', '.join(named)}: medians" if len(seen) > 1 else "Medians"
         yield f"{which} of {span(turns)} turns, on {machine} that read {span(rates)} GB/s meanwhile."
 
 
@@ -302,16 +325,16 @@ def main() -> None:
     """Measure the models that were named and keep the figures of each command as it ends; then write the tables."""
     options = parse()
     results = json.loads(options.results.read_text()) if options.results.exists() else {}
-    for model, name in MODELS.items():
-        files = getattr(options, model)
-        if files:
-            figures = results.get(model, {}).get("figures", {}) if options.missing else {}
-            for found in measure(model, files, options.repetitions, figures):
-                results[model] = found
-                options.results.write_text(json.dumps(results, indent=1) + "\n")
-        else:
-            kept = f"kept from {results[model]['conditions']['date']}" if model in results else "left out"
-            print(f"{name}: not named, {kept}", file=sys.stderr)
+    asked = {model: getattr(options, model) for model in MODELS if getattr(options, model)}
+    if asked:
+        from quantkit_kernels.simd import ISA
+
+        models = results.setdefault(ISA, {})
+    for model, files in asked.items():
+        figures = models.get(model, {}).get("figures", {}) if options.missing else {}
+        for found in measure(model, files, options.repetitions, figures):
+            models[model] = found
+            options.results.write_text(json.dumps(results, indent=1) + "\n")
     for file, text in ((options.readme, table(results)), (options.front_page, headlines(results))):
         write(file, MARK, text)
 

@@ -149,7 +149,7 @@ def test_the_readmes_show_what_was_measured(file: str, text: str) -> None:
 def test_the_table_has_the_rows_that_were_measured() -> None:
     program = table_program()
     short = program["ROWS"][0]
-    results: dict[str, dict[str, Any]] = {
+    models: dict[str, dict[str, Any]] = {
         "smollm2-int4": {
             "conditions": {
                 "processor": "A CPU",
@@ -164,6 +164,7 @@ def test_the_table_has_the_rows_that_were_measured() -> None:
             },
         }
     }
+    results = {"avx2": models}
     assert program["table"](results).splitlines() == [
         "Medians of 5 turns, on 2 cores of A CPU (avx2) that read 33.2 GB/s meanwhile.",
         "",
@@ -177,11 +178,13 @@ def test_the_table_has_the_rows_that_were_measured() -> None:
         "|---|---|--:|--:|--:|",
         "| SmolLM2-135M int4 | prompt of 512 tokens | 1,474 tokens/s | 671 tokens/s | 2.20 |",
     ]
-    same = results["smollm2-int4"]["conditions"]
-    results["smollm2-int8"] = {"conditions": same | {"read_gbs": 40.0}, "figures": {}}
+    same = models["smollm2-int4"]["conditions"]
+    models["smollm2-int8"] = {"conditions": same | {"read_gbs": 40.0}, "figures": {}}
     assert "that read 33.2 to 40 GB/s meanwhile" in program["table"](results)
-    results["smollm2-int8"] = {"conditions": same | {"processor": "Another"}, "figures": {}}
+    models["smollm2-int8"] = {"conditions": same | {"processor": "Another"}, "figures": {}}
     assert "SmolLM2-135M int8: medians of 5 turns, on 2 cores of Another" in program["table"](results)
+    one, other = program["table"]({"generic": models, "avx2": models}).split("\n\nSmolLM2-135M int4: medians")
+    assert one.splitlines()[1:] == other.splitlines()[1:]
 
 
 def test_a_table_goes_between_its_marks() -> None:
