@@ -43,6 +43,7 @@ from quantkit_kernels.simd import (
     load_wide_partial_f32,
     max_lanes,
     maximum,
+    prefetch_level2,
     put_f32,
     scatter_f32,
     scatter_i8,
@@ -124,6 +125,23 @@ def store_kv(layer, k, v, pages, position):
             _store_f32(layer, k, v, head, slot)
         k, v = k + 4 * layer.head_dim, v + 4 * layer.v_head_dim
         head += step
+
+
+@jit
+def prefetch_slots(layer, pages, position):
+    """Prefetch what `store_kv` writes in pages of whole numbers: many lines, far from one another."""
+    if layer.kind == F32:
+        return
+    size, head = layer.kind, get_i64(pages + 8 * (position // PAGE)) + layer.offset
+    for _ in range(layer.kv_heads):
+        key, value, scales = _pair_places(layer, head, position % PAGE, size)
+        for channel in range(0, padded(layer.head_dim), 2):
+            prefetch_level2(key + size * PAGE * channel)
+        for place in range(value, value + 2 * size * padded(layer.v_head_dim), 64):
+            prefetch_level2(place)
+        prefetch_level2(scales)
+        prefetch_level2(scales + 4 * PAGE)
+        head += head_bytes(layer)
 
 
 @jit

@@ -211,5 +211,8 @@ def store_kv(address, part, token):
     step, now = step_at(address), part_at(part)
     state = pass_at(now.words)
     _, k, v = rows_of(step, token, now.thread)
-    table, position = get_i64(state.pages + 8 * token), get_i64(state.positions + 8 * token)
-    pages.store_kv(layer_of(step, state), k, v, table, position)
+    layer, following = layer_of(step, state), min(token + 1, now.tokens - 1)
+    table, next_table = get_i64(state.pages + 8 * token), get_i64(state.pages + 8 * following)
+    if next_table != table:  # of another sequence, whose page is in no cache yet
+        pages.prefetch_slots(layer, next_table, get_i64(state.positions + 8 * following))
+    pages.store_kv(layer, k, v, table, get_i64(state.positions + 8 * token))
