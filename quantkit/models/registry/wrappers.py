@@ -52,6 +52,7 @@ _QWEN3_STACKS = (
     Fused("mlp.experts.down_proj", ("mlp.experts.*.down_proj",), transposed=True, weight="", either_way=True),
 )
 _UNSCALED = MappingProxyType({"logit_scale": 1.0})
+_BIASED = MappingProxyType({"attention_bias": True})
 _NORMALIZED = MappingProxyType({"norm_topk_prob": True})
 
 WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
@@ -59,21 +60,30 @@ WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
         "aria": Wrapper("aria_text"),
         "aya_vision": Wrapper("cohere2", tied=True, fixed=_UNSCALED),
         "cohere2_vision": Wrapper("cohere2", tied=True, fixed=_UNSCALED),
+        "deepseek_vl": Wrapper("llama", tied=True),
         "exaone4_5": Wrapper("exaone4"),
         "gemma3": Wrapper("gemma3_text", tied=True),
         "gemma3n": Wrapper("gemma3n_text", tied=True),
         "gemma4": Wrapper("gemma4_text", tied=True),
         "gemma4_unified": Wrapper("gemma4_unified_text", tied=True),
+        "glm46v": Wrapper("glm4", fixed=_BIASED),
+        "glm4v": Wrapper("glm4", fixed=_BIASED),
+        "hyperclovax_vision_v2": Wrapper("hyperclovax", tied=True),
         "idefics2": Wrapper("mistral"),
         "idefics3": Wrapper("llama"),
         "internvl": Wrapper("qwen2", tied=True),
+        "janus": Wrapper("llama", tied=True),
         "lfm2_vl": Wrapper("lfm2", tied=True),
+        "lfm3_vl": Wrapper("lfm3", tied=True),
         "llama4": Wrapper("llama4_text"),
         "llava": Wrapper("llama"),
         "llava_next": Wrapper("llama"),
         "llava_next_video": Wrapper("llama"),
         "llava_onevision": Wrapper("qwen2"),
+        "minicpmv4_6": Wrapper("qwen3_5_text"),
+        "minicpmv4_7": Wrapper("qwen3_5_text"),
         "mistral3": Wrapper("mistral", tied=True),
+        "ovis2": Wrapper("qwen2", tied=True),
         "phi4_multimodal": Wrapper("phi3", flat=True),
         "qwen2_5_vl": Wrapper("qwen2", flat=True),
         "qwen2_audio": Wrapper("qwen2"),
@@ -91,7 +101,13 @@ WRAPPERS: Mapping[str, Wrapper] = MappingProxyType(
 )
 
 TEXT_TYPES: Mapping[str, str] = MappingProxyType(
-    {"qwen2_vl_text": "qwen2", "qwen2_5_vl_text": "qwen2", "qwen3_vl_text": "qwen3", "qwen3_vl_moe_text": "qwen3_moe"}
+    {
+        "glm4v_text": "glm4",
+        "qwen2_5_vl_text": "qwen2",
+        "qwen2_vl_text": "qwen2",
+        "qwen3_vl_moe_text": "qwen3_moe",
+        "qwen3_vl_text": "qwen3",
+    }
 )
 """`model_type` of a text model that has no other use -> the family that it is."""
 

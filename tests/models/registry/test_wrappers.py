@@ -45,6 +45,7 @@ _QWEN = {
     "patch_size": 14,
     "out_hidden_size": 64,
 }
+_GLM = _QWEN | {"hidden_size": 64, "image_size": 28, "rope_parameters": {"rope_type": "axial", "rope_theta": 10000.0}}
 _AUDIO = {"d_model": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 64}
 _PERCEIVER = {
     "resampler_n_latents": 2,
@@ -58,6 +59,7 @@ PUBLISHED: dict[str, tuple[Names, str, dict[str, Any]]] = {
     "aria": (OLD, "vision_tower", {"vision_config": _VIT | {"model_type": "idefics3_vision"}}),
     "aya_vision": (OLD, "vision_tower", _SIGLIP),
     "cohere2_vision": (OLD, "vision_tower", _SIGLIP),
+    "deepseek_vl": (NEW, "model.vision_model", _SIGLIP),
     "exaone4_5": (NEW, "model.visual", {"vision_config": _QWEN | {"num_key_value_heads": 2}}),
     "gemma3": (OLD, "vision_tower", _SIGLIP | {"mm_tokens_per_image": 4}),
     "gemma3n": (NEW, "model.vision_tower", {"audio_config": {}}),
@@ -67,6 +69,13 @@ PUBLISHED: dict[str, tuple[Names, str, dict[str, Any]]] = {
         "model.embed_vision",
         {"audio_config": None, "vision_config": {"mm_embed_dim": 32, "mm_posemb_size": 16, "output_proj_dims": 64}},
     ),
+    "glm46v": (NEW, "model.visual", {"vision_config": _GLM}),
+    "glm4v": (NEW, "model.visual", {"vision_config": _GLM}),
+    "hyperclovax_vision_v2": (
+        NEW,
+        "model.vision_model",
+        {"vision_config": _QWEN | {"model_type": "qwen2_5_vl_vision"}},
+    ),
     "idefics2": (IDEFICS, "model.vision_model", {"vision_config": _VIT, "perceiver_config": _PERCEIVER}),
     "idefics3": (IDEFICS, "model.vision_model", {"vision_config": _VIT, "scale_factor": 1}),
     "internvl": (
@@ -74,10 +83,23 @@ PUBLISHED: dict[str, tuple[Names, str, dict[str, Any]]] = {
         "vision_tower",
         {"vision_config": _VIT | {"image_size": [28, 28], "patch_size": [14, 14]}, "downsample_ratio": 0.5},
     ),
+    "janus": (
+        NEW,
+        "model.vision_model",
+        {
+            "vision_config": _VIT | {"projection_dim": 64},
+            "vq_config": {"base_channels": 32, "projection_dim": 64, "image_token_embed_dim": 64, "num_embeddings": 16},
+        },
+    ),
     "lfm2_vl": (
         NEW,
         "model.vision_tower",
         {"vision_config": _VIT | {"model_type": "siglip2_vision_model", "num_patches": 4}},
+    ),
+    "lfm3_vl": (
+        NEW,
+        "model.vision_tower",
+        {"vision_config": _SIZES | {"num_key_value_heads": 2, "layer_types": ["full_attention"]}},
     ),
     "llama4": (
         OLD,
@@ -97,7 +119,10 @@ PUBLISHED: dict[str, tuple[Names, str, dict[str, Any]]] = {
     "llava_next": (OLD, "vision_tower", _CLIP),
     "llava_next_video": (OLD, "vision_tower", _CLIP),
     "llava_onevision": (OLD, "vision_tower", _SIGLIP),
+    "minicpmv4_6": (NEW, "model.vision_tower", {"vision_config": _VIT, "insert_layer_id": 0}),
+    "minicpmv4_7": (NEW, "model.vision_tower", {"vision_config": _VIT, "insert_layer_id": 0}),
     "mistral3": (OLD, "vision_tower", {"vision_config": _VIT | {"model_type": "pixtral", "head_dim": 16}}),
+    "ovis2": (NEW, "model.vision_tower", {"vision_config": _VIT | {"vocab_size": 16}, "hidden_size": 64}),
     "phi4_multimodal": (
         FLAT,
         "model.embed_tokens_extend",
@@ -134,17 +159,33 @@ PUBLISHED: dict[str, tuple[Names, str, dict[str, Any]]] = {
 }
 """How names begin in published checkpoints, where vision or sound begins, and a config of it that is tiny."""
 
-SECTIONS = {"qwen2_vl": [2, 3, 3], "qwen2_5_vl": [2, 3, 3], "qwen3_vl": [8, 4, 4], "qwen3_vl_moe": [8, 4, 4]}
-"""Pairs of channels that turn with time, height and width."""
+SECTIONS = {
+    "glm46v": ("glm4v_text", [2, 1, 1]),
+    "glm4v": ("glm4v_text", [2, 1, 1]),
+    "qwen2_5_vl": ("qwen2_5_vl_text", [2, 3, 3]),
+    "qwen2_vl": ("qwen2_vl_text", [2, 3, 3]),
+    "qwen3_vl": ("qwen3_vl_text", [8, 4, 4]),
+    "qwen3_vl_moe": ("qwen3_vl_moe_text", [8, 4, 4]),
+}
+"""What text models are called, and their pairs of channels that turn with time, height and width."""
+CASES = dict.fromkeys(("glm46v", "glm4v"), "glm4_biases")
+"""Golden cases of text models that differ from the case that is named like their family."""
+
+
+def case_of(model_type: str) -> str:
+    """Return the golden case of a multimodal model's text model."""
+    return CASES.get(model_type, WRAPPERS[model_type].text)
 
 
 def wrapped(model_type: str, **changes: Any) -> dict[str, Any]:
     """The `config.json` of a multimodal model around the tiny one of its text model."""
-    text = tiny.config_of(WRAPPERS[model_type].text, **changes)
+    text = tiny.config_of(WRAPPERS[model_type].text, **golden.CASES[case_of(model_type)].overrides | changes)
     del text["architectures"]
     if model_type in SECTIONS:
-        text["model_type"] = f"{model_type}_text"
-        text["rope_scaling"] = {"type": "mrope", "mrope_section": SECTIONS[model_type]}
+        text["model_type"], sections = SECTIONS[model_type]
+        text["rope_scaling"] = {"type": "mrope", "mrope_section": sections}
+        if text["model_type"] == "glm4v_text":
+            text["rope_scaling"] |= {"type": "default", "partial_rotary_factor": 0.5}
         if model_type.startswith("qwen3_vl"):
             text["rope_scaling"] = {"rope_type": "default", "mrope_interleaved": True} | text["rope_scaling"]
             del text["rope_scaling"]["type"]
@@ -156,8 +197,7 @@ def wrapped(model_type: str, **changes: Any) -> dict[str, Any]:
 
 def checkpoint(folder: Path, config: dict[str, Any], names: Names) -> Path:
     """The tiny checkpoint of a text model, as part of a multimodal one."""
-    text = WRAPPERS[config["model_type"]].text
-    source = golden.checkpoint(folder, text)
+    source = golden.checkpoint(folder, case_of(config["model_type"]))
     tensors = {name: formats.open(source).tensor(name, copy=True).data for name in formats.open(source).names}
     stored = {}
     for name, array in tensors.items():
@@ -173,7 +213,7 @@ def checkpoint(folder: Path, config: dict[str, Any], names: Names) -> Path:
 
 def text_model(folder: Path, model_type: str) -> Path:
     """The tiny checkpoint of a text model by itself, which computes as it does in a multimodal one."""
-    golden.checkpoint(folder, WRAPPERS[model_type].text)
+    golden.checkpoint(folder, case_of(model_type))
     config = json.loads((folder / "config.json").read_text()) | WRAPPERS[model_type].fixed
     (folder / "config.json").write_text(json.dumps(config))
     return folder
