@@ -1,12 +1,12 @@
-"""What generation does between two passes: microseconds of CPU from the end of one to the beginning of the next.
+"""What generation does between two passes: microseconds from the end of one to the beginning of the next.
 
     python examples/measure_choice.py PACKED_FOLDER [--vocabulary 151936] [--threads 2] [--tokens 200]
 
-It is the time of all that is not the model: the choice of a token, its text, the response, and the inputs of the next
-pass; of the 16 sequences together in the last row. Medians of one answer each, of the time that the thread ran: the
-system may put it aside. `pass` is how long a pass takes beside it: caches that it has filled with weights are what
-makes the rest slow. With `--vocabulary`, the model's own tokens are repeated, fainter and fainter, until there are so
-many.
+It is the time of all that is not the model: the text of a token, the response, and the inputs of the next pass; also
+the choice of a token whose logits were changed before, since passes make the other choices themselves. In the last row
+it is of 16 sequences together. Medians of one answer each: the system may put the thread aside. `pass` is how long a
+pass takes beside it: caches that it has filled with weights are what makes the rest slow. With `--vocabulary`, the
+model's own tokens are repeated, fainter and fainter, until there are so many.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from quantkit.engine.model import Model, Weights
 from quantkit.engine.opening import open_model
 from quantkit.engine.workers import WorkerPool
 from quantkit.generation.loading import load_tokenizer, model_of
+from quantkit.generation.sampling import PassSampler
 from quantkit.models import registry
 from quantkit.tensor import Tensor
 
@@ -69,9 +70,8 @@ class Widened:
 
 
 class Pass(NamedTuple):
-    """Nanoseconds: how long a pass took, and what the thread had run when it began and when it ended."""
+    """When a pass began and ended, in nanoseconds."""
 
-    duration: int
     begin: int
     end: int
 
@@ -82,9 +82,9 @@ def timed_passes() -> Iterator[list[Pass]]:
     run, passes = WorkerPool.run, list[Pass]()
 
     def timed(pool: WorkerPool, chunks: int) -> None:
-        begin, since = time.thread_time_ns(), time.perf_counter_ns()
+        begin = time.perf_counter_ns()
         run(pool, chunks)
-        passes.append(Pass(time.perf_counter_ns() - since, begin, time.thread_time_ns()))
+        passes.append(Pass(begin, time.perf_counter_ns()))
 
     WorkerPool.run = timed  # type: ignore[method-assign, assignment]
     try:
@@ -117,12 +117,16 @@ def answer(
 
 def many(model: Model, tokens: int) -> None:
     """Let several sequences generate so many tokens each, greedily."""
-    choose = quantkit.make_sampler()
+    choosers = list(filter(None, (PassSampler.of(quantkit.make_sampler()) for _ in range(SEQUENCES))))
     with ExitStack() as stack:
         sequences = [stack.enter_context(model.new_sequence()) for _ in range(SEQUENCES)]
         last = [[number] for number in range(SEQUENCES)]
         for _ in range(tokens):
-            last = [[choose(row)] for row in model.forward(list(zip(sequences, last, strict=True)))]
+            for sequence, choose in zip(sequences, choosers, strict=True):
+                choose.expect()
+                sequence.choice = choose.chooser
+            rows = model.forward(list(zip(sequences, last, strict=True)))
+            last = [[choose(row)] for choose, row in zip(choosers, rows, strict=True)]
 
 
 def measured(generate: Callable[[], None]) -> tuple[str, str]:
@@ -131,7 +135,7 @@ def measured(generate: Callable[[], None]) -> tuple[str, str]:
         generate()
     del passes[0]  # of the prompt
     between = statistics.median(second.begin - first.end for first, second in pairwise(passes))
-    return f"{between / 1e3:.0f}", f"{statistics.median(each.duration for each in passes) / 1e3:.0f}"
+    return f"{between / 1e3:.0f}", f"{statistics.median(each.end - each.begin for each in passes) / 1e3:.0f}"
 
 
 def main() -> None:

@@ -102,10 +102,9 @@ class Model:
         ]
         self._ids = memoryview(bytearray(8 * PASS_TOKENS)).cast("q")
         self._chunks = memoryview(bytearray(CHUNK.itemsize * PASS_TOKENS)).cast("q")
-        self._columns = program.logits.columns
+        self._vocab_size, self._columns = program.vocab_size, program.logits.columns
         self._logits = LogitsRows(self._columns, row_stride(program.logits))
         self._pool = WorkerPool(threads)
-        self._times: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
         self._describe_passes(kv_kind)
 
     @property
@@ -187,7 +186,11 @@ class Model:
         """
         if not 1 <= chunk <= PASS_TOKENS:
             raise OptionError(f"chunk: {chunk} is not in 1..{PASS_TOKENS}")
-        new = {self._own(sequence): self._checked(ids) for sequence, ids in batch}
+        new: dict[Sequence, list[int]] = {}
+        for sequence, ids in batch:
+            if not isinstance(sequence, Sequence) or sequence.pool is not self._pages:
+                raise GenerationError("the batch holds no sequence of this model: `new_sequence` makes them")
+            new[sequence] = self._checked(ids)
         if len(new) < len(batch):
             raise GenerationError("a sequence stands in the batch twice")
         rows = sum(map(len, new.values())) if every else len(new)
@@ -237,17 +240,14 @@ class Model:
             int64 `[threads, len(plan.steps) + 1, 2]`, summed over the passes: nanoseconds that each thread waited
             before each step, and that it worked on it. The last row is the end of a pass: waiting alone.
         """
-        stamps = np.zeros((self.threads, len(self._table) + 1, 2), np.int64)
-        sums = np.zeros_like(stamps)
+        _, sums = times = np.zeros((2, self.threads, len(self._table) + 1, 2), np.int64)
         with self._lock:
-            self._times = stamps, sums
-            self._pool.words["times"] = stamps.ctypes.data
+            self._pool.words["times"] = times.ctypes.data
         try:
             yield sums
         finally:
             with self._lock:
                 self._pool.words["times"] = 0
-                self._times = None
 
     def close(self) -> None:
         """End the worker threads, once the pass at hand is over; the model cannot run again."""
@@ -262,11 +262,6 @@ class Model:
     ) -> None:
         self.close()
 
-    def _own(self, sequence: Sequence) -> Sequence:
-        if not isinstance(sequence, Sequence) or sequence.pool is not self._pages:
-            raise GenerationError("the batch holds no sequence of this model: `new_sequence` makes them")
-        return sequence
-
     def _checked(self, ids: Batch[int]) -> list[int]:
         try:
             tokens = list(map(operator.index, ids))
@@ -274,7 +269,7 @@ class Model:
             raise GenerationError(f"token ids must be whole numbers: {error}") from None
         if not tokens:
             raise GenerationError("no tokens to run: the prompt is empty")
-        size = self.program.vocab_size
+        size = self._vocab_size
         for token in tokens:
             if not 0 <= token < size:
                 raise GenerationError(f"token id {token} is outside the vocabulary of {size}")
@@ -300,12 +295,6 @@ class Model:
         for address, number in self._outside:
             address[0] = outside[number]
         self._pool.run(len(chunks))
-        if self._times is not None:
-            stamps, sums = self._times
-            # No thread notes the end itself: it comes when the last one arrives.
-            stamps[:, -1, 1] = stamps[:, -1, 0].max()
-            sums[..., 0] += stamps[..., 1] - stamps[..., 0]
-            sums[:, :-1, 1] += stamps[:, 1:, 0] - stamps[:, :-1, 1]
         for sequence, ids, _, _ in chunks:
             sequence.advance(ids)
         return wanted

@@ -94,7 +94,7 @@ class _Sampler:
 
     def __init__(self, filters: tuple[float, float, float, int], number: Callable[[], float]) -> None:
         self._filters, self.number, self._lock = filters, number, Lock()
-        self._choose = self.chooser()
+        self._choose: Chooser | None = None
 
     def chooser(self) -> Chooser:
         """Return what chooses in the same way, with memory of its own."""
@@ -104,6 +104,7 @@ class _Sampler:
 
     def __call__(self, logits: Logits) -> int:
         with self._lock:
+            self._choose = self._choose or self.chooser()
             return _chosen(self._choose, logits, self.number())
 
 
@@ -251,7 +252,7 @@ class _Uniforms:
 
 
 def _chosen(choose: Chooser, logits: Logits, uniform: float) -> int:
-    token = choose(np.ascontiguousarray(logits, np.float32), uniform)
+    token = choose(logits if logits.dtype == np.float32 else logits.astype(np.float32), uniform)
     if token < 0:
         greatest = float(logits.max())
         raise GenerationError(f"the greatest logit is {greatest}: the model's weights or a logits processor are broken")

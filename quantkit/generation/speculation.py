@@ -166,6 +166,8 @@ class Speculation:
     ----------
     drafted : int
         Tokens drafted so far.
+    longest : int
+        As given.
 
     Raises
     ------
@@ -177,7 +179,7 @@ class Speculation:
         expected = "a whole number from 0 (no drafts) up: the tokens of the longest draft"
         require(is_whole(longest) and longest >= 0, "speculate", longest, expected)
         self.drafted = 0
-        self._longest = longest
+        self.longest = longest
         self._index = NgramIndex()
         self._acceptance, self._times = Acceptance(), PassTimes()
         self._several = False  # whether the last pass was of more than one token
@@ -188,10 +190,10 @@ class Speculation:
 
         `tokens` is the text so far. It begins with what the last call was given: what came after is learnt from.
         """
-        if not self._longest:
+        if not self.longest:
             return []
         self._read(tokens)
-        length = self._best_length(min(most, self._longest))
+        length = self._best_length(min(most, self.longest))
         self.drafted += length
         return self._index.continuation(length)
 
@@ -201,7 +203,7 @@ class Speculation:
         More than one are a draft, or what a draft has cost later: a model with recurrent layers computes once more what
         was right in a draft that was not right to its end.
         """
-        if not self._longest:
+        if not self.longest:
             return
         self._times.learn(tokens, seconds)
         self._several = tokens > 1

@@ -28,6 +28,7 @@ from quantkit.generation.text.detokenizer import Detokenizer
 from quantkit.generation.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from quantkit.engine.kv_cache import Sequence as Tokens
     from quantkit.engine.model import Model
 
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -239,12 +240,12 @@ def _choices(
     """
     prompt_tokens, end = len(tokens), len(tokens) + limit
     with closing(model.new_sequence()) as sequence:
+        alone = sampler if logits_processors else PassSampler.of(sampler) or sampler
+        choose = _expect(sequence, alone)
         for start in range(0, prompt_tokens, PROMPT_PIECE):
             piece = tokens[start : start + PROMPT_PIECE]
             rows = model.forward([(sequence, piece)])
             progress(start + len(piece), prompt_tokens)
-        pass_sampler = None if logits_processors else PassSampler.of(sampler)
-        choose: Sampler = sampler
         draft: list[int] = []
         while True:
             for place, drafted in enumerate([*draft, None]):
@@ -260,18 +261,28 @@ def _choices(
                 return
             if draft:
                 sequence.truncate(len(tokens) - 1)
+            if not speculation.longest:
+                choose = _expect(sequence, alone)
+                rows = model.forward([(sequence, [token])])
+                continue
             draft = speculation.draft(tokens, most=end - len(tokens) - 1)
             if draft:
                 sequence.keep_state(len(tokens))
-            if pass_sampler and not draft:
-                pass_sampler.expect()
-                sequence.choice, choose = pass_sampler.chooser, pass_sampler
-            else:
-                sequence.choice, choose = None, sampler
+            choose = _expect(sequence, sampler if draft else alone)
             computed = sequence.behind + 1 + len(draft)
             begin = time.perf_counter()
             rows = model.forward([(sequence, [token, *draft])], every=True)
             speculation.passed(computed, time.perf_counter() - begin)
+
+
+def _expect(sequence: Tokens, sampler: Sampler) -> Sampler:
+    """Let the next pass over a sequence choose its token, if it can; returns what is asked for the token."""
+    if isinstance(sampler, PassSampler):
+        sampler.expect()
+        sequence.choice = sampler.chooser
+    else:
+        sequence.choice = None
+    return sampler
 
 
 def _responses(

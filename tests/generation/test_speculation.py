@@ -187,6 +187,8 @@ def test_bad_lengths_of_drafts_are_refused(longest: Any) -> None:
 class Drafts:
     """Stands in for `Speculation`: drafts whatever it was told to."""
 
+    longest = 8
+
     def __init__(self, drafts: Sequence[Sequence[int]]) -> None:
         self._drafts = iter(drafts)
         self.drafted = 0

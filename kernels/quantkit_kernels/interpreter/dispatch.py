@@ -12,7 +12,8 @@ has read before it made sure that the pass still runs, and the rest it reads wit
 ends.
 
 Asked for times, each thread notes for each step when it arrived and when it began, the barrier behind it; and last,
-when it arrived at the end of the pass. Fused steps count as the first of them.
+when it arrived at the end of the pass. Fused steps count as the first of them. Thread 0 adds them up: Python would take
+long for that, between passes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from quantkit_kernels.interpreter.threads import (
     take_next,
 )
 from quantkit_kernels.interpreter.tokens import list_tokens
-from quantkit_kernels.simd import call, nanoseconds, put_i64, record_on_stack
+from quantkit_kernels.simd import call, get_i64, nanoseconds, put_i64, record_on_stack
 
 part_on_stack = record_on_stack(PART)
 
@@ -63,6 +64,7 @@ def participate(thread, shared, words):
         now.generation = begin_pass(shared, pass_at(words).threads)
         _run(part)
         end_pass(shared)
+        _add_times(pass_at(words))
         return
     while True:
         now.generation = await_pass(shared, thread, now.generation)
@@ -131,6 +133,25 @@ def _note(times, count):
     for place in range(times, times + 8 * count, 8):
         put_i64(place, now)
     return times + 8 * count
+
+
+@jit
+def _add_times(state):
+    """Add what the threads noted of a pass to the sums behind it."""
+    if not state.times:
+        return
+    size = 16 * (state.step_count + 1)
+    total, end = size * state.threads, 0
+    for place in range(state.times + size, state.times + total + 1, size):
+        end = max(end, get_i64(place - 16))
+    for place in range(state.times, state.times + total, 16):
+        arrived, began = get_i64(place), get_i64(place + 8)
+        last = (place + 16 - state.times) % size == 0
+        if last:  # no thread notes the end itself: it comes when the last one arrives
+            began = end
+        else:
+            put_i64(place + total + 8, get_i64(place + total + 8) + get_i64(place + 16) - began)
+        put_i64(place + total, get_i64(place + total) + began - arrived)
 
 
 @jit

@@ -151,11 +151,12 @@ PASS = np.dtype(
         ("scratch_bytes", "i8"),
         ("partials", "i8"),  # address of memory that threads share for attention
         ("counters", "i8"),  # address of i64 `[threads + 1, step_count + 1]`, see below
-        ("times", "i8"),  # 0, or where to write the times of the pass, see below
+        ("times", "i8"),  # 0, or where to write the times of the pass, and add them up, see below
     ]
 )
 """`counters`: how many pieces of each thread's share of a step are taken (`threads.take`); then, at the first step
 behind each barrier, how many up to the next barrier are done; and last, how many threads have finished.
 
-`times`: i64 nanoseconds `[threads, step_count + 1, 2]`: of each thread, when it arrived at and when it began each step,
-and when it arrived at the end."""
+`times`: i64 nanoseconds `[2, threads, step_count + 1, 2]`. First: of each thread, when it arrived at and when it began
+each step, and when it arrived at the end. Then sums of all passes: how long it waited before each step and worked on
+it, and how long it waited at the end."""

@@ -133,15 +133,17 @@ class Chooser:
         Parameters
         ----------
         logits : ndarray
-            f32 `[vocab_size]`, contiguous.
+            f32 `[vocab_size]`.
         uniform : float
             A random number from 0 up and below 1. It falls on a token by the cumulative probability: in the order of
             likelihood, then of ids, if top-k or top-p is on; else in that of ids.
         """
         address = self.address(logits.size)
-        writable = logits.flags.writeable
-        # The second takes ten times as long.
-        self._row[0] = ctypes.addressof(_BYTE.from_buffer(logits)) if writable else logits.ctypes.data
+        try:
+            self._row[0] = ctypes.addressof(_BYTE.from_buffer(logits))
+        except (TypeError, ValueError):  # not writable or not contiguous: this takes ten times as long
+            logits = np.ascontiguousarray(logits)
+            self._row[0] = logits.ctypes.data
         self._maxima[0] = 0
         self.uniform[0] = uniform
         return self._choose(address)
