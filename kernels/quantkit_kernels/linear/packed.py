@@ -15,7 +15,7 @@ from typing import NamedTuple
 from quantkit_kernels.blocks import KINDS
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.linear.activations import RECORD, START, STEP, SUM
-from quantkit_kernels.operands import Matrix, Rows, from_token
+from quantkit_kernels.operands import Matrix, Rows
 from quantkit_kernels.simd import (
     I8_ROWS,
     MINS_APART,
@@ -64,6 +64,14 @@ MOST_GROUPS = 8
 """Groups from one prefetch to the next, at most; a power of two."""
 
 
+class GridRows(NamedTuple):
+    """The rows of a grid's tokens, in two halves, which overlap where the grid has more tokens than there are."""
+
+    address: int
+    strides: tuple[int, int]
+    """Bytes from one token to the next within a half, and from the first half to the second."""
+
+
 class Upcoming(NamedTuple):
     """The weights that a tile prefetches while it multiplies: with each group as many bytes as the group has."""
 
@@ -75,6 +83,17 @@ class Upcoming(NamedTuple):
 @jit
 def _groups(matrix):
     return (matrix.columns + 31) >> 5
+
+
+@jit
+def _grid_rows(like, rows, token, tokens):
+    """The rows from a token on, as many as `like` has; those before it where fewer are left.
+
+    Of all tokens there must be half as many as `like` has, or more.
+    """
+    start = max(0, min(token, tokens - tokens_of(like)))
+    between = min(tokens, tokens_of(like)) - tokens_of(like) // 2
+    return GridRows(rows.address + start * rows.stride, (rows.stride, between * rows.stride))
 
 
 @jit
@@ -92,7 +111,7 @@ def _prefetch_blocks(address, size, like):
 @jit
 def _add_mins(like, weight, stride, record, x, offset):
     """Add what the mins of one group contribute, before their units."""
-    return fma(load_rows_i8(weight + 136, stride, like), broadcast_f32(record + SUM, x.stride, like), offset)
+    return fma(load_rows_i8(weight + 136, stride, like), broadcast_f32(record + SUM, x.strides, like), offset)
 
 
 @jit
@@ -105,12 +124,12 @@ def _int4_tile(like, matrix, x, y, upcoming):
         dot = zero_dot_u4(like)
         for chunk in range(4):
             codes = load_rows_bytes(weight + 32 * chunk, stride, like)
-            dot = dot_u4(dot, low_nibbles(codes), broadcast_dwords(record + 8 * chunk, x.stride, like))
-            dot = dot_u4(dot, high_nibbles(codes), broadcast_dwords(record + 8 * chunk + 4, x.stride, like))
+            dot = dot_u4(dot, low_nibbles(codes), broadcast_dwords(record + 8 * chunk, x.strides, like))
+            dot = dot_u4(dot, high_nibbles(codes), broadcast_dwords(record + 8 * chunk + 4, x.strides, like))
             if tokens_of(like) == FULL:
                 dot = sum_so_far_u4(dot)
         scaled = scale_u4(dot, load_scales_u4(weight + 128, stride, like))
-        total = fma(scaled, broadcast_f32(record + STEP, x.stride, like), total)
+        total = fma(scaled, broadcast_f32(record + STEP, x.strides, like), total)
         if tokens_of(like) != FULL:
             offset = _add_mins(like, weight, stride, record, x, offset)
         if tokens_of(like) == 1 or not group & upcoming.skip:
@@ -127,7 +146,7 @@ def _int4_tile(like, matrix, x, y, upcoming):
     total = fma(total, scales, offset * mins)
     if matrix.bias:
         total = total + load_rows_f32(matrix.bias, 32, like)
-    store_grid(y.address, 32 * tiles_of(like), y.stride, total)
+    store_grid(y.address, 32 * tiles_of(like), y.strides, total)
 
 
 @jit
@@ -137,12 +156,12 @@ def _int8_tile(like, matrix, x, y, upcoming):
     weight, record, ahead = matrix.data, x.address, upcoming.address
     total = like
     for group in range(_groups(matrix)):
-        dot = start_dot_i8(record + START, x.stride, like)
+        dot = start_dot_i8(record + START, x.strides, like)
         for chunk in range(8):
             codes = codes_i8(load_rows_bytes(weight + 32 * chunk, stride, like))
-            dot = sum_so_far_i8(dot_i8(dot, codes, broadcast_dwords(record + 4 * chunk, x.stride, like)))
+            dot = sum_so_far_i8(dot_i8(dot, codes, broadcast_dwords(record + 4 * chunk, x.strides, like)))
         scaled = to_f32(dot) * load_scales_f32(weight + 256, stride, like)
-        total = fma(scaled, broadcast_f32(record + STEP, x.stride, like), total)
+        total = fma(scaled, broadcast_f32(record + STEP, x.strides, like), total)
         if tokens_of(like) == 1 or not group & upcoming.skip:
             ahead = _prefetch_blocks(ahead, INT8_BLOCK, like)
         weight += INT8_BLOCK
@@ -150,7 +169,7 @@ def _int8_tile(like, matrix, x, y, upcoming):
     total = total * load_rows_f32(matrix.row_scales, 32, like)
     if matrix.bias:
         total = total + load_rows_f32(matrix.bias, 32, like)
-    store_grid(y.address, 32 * tiles_of(like), y.stride, total)
+    store_grid(y.address, 32 * tiles_of(like), y.strides, total)
 
 
 @jit
@@ -186,27 +205,25 @@ def _packed_linear(multiply, block_bytes, scale_bytes, grid_rows):
         tile = min(tile, last - tiles_of(like))
         behind = tile + rows_of(like) * tiles_of(like)
         size = (behind - tile) * _groups(matrix) * block_bytes
-        matrix = from_tile(matrix, tile)
+        matrix, out = from_tile(matrix, tile), Rows(y.address + 32 * tile, y.stride)
         ahead = matrix.data + (size if tokens_of(like) > 1 else PREFETCH_DISTANCE)
         end = ahead + size
         bits = _interval_bits(tokens, tokens_of(like))
         for token in range(0, tokens, tokens_of(like)):
-            start = min(token, tokens - tokens_of(like))
-            out = Rows(y.address + start * y.stride + 32 * tile, y.stride)
             upcoming = Upcoming(ahead, (1 << bits) - 1 if ahead < end else -1)
-            multiply(like, matrix, from_token(x, start), out, upcoming)
+            multiply(like, matrix, _grid_rows(like, x, token, tokens), _grid_rows(like, out, token, tokens), upcoming)
             ahead += size >> bits
         return behind
 
     @jit
     def linear(matrix, x, y, tokens, first, last):
         """Row tiles `first` to `last` for all tokens; `x` rows as `activations.quantize` packs them, `y` f32 rows."""
-        few = tokens < TOKENS or -tokens % TOKENS >= FEW_TOKENS  # the last grid would be half empty
+        few = -tokens % TOKENS >= FEW_TOKENS  # the last of the largest grids would be half empty
         tile = first
         while tile < last:
             if tokens == 1 or last - first < TILES:
                 tile = tiles(zeros(1, 1), matrix, x, y, tokens, tile, last)
-            elif tokens < FEW_TOKENS:
+            elif 2 * tokens <= FEW_TOKENS:
                 tile = tiles(zeros_tiles(1, 2), matrix, x, y, tokens, tile, last)
             elif few or last - tile < grid_rows * TILES:
                 tile = tiles(zeros_tiles(1, FEW_TOKENS), matrix, x, y, tokens, tile, last)

@@ -202,7 +202,7 @@ def store_sums(typing, address, row_stride, token_stride, value):
         for row in range(value.rows):
             for token in range(value.tokens):
                 total = _fold(builder, next(registers), _add)
-                store_at(builder, total, args[0], grid_place(builder, args[1], args[2], row, token))
+                store_at(builder, total, args[0], grid_place(builder, args[1], args[2], row, token, value.tokens))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64, value), generate

@@ -8,8 +8,8 @@ from numba.extending import intrinsic
 
 from . import instruction_sets
 from .isa import DOT, TILES
-from .memory import column, tiled_loader, widen_i8, zeros_of
-from .registers import I8, I32, I64, LANES, concatenated, constant, load_at, splat_scalar
+from .memory import column, stride_type, tiled_loader, widen_i8, zeros_of
+from .registers import I8, I32, I64, LANES, concatenated, constant, load_at, splat_scalar, token_place
 from .vectors import ONE_F32, elementwise, join, split
 
 zeros_tiles = zeros_of(TILES * LANES)
@@ -37,17 +37,17 @@ def zero_dot_u4(typing, like):
 def start_dot_i8(typing, address, stride, like):
     """The accumulator that `dot_i8` starts from.
 
-    At `address + j * stride` is an i32 for token j: -128 times the sum of its activations.
+    At `address` is an i32 for each token, -128 times the sum of its activations; `stride` as of `broadcast_dwords`.
     """
     vec = like.of("i32")
 
     def generate(context, builder, sig, args):
-        places = [builder.mul(args[1], I64(j)) for j in range(vec.tokens)]
+        places = [token_place(builder, args[1], token, vec.tokens) for token in range(vec.tokens)]
         sums = [splat_scalar(builder, vec.register, load_at(builder, I32, args[0], place)) for place in places]
         starts = [DOT.i8_start(builder, vec.register, x) for x in sums]
         return join(builder, vec, [starts[token] for _ in range(vec.rows) for token in range(vec.tokens)])
 
-    return vec(types.int64, types.int64, like), generate
+    return vec(types.int64, stride_type(stride), like), generate
 
 
 codes_i8 = elementwise(1, "i8", DOT.i8_codes)

@@ -26,6 +26,7 @@ from .registers import (
     load_at,
     splat_scalar,
     store_at,
+    token_place,
 )
 from .vectors import ONE_BYTES, ONE_F32, ONE_I32, Vec, join, split
 
@@ -85,6 +86,11 @@ def splat_i32(typing, x):
         return splat_scalar(builder, vec.register, context.cast(builder, args[0], sig.args[0], types.int32))
 
     return vec(x), generate
+
+
+def stride_type(stride: Any) -> Any:
+    """The type of a stride of tokens, as `registers.token_place` takes it: an i64 or two."""
+    return stride if isinstance(stride, types.UniTuple) else types.int64
 
 
 def column(element: str) -> Callable[[Vec], Vec]:
@@ -248,18 +254,21 @@ def load_partial_f32(typing, address, count):
 
 
 def _scalar_broadcaster(make: Callable[[Vec], Vec], kind: Any) -> Any:
-    """Make a loader that repeats one scalar in all lanes, for token j of `like` the one at `address + j * stride`."""
+    """Make a loader that repeats one scalar in all lanes, for each token of `like` its own.
+
+    They stand `stride` bytes apart, or as `registers.token_place` says.
+    """
 
     def load(typing, address, stride, like):
         vec = make(like)
 
         def generate(context, builder, sig, args):
             register = ir.VectorType(kind, vec.lanes)
-            places = [builder.mul(args[1], I64(j)) for j in range(vec.tokens)]
+            places = [token_place(builder, args[1], token, vec.tokens) for token in range(vec.tokens)]
             loaded = [splat_scalar(builder, register, load_at(builder, kind, args[0], place)) for place in places]
             return join(builder, vec, [builder.bitcast(x, vec.register) for x in loaded])
 
-        return vec(types.int64, types.int64, like), generate
+        return vec(types.int64, stride_type(stride), like), generate
 
     return intrinsic(load)
 
@@ -274,7 +283,7 @@ def load_grid(typing, address, row_stride, token_stride, like):
 
     def generate(context, builder, sig, args):
         registers = [
-            load_at(builder, like.register, args[0], grid_place(builder, args[1], args[2], row, token))
+            load_at(builder, like.register, args[0], grid_place(builder, args[1], args[2], row, token, like.tokens))
             for row in range(like.rows)
             for token in range(like.tokens)
         ]
@@ -285,16 +294,20 @@ def load_grid(typing, address, row_stride, token_stride, like):
 
 @intrinsic
 def store_grid(typing, address, row_stride, token_stride, value):
-    """Store the register of row i and token j at `address + i * row_stride + j * token_stride`."""
+    """Store the register of row i and token j at `address + i * row_stride + j * token_stride`.
+
+    The latter may be two numbers, see `registers.token_place`.
+    """
 
     def generate(context, builder, sig, args):
         registers = iter(split(builder, value, args[3]))
         for row in range(value.rows):
             for token in range(value.tokens):
-                store_at(builder, next(registers), args[0], grid_place(builder, args[1], args[2], row, token))
+                place = grid_place(builder, args[1], args[2], row, token, value.tokens)
+                store_at(builder, next(registers), args[0], place)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64, types.int64, value), generate
+    return types.void(types.int64, types.int64, stride_type(token_stride), value), generate
 
 
 @intrinsic

@@ -71,8 +71,21 @@ def halves(builder: Any, register: Any) -> list[Any]:
     return [builder.shuffle_vector(register, register, part) for part in lanes]
 
 
-def grid_place(builder: Any, row_stride: Any, token_stride: Any, row: int, token: int) -> Any:
-    return builder.add(builder.mul(row_stride, I64(row)), builder.mul(token_stride, I64(token)))
+def token_place(builder: Any, stride: Any, token: int, tokens: int) -> Any:
+    """Where a token of a grid stands behind the first one.
+
+    `stride` is the bytes from one token to the next; or two numbers: within each half of the grid's tokens, and from
+    the first half to the second. Halves may overlap.
+    """
+    if stride.type == I64:
+        return builder.mul(stride, I64(token))
+    within, between = (builder.extract_value(stride, place) for place in range(2))
+    half = max(tokens // 2, 1)
+    return builder.add(builder.mul(within, I64(token % half)), builder.mul(between, I64(token // half)))
+
+
+def grid_place(builder: Any, row_stride: Any, token_stride: Any, row: int, token: int, tokens: int) -> Any:
+    return builder.add(builder.mul(row_stride, I64(row)), token_place(builder, token_stride, token, tokens))
 
 
 def widen_u8(builder: Any, x: Any) -> Any:
