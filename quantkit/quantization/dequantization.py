@@ -21,6 +21,7 @@ from quantkit.errors import PackedModelError
 from quantkit.formats.output import UNPACKED_MANIFEST, WEIGHTS, as_json, check_output, output_folder, write_files
 from quantkit.formats.packed import CONFIG, SECTION, PackedModel
 from quantkit.formats.safetensors.writer import SafetensorsWriter
+from quantkit.models.registry import read
 from quantkit.quantization.encode import dequantize as dequantize_tensor
 from quantkit.quantization.encode import round_to
 from quantkit.tensor import Piece
@@ -58,7 +59,7 @@ def dequantize(model: str | os.PathLike[str], output: str | os.PathLike[str], *,
     -------
     {"float16", "bfloat16"}
         Type of the weights: the source's, as its config.json names it, else as most of its weights were stored. A
-        source of 32-bit weights becomes float16.
+        source of 32-bit weights becomes float16, or bfloat16 where a model's activations pass float16's range.
 
     Raises
     ------
@@ -119,9 +120,10 @@ def _weights(packed: PackedModel, parts: Sequence[_Part], dtype: str) -> Iterabl
 
 
 def _source_dtype(packed: PackedModel) -> str:
-    """Return the 16-bit type of the checkpoint that a model was packed from."""
+    """Return the 16-bit type of the checkpoint that a model was packed from, or that its activations need."""
     stored = packed.manifest.get("source")
     candidates = [packed.config.get(field) for field in SPELLINGS]
+    candidates.append("bfloat16" if read(packed.config).config.beyond_f16 else None)
     candidates.append(stored.get("dtype") if isinstance(stored, dict) else None)
     return next((dtype for dtype in candidates if isinstance(dtype, str) and dtype in HALVES), "float16")
 

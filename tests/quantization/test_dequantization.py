@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 import quantkit.quantization.encode
 import tiny
+import tiny_gguf_families
 from golden import generate as golden
 from quantkit import formats
 from quantkit.engine.binding import bind
@@ -105,6 +106,23 @@ def test_the_type_is_the_sources(tmp_path: Path, stored: str, fields: dict[str, 
     assert json.loads((tmp_path / "out/config.json").read_text()) == config | expected
     kinds = {formats.open(tmp_path / "out").spec(name).kind for name in tiny.shapes(config)}
     assert kinds == {{"float16": "f16", "bfloat16": "bf16"}[dtype] for dtype in expected.values()}
+
+
+@pytest.mark.parametrize(("case", "dtype"), [("llama", "float16"), ("gemma2", "bfloat16"), ("gemma3_text", "bfloat16")])
+def test_of_a_gguf_file_the_model_says_it(case: str, dtype: str, tmp_path: Path) -> None:
+    """Gemma's activations pass f16's range, whatever type a file keeps its weights in."""
+    convert(tiny_gguf_families.write(tmp_path / "model.gguf", case), tmp_path / "packed")
+    assert dequantize(tmp_path / "packed", tmp_path / "out") == dtype
+    assert json.loads((tmp_path / "out/config.json").read_text())["dtype"] == dtype
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("llama", "float16"), ("gemma3_text", "bfloat16")])
+def test_of_32_bits_the_model_says_it(family: str, dtype: str, tmp_path: Path) -> None:
+    source = golden.checkpoint(tmp_path / "source", family)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"torch_dtype": "float32"}))
+    convert(source, tmp_path / "packed")
+    assert dequantize(tmp_path / "packed", tmp_path / "out") == dtype
 
 
 def test_a_packed_folder_that_does_not_know_its_source(tmp_path: Path) -> None:

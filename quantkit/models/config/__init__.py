@@ -70,6 +70,8 @@ class DecoderConfig:
     default_rotary_part : float, optional
         The share of a head's channels that turn where the config has no `partial_rotary_factor`; None: the family turns
         all of them, and knows no other share.
+    beyond_f16 : bool
+        Whether activations pass f16's range, so that bf16 is what other tools must compute in.
     """
 
     IGNORED: ClassVar[frozenset[str]] = frozenset()
@@ -78,6 +80,7 @@ class DecoderConfig:
     default_theta: ClassVar[float] = 10_000.0
     default_rope: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})
     default_rotary_part: ClassVar[float | None] = None
+    beyond_f16: ClassVar[bool] = False
 
     vocab_size: int
     hidden_size: int

@@ -24,6 +24,8 @@ from quantkit.models.rope import parameters_of
 class Config(DecoderConfig):
     """The fields that both have."""
 
+    beyond_f16: ClassVar[bool] = True
+
     head_dim: int | None = 256
     max_position_embeddings: int = 8192
     tie_word_embeddings: bool = True

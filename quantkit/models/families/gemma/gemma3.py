@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from quantkit.models.config import DecoderConfig, activation, attention_windows, every_nth_full
 from quantkit.models.decoder import Attention, GatedMLP, embed, head, rotation
@@ -23,6 +23,8 @@ _THETA = {"full_attention": 1_000_000.0, "sliding_attention": 10_000.0}
 @dataclass(frozen=True, kw_only=True)
 class Config(DecoderConfig):
     """`config.json` of model type `gemma3_text`."""
+
+    beyond_f16: ClassVar[bool] = True
 
     vocab_size: int = 262_208
     num_attention_heads: int = 8

@@ -32,6 +32,7 @@ class Config(shared_keys.Config):
     """`config.json` of model type `gemma3n_text`; `altup_coef_clip` counts in training alone."""
 
     IGNORED: ClassVar[frozenset[str]] = frozenset({"altup_coef_clip"})
+    beyond_f16: ClassVar[bool] = True
     full_every: ClassVar[int] = 5
     default_rope_of: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {"full_attention": {"rope_theta": 1_000_000.0}, "sliding_attention": {"rope_theta": 10_000.0}}

@@ -34,6 +34,7 @@ STORED = (
 class Config(shared_keys.Config):
     """`config.json` of model type `gemma4_text`."""
 
+    beyond_f16: ClassVar[bool] = True
     full_every: ClassVar[int] = 6
     default_rope_of: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
         {
