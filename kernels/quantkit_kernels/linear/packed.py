@@ -17,6 +17,7 @@ from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.linear.activations import RECORD, START, STEP, SUM
 from quantkit_kernels.operands import Matrix, Rows
 from quantkit_kernels.simd import (
+    I8_PREFETCH,
     I8_ROWS,
     MINS_APART,
     TILES,
@@ -101,7 +102,7 @@ def _prefetch_blocks(address, size, like):
     """Prefetch as many blocks of `size` bytes as `like` has row tiles; returns the address behind them."""
     end = address + rows_of(like) * tiles_of(like) * size
     for line in range(address, end, 64):
-        if tokens_of(like) == 1:  # bound by memory: as many lines as can be are on their way
+        if tokens_of(like) == 1 and (size == INT4_BLOCK or I8_PREFETCH == 2):  # as many as can be are on their way
             prefetch_level2(line)
         else:
             prefetch(line)

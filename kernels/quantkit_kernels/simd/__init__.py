@@ -18,7 +18,7 @@ from typing import Any
 
 from quantkit_kernels.compile.deferred import deferred
 
-from .isa import I8_ROWS, ISA, MINS_APART, TILES, TOKENS, U4_ROWS
+from .isa import I8_PREFETCH, I8_ROWS, ISA, MINS_APART, TILES, TOKENS, U4_ROWS
 
 _MODULES = {
     "absolute": "arithmetic",

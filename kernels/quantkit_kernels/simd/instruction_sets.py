@@ -39,6 +39,9 @@ class Dot:
     """Rows of that grid: a second one halves the loads of activations."""
     mins_apart = False
     """Whether the largest grid leaves no register for sums of mins, which are then added apart."""
+    i8_prefetch = 2
+    """Level of the caches into which a product of `int8` with a single token prefetches weights. The second waits for
+    more lines at once; the first is for sets that compute a line sooner than the second level would deliver it."""
     u4 = "i32"
     """Elements of the accumulator of `u4`."""
     u4_scales = "f32"
@@ -163,6 +166,7 @@ class Avx512Vnni(AvxVnni):
     tiles = 2
     tokens = 8
     u4_rows = i8_rows = 1
+    i8_prefetch = 1
 
 
 class Neon(Dot):
