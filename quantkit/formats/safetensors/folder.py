@@ -159,7 +159,7 @@ class FolderSource(ModelSource):
 
     @property
     def _sidecars(self) -> dict[str, Path]:
-        return {name: self.path / name for name in SIDECARS if (self.path / name).exists()}
+        return {name: self.path / name for name in SIDECARS if _exists(self.path / name)}
 
     def _why_missing(self, name: str) -> str:
         return self._missing.get(name, "")
@@ -186,10 +186,10 @@ class FolderSource(ModelSource):
 
     def _open_shards(self) -> dict[str, SafetensorsFile]:
         """Return the file that holds each tensor, in the order of bytes."""
-        if (self.path / SINGLE).exists():
+        if _exists(self.path / SINGLE):
             file = SafetensorsFile(self.path / SINGLE)
             return dict.fromkeys(file.header, file)
-        if not (self.path / INDEX).exists():
+        if not _exists(self.path / INDEX):
             files = [SafetensorsFile(file) for file in self._unindexed()]
             return {name: file for file in files for name in file.header}
         weight_map = read_index(self.path / INDEX)
@@ -226,6 +226,13 @@ class FolderSource(ModelSource):
         raise without_weights(self.path, {file.name: kind for file, kind in kinds.items()})
 
 
+def _exists(file: Path) -> bool:
+    """Whether there is a file; raises `CheckpointError` for a link to one that is missing, as in a pruned cache."""
+    if file.is_symlink() and not file.exists():
+        raise CheckpointError(f"{file}: is a link to {file.readlink()}, which is missing; download it again")
+    return file.exists()
+
+
 def read_config(folder: Path) -> tuple[dict[str, Any], Scheme | None]:
     """Return `config.json` of a checkpoint folder, without what it says of quantization, and the scheme that it names.
 
@@ -237,7 +244,7 @@ def read_config(folder: Path) -> tuple[dict[str, Any], Scheme | None]:
         The scheme is unknown, or the folder is that of something else.
     """
     file = folder / CONFIG
-    if not file.exists():
+    if not _exists(file):
         raise _without_config(folder)
     config = read_object(file)
     if not isinstance(config.get("model_type"), str):

@@ -260,6 +260,15 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
 }
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", INDEX, "tokenizer.json", "chat_template.jinja"])
+def test_a_link_to_a_missing_file_is_not_passed_over(name: str, tmp_path: Path) -> None:
+    folder = tiny.checkpoint(tmp_path, shards=2 if name == INDEX else 1)
+    (folder / name).unlink()
+    (folder / name).symlink_to("../blobs/0123")
+    with pytest.raises(CheckpointError, match=rf"{name}: is a link to \.\./blobs/0123, which is missing"):
+        assert formats.open(folder).files
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refuses(name: str, tmp_path: Path) -> None:
     damage, error, message = REFUSED[name]
