@@ -31,6 +31,7 @@ class LogitsRows:
     """Hands out memory for rows of `columns` numbers, `stride` numbers apart. Its users hold a lock."""
 
     def __init__(self, columns: int, stride: int) -> None:
+        self.row_bytes = 4 * stride
         self._columns, self._stride = columns, stride
         self._kept = [self._new(1) for _ in range(KEPT)]
         first = self._kept[0]

@@ -201,7 +201,7 @@ class Model:
                 sequence.reserve(len(ids))
             _, logits, place = self._logits.take(rows)
             for chunks in _passes(new, every, chunk):
-                place += logits.strides[0] * self._run(chunks, [place])
+                place += self._logits.row_bytes * self._run(chunks, [place])
         return logits
 
     def compute(
@@ -386,7 +386,7 @@ def _passes(batch: Mapping[Sequence, list[int]], every: bool, chunk: int) -> lis
     passes: list[list[_Chunk]] = []
     room = 0
     for sequence, new in batch.items():
-        behind = sequence.take_behind()
+        behind = sequence.take_behind() if sequence.state else []
         begin, ids = 0, behind + new
         while begin < len(ids):
             if not room:

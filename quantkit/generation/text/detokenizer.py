@@ -34,14 +34,15 @@ class Detokenizer:
         new = self._bytes_of[token]
         # Most tokens need no decoder: characters of a byte, when none is unfinished.
         simple = new.isascii() and not self._utf8.buffer
-        return self._trimmed(new.decode() if simple else self._utf8.decode(new))
+        text = new.decode() if simple else self._utf8.decode(new)
+        return self._trimmed(text) if self._lead else text
 
     def finish(self) -> str:
         """Return what is left: U+FFFD when the text ends inside of a character, otherwise nothing."""
         return self._trimmed(self._utf8.decode(b"", final=True))
 
     def _trimmed(self, text: str) -> str:
-        if self._lead and text:
+        if text:
             text, self._lead = text.removeprefix(self._lead), ""
         return text
 
