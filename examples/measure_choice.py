@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -69,11 +69,8 @@ class Widened:
         return Tensor(tensor.kind, (self._rows, columns), data, scales)
 
 
-class Pass(NamedTuple):
-    """When a pass began and ended, in nanoseconds."""
-
-    begin: int
-    end: int
+Pass = tuple[int, int]
+"""When a pass began and when it ended, in nanoseconds."""
 
 
 @contextmanager
@@ -84,7 +81,7 @@ def timed_passes() -> Iterator[list[Pass]]:
     def timed(pool: WorkerPool, chunks: int) -> None:
         begin = time.perf_counter_ns()
         run(pool, chunks)
-        passes.append(Pass(begin, time.perf_counter_ns()))
+        passes.append((begin, time.perf_counter_ns()))
 
     WorkerPool.run = timed  # type: ignore[method-assign, assignment]
     try:
@@ -134,8 +131,8 @@ def measured(generate: Callable[[], None]) -> tuple[str, str]:
     with timed_passes() as passes:
         generate()
     del passes[0]  # of the prompt
-    between = statistics.median(second.begin - first.end for first, second in pairwise(passes))
-    return f"{between / 1e3:.0f}", f"{statistics.median(each.end - each.begin for each in passes) / 1e3:.0f}"
+    between = statistics.median(begin - end for (_, end), (begin, _) in pairwise(passes))
+    return f"{between / 1e3:.0f}", f"{statistics.median(end - begin for begin, end in passes) / 1e3:.0f}"
 
 
 def main() -> None:
