@@ -33,7 +33,8 @@ def local_path(
     ----------
     path : path or str
         What exists is a path, and so is every `Path`. Other texts of the form `ORG/NAME`, `ORG/NAME@REVISION`,
-        `ORG/NAME:FILE.gguf` and `ORG/NAME@REVISION:FILE.gguf` name a model of the hub (extra `hub`).
+        `ORG/NAME:FILE.gguf` and `ORG/NAME@REVISION:FILE.gguf` name a model of the hub (extra `hub`), as does its
+        page's address.
     progress : callable, optional
         Called as bytes arrive.
     weights : bool

@@ -13,6 +13,11 @@ from quantkit.errors import CheckpointError
 
 DEFAULT_REVISION = "main"
 _NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@:]+))?(:(?P<file>[^:]+))?", re.ASCII)
+_ADDRESS = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[^/?#:]+/[^/?#:]+)"
+    r"(?:/(?:tree|blob|resolve)/(?P<revision>[^/?#]+)(?:/(?P<file>[^?#]+))?)?/?(?:[?#].*)?(?::(?P<tag>[^:/]+))?"
+)
+"""A page of the hub, as a browser shows it, or what Ollama and llama.cpp call a model of it."""
 _FILE = re.compile(r".*\.(gguf|safetensors|json|model|tiktoken|bin|pth?)")
 """What ends like this is a file, and no repository."""
 _SNAPSHOT = re.compile(r".*/models--(\w[\w.-]*?)--(\w[\w.-]*)/snapshots/[0-9a-f]{40}(/.*)?", re.ASCII)
@@ -48,7 +53,17 @@ class HubName:
 
 
 def hub_name(path: str | os.PathLike[str]) -> HubName | None:
-    """Return the name on the hub that a text spells, None where it is a path: any `Path` is, and whatever exists."""
+    """Return the name on the hub that a text spells, None where it is a path: any `Path` is, and whatever exists.
+
+    The address of a page of the hub is the name of what it shows.
+
+    Raises
+    ------
+    CheckpointError
+        It is another address.
+    """
+    if isinstance(path, str) and not os.path.lexists(path):
+        path = _named_by(path)
     match = _NAME.fullmatch(path) if isinstance(path, str) else None
     if match is None or os.path.lexists(match[0]):
         return None
@@ -56,6 +71,15 @@ def hub_name(path: str | os.PathLike[str]) -> HubName | None:
     if "--" in repo or ".." in match[0] or _FILE.fullmatch(repo):
         return None
     return HubName(repo, match["revision"] or DEFAULT_REVISION, match["file"] or "")
+
+
+def _named_by(text: str) -> str:
+    """Return the name of what an address shows, and any other text as it is."""
+    if match := _ADDRESS.fullmatch(text):
+        return str(HubName(match["repo"], match["revision"] or DEFAULT_REVISION, match["tag"] or match["file"] or ""))
+    if re.match(r"\w+://", text):
+        raise CheckpointError(f"{text}: is no address of the Hugging Face hub; download it, and name the path")
+    return text
 
 
 def shown_name(path: str | os.PathLike[str]) -> str:

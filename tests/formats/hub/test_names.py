@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from quantkit.errors import CheckpointError
 from quantkit.formats.hub.names import HubName, hub_name, shown_name
 
 NAMES = {
@@ -29,6 +30,28 @@ PATHS += ["org/na\0me", "org/name\n"]
 def test_names(text: str) -> None:
     assert hub_name(text) == NAMES[text]
     assert str(NAMES[text]) == text.replace("@main", "")
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("https://huggingface.co/org/name", "org/name"),
+        ("http://www.huggingface.co/org/name/", "org/name"),
+        ("huggingface.co/org/name?library=x#files", "org/name"),
+        ("https://huggingface.co/org/na.me-1/tree/main", "org/na.me-1"),
+        ("https://huggingface.co/org/name/tree/v1.0", "org/name@v1.0"),
+        ("https://huggingface.co/org/name/blob/main/a-Q4_0.gguf", "org/name:a-Q4_0.gguf"),
+        ("https://huggingface.co/org/name/resolve/v1/in/a.gguf?download=true", "org/name@v1:in/a.gguf"),
+        ("hf.co/org/name:Q4_K_M", "org/name:Q4_K_M"),
+    ],
+)
+def test_an_address_of_the_hub_is_a_name(address: str, name: str) -> None:
+    assert str(hub_name(address)) == name
+
+
+def test_other_addresses_are_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"^https://example\.org/a/b: is no address of the Hugging Face hub"):
+        hub_name("https://example.org/a/b")
 
 
 @pytest.mark.parametrize("text", PATHS)
