@@ -182,7 +182,7 @@ class Model:
         ------
         GenerationError
             An entry has no tokens, a token is outside the vocabulary, a sequence is of another model, stands in the
-            batch twice or would outgrow the context, or the model is closed; nothing has been computed then.
+            batch twice, has another's choice or would outgrow the context, or the model is closed; nothing is computed.
         """
         if not 1 <= chunk <= PASS_TOKENS:
             raise OptionError(f"chunk: {chunk} is not in 1..{PASS_TOKENS}")
@@ -193,6 +193,9 @@ class Model:
             new[sequence] = self._checked(ids)
         if len(new) < len(batch):
             raise GenerationError("a sequence stands in the batch twice")
+        choosers = [sequence.choice for sequence in new if sequence.choice] if len(new) > 1 else []
+        if len(set(choosers)) < len(choosers):
+            raise GenerationError("two sequences of the batch have the same choice: each needs memory of its own")
         rows = sum(map(len, new.values())) if every else len(new)
         with self._lock:
             if self._pool.closed:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 import tiny
 from memory_source import MemorySource
 from quantkit.engine.model import Model
+from quantkit.errors import GenerationError
 from quantkit.models.recorder import Recorder
 from quantkit.tensor import Tensor
 from quantkit_kernels.rows.choice import BLOCK, NO_TOKEN, Chooser
@@ -107,3 +108,14 @@ def test_a_chooser_may_go_from_one_vocabulary_to_another() -> None:
         chooser.uniform[0] = 0.7
         logits = model.forward([(sequence, [3])])
         assert chooser.token[0] == Chooser(0.8, 0.95, 0.0, 0)(logits[0], 0.7)
+
+
+def test_sequences_that_share_a_choice_are_refused() -> None:
+    model, chooser = model_of(40), Chooser(*GREEDY)
+    sequences = [model.new_sequence(), model.new_sequence(), model.new_sequence()]
+    for sequence in sequences[1:]:
+        sequence.choice = chooser
+    with pytest.raises(GenerationError, match="have the same choice"):
+        model.forward([(sequence, [3]) for sequence in sequences])
+    assert [sequence.length for sequence in sequences] == [0, 0, 0]
+    model.forward([(sequence, [3]) for sequence in sequences[:2]])
