@@ -149,10 +149,12 @@ def stream_generate(
         At once, when the prompt is empty, longer than the context, or holds an id that the model does not know, or
         when the chat template refuses the conversation; while iterating, when the logits are not finite.
     OptionError
-        At once, when `tokenizer` is none of quantkit's, or `max_tokens`, `stop`, `speculate` or `chat_template_kwargs`
-        makes no sense.
+        At once, when `tokenizer` is none of quantkit's, or another argument makes no sense.
     """
     require(isinstance(tokenizer, Tokenizer), "tokenizer", tokenizer, "what `load` or `load_tokenizer` returns")
+    require(sampler is None or callable(sampler), "sampler", sampler, "a function, such as `make_sampler` returns")
+    listed = isinstance(logits_processors, Sequence) and all(map(callable, logits_processors))
+    require(listed, "logits_processors", logits_processors, "a list of functions")
     expected = "a whole number from 1 up, or -1 to fill the context"
     require(is_whole(max_tokens) and (max_tokens >= 1 or max_tokens == -1), "max_tokens", max_tokens, expected)
     stops = StopStrings([stop] if isinstance(stop, str) else stop)

@@ -208,6 +208,14 @@ def test_another_tokenizer_is_refused(thinker: Tokenizer) -> None:
         responses(saying(thinker, "ab"), stranger, "a")
 
 
+@pytest.mark.parametrize(
+    ("option", "wrong"), [("sampler", 0.7), ("logits_processors", len), ("logits_processors", [1.1])]
+)
+def test_what_is_no_function_is_refused(thinker: Tokenizer, option: str, wrong: Any) -> None:
+    with pytest.raises(OptionError, match=rf"^{option} is .*; expected a .*function"):
+        responses(saying(thinker, "ab"), thinker, "a", **{option: wrong})
+
+
 @pytest.mark.parametrize("prompt", ["a", [5]])
 def test_template_variables_without_a_conversation_are_refused(thinker: Tokenizer, prompt: Any) -> None:
     with pytest.raises(OptionError, match=r"^chat_template_kwargs "):
