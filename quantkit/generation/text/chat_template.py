@@ -23,6 +23,9 @@ Message = Mapping[str, Any]
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """What templates and servers call the thoughts before an answer, the commonest name first."""
 
+_PROBE = "Is this read?"
+"""A text by which a template is tried."""
+
 
 @dataclass(frozen=True)
 class ChatTemplate:
@@ -59,7 +62,8 @@ class ChatTemplate:
         ----------
         messages : sequence of dict
             The conversation, oldest first, of what JSON can hold: texts, numbers, lists and dicts. A field that is
-            None is left out. Thoughts may be called `reasoning_content`, `thinking` or `reasoning`.
+            None is left out. Thoughts may be called `reasoning_content`, `thinking` or `reasoning`. A content that is
+            a text becomes `[{"type": "text", "text": ...}]` where the template reads nothing else.
         add_generation_prompt : bool
             End with what opens the assistant's turn.
         now : datetime, optional
@@ -80,10 +84,12 @@ class ChatTemplate:
         if not messages:
             raise GenerationError("the conversation is empty: give at least one message")
         source = self._source(tools=variables.get("tools") is not None)
-        given = {"tools": None, "documents": None, **self.special_tokens, **variables}
-        given |= {"messages": [_turn(message) for message in messages], "add_generation_prompt": add_generation_prompt}
+        turns = [_turn(message) for message in messages]
+        given = {**variables, "add_generation_prompt": add_generation_prompt}
         try:
-            answer = self._process.render(source, given, now)
+            if any(isinstance(turn.get("content"), str) for turn in turns) and self._reads_parts_alone(source):
+                turns = [_in_parts(turn) for turn in turns]
+            answer = self._written(source, turns, given, now)
         except (TypeError, ValueError, RecursionError) as error:
             raise GenerationError(f"a chat template takes what JSON can hold, and this is not: {error}") from error
         except OSError as error:
@@ -115,6 +121,28 @@ class ChatTemplate:
             raise CheckpointError(f"{self.file}: no chat template is named 'default', only: {names}")
         return next(iter(texts.values()))
 
+    def _written(
+        self, source: str, turns: list[dict[str, Any]], variables: Mapping[str, Any], now: datetime | None = None
+    ) -> dict[str, str]:
+        given = {"tools": None, "documents": None, **self.special_tokens, **variables, "messages": turns}
+        return self._process.render(source, given, now)
+
+    def _reads_parts_alone(self, source: str) -> bool:
+        """Whether a template passes over a content that is a text, as some of multimodal models do: tried once."""
+        if "type" not in source:
+            return False
+        if source not in self._tried:
+            plain: dict[str, Any] = {"role": "user", "content": _PROBE}
+            answer, parts = (self._written(source, [turn], {}) for turn in (plain, _in_parts(plain)))
+            passed_over = _PROBE not in answer.get("text", _PROBE) or answer.get("error") == "refused"
+            self._tried[source] = passed_over and _PROBE in parts.get("text", "")
+        return self._tried[source]
+
+    @cached_property
+    def _tried(self) -> dict[str, bool]:
+        """What `_reads_parts_alone` has found of a template's text."""
+        return {}
+
     @cached_property
     def _process(self) -> TemplateProcess:
         return take_process()
@@ -128,6 +156,12 @@ def _turn(message: Any) -> dict[str, Any]:
     turn = {name: value for name, value in fields.items() if value is not None}
     thoughts = next((turn[name] for name in _REASONING if name in turn), None)
     return turn if thoughts is None else {"thinking": thoughts, **turn, "reasoning_content": thoughts}
+
+
+def _in_parts(turn: dict[str, Any]) -> dict[str, Any]:
+    """Return a message whose content is a list of parts, as multimodal models have it."""
+    content = turn.get("content")
+    return {**turn, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else turn
 
 
 def choose_template(candidates: Mapping[Path, Any], special_tokens: Mapping[str, Any]) -> ChatTemplate | None:

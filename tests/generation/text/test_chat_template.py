@@ -111,6 +111,27 @@ def test_first_file_with_a_template_counts() -> None:
     assert choose_template({Path("a"): None}, {}) is None
 
 
+PARTS = (
+    "{% for m in messages %}{{ m.role }}:{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}"
+    "{% endfor %};{% endfor %}"
+)
+"""As SmolVLM, LLaVA and others have it: of a content that is a text, nothing would be left."""
+EITHER = "{% for m in messages %}{{ m.content if m.content is string else m.content[0]['type'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"), [(PARTS, "system:a;user:b;"), (EITHER, "ab"), ("{{ messages[0].type }}", "")]
+)
+def test_a_text_reaches_templates_that_read_parts(template: str, expected: str) -> None:
+    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+    assert ChatTemplate(template, FILE, {}).render(messages) == expected
+
+
+def test_parts_stay_what_they_are() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert ChatTemplate(PARTS, FILE, {}).render([{"role": "user", "content": parts}, USER[0]]).startswith("user:ab;")
+
+
 NAMED = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
 
 
