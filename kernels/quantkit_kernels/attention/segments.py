@@ -114,9 +114,9 @@ def _cache_range(heads, pair, segment, upcoming, scratch):
 
 @jit
 def _upcoming(heads, pair, segment, following):
-    """What to prefetch with a segment of a pair: its next segment, or the first one of the following pair."""
-    shift = 1
-    if pair.span.position < (segment + 1) * SEGMENT:
+    """What to prefetch with a segment of a pair: its next segment, or the first one of the following pair, if any."""
+    shift, alone = 1, pair.kv_head == following.kv_head and pair.span.first == following.span.first
+    if pair.span.position < (segment + 1) * SEGMENT and not alone:
         pair, shift = following, first_seen(following.span.position, heads) // SEGMENT - segment
     span = pair.span
     return Upcoming(span.pages, shift * (SEGMENT // PAGE), span.position // PAGE, _keys(heads.layer, pair.kv_head))
