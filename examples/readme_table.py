@@ -232,44 +232,37 @@ def measure(
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The text between the marks: of each instruction set, the machine, then a row for each figure that there is."""
-    return "\n\n".join(
-        "\n".join(
-            [
-                *machines(models),
-                "",
-                "| model | what | quantkit | llama.cpp | ratio | how |",
-                "|---|---|--:|--:|--:|---|",
-                *(line([*cells(row, found), f"`{row.how}`"]) for row, found in measured(models)),
-            ]
-        )
-        for models in results.values()
-    )
+    """The text between the marks: a row for each figure that there is, with the command that measures it."""
+    return sections(results, ROWS, lambda row: [f"`{row.how}`"], "| how |", "---|")
 
 
 def headlines(results: Mapping[str, Any]) -> str:
     """The text between the marks of the front page: a few rows, without what measures them."""
+    shown = [row for row in ROWS if (row.model, row.test, row.program) in HEADLINES]
+    return sections(results, shown, lambda row: [], "|", "")
+
+
+def sections(
+    results: Mapping[str, Any], shown: Sequence[Row], more: Callable[[Row], list[str]], names: str, rule: str
+) -> str:
+    """Of each instruction set the machine and a table of some rows; `more` cells of a row stand under `names`."""
+    head = [f"| model | what | quantkit | llama.cpp | ratio {names}", f"|---|---|--:|--:|--:|{rule}"]
     return "\n\n".join(
         "\n".join(
             [
                 *machines(models),
                 "",
-                "| model | what | quantkit | llama.cpp | ratio |",
-                "|---|---|--:|--:|--:|",
-                *(
-                    line(cells(row, found))
-                    for row, found in measured(models)
-                    if (row.model, row.test, row.program) in HEADLINES
-                ),
+                *head,
+                *(line([*cells(row, found), *more(row)]) for row, found in measured(models, shown)),
             ]
         )
         for models in results.values()
     )
 
 
-def measured(models: Mapping[str, Any]) -> Iterator[tuple[Row, Mapping[str, Any]]]:
-    """Rows in the order of the models, with what was found."""
-    for row in sorted(ROWS, key=lambda row: list(MODELS).index(row.model)):
+def measured(models: Mapping[str, Any], shown: Sequence[Row]) -> Iterator[tuple[Row, Mapping[str, Any]]]:
+    """Some rows in the order of the models, with what was found."""
+    for row in sorted(shown, key=lambda row: list(MODELS).index(row.model)):
         found = models.get(row.model, {}).get("figures", {}).get(row.how, {}).get(row.test)
         if found is not None:
             yield row, found
