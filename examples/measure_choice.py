@@ -120,8 +120,7 @@ def many(model: Model, tokens: int) -> None:
         last = [[number] for number in range(SEQUENCES)]
         for _ in range(tokens):
             for sequence, choose in zip(sequences, choosers, strict=True):
-                choose.expect()
-                sequence.choice = choose.chooser
+                sequence.choice = choose.expect()
             rows = model.forward(list(zip(sequences, last, strict=True)))
             last = [[choose(row)] for choose, row in zip(choosers, rows, strict=True)]
 

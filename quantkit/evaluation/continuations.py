@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from quantkit.errors import GenerationError
 from quantkit.evaluation.likelihoods import texts_together
-from quantkit.generation.sampling import Logits, PassSampler, Sampler, make_sampler
+from quantkit.generation.sampling import Logits, PassSampler, Sampler, expect_choice, make_sampler
 from quantkit.generation.stopping import StopStrings
 
 if TYPE_CHECKING:
     from quantkit.engine.kv_cache import Sequence
     from quantkit.engine.model import Model
     from quantkit.generation.text.tokenizer import Tokenizer
-    from quantkit_kernels.rows.choice import Chooser
 
 
 class Prompt(NamedTuple):
@@ -89,7 +88,7 @@ def continue_texts(
             while waiting and free:
                 writing.append((free.pop(), waiting.popleft()))
             for sequence, text in writing:
-                sequence.choice = text.expect()
+                sequence.choice = expect_choice(text.sampler)
             rows = model.forward([(sequence, text.unread) for sequence, text in writing])
             for (_, text), logits in zip(writing, rows, strict=True):
                 text.add(logits)
@@ -110,25 +109,20 @@ class _Text:
     ----------
     unread : sequence of int
         Tokens that the model has not read yet: the prompt, then the last token.
+    sampler : callable
+        Chooses the next token, or knows what the pass has chosen.
     """
 
     def __init__(self, number: int, prompt: Prompt, tokenizer: Tokenizer) -> None:
         self.number, self.written, self.ended = number, "", False
         self.unread: Many[int] = prompt.tokens
-        self._sampler: Sampler = PassSampler.of(prompt.sampler) or prompt.sampler
+        self.sampler: Sampler = PassSampler.of(prompt.sampler) or prompt.sampler
         self._left, self._stops = prompt.max_tokens, StopStrings(prompt.stop)
         self._detokenizer, self._ends = tokenizer.detokenizer(continuation=True), tokenizer.eos_token_ids
 
-    def expect(self) -> Chooser | None:
-        """Return what lets the next pass choose a token; None: it is left to `add`."""
-        if isinstance(self._sampler, PassSampler):
-            self._sampler.expect()
-            return self._sampler.chooser
-        return None
-
     def add(self, logits: Logits) -> None:
         """Choose the next token."""
-        token = int(self._sampler(logits))
+        token = int(self.sampler(logits))
         self.unread = [token]
         self._left -= 1
         if token not in self._ends:

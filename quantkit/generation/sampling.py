@@ -126,14 +126,20 @@ class PassSampler:
         """Return one that chooses as a sampler does, if `make_sampler` made that."""
         return cls(sampler) if isinstance(sampler, _Sampler) else None
 
-    def expect(self) -> None:
-        """Let the next pass choose."""
+    def expect(self) -> Chooser:
+        """Let the next pass choose; returns the `chooser`."""
         self._uniform[0], self._token[0] = self._number(), -1  # none yet
+        return self.chooser
 
     def __call__(self, logits: Logits) -> int:
         """Return the token that the pass has chosen which made these logits; if it has not, choose one."""
         token = self._token[0]
         return token if token >= 0 else _chosen(self.chooser, logits, self._uniform[0])
+
+
+def expect_choice(sampler: Sampler) -> Chooser | None:
+    """Let the next pass over a sequence choose what a sampler would, if it can; returns the sequence's `choice`."""
+    return sampler.expect() if isinstance(sampler, PassSampler) else None
 
 
 def make_logits_processors(

@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 
 from quantkit.errors import GenerationError, OptionError
 from quantkit.generation.options import is_whole, require
-from quantkit.generation.sampling import Logits, LogitsProcessor, PassSampler, Sampler, log_softmax, make_sampler
+from quantkit.generation.sampling import (
+    Logits,
+    LogitsProcessor,
+    PassSampler,
+    Sampler,
+    expect_choice,
+    log_softmax,
+    make_sampler,
+)
 from quantkit.generation.speculation import Speculation
 from quantkit.generation.stopping import StopStrings
 from quantkit.generation.text.chat_template import Message
@@ -28,7 +36,6 @@ from quantkit.generation.text.detokenizer import Detokenizer
 from quantkit.generation.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from quantkit.engine.kv_cache import Sequence as Tokens
     from quantkit.engine.model import Model
 
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -243,7 +250,7 @@ def _choices(
     prompt_tokens, end = len(tokens), len(tokens) + limit
     with closing(model.new_sequence()) as sequence:
         alone = sampler if logits_processors else PassSampler.of(sampler) or sampler
-        choose = _expect(sequence, alone)
+        choose, sequence.choice = alone, expect_choice(alone)
         for start in range(0, prompt_tokens, PROMPT_PIECE):
             piece = tokens[start : start + PROMPT_PIECE]
             rows = model.forward([(sequence, piece)])
@@ -264,27 +271,18 @@ def _choices(
             if draft:
                 sequence.truncate(len(tokens) - 1)
             if not speculation.longest:
-                choose = _expect(sequence, alone)
+                sequence.choice = expect_choice(alone)
                 rows = model.forward([(sequence, [token])])
                 continue
             draft = speculation.draft(tokens, most=end - len(tokens) - 1)
             if draft:
                 sequence.keep_state(len(tokens))
-            choose = _expect(sequence, sampler if draft else alone)
+            choose = sampler if draft else alone
+            sequence.choice = expect_choice(choose)
             computed = sequence.behind + 1 + len(draft)
             begin = time.perf_counter()
             rows = model.forward([(sequence, [token, *draft])], every=True)
             speculation.passed(computed, time.perf_counter() - begin)
-
-
-def _expect(sequence: Tokens, sampler: Sampler) -> Sampler:
-    """Let the next pass over a sequence choose its token, if it can; returns what is asked for the token."""
-    if isinstance(sampler, PassSampler):
-        sampler.expect()
-        sequence.choice = sampler.chooser
-    else:
-        sequence.choice = None
-    return sampler
 
 
 def _responses(
