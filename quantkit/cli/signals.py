@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -20,7 +21,8 @@ def cleaning_up() -> Iterator[None]:
 
     A signal waits while a module is imported: an exception there can be taken for the absence of a module, or leave an
     import lock locked, for which other threads then wait for ever. An exception that is lost, since it was raised in a
-    destructor or a callback, is raised again. What the process was started to ignore, as by nohup, stays ignored.
+    destructor or a callback, is raised again. It may leave objects half-made, whose destructors then fail: of that
+    nothing is said. What the process was started to ignore, as by nohup, stays ignored.
     """
     arrived = 0
 
@@ -39,7 +41,7 @@ def cleaning_up() -> Iterator[None]:
     def lost(unraisable: sys.UnraisableHookArgs) -> None:
         if isinstance(unraisable.exc_value, KeyboardInterrupt | SystemExit):
             signal.setitimer(signal.ITIMER_REAL, RETRY)
-        else:
+        elif not arrived:
             report(unraisable)
 
     in_main = threading.current_thread() is threading.main_thread()  # no other thread may set handlers
@@ -48,6 +50,10 @@ def cleaning_up() -> Iterator[None]:
     report, sys.unraisablehook = sys.unraisablehook, lost
     try:
         yield
+    except BaseException as error:
+        if arrived:
+            traceback.clear_frames(error.__traceback__)  # what is half-made there is destroyed now
+        raise
     finally:
         sys.unraisablehook = report
         if before:
