@@ -15,6 +15,16 @@ stands elsewhere.
     byte 136 + r          min[r, g]      i8  -127..127
     row scales            f32 [2, 8]     row_scale of the 8 rows, then row_min
 
+`int5`, 176 bytes, 5.5 bits a weight::
+
+    w[r, k]  as of int4                                                                   codes 0..31
+
+    byte 32*c + 4*r + j   c 0..3, r 0..7, j 0..3      as of int4, the low 4 bits of each code
+    byte 128 + 4*r + j    r 0..7, j 0..3              bit 2*c + h   the fifth bit of code[r, 8*c + 4*h + j]    h 0..1
+    byte 160 + r          scale[r, g]    u8  0..255
+    byte 168 + r          min[r, g]      i8  -127..127
+    row scales            f32 [2, 8]     as of int4
+
 `int8`, 264 bytes, 8.25 bits a weight::
 
     w[r, k] = row_scale[r] * scale[r, g] * code[r, k]
@@ -79,6 +89,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             Kind("bf16", 2, "BF16", 16),
             Kind("int8", 3, "U8", 8.25, block_bytes=264, scales=1),
             Kind("int4", 4, "U8", 4.5, block_bytes=144, scales=2),
+            Kind("int5", 5, "U8", 5.5, block_bytes=176, scales=2),
         )
     }
 )
@@ -113,19 +124,28 @@ def nbytes(kind: str, shape: tuple[int, ...]) -> int:
 
 def pack_int4(codes: NDArray[np.uint8], scales: NDArray[np.uint8], mins: NDArray[np.int8]) -> NDArray[np.uint8]:
     """Pack codes `[R, C]` (0..15), scales and mins `[R, ceil(C/32)]` -> uint8 `[ceil(R/8), ceil(C/32), 144]`."""
-    codes = _blocked(codes).reshape(*_tiles(codes), ROWS, 4, 2, 4)  # tile, group, row, chunk, half, byte
-    packed = codes[..., 0, :] | codes[..., 1, :] << 4
-    packed = packed.transpose(0, 1, 3, 2, 4).reshape(*packed.shape[:2], 128)
-    return np.concatenate([packed, _lanes(scales), _lanes(mins.view(np.uint8))], axis=-1)
+    return np.concatenate([_pack_nibbles(codes), _lanes(scales), _lanes(mins.view(np.uint8))], axis=-1)
 
 
 def unpack_int4(blocks: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int8]]:
     """Return codes `[8*tiles, 32*groups]`, scales and mins `[8*tiles, groups]` of blocks, padding included."""
+    return _unpack_nibbles(blocks[..., :128]), _rows(blocks[..., 128:136]), _rows(blocks[..., 136:144]).view(np.int8)
+
+
+def pack_int5(codes: NDArray[np.uint8], scales: NDArray[np.uint8], mins: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """As `pack_int4`, of codes 0..31 -> uint8 `[ceil(R/8), ceil(C/32), 176]`."""
+    fifth = (_blocked(codes) >> 4).reshape(*_tiles(codes), ROWS, 8, 4)  # tile, group, row, half chunk, byte
+    bits = np.packbits(fifth, axis=-2, bitorder="little").reshape(*fifth.shape[:2], 32)
+    return np.concatenate([_pack_nibbles(codes & 15), bits, _lanes(scales), _lanes(mins.view(np.uint8))], axis=-1)
+
+
+def unpack_int5(blocks: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int8]]:
+    """As `unpack_int4`."""
     tiles, groups, _ = blocks.shape
-    packed = blocks[..., :128].reshape(tiles, groups, 4, ROWS, 4)  # tile, group, chunk, row, byte
-    codes = np.stack([packed & 15, packed >> 4], axis=-2)  # ..., row, half, byte
-    codes = codes.transpose(0, 3, 1, 2, 4, 5).reshape(ROWS * tiles, COLUMNS * groups)
-    return codes, _rows(blocks[..., 128:136]), _rows(blocks[..., 136:144]).view(np.int8)
+    bits = np.unpackbits(blocks[..., 128:160].reshape(tiles, groups, ROWS, 1, 4), axis=-2, bitorder="little")
+    fifth = bits.transpose(0, 2, 1, 3, 4).reshape(ROWS * tiles, COLUMNS * groups)
+    codes = _unpack_nibbles(blocks[..., :128]) | fifth << 4
+    return codes, _rows(blocks[..., 160:168]), _rows(blocks[..., 168:176]).view(np.int8)
 
 
 def pack_int8(codes: NDArray[np.int8], scales: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -152,14 +172,33 @@ def dequantize(
     if row_scales is None:
         return data.astype(np.float32).reshape(shape)
     scales_of_rows = row_scales.transpose(1, 0, 2).reshape(row_scales.shape[1], -1, 1)
-    if kind == "int4":
-        codes, scales, mins = unpack_int4(data)
+    if kind in _UNPACK:
+        codes, scales, mins = _UNPACK[kind](data)
         offset = np.repeat(scales_of_rows[1] * mins, COLUMNS, axis=1)
     else:
         codes, scales = unpack_int8(data)
         offset = np.float32(0)
     weights = np.repeat(scales_of_rows[0] * scales, COLUMNS, axis=1) * codes + offset
     return np.ascontiguousarray(weights[: shape[0], : shape[1]], np.float32)
+
+
+_UNPACK = {"int4": unpack_int4, "int5": unpack_int5}
+"""The kinds that have mins."""
+
+
+def _pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """`[R, C]` of 0..15 -> `[tiles, groups, 128]`."""
+    halves = _blocked(codes).reshape(*_tiles(codes), ROWS, 4, 2, 4)  # tile, group, row, chunk, half, byte
+    packed = halves[..., 0, :] | halves[..., 1, :] << 4
+    return packed.transpose(0, 1, 3, 2, 4).reshape(*packed.shape[:2], 128)
+
+
+def _unpack_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The opposite, padding kept."""
+    tiles, groups, _ = packed.shape
+    packed = packed.reshape(tiles, groups, 4, ROWS, 4)  # tile, group, chunk, row, byte
+    codes = np.stack([packed & 15, packed >> 4], axis=-2)  # ..., row, half, byte
+    return codes.transpose(0, 3, 1, 2, 4, 5).reshape(ROWS * tiles, COLUMNS * groups)
 
 
 def _tiles(codes: NDArray[Any]) -> tuple[int, int]:

@@ -24,6 +24,14 @@ INT4_CODES = {
 }
 """Row -> its 32 codes; the other rows are zero."""
 
+FIFTH_BITS = {0: "00 00 00 00", 1: "ff fe 01 80", 7: "00 55 aa 10"}
+"""Row -> the fifth bits of its codes: four bytes, each of whose bits is of one half chunk."""
+INT5_BLOCK = (
+    INT4_BLOCK[:128]
+    + b"".join(bytes.fromhex(FIFTH_BITS.get(row, "00 00 00 00")) for row in range(8))
+    + INT4_BLOCK[128:]
+)
+
 INT8_BLOCK = b"".join(
     bytes([4 * c, 4 * c + 1, 4 * c + 2, 4 * c + 3]) + bytes(4 * 6) + bytes([0x81, 0x7F, 0xFF, c]) for c in range(8)
 ) + bytes([1, 0, 0, 0, 0, 0, 0, 255])
@@ -50,6 +58,30 @@ def test_int4_values() -> None:
     assert weights[1].tolist() == [2 * code + 30 for code in INT4_CODES[1]]
     assert not weights[2:7].any()
     assert weights[7].tolist() == [0.25 * 255 * code - 127 for code in INT4_CODES[7]]
+
+
+def test_int5_bytes_and_values() -> None:
+    codes = np.zeros((8, 32), np.uint8)
+    for row, numbers in INT4_CODES.items():
+        codes[row] = numbers
+    codes[1, 0::4] += 16  # byte 0: all bits
+    codes[1, 5::4] += 16  # byte 1: all but that of the first half chunk
+    codes[1, 2] += 16  # byte 2: that of the first alone
+    codes[1, 31] += 16  # byte 3: that of the last alone
+    codes[7, 1::8] += 16
+    codes[7, 6::8] += 16
+    codes[7, 19] += 16
+    scales = np.array([[2], [1], [0], [0], [0], [0], [0], [255]], np.uint8)
+    mins = np.array([[-127], [3], [0], [0], [0], [0], [0], [127]], np.int8)
+    block = blocks.pack_int5(codes, scales, mins)
+    assert block.shape == (1, 1, 176)
+    assert block.tobytes() == INT5_BLOCK
+    for found, expected in zip(blocks.unpack_int5(block), (codes, scales, mins), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    row_scales = np.array([[[0.5, 2, 1, 1, 1, 1, 1, 0.25], [0.125, 10, 1, 1, 1, 1, 1, -1]]], np.float32)
+    weights = blocks.dequantize("int5", block, row_scales, (8, 32))
+    assert weights[1].tolist() == [2.0 * code + 30 for code in codes[1].tolist()]
+    assert weights[7].tolist() == [0.25 * 255 * code - 127 for code in codes[7].tolist()]
 
 
 def test_int8_bytes_and_values() -> None:
@@ -92,9 +124,11 @@ def test_unpacking_undoes_packing(rows: int, columns: int, seed: int) -> None:
     scales = random.integers(0, 256, (rows, groups)).astype(np.uint8)
     mins = random.integers(-127, 128, (rows, groups)).astype(np.int8)
     nibbles = random.integers(0, 16, (rows, columns)).astype(np.uint8)
+    wider = random.integers(0, 32, (rows, columns)).astype(np.uint8)
     bytes_ = random.integers(-127, 128, (rows, columns)).astype(np.int8)
     cases = [
         (blocks.pack_int4(nibbles, scales, mins), blocks.unpack_int4, (nibbles, scales, mins), "int4"),
+        (blocks.pack_int5(wider, scales, mins), blocks.unpack_int5, (wider, scales, mins), "int5"),
         (blocks.pack_int8(bytes_, scales), blocks.unpack_int8, (bytes_, scales), "int8"),
     ]
     for data, unpack, parts, kind in cases:
@@ -111,6 +145,8 @@ def test_sizes() -> None:
     assert (blocks.KINDS["int4"].block_bytes, blocks.KINDS["int8"].block_bytes) == (144, 264)
     assert (blocks.KINDS["int4"].bits, blocks.KINDS["int8"].bits) == (4.5, 8.25)
     assert blocks.expected_shapes("int4", (9, 33)) == ((2, 2, 144), (2, 2, 8))
+    assert (blocks.KINDS["int5"].block_bytes, blocks.KINDS["int5"].bits) == (176, 5.5)
+    assert blocks.expected_shapes("int5", (9, 33)) == ((2, 2, 176), (2, 2, 8))
     assert blocks.expected_shapes("int8", (8, 32)) == ((1, 1, 264), (1, 1, 8))
     assert blocks.expected_shapes("bf16", (9, 33)) == ((9, 33), None)
     with pytest.raises(ValueError, match="matrices"):
