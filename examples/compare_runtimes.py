@@ -2,11 +2,11 @@
 
     pip install onnxruntime-genai openvino-genai
     python -m onnxruntime_genai.models.builder -i CHECKPOINT -o ORT_FOLDER -p int4 -e cpu    # needs torch
-    python examples/compare_runtimes.py PACKED_FOLDER --onnxruntime ORT_FOLDER --openvino MODEL.Q4_0.gguf
+    python examples/compare_runtimes.py PACKED_FOLDER --onnxruntime ORT_FOLDER --openvino MODEL.Q4_0.gguf --write
 
 All models are loaded in this process with the same threads and take turns: a prompt of 512 random tokens, another one
-in each turn, since some keep what they read; then 64 tokens generated greedily. Medians are printed. llama.cpp, which
-can do more, is in `compare_llama_cpp.py`.
+in each turn, since some keep what they read; then 64 tokens generated greedily. Medians are printed, and with `--write`
+stand in `examples/README.md`. llama.cpp, which can do more, is in `compare_llama_cpp.py`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from marks import write
+from readme_table import README
 
 import quantkit
 from quantkit.cli.text import table
+from quantkit.engine.machine import cpu_name
+from quantkit_kernels.simd import ISA
 
+MARK = "runtimes"
 PROMPT, GENERATED = 512, 64
 
 
@@ -120,6 +125,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=32000, help="random tokens are below this number")
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-r", "--repetitions", type=int, default=5)
+    parser.add_argument("--write", action="store_true", help="write the table into examples/README.md")
     options = parser.parse_args()
     turns = {
         f"{package} {version(package)}": make(path, options.threads)
@@ -133,7 +139,11 @@ def main() -> None:
     for name, samples in zip(turns, zip(*taken, strict=True), strict=True):
         reading, generation = (statistics.median(values) for values in zip(*samples, strict=True))
         rows.append([name, f"{PROMPT / reading:,.0f} tokens/s", f"{GENERATED / generation:,.1f} tokens/s"])
-    print(table(["runtime", f"prompt of {PROMPT}", "generation"], rows, markdown=True))
+    text = table(["runtime", f"prompt of {PROMPT}", "generation"], rows, markdown=True)
+    print(text)
+    if options.write:
+        machine = f"{options.threads} threads on {cpu_name()} ({ISA})"
+        write(README, MARK, f"Medians of {options.repetitions} turns, {machine}:\n\n{text}")
 
 
 if __name__ == "__main__":
