@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from quantkit_kernels import blocks
 
+WITH_MINS = {"int4": (blocks.pack_int4, 15), "int5": (blocks.pack_int5, 31)}
+"""The kinds that have mins: how they are packed, and their largest code."""
 UNTOUCHED = 12345
 """Stands behind the padding of a row, where no kernel may write."""
 
@@ -38,7 +40,7 @@ def random_weight(
 ) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
     """Return data and row scales of a valid tensor; `extreme` blocks hold the largest codes, scales and mins."""
     tiles, groups = blocks.grid(rows, columns)
-    if kind not in ("int4", "int8"):
+    if not blocks.KINDS[kind].block_bytes:
         values = rng.standard_normal((rows, columns)).astype(np.float32)
         if kind == "bf16":
             return (values.view(np.uint32) >> 16).astype(np.uint16), None
@@ -46,12 +48,13 @@ def random_weight(
     scales = rng.integers(0, 256, (rows, groups)).astype(np.uint8)
     if extreme:
         scales[:] = 255
-    if kind == "int4":
-        codes = rng.integers(0, 16, (rows, columns)).astype(np.uint8)
+    if kind in WITH_MINS:
+        pack, largest = WITH_MINS[kind]
+        codes = rng.integers(0, largest + 1, (rows, columns)).astype(np.uint8)
         mins = rng.integers(-127, 128, (rows, groups)).astype(np.int8)
         if extreme:
-            codes[:], mins[:] = 15, -127
-        return blocks.pack_int4(codes, scales, mins), rng.uniform(1e-4, 1e-3, (tiles, 2, 8)).astype(np.float32)
+            codes[:], mins[:] = largest, -127
+        return pack(codes, scales, mins), rng.uniform(1e-4, 1e-3, (tiles, 2, 8)).astype(np.float32)
     signed = rng.integers(-127, 128, (rows, columns)).astype(np.int8)
     if extreme:
         signed[:] = -127

@@ -64,7 +64,7 @@ def _state(operation: Operation) -> list[NDArray[np.float32]]:
 
 
 def _is_packed(source: ModelSource, operation: Operation) -> bool:
-    return source.tensor(operation.tensors[0]).kind in ("int4", "int8")
+    return blocks.KINDS[source.tensor(operation.tensors[0]).kind].block_bytes > 0
 
 
 def _weight(source: ModelSource, name: str) -> Matrix:

@@ -18,15 +18,15 @@ from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import (
     TILES,
     broadcast_dwords,
-    dot_u4,
+    dot_u,
     load_i32,
     load_rows_bytes,
-    load_scales_u4,
+    load_scales_u,
     put_i64,
-    scale_u4,
+    scale_u,
     store_grid,
     sum_lanes_i32,
-    zero_dot_u4,
+    zero_dot_u,
     zeros_tiles,
 )
 
@@ -59,11 +59,11 @@ def _read(address, size, result):
 def _multiply(address, rounds, result):
     """Compute `rounds * DOTS` dot products as a matrix product does: one register of codes times `DOTS` activations."""
     like = zeros_tiles(1, DOTS)
-    dots, x = zero_dot_u4(like), broadcast_dwords(address, 4, like)
+    dots, x = zero_dot_u(like), broadcast_dwords(address, 4, like)
     for i in range(rounds):
         # The codes change, or the compiler would move the work out of the loop.
-        dots = dot_u4(dots, load_rows_bytes(address + 64 * (i & 7), 32, like), x)
-    store_grid(result, 0, 32 * TILES, scale_u4(dots, load_scales_u4(address, 0, like)))
+        dots = dot_u(dots, load_rows_bytes(address + 64 * (i & 7), 32, like), x)
+    store_grid(result, 0, 32 * TILES, scale_u(dots, load_scales_u(address, 0, like)))
 
 
 class Probe:

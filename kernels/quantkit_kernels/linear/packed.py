@@ -1,4 +1,4 @@
-"""Matrix products `y = W x (+ bias)` straight from packed blocks: `int4` and `int8`.
+"""Matrix products `y = W x (+ bias)` straight from packed blocks: `int4`, `int5` and `int8`.
 
 Each function computes some row tiles (8 rows each) for all tokens of a batch. Each (row, token) is accumulated in one
 fixed order, group after group, so results are the same to the last bit for any split of rows or tokens. Codes are
@@ -23,39 +23,45 @@ from quantkit_kernels.simd import (
     TILES,
     TOKENS,
     U4_ROWS,
+    U5_ROWS,
     broadcast_dwords,
     broadcast_f32,
     codes_i8,
     dot_i8,
-    dot_u4,
+    dot_u,
     fma,
+    high_fives,
     high_nibbles,
     load_rows_bytes,
     load_rows_f32,
     load_rows_i8,
     load_scales_f32,
-    load_scales_u4,
+    load_scales_u,
+    low_fives,
     low_nibbles,
+    next_fifths,
     prefetch,
     prefetch_level2,
     rows_of,
-    scale_u4,
+    scale_halves_u,
+    scale_u,
+    second_half_u,
     start_dot_i8,
     store_grid,
     sum_so_far_i8,
-    sum_so_far_u4,
+    sum_so_far_u,
     tiles_of,
     to_f32,
     tokens_of,
-    zero_dot_u4,
+    zero_dot_u,
     zeros,
     zeros_tiles,
 )
 
-INT4_BLOCK, INT8_BLOCK = KINDS["int4"].block_bytes, KINDS["int8"].block_bytes
+INT4_BLOCK, INT5_BLOCK, INT8_BLOCK = (KINDS[name].block_bytes for name in ("int4", "int5", "int8"))
 FEW_TOKENS = 4
 """Tokens of the grid of one row that is used where tokens or row tiles do not fill the largest."""
-ROW_TILES = max(U4_ROWS, I8_ROWS) * TILES
+ROW_TILES = max(U4_ROWS, U5_ROWS, I8_ROWS) * TILES
 """Row tiles of the largest grid."""
 FULL = TOKENS if MINS_APART else 0
 """Tokens of the grid whose mins are added apart; 0 for none."""
@@ -102,7 +108,7 @@ def _prefetch_blocks(address, size, like):
     """Prefetch as many blocks of `size` bytes as `like` has row tiles; returns the address behind them."""
     end = address + rows_of(like) * tiles_of(like) * size
     for line in range(address, end, 64):
-        if tokens_of(like) == 1 and (size == INT4_BLOCK or I8_PREFETCH == 2):  # as many as can be are on their way
+        if tokens_of(like) == 1 and (size != INT8_BLOCK or I8_PREFETCH == 2):  # as many as can be are on their way
             prefetch_level2(line)
         else:
             prefetch(line)
@@ -110,49 +116,78 @@ def _prefetch_blocks(address, size, like):
 
 
 @jit
-def _add_mins(like, weight, stride, record, x, offset):
+def _add_mins(like, mins, stride, record, x, offset):
     """Add what the mins of one group contribute, before their units."""
-    return fma(load_rows_i8(weight + 136, stride, like), broadcast_f32(record + SUM, x.strides, like), offset)
+    return fma(load_rows_i8(mins, stride, like), broadcast_f32(record + SUM, x.strides, like), offset)
 
 
 @jit
-def _int4_tile(like, matrix, x, y, upcoming):
-    """The first row tiles of a matrix, as many as `like` has, times as many tokens; `like` is zero."""
-    stride = INT4_BLOCK * _groups(matrix)
-    weight, record, ahead = matrix.data, x.address, upcoming.address
-    total, offset = like, like
-    for group in range(_groups(matrix)):
-        dot = zero_dot_u4(like)
-        for chunk in range(4):
+def _int4_dots(like, weight, stride, record, x):
+    """The dots of one group times their scales, f32."""
+    dot = zero_dot_u(like)
+    for chunk in range(4):
+        codes = load_rows_bytes(weight + 32 * chunk, stride, like)
+        dot = dot_u(dot, low_nibbles(codes), broadcast_dwords(record + 8 * chunk, x.strides, like))
+        dot = dot_u(dot, high_nibbles(codes), broadcast_dwords(record + 8 * chunk + 4, x.strides, like))
+        if tokens_of(like) == FULL:
+            dot = sum_so_far_u(dot)
+    return scale_u(dot, load_scales_u(weight + 128, stride, like))
+
+
+@jit
+def _int5_dots(like, weight, stride, record, x):
+    """As `_int4_dots`."""
+    fifths = load_rows_bytes(weight + 128, stride, like)
+    first = dot = zero_dot_u(like)
+    for half in range(2):
+        first, dot = dot, second_half_u(dot)
+        for chunk in range(2 * half, 2 * half + 2):
             codes = load_rows_bytes(weight + 32 * chunk, stride, like)
-            dot = dot_u4(dot, low_nibbles(codes), broadcast_dwords(record + 8 * chunk, x.strides, like))
-            dot = dot_u4(dot, high_nibbles(codes), broadcast_dwords(record + 8 * chunk + 4, x.strides, like))
+            dot = dot_u(dot, low_fives(codes, fifths), broadcast_dwords(record + 8 * chunk, x.strides, like))
+            dot = dot_u(dot, high_fives(codes, fifths), broadcast_dwords(record + 8 * chunk + 4, x.strides, like))
+            fifths = next_fifths(fifths)
             if tokens_of(like) == FULL:
-                dot = sum_so_far_u4(dot)
-        scaled = scale_u4(dot, load_scales_u4(weight + 128, stride, like))
-        total = fma(scaled, broadcast_f32(record + STEP, x.strides, like), total)
-        if tokens_of(like) != FULL:
-            offset = _add_mins(like, weight, stride, record, x, offset)
-        if tokens_of(like) == 1 or not group & upcoming.skip:
-            ahead = _prefetch_blocks(ahead, INT4_BLOCK, like)
-        weight += INT4_BLOCK
-        record += RECORD
-    if tokens_of(like) == FULL:
-        weight, record = matrix.data, x.address
-        for _ in range(_groups(matrix)):
-            offset = _add_mins(like, weight, stride, record, x, offset)
-            weight += INT4_BLOCK
+                dot = sum_so_far_u(dot)
+    return scale_halves_u(first, dot, load_scales_u(weight + 160, stride, like))
+
+
+def _tile_with_mins(scaled_dots, block_bytes):
+    """The product of a grid of registers, of a kind that has mins: they end its blocks."""
+    mins_at = block_bytes - 8
+
+    @jit
+    def tile(like, matrix, x, y, upcoming):
+        """The first row tiles of a matrix, as many as `like` has, times as many tokens; `like` is zero."""
+        stride = block_bytes * _groups(matrix)
+        weight, record, ahead = matrix.data, x.address, upcoming.address
+        total, offset = like, like
+        for group in range(_groups(matrix)):
+            scaled = scaled_dots(like, weight, stride, record, x)
+            total = fma(scaled, broadcast_f32(record + STEP, x.strides, like), total)
+            if tokens_of(like) != FULL:
+                offset = _add_mins(like, weight + mins_at, stride, record, x, offset)
+            if tokens_of(like) == 1 or not group & upcoming.skip:
+                ahead = _prefetch_blocks(ahead, block_bytes, like)
+            weight += block_bytes
             record += RECORD
-    scales, mins = load_rows_f32(matrix.row_scales, 64, like), load_rows_f32(matrix.row_scales + 32, 64, like)
-    total = fma(total, scales, offset * mins)
-    if matrix.bias:
-        total = total + load_rows_f32(matrix.bias, 32, like)
-    store_grid(y.address, 32 * tiles_of(like), y.strides, total)
+        if tokens_of(like) == FULL:
+            weight, record = matrix.data, x.address
+            for _ in range(_groups(matrix)):
+                offset = _add_mins(like, weight + mins_at, stride, record, x, offset)
+                weight += block_bytes
+                record += RECORD
+        scales, mins = load_rows_f32(matrix.row_scales, 64, like), load_rows_f32(matrix.row_scales + 32, 64, like)
+        total = fma(total, scales, offset * mins)
+        if matrix.bias:
+            total = total + load_rows_f32(matrix.bias, 32, like)
+        store_grid(y.address, 32 * tiles_of(like), y.strides, total)
+
+    return tile
 
 
 @jit
 def _int8_tile(like, matrix, x, y, upcoming):
-    """As `_int4_tile`."""
+    """As `_tile_with_mins`, of codes that have none."""
     stride = INT8_BLOCK * _groups(matrix)
     weight, record, ahead = matrix.data, x.address, upcoming.address
     total = like
@@ -234,5 +269,6 @@ def _packed_linear(multiply, block_bytes, scale_bytes, grid_rows):
     return linear
 
 
-linear_int4 = _packed_linear(_int4_tile, INT4_BLOCK, 64, U4_ROWS)
+linear_int4 = _packed_linear(_tile_with_mins(_int4_dots, INT4_BLOCK), INT4_BLOCK, 64, U4_ROWS)
+linear_int5 = _packed_linear(_tile_with_mins(_int5_dots, INT5_BLOCK), INT5_BLOCK, 64, U5_ROWS)
 linear_int8 = _packed_linear(_int8_tile, INT8_BLOCK, 32, I8_ROWS)

@@ -50,6 +50,12 @@ def int4(operands, first, last):
 
 
 @jit(entry=True)
+def int5(operands, first, last):
+    matrix, x, y, tokens = _operands(operands)
+    packed.linear_int5(matrix, x, y, tokens, first, last)
+
+
+@jit(entry=True)
 def int8(operands, first, last):
     matrix, x, y, tokens = _operands(operands)
     packed.linear_int8(matrix, x, y, tokens, first, last)
@@ -73,5 +79,7 @@ def f32(operands, first, last):
     plain.linear_f32(matrix, x, y, tokens, first, last)
 
 
-PRODUCTS: Mapping[str, Any] = MappingProxyType({"int4": int4, "int8": int8, "f16": f16, "bf16": bf16, "f32": f32})
+PRODUCTS: Mapping[str, Any] = MappingProxyType(
+    {"int4": int4, "int5": int5, "int8": int8, "f16": f16, "bf16": bf16, "f32": f32}
+)
 """The product of each kind of weight."""

@@ -11,6 +11,7 @@ from quantkit_kernels.simd import (
     load_bf16,
     load_codes_i8,
     load_codes_u4,
+    load_codes_u5,
     load_f16,
     load_f32,
     load_rows_partial_bf16,
@@ -21,8 +22,8 @@ from quantkit_kernels.simd import (
     zeros,
 )
 
-F16, BF16, INT8, INT4 = (KINDS[name].code for name in ("f16", "bf16", "int8", "int4"))
-INT4_BLOCK, INT8_BLOCK = KINDS["int4"].block_bytes, KINDS["int8"].block_bytes
+F16, BF16, INT8, INT4, INT5 = (KINDS[name].code for name in ("f16", "bf16", "int8", "int4", "int5"))
+INT8_BLOCK = KINDS["int8"].block_bytes
 
 
 @jit
@@ -30,6 +31,8 @@ def embed(kind, weight, row_scales, row, columns, out):
     """`out` = row `row` of the table `weight` of `columns` columns."""
     if kind == INT4:
         _embed_int4(weight, row_scales, row, columns, out)
+    elif kind == INT5:
+        _embed_int5(weight, row_scales, row, columns, out)
     elif kind == INT8:
         _embed_int8(weight, row_scales, row, columns, out)
     elif kind == F16:
@@ -41,18 +44,38 @@ def embed(kind, weight, row_scales, row, columns, out):
 
 
 @jit
-def _embed_int4(weight, row_scales, row, columns, out):
-    lane = row & 7
-    groups = (columns + 31) >> 5
-    block = weight + (row >> 3) * groups * INT4_BLOCK
-    row_scale = get_f32(row_scales + 64 * (row >> 3) + 4 * lane)
-    row_min = get_f32(row_scales + 64 * (row >> 3) + 32 + 4 * lane)
-    for column in range(0, columns, 8):
-        chunk = (column >> 3) & 3
-        scales = splat(row_scale * get_u8(block + 128 + lane))
-        offsets = splat(row_min * get_i8(block + 136 + lane))
-        store(out + 4 * column, load_codes_u4(block + 32 * chunk + 4 * lane) * scales + offsets)
-        block += INT4_BLOCK if chunk == 3 else 0
+def _codes_int4(row, chunk):
+    """8 codes of a chunk, f32; `row` is where the row's first bytes of a block are."""
+    return load_codes_u4(row + 32 * chunk)
+
+
+@jit
+def _codes_int5(row, chunk):
+    return load_codes_u5(row + 32 * chunk, row + 128, 2 * chunk)
+
+
+def _row_with_mins(load_codes, block_bytes):
+    scales_at, mins_at = block_bytes - 16, block_bytes - 8
+
+    @jit
+    def embed_row(weight, row_scales, row, columns, out):
+        lane = row & 7
+        groups = (columns + 31) >> 5
+        block = weight + (row >> 3) * groups * block_bytes
+        row_scale = get_f32(row_scales + 64 * (row >> 3) + 4 * lane)
+        row_min = get_f32(row_scales + 64 * (row >> 3) + 32 + 4 * lane)
+        for column in range(0, columns, 8):
+            chunk = (column >> 3) & 3
+            scales = splat(row_scale * get_u8(block + scales_at + lane))
+            offsets = splat(row_min * get_i8(block + mins_at + lane))
+            store(out + 4 * column, load_codes(block + 4 * lane, chunk) * scales + offsets)
+            block += block_bytes if chunk == 3 else 0
+
+    return embed_row
+
+
+_embed_int4 = _row_with_mins(_codes_int4, KINDS["int4"].block_bytes)
+_embed_int5 = _row_with_mins(_codes_int5, KINDS["int5"].block_bytes)
 
 
 @jit

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from quantkit_kernels import blocks
 
-from .instruction_sets import Dot, high_nibbles, low_nibbles
+from .instruction_sets import Dot, high_fives, high_nibbles, low_fives, low_nibbles, next_fifths
 from .registers import (
     ELEMENTS,
     I8,
@@ -48,10 +48,11 @@ def agrees(dot: Dot, processor: str, features: str) -> bool:
     except RuntimeError:  # an LLVM that knows such an instruction by another name
         return False
     call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)
-    u4, i8, i16 = (call(engine.get_function_address(name)) for name in ("u4", "i8", "i16"))
+    u4, u5, i8, i16 = (call(engine.get_function_address(name)) for name in ("u4", "u5", "i8", "i16"))
     rng = np.random.default_rng(0)
     return all(
-        _u4_agrees(u4, rng, dot.tiles * LANES, extreme)
+        _u_agrees(u4, blocks.pack_int4, 15, rng, dot.tiles * LANES, extreme)
+        and _u_agrees(u5, blocks.pack_int5, 31, rng, dot.tiles * LANES, extreme)
         and _i8_agrees(i8, rng, dot.tiles * LANES, extreme)
         and _i16_agrees(i16, rng, extreme)
         for extreme in (False, True)
@@ -59,14 +60,23 @@ def agrees(dot: Dot, processor: str, features: str) -> bool:
     )
 
 
-def _u4_agrees(function: Callable[..., None], rng: np.random.Generator, rows: int, extreme: bool) -> bool:
-    codes = rng.choice([0, 15] if extreme else range(16), (rows, 32)).astype(np.uint8)
+def _u_agrees(
+    function: Callable[..., None],
+    pack: Callable[..., NDArray[np.uint8]],
+    largest: int,
+    rng: np.random.Generator,
+    rows: int,
+    extreme: bool,
+) -> bool:
+    codes = rng.choice([0, largest] if extreme else range(largest + 1), (rows, 32)).astype(np.uint8)
+    codes[0] = largest if extreme else codes[0]
     scales = rng.choice([255] if extreme else range(256), (rows, 1)).astype(np.uint8)
     mins = rng.integers(-127, 128, (rows, 1)).astype(np.int8)
     x, y = _activations(rng, extreme), np.zeros(rows, np.float32)
-    packed = blocks.pack_int4(codes, scales, mins)
+    packed = pack(codes, scales, mins)
     function(packed.ctypes.data, x.ctypes.data, y.ctypes.data)
-    return np.array_equal(y, codes.astype(np.int32) @ x.view(np.int8)[:32].astype(np.int32) * scales[:, 0])
+    dots = codes.astype(np.int32) @ x.view(np.int8)[:32].astype(np.int32)
+    return np.array_equal(y, (dots * scales[:, 0]).astype(np.float32))
 
 
 def _i8_agrees(function: Callable[..., None], rng: np.random.Generator, rows: int, extreme: bool) -> bool:
@@ -86,8 +96,10 @@ def _i16_agrees(function: Callable[..., None], rng: np.random.Generator, extreme
 
 
 def _activations(rng: np.random.Generator, extreme: bool) -> NDArray[np.int32]:
-    """32 bytes, and behind them -128 times their sum, i32."""
+    """32 bytes, and behind them -128 times their sum, i32. Half of the extreme ones are all of one sign."""
     x = rng.choice([-127, 127] if extreme else range(-127, 128), 32).astype(np.int8)
+    if extreme and rng.integers(2):
+        x[:] = x[0]
     return np.append(x.view(np.int32), np.int32(-128 * x.astype(np.int32).sum()))
 
 
@@ -103,11 +115,12 @@ def optimized(module: ir.Module, target: llvm.TargetMachine) -> llvm.ModuleRef:
 def module_of(dot: Dot) -> ir.Module:
     """Make a module of functions of addresses `(blocks, x, y)`.
 
-    For `dot.tiles` row tiles of one block each, `u4` stores the dots of an `int4` block times its scales, f32; `i8` the
-    dots of an `int8` block, i32. `i16` stores the dots of `WIDE` rows of four int16 numbers, pair after pair.
+    For `dot.tiles` row tiles of one block each, `u4` stores the dots of an `int4` block times its scales, f32; `u5`
+    those of an `int5` block; `i8` the dots of an `int8` block, i32. `i16` stores the dots of `WIDE` rows of four int16
+    numbers, pair after pair.
     """
     module = ir.Module()
-    for name, body in ("u4", _u4), ("i8", _i8), ("i16", _i16):
+    for name, body in ("u4", _u4), ("u5", _u5), ("i8", _i8), ("i16", _i16):
         function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 3), name)
         builder = ir.IRBuilder(function.append_basic_block())
         weight, x, y = function.args
@@ -129,6 +142,11 @@ def _chunk(dot: Dot, builder: Any, weight: Any, block_bytes: int, chunk: int) ->
     return _tiled(dot, builder, weight, block_bytes, lambda place: load_at(builder, kind, place, 32 * chunk))
 
 
+def _scales(dot: Dot, builder: Any, weight: Any, block_bytes: int) -> Any:
+    at = I64(block_bytes - 16)
+    return _tiled(dot, builder, weight, block_bytes, lambda place: dot.load_scales(builder, builder.add(place, at)))
+
+
 def _four_activations(dot: Dot, builder: Any, x: Any, chunk: int) -> Any:
     four = splat_scalar(builder, _register(dot, "i32"), load_at(builder, I32, x, 4 * chunk))
     return builder.bitcast(four, _register(dot, "i8"))
@@ -136,13 +154,27 @@ def _four_activations(dot: Dot, builder: Any, x: Any, chunk: int) -> Any:
 
 def _u4(dot: Dot, builder: Any, weight: Any, x: Any) -> Any:
     size = blocks.KINDS["int4"].block_bytes
-    acc = constant(_register(dot, dot.u4), 0)
+    acc = constant(_register(dot, dot.u), 0)
     for chunk in range(4):
         codes = _chunk(dot, builder, weight, size, chunk)
-        acc = dot.u4_dot(builder, acc, low_nibbles(builder, codes), _four_activations(dot, builder, x, 2 * chunk))
-        acc = dot.u4_dot(builder, acc, high_nibbles(builder, codes), _four_activations(dot, builder, x, 2 * chunk + 1))
-    scales = _tiled(dot, builder, weight, size, lambda place: dot.load_scales(builder, builder.add(place, I64(128))))
-    return dot.u4_scaled(builder, acc, scales)
+        acc = dot.u_dot(builder, acc, low_nibbles(builder, codes), _four_activations(dot, builder, x, 2 * chunk))
+        acc = dot.u_dot(builder, acc, high_nibbles(builder, codes), _four_activations(dot, builder, x, 2 * chunk + 1))
+    return dot.u_scaled(builder, acc, _scales(dot, builder, weight, size))
+
+
+def _u5(dot: Dot, builder: Any, weight: Any, x: Any) -> Any:
+    size = blocks.KINDS["int5"].block_bytes
+    fifths = _chunk(dot, builder, weight, size, 4)
+    first = second = constant(_register(dot, dot.u), 0)
+    for chunk in range(4):
+        if chunk == 2:
+            first, second = second, dot.u_second_half(builder, second)
+        packed = _chunk(dot, builder, weight, size, chunk)
+        low, high = low_fives(builder, packed, fifths), high_fives(builder, packed, fifths)
+        second = dot.u_dot(builder, second, low, _four_activations(dot, builder, x, 2 * chunk))
+        second = dot.u_dot(builder, second, high, _four_activations(dot, builder, x, 2 * chunk + 1))
+        fifths = next_fifths(builder, fifths)
+    return dot.u_scaled_halves(builder, first, second, _scales(dot, builder, weight, size))
 
 
 def _i8(dot: Dot, builder: Any, weight: Any, x: Any) -> Any:

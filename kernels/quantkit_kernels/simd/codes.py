@@ -9,7 +9,7 @@ from numba.extending import intrinsic
 from . import instruction_sets
 from .isa import DOT, TILES
 from .memory import column, stride_type, tiled_loader, widen_i8, zeros_of
-from .registers import I8, I32, I64, LANES, concatenated, constant, load_at, splat_scalar, token_place
+from .registers import I8, I32, I64, LANES, concatenated, constant, load_at, splat_scalar, token_place, widen_u8
 from .vectors import ONE_F32, elementwise, join, split
 
 zeros_tiles = zeros_of(TILES * LANES)
@@ -20,12 +20,18 @@ low_nibbles = elementwise(1, "i8", instruction_sets.low_nibbles)
 """Codes in the low halves of packed bytes."""
 high_nibbles = elementwise(1, "i8", instruction_sets.high_nibbles)
 """Codes in the high halves of packed bytes."""
+low_fives = elementwise(2, "i8", instruction_sets.low_fives)
+"""`low_fives(packed, fifths)`: codes 0..31, the low halves of packed bytes and their fifth bits."""
+high_fives = elementwise(2, "i8", instruction_sets.high_fives)
+"""The same of the high halves."""
+next_fifths = elementwise(1, "i8", instruction_sets.next_fifths)
+"""The fifth bits of the next chunk and those behind it."""
 
 
 @intrinsic
-def zero_dot_u4(typing, like):
-    """The accumulator that `dot_u4` starts from."""
-    vec = like.of(DOT.u4)
+def zero_dot_u(typing, like):
+    """The accumulator that `dot_u` starts from."""
+    vec = like.of(DOT.u)
 
     def generate(context, builder, sig, args):
         return join(builder, vec, [constant(vec.register, 0)] * vec.count)
@@ -52,14 +58,21 @@ def start_dot_i8(typing, address, stride, like):
 
 codes_i8 = elementwise(1, "i8", DOT.i8_codes)
 """Codes -127..127 in the form that `dot_i8` takes."""
-dot_u4 = elementwise(3, DOT.u4, DOT.u4_dot)
-"""`dot_u4(acc, codes, x)`: add the dot products of codes 0..15 with int8 activations."""
+dot_u = elementwise(3, DOT.u, DOT.u_dot)
+"""`dot_u(acc, codes, x)`: add the dot products of codes 0..31 with int8 activations.
+
+An accumulator holds a group of codes 0..15, or half a group of codes 0..31.
+"""
+second_half_u = elementwise(1, DOT.u, DOT.u_second_half)
+"""The accumulator for the second half of a group, from that of the first."""
 dot_i8 = elementwise(3, "i32", DOT.i8_dot)
 """`dot_i8(acc, codes, x)`: add the dot products of codes -127..127 with int8 activations."""
-sum_so_far_u4, sum_so_far_i8 = elementwise(1, DOT.u4, DOT.sum_so_far), elementwise(1, "i32", DOT.sum_so_far)
+sum_so_far_u, sum_so_far_i8 = elementwise(1, DOT.u, DOT.sum_so_far), elementwise(1, "i32", DOT.sum_so_far)
 """The same accumulator, whose sum LLVM does not turn into a tree: that takes more registers than a grid leaves."""
-scale_u4 = elementwise(2, "f32", DOT.u4_scaled)
-"""`scale_u4(acc, scales)`: exact product of finished dots and block scales, f32."""
+scale_u = elementwise(2, "f32", DOT.u_scaled)
+"""`scale_u(acc, scales)`: exact product of finished dots and block scales, f32."""
+scale_halves_u = elementwise(3, "f32", DOT.u_scaled_halves)
+"""`scale_halves_u(first, second, scales)`: the same of dots of two halves, rounded once."""
 
 
 @intrinsic
@@ -82,8 +95,8 @@ def dot_i16_outer(typing, a, address, stride, acc):
     return acc(a, types.int64, types.int64, acc), generate
 
 
-load_scales_u4 = tiled_loader(column(DOT.u4_scales), DOT.load_scales)
-"""Block scales of each row tile, in the form that `scale_u4` takes."""
+load_scales_u = tiled_loader(column(DOT.u_scales), DOT.load_scales)
+"""Block scales of each row tile, in the form that `scale_u` takes."""
 load_scales_f32 = tiled_loader(column("f32"), instruction_sets.Dot().load_scales)
 """Block scales of each row tile, f32."""
 
@@ -107,10 +120,28 @@ def load_codes_u4(typing, address):
     """8 codes of a row of an `int4` block, from its 4 bytes of a chunk, as f32."""
 
     def generate(context, builder, sig, args):
-        packed = load_at(builder, FOUR_BYTES, args[0])
-        low = builder.and_(packed, constant(FOUR_BYTES, 15))
-        high = builder.lshr(packed, constant(FOUR_BYTES, 4))
-        wide = builder.zext(concatenated(builder, [low, high]), ir.VectorType(I32, LANES))
-        return builder.sitofp(wide, ONE_F32.register)
+        return widen_u8(builder, _nibbles(builder, load_at(builder, FOUR_BYTES, args[0])))
 
     return ONE_F32(types.int64), generate
+
+
+@intrinsic
+def load_codes_u5(typing, address, fifths, bit):
+    """The same of an `int5` block: bits `bit` and `bit + 1` of the 4 bytes at `fifths` are the codes' fifth bits."""
+
+    def generate(context, builder, sig, args):
+        nibbles = _nibbles(builder, load_at(builder, FOUR_BYTES, args[0]))
+        shift = splat_scalar(builder, FOUR_BYTES, builder.trunc(args[2], I8))
+        low = builder.lshr(load_at(builder, FOUR_BYTES, args[1]), shift)
+        both = concatenated(builder, [low, builder.lshr(low, constant(FOUR_BYTES, 1))])
+        above = builder.shl(builder.and_(both, constant(both.type, 1)), constant(both.type, 4))
+        return widen_u8(builder, builder.or_(nibbles, above))
+
+    return ONE_F32(types.int64, types.int64, types.int64), generate
+
+
+def _nibbles(builder, packed):
+    """The low halves of 4 bytes, then the high ones."""
+    return concatenated(
+        builder, [builder.and_(packed, constant(FOUR_BYTES, 15)), builder.lshr(packed, constant(FOUR_BYTES, 4))]
+    )

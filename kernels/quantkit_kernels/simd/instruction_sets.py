@@ -24,34 +24,59 @@ def high_nibbles(builder: Any, packed: Any) -> Any:
     return builder.and_(builder.bitcast(shifted, packed.type), constant(packed.type, 15))
 
 
+def low_fives(builder: Any, packed: Any, fifths: Any) -> Any:
+    """Low nibbles with bit 0 of each byte of `fifths` above them."""
+    return builder.or_(low_nibbles(builder, packed), _bit_4_of(builder, fifths, 4))
+
+
+def high_fives(builder: Any, packed: Any, fifths: Any) -> Any:
+    """High nibbles with bit 1 of each byte of `fifths` above them."""
+    return builder.or_(high_nibbles(builder, packed), _bit_4_of(builder, fifths, 3))
+
+
+def next_fifths(builder: Any, fifths: Any) -> Any:
+    """Bits 2 and 3 become bits 0 and 1: those of the next chunk."""
+    words = ir.VectorType(I16, fifths.type.count // 2)
+    return builder.bitcast(builder.lshr(builder.bitcast(fifths, words), constant(words, 2)), fifths.type)
+
+
+def _bit_4_of(builder: Any, fifths: Any, shift: int) -> Any:
+    words = ir.VectorType(I16, fifths.type.count // 2)
+    shifted = builder.shl(builder.bitcast(fifths, words), constant(words, shift))
+    return builder.and_(builder.bitcast(shifted, fifths.type), constant(fifths.type, 16))
+
+
 class Dot:
     """Dot products of packed codes in plain LLVM vectors: right on every machine; the other sets must equal it.
 
-    `u4` multiplies codes 0..15, `i8` codes -127..127, both by int8 activations in -127..127; each sums the 4 bytes of
+    `u` multiplies codes 0..31, `i8` codes -127..127, both by int8 activations in -127..127; each sums the 4 bytes of
     every 32-bit lane into its accumulator. A subclass replaces what its instruction set does better.
+
+    An accumulator of `u` holds the dot of a group of codes 0..15, or of half a group of codes 0..31, whose second half
+    begins with what `u_second_half` returns.
     """
 
     tiles = 1
     """Row tiles that a register of a matrix product holds side by side."""
     tokens = 4
     """Tokens of the largest grid of registers that a matrix product accumulates."""
-    u4_rows = i8_rows = 2
+    u4_rows = u5_rows = i8_rows = 2
     """Rows of that grid: a second one halves the loads of activations."""
     mins_apart = False
     """Whether the largest grid leaves no register for sums of mins, which are then added apart."""
     i8_prefetch = 2
     """Level of the caches into which a product of `int8` with a single token prefetches weights. The second waits for
     more lines at once; the first is for sets that compute a line sooner than the second level would deliver it."""
-    u4 = "i32"
-    """Elements of the accumulator of `u4`."""
-    u4_scales = "f32"
-    """Elements of the scales that `u4_scaled` takes."""
+    u = "i32"
+    """Elements of the accumulator of `u`."""
+    u_scales = "f32"
+    """Elements of the scales that `u_scaled` takes."""
 
     def load_scales(self, builder: Any, address: Any) -> Any:
-        """The 8 u8 scales of a block, for `u4_scaled`."""
+        """The 8 u8 scales of a block, for `u_scaled`."""
         return widen_u8(builder, load_at(builder, ir.VectorType(I8, LANES), address))
 
-    def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+    def u_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
         """`acc` + dot of one chunk."""
         return self.i8_dot(builder, acc, codes, x)
 
@@ -59,9 +84,21 @@ class Dot:
         """The same accumulator; sets that spend an instruction on its sum keep LLVM from reordering it."""
         return acc
 
-    def u4_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
-        """Product of the dot and the block's scales, f32; exact, since it stays below 2**24 (32 * 15 * 127 * 255)."""
+    def u_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
+        """Product of the dot and the block's scales, f32; of codes 0..15 exact: below 2**24 (32 * 15 * 127 * 255)."""
         return builder.fmul(builder.sitofp(acc, scales.type), scales)
+
+    def u_second_half(self, builder: Any, acc: Any) -> Any:
+        """The accumulator for the second half of a group; `acc` holds the first."""
+        return acc
+
+    def u_scaled_halves(self, builder: Any, first: Any, second: Any, scales: Any) -> Any:
+        """Product of the dot of both halves and the block's scales, f32: the exact integer, rounded once.
+
+        With codes 0..31 it reaches 32 * 31 * 127 * 255, more than 2**24. The dot and the scales are exact in f32, so
+        their product is the integer, rounded once; so is the integer that becomes f32.
+        """
+        return self.u_scaled(builder, second, scales)
 
     def i8_start(self, builder: Any, register: Any, start: Any) -> Any:
         """The accumulator that `i8_dot` starts from; `start` is -128 times the sum of the activations."""
@@ -89,9 +126,12 @@ class Dot:
 
 
 class Avx2(Dot):
-    """maddubs: u8 x i8 pairs into int16. Sums of 8 products of nibbles stay below 2**15 (8 * 2 * 15 * 127 = 30480)."""
+    """maddubs: u8 x i8 pairs into int16.
 
-    u4 = u4_scales = "i16"
+    Sums of 8 pairs stay below 2**15 with codes 0..15 (8 * 2 * 15 * 127 = 30480), those of 4 with codes 0..31 (31496).
+    """
+
+    u = u_scales = "i16"
     mins_apart = True
     i8_rows = 1  # a dot takes more registers than there are for two
     WORDS = ir.VectorType(I16, 16)
@@ -101,17 +141,26 @@ class Avx2(Dot):
         wide = builder.zext(load_at(builder, ir.VectorType(I8, LANES), address), self.DWORDS)
         return builder.bitcast(builder.or_(wide, builder.shl(wide, constant(wide.type, 16))), self.WORDS)
 
-    def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+    def u_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
         return builder.add(acc, self._maddubs(builder, codes, x))
 
     def sum_so_far(self, builder: Any, acc: Any) -> Any:
         # No instruction: LLVM does not look into what assembly returns.
         return builder.asm(ir.FunctionType(acc.type, [acc.type]), "", "=x,0", [acc], False)
 
-    def u4_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
+    def u_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
+        return builder.sitofp(self._times_scales(builder, acc, scales), ir.VectorType(F32, LANES))
+
+    def u_second_half(self, builder: Any, acc: Any) -> Any:
+        return constant(acc.type, 0)
+
+    def u_scaled_halves(self, builder: Any, first: Any, second: Any, scales: Any) -> Any:
+        total = builder.add(*(self._times_scales(builder, acc, scales) for acc in (first, second)))
+        return builder.sitofp(total, ir.VectorType(F32, LANES))
+
+    def _times_scales(self, builder: Any, acc: Any, scales: Any) -> Any:
         # The scale stands in both halves of a lane, so the horizontal sum and the product are one instruction.
-        product = call_llvm(builder, "llvm.x86.avx2.pmadd.wd", self.DWORDS, acc, scales)
-        return builder.sitofp(product, ir.VectorType(F32, LANES))
+        return call_llvm(builder, "llvm.x86.avx2.pmadd.wd", self.DWORDS, acc, scales)
 
     def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
         magnitude = call_llvm(builder, "llvm.abs.v32i8", codes.type, codes, I1(0))
@@ -134,7 +183,7 @@ class Avx2(Dot):
 class AvxVnni(Dot):
     """vpdpbusd: u8 x i8 quadruples straight into int32."""
 
-    def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+    def u_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
         # LLVM before 22 takes the bytes as i32; later ones accept it.
         codes, x = builder.bitcast(codes, acc.type), builder.bitcast(x, acc.type)
         return call_llvm(builder, f"llvm.x86.avx512.vpdpbusd.{32 * acc.type.count}", acc.type, acc, codes, x)
@@ -147,7 +196,7 @@ class AvxVnni(Dot):
         return builder.xor(codes, constant(codes.type, -128))
 
     def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
-        return self.u4_dot(builder, acc, codes, x)
+        return self.u_dot(builder, acc, codes, x)
 
     def i16_dot(self, builder: Any, acc: Any, a: Any, b: Any) -> Any:
         if acc.type.count > LANES * self.tiles:  # a register of attention is two of these
@@ -165,12 +214,12 @@ class Avx512Vnni(AvxVnni):
 
     tiles = 2
     tokens = 8
-    u4_rows = i8_rows = 1
+    u4_rows = u5_rows = i8_rows = 1
     i8_prefetch = 1
 
 
 class Neon(Dot):
-    """sdot: i8 x i8 quadruples into int32; nibbles are small enough to pass as signed. A register is two of NEON's.
+    """sdot: i8 x i8 quadruples into int32; codes 0..31 are small enough to pass as signed. A register is two of NEON's.
 
     Not `llvm.vector.partial.reduce.add`, which becomes this instruction on some processors: it may sum the bytes of
     one lane into another, and on others it does.

@@ -15,7 +15,7 @@ from arrays import address, random_weight
 from quantkit_kernels import blocks
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.linear import activations
-from quantkit_kernels.linear.packed import linear_int4, linear_int8
+from quantkit_kernels.linear.packed import linear_int4, linear_int5, linear_int8
 from quantkit_kernels.operands import Matrix, Rows
 
 Share = tuple[int, int | None]
@@ -37,11 +37,18 @@ def multiply_int4(matrix, x, y, tokens, first, last):
 
 
 @jit(entry=True)
+def multiply_int5(matrix, x, y, tokens, first, last):
+    linear_int5(matrix, x, y, tokens, first, last)
+
+
+@jit(entry=True)
 def multiply_int8(matrix, x, y, tokens, first, last):
     linear_int8(matrix, x, y, tokens, first, last)
 
 
-MULTIPLY = {"int4": multiply_int4, "int8": multiply_int8}
+MULTIPLY = {"int4": multiply_int4, "int5": multiply_int5, "int8": multiply_int8}
+UNPACK = {"int4": (blocks.unpack_int4, 15), "int5": (blocks.unpack_int5, 31)}
+"""The kinds that have mins, and their largest codes."""
 
 
 def quantized(x: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
@@ -107,10 +114,11 @@ def test_product_is_the_specified_one(
     taken = quantized(x)[1]
     expected = taken @ value.T + (0 if bias is None else bias[:rows])
     magnitude = np.abs(taken) @ np.abs(value).T + (0 if bias is None else np.abs(bias[:rows])) + 1e-30
-    if kind == "int4":  # codes and mins nearly cancel: errors are relative to what cancels
+    if kind in UNPACK:  # codes and mins nearly cancel: errors are relative to what cancels
         assert row_scales is not None
-        _, scales, mins = blocks.unpack_int4(data)
-        terms = scales[:rows].astype(float) * 15 * row_scales[:, 0].reshape(-1)[:rows, None]
+        unpack, largest = UNPACK[kind]
+        _, scales, mins = unpack(data)
+        terms = scales[:rows].astype(float) * largest * row_scales[:, 0].reshape(-1)[:rows, None]
         terms += np.abs(mins[:rows].astype(float)) * row_scales[:, 1].reshape(-1)[:rows, None]
         magnitude = np.abs(taken) @ np.repeat(terms, 32, axis=1)[:, :columns].T + magnitude
     assert np.all(np.abs(y - expected) <= TOLERANCE * magnitude)

@@ -38,16 +38,23 @@ class Forgetful(Dot):
 class Saturating(Dot):
     """A wrong set, but only for extremes: the product with the scale loses what is above 2**20."""
 
-    def u4_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
-        product = super().u4_scaled(builder, acc, scales)
+    def u_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
+        product = super().u_scaled(builder, acc, scales)
         limit = product.type([2.0**20] * product.type.count)
         return builder.select(builder.fcmp_ordered("<", product, limit), product, limit)
+
+
+class Halved(Dot):
+    """A wrong set, but only for codes of five bits: the first half of a group is lost."""
+
+    def u_second_half(self, builder: Any, acc: Any) -> Any:
+        return acc.type(None)
 
 
 class Unknown(Dot):
     """A set whose instruction this LLVM does not have."""
 
-    def u4_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
+    def u_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
         return call_llvm(builder, "llvm.vector.reduce.add.v8i32", acc.type, x)  # of other types than this
 
 
@@ -77,7 +84,7 @@ def test_every_set_of_this_machine_computes_as_numpy(name: str) -> None:
     assert check.agrees(SETS[name][0], PROCESSOR, FEATURES)
 
 
-@pytest.mark.parametrize("wrong", [Forgetful, Saturating, Unknown])
+@pytest.mark.parametrize("wrong", [Forgetful, Saturating, Halved, Unknown])
 def test_a_wrong_set_is_not_used_and_one_warning_says_so(
     wrong: type[Dot], empty_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -155,8 +162,8 @@ def test_assembly_has_the_instructions_of_the_set(
     dot: Dot, triple: str, features: str, instruction: str, register: str, count: int
 ) -> None:
     functions = assembly(check.module_of(dot), triple, features)
-    assert list(functions) == ["u4", "i8", "i16"]
-    for lines in (functions["u4"], functions["i8"]):
+    assert list(functions) == ["u4", "u5", "i8", "i16"]
+    for lines in (functions["u4"], functions["u5"], functions["i8"]):
         dots = [line for line in lines if line.startswith(instruction)]
         assert len(dots) == count, lines
         assert all(register in line for line in dots), lines
