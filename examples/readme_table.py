@@ -1,8 +1,9 @@
 """The tables of measured figures: measures them, keeps them, and writes the tables from what is kept.
 
     CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python    # built for this machine
-    python examples/readme_table.py --smollm2-int4 PACKED GGUF ... --smollm2-int8 PACKED GGUF ... \\
-        --llama-1b-int4 PACKED GGUF ... --llama-1b-int4-all PACKED GGUF --llama-1b-int8 PACKED GGUF ...
+    python examples/readme_table.py --smollm2-int4 PACKED GGUF ... --smollm2-int4-all PACKED GGUF ... \\
+        --smollm2-int8 PACKED GGUF ... --llama-1b-int4 PACKED GGUF ... --llama-1b-int4-all PACKED GGUF \\
+        --llama-1b-int8 PACKED GGUF ...
 
 Each option names a folder that quantkit packed, and the same model in llama.cpp's types. Models that are not named keep
 the figures that they have in `measured.json`, and so do other instruction sets; without any option the tables are
@@ -44,6 +45,7 @@ PROBES = 9
 
 MODELS = {
     "smollm2-int4": "SmolLM2-135M int4",
+    "smollm2-int4-all": "SmolLM2-135M int4, head too",
     "smollm2-int8": "SmolLM2-135M int8",
     "llama-1b-int4": "Llama-3.2-1B's shape, int4",
     "llama-1b-int4-all": "Llama-3.2-1B's shape, int4, head too; Q4_K_M",
@@ -104,19 +106,17 @@ DEEP = {
     "pp512 @ d4096": ("prompt of 512 behind 4,096 tokens", "tokens/s"),
     "tg32 @ d4096": ("generation behind 4,096 tokens", "tokens/s"),
 }
+BATCHES = {
+    "pp512": PROMPT,
+    "tg64": GENERATION,
+    "tg64 b4": ("4 texts at once", "tokens/s"),
+    "tg64 b16": ("16 texts at once", "tokens/s"),
+}
+TTFT = {"ttft2000": ("first token of a prompt of 2,000", "ms")}
 ROWS = (
-    *compared(
-        "smollm2-int4",
-        "-p 512 -n 64 -b 1,4,16 --ttft 2000",
-        {
-            "pp512": PROMPT,
-            "tg64": GENERATION,
-            "tg64 b4": ("4 texts at once", "tokens/s"),
-            "tg64 b16": ("16 texts at once", "tokens/s"),
-            "ttft2000": ("first token of a prompt of 2,000", "ms"),
-        },
-    ),
+    *compared("smollm2-int4", "-p 512 -n 64 -b 1,4,16 --ttft 2000", BATCHES | TTFT),
     *compared("smollm2-int4", "-p 512 -n 32 -d 4096", DEEP),
+    *compared("smollm2-int4-all", "-p 512 -n 64 -b 1,4,16", BATCHES),
     *compared("smollm2-int8", "-p 512 -n 64", {"pp512": PROMPT, "tg64": GENERATION}),
     *(
         row
