@@ -69,7 +69,9 @@ class Kind:
     block_bytes : int
         Bytes of a block; 0 for plain numbers.
     scales : int
-        f32 numbers for each row.
+        f32 numbers for each row: of 2, the second is the unit of its mins.
+    largest_code : int
+        Of blocks. With mins, the least is 0; without, as far below 0.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Kind:
     bits: float
     block_bytes: int = 0
     scales: int = 0
+    largest_code: int = 0
 
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
@@ -87,9 +90,9 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             Kind("f32", 0, "F32", 32),
             Kind("f16", 1, "F16", 16),
             Kind("bf16", 2, "BF16", 16),
-            Kind("int8", 3, "U8", 8.25, block_bytes=264, scales=1),
-            Kind("int4", 4, "U8", 4.5, block_bytes=144, scales=2),
-            Kind("int5", 5, "U8", 5.5, block_bytes=176, scales=2),
+            Kind("int8", 3, "U8", 8.25, block_bytes=264, scales=1, largest_code=127),
+            Kind("int4", 4, "U8", 4.5, block_bytes=144, scales=2, largest_code=15),
+            Kind("int5", 5, "U8", 5.5, block_bytes=176, scales=2, largest_code=31),
         )
     }
 )
@@ -172,8 +175,8 @@ def dequantize(
     if row_scales is None:
         return data.astype(np.float32).reshape(shape)
     scales_of_rows = row_scales.transpose(1, 0, 2).reshape(row_scales.shape[1], -1, 1)
-    if kind in _UNPACK:
-        codes, scales, mins = _UNPACK[kind](data)
+    if kind in UNPACK:
+        codes, scales, mins = UNPACK[kind](data)
         offset = np.repeat(scales_of_rows[1] * mins, COLUMNS, axis=1)
     else:
         codes, scales = unpack_int8(data)
@@ -182,8 +185,9 @@ def dequantize(
     return np.ascontiguousarray(weights[: shape[0], : shape[1]], np.float32)
 
 
-_UNPACK = {"int4": unpack_int4, "int5": unpack_int5}
-"""The kinds that have mins."""
+PACK = MappingProxyType({"int4": pack_int4, "int5": pack_int5})
+UNPACK = MappingProxyType({"int4": unpack_int4, "int5": unpack_int5})
+"""Of the kinds that have mins."""
 
 
 def _pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:

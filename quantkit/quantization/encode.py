@@ -70,8 +70,8 @@ def encode(
     scales : GroupScales, optional
         What the rows were quantized with.
     importance : ndarray, optional
-        f32 `[columns]`, finite, not below 0: what an error in each column counts in the search for int4. By default
-        all count the same.
+        f32 `[columns]`, finite, not below 0: what an error in each column counts in the search for blocks. By
+        default all count the same.
     label : str
         Names file and tensor in messages.
     """

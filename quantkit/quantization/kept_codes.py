@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from quantkit.tensor import GroupScales
 from quantkit_kernels.blocks import ROWS
 
-CODE_BITS = {"int4": 4, "int8": 8}
+CODE_BITS = {"int4": 4, "int5": 5, "int8": 8}
 """Bits of the widest codes that a kind of blocks keeps."""
-NEGLIGIBLE = {"int4": 1e-4, "int8": 8e-7}
+NEGLIGIBLE = {"int4": 1e-4, "int5": 2.5e-5, "int8": 8e-7}
 """Relative squared error of kept codes below which nothing is searched: a fiftieth of what a search loses of normally
-distributed weights. Of int4, the search takes ten times as long as keeping codes."""
+distributed weights. With mins, the search takes ten times as long as keeping codes."""
 
 Floats = NDArray[np.float32]
 
@@ -42,7 +42,7 @@ def encode_blocks(
 
     Parameters
     ----------
-    kind : {"int4", "int8"}
+    kind : {"int4", "int5", "int8"}
     weights : ndarray
         f32 `[rows, columns]`, C-contiguous, finite.
     data, row_scales : ndarray
@@ -59,9 +59,9 @@ def encode_blocks(
     int or None
         Row tiles of which the source's codes were kept; None where it has none that fit.
     """
-    from quantkit_kernels.packing.search import search_int4, search_int8  # compiles, where the kernels are not cached
+    from quantkit_kernels.packing.search import search_blocks  # compiles, where the kernels are not cached
 
-    search = partial(search_int4 if kind == "int4" else search_int8, importance=importance)
+    search = partial(search_blocks, kind, importance=importance)
     if scales is None or not fit(kind, scales):
         return float(search(weights, data, row_scales).sum()), None
     errors = _keep(kind, weights, data, row_scales, scales)
@@ -79,9 +79,7 @@ def encode_blocks(
 
 def _keep(kind: str, weights: Floats, data: NDArray[np.uint8], row_scales: Floats, scales: GroupScales) -> NDArray[Any]:
     """Write blocks with the source's codes; returns the squared error of each row tile."""
-    from quantkit_kernels.packing.kept import keep_int4, keep_int8
+    from quantkit_kernels.packing.kept import keep_codes
 
     factors, mins = np.ascontiguousarray(scales.scales), np.ascontiguousarray(scales.mins)
-    if kind == "int4":
-        return keep_int4(weights, factors, mins, data, row_scales)
-    return keep_int8(weights, factors, data, row_scales)
+    return keep_codes(kind, weights, factors, mins, data, row_scales)

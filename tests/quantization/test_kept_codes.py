@@ -90,12 +90,23 @@ def test_stripes_change_nothing(monkeypatch: pytest.MonkeyPatch, kind: str) -> N
     assert sum(part.kept or 0 for part in found) == whole.kept
 
 
-@pytest.mark.parametrize(("kind", "bits"), [("int4", 5), ("int4", 8)])
+@pytest.mark.parametrize(("kind", "bits"), [("int4", 5), ("int4", 8), ("int5", 6), ("int5", 8)])
 def test_codes_that_are_too_wide_are_not_tried(kind: str, bits: int) -> None:
     weights, scales = quantized(8, 64, bits)
     found = encoded(weights, kind, scales)
     assert found.kept is None
     assert found.data.tobytes() == encoded(weights, kind).data.tobytes()
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_codes_of_fewer_bits_stay_beside_mins(bits: int) -> None:
+    weights, scales = quantized(16, 256, bits)
+    found = encoded(weights, "int5", scales)
+    assert found.kept == 2
+    assert found.error < encoded(weights, "int5").error / 3
+    codes = blocks.unpack_int5(found.data)[0]
+    expected = np.rint((weights - np.repeat(scales.mins, 32, axis=1)) / np.repeat(scales.scales, 32, axis=1))
+    np.testing.assert_array_equal(codes, expected)
 
 
 @pytest.mark.parametrize("bits", [3, 4, 5])  # those of two bits the search may find too

@@ -1,4 +1,4 @@
-"""Packing under a Hessian: int4 codes whose error in a layer's *output* is small, for known inputs.
+"""Packing under a Hessian: int4 and int5 codes whose error in a layer's *output* is small, for known inputs.
 
 With `H = X^T X` of a layer's inputs X, the error `d = w - q` of a row of weights costs `d H d^T`. `search.py` takes H
 for the identity; here the error of one column makes up for those of others. A lane is a row, as there, and a panel of
@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit_kernels.blocks import COLUMNS, ROWS, pack_int4
+from quantkit_kernels.blocks import COLUMNS, KINDS, PACK, ROWS
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.packing.search import search_groups
 from quantkit_kernels.packing.tiles import COLUMN_BYTES, Part, ratio
@@ -72,7 +72,7 @@ class Panel(NamedTuple):
     errors : int
         `[columns, 32]`: the weights at first, then how much more they are than the codes stand for.
     codes : int
-        `[columns, 32]`, 0..15.
+        `[columns, 32]`, from 0 to `largest_code`.
     scales, mins : int
         `[groups, 32]`: the bytes as they are stored, 1..255 and -127..127.
     scale_units, min_units : int
@@ -80,6 +80,8 @@ class Panel(NamedTuple):
     costs : int
         `[32]`: what rounding cost.
     columns : int
+    largest_code : int
+        Of the kind.
     """
 
     errors: int
@@ -90,6 +92,7 @@ class Panel(NamedTuple):
     min_units: int
     costs: int
     columns: int
+    largest_code: int
 
 
 class Group(NamedTuple):
@@ -102,6 +105,7 @@ class Group(NamedTuple):
     scale_unit: int
     min_unit: int
     cost: int
+    largest_code: int
     corner: int
     row_bytes: int
 
@@ -114,7 +118,8 @@ def order_of(hessian: NDArray[np.float32]) -> NDArray[np.int64]:
     return columns[groups].ravel()
 
 
-def gptq_int4(
+def pack_panel(
+    kind: str,
     weights: NDArray[np.float32],
     hessian: NDArray[np.float32],
     lower: NDArray[np.float32],
@@ -122,10 +127,11 @@ def gptq_int4(
     data: NDArray[np.uint8],
     row_scales: NDArray[np.float32],
 ) -> tuple[float, float]:
-    """Find the int4 blocks of a panel.
+    """Find the blocks of a panel.
 
     Parameters
     ----------
+    kind : {"int4", "int5"}
     weights : ndarray
         f32 `[rows, columns]`, up to 32 rows, finite.
     hessian, lower : ndarray
@@ -134,9 +140,9 @@ def gptq_int4(
     order : ndarray
         int64 `[size]`: which column of the weights each of theirs is, as `order_of` returns it.
     data : ndarray
-        Written: uint8 `[tiles, groups, 144]`.
+        Written: uint8 `[tiles, groups, block_bytes]`.
     row_scales : ndarray
-        f32 `[tiles, 2, 8]`: those that `search_int4` found; they are replaced.
+        f32 `[tiles, 2, 8]`: those that `search_blocks` found; they are replaced.
 
     Returns
     -------
@@ -150,15 +156,15 @@ def gptq_int4(
     wanted = wanted[order]
     units = np.zeros((2, PANEL_ROWS), np.float32)
     units[:, : ROWS * len(row_scales)] = row_scales.transpose(1, 0, 2).reshape(2, -1)
-    found = _rounded(wanted, units, lower.ctypes.data)
-    panel = _panel(found)
+    found = _rounded(kind, wanted, units, lower.ctypes.data)
+    panel = _panel(kind, found)
     for _ in range(DESCENTS):
         descend_panel(panel, hessian.ctypes.data)
     _, codes, *scales, scale_units, min_units, _ = _parts(found)
     places = np.argsort(order)
     in_place = (codes[places[:columns]], *(array[places[::GROUP] // GROUP] for array in scales))
-    stored = (array.T[:rows].astype(kind) for array, kind in zip(in_place, _STORED, strict=True))
-    data[...] = pack_int4(*stored)
+    stored = (array.T[:rows].astype(dtype) for array, dtype in zip(in_place, _STORED, strict=True))
+    data[...] = PACK[kind](*stored)
     units = np.concatenate([scale_units, min_units])
     row_scales[...] = units.reshape(2, PANEL_TILES, ROWS).transpose(1, 0, 2)[: len(row_scales)]
     cost = cost_of_panel(panel, hessian.ctypes.data)
@@ -170,11 +176,11 @@ _STORED = (np.uint8, np.uint8, np.int8)
 """Types of codes, scales and mins."""
 
 
-def _rounded(wanted: NDArray[np.float32], units: NDArray[np.float32], lower: int) -> NDArray[np.float32]:
+def _rounded(kind: str, wanted: NDArray[np.float32], units: NDArray[np.float32], lower: int) -> NDArray[np.float32]:
     """Round a panel with the units of each margin -> the state of each row with the margin that cost it least."""
     size = len(wanted)
     best, state = np.empty((2, 2 * size + 2 * (size // GROUP) + 3, PANEL_ROWS), np.float32)
-    panel = _panel(state)
+    panel = _panel(kind, state)
     errors, *_, scale_units, min_units, costs = _parts(state)
     for number, margin in enumerate(MARGINS):
         errors[...], costs[...] = wanted, 0
@@ -191,9 +197,9 @@ def _parts(state: NDArray[np.float32]) -> list[NDArray[np.float32]]:
     return np.split(state, np.cumsum([size, size, groups, groups, 1, 1]))
 
 
-def _panel(state: NDArray[np.float32]) -> Panel:
+def _panel(kind: str, state: NDArray[np.float32]) -> Panel:
     parts = _parts(state)
-    return Panel(*(part.ctypes.data for part in parts), len(parts[0]))
+    return Panel(*(part.ctypes.data for part in parts), len(parts[0]), KINDS[kind].largest_code)
 
 
 @jit(entry=True)
@@ -245,6 +251,7 @@ def _group(panel, first, tile, corner, row_bytes):
         panel.scale_units + lanes,
         panel.min_units + lanes,
         panel.costs + lanes,
+        panel.largest_code,
         corner,
         row_bytes,
     )
@@ -297,7 +304,7 @@ def _round_group(group, pull):
         store(targets + COLUMN_BYTES * j, load_f32(group.errors + COLUMN * j) - error)
         store(importance + COLUMN_BYTES * j, splat(diagonal * diagonal))
         _add(error, _row(group, j), j, pull)
-    search_groups(Part(targets, GROUP, importance), found, zero)
+    search_groups(Part(targets, GROUP, importance, group.largest_code), found, zero)
     scale_unit, min_unit = load_f32(group.scale_unit), load_f32(group.min_unit)
     near_scale, near_min = round_even(load_f32(found) / scale_unit), round_even(load_f32(found + 32) / min_unit)
     best_scale, best_min, least = zero, zero, splat(math.inf)
@@ -327,7 +334,7 @@ def _round_columns(group, targets, stored, offset):
     for j in range(GROUP):
         diagonal, target = _diagonal(group, j), load_f32(targets + COLUMN_BYTES * j)
         wanted = fma(load_f32(asked + COLUMN * j), splat(1.0 / diagonal), target)
-        code = _clamp(round_even((wanted - offset) * inverse), 0.0, 15.0)
+        code = _clamp(round_even((wanted - offset) * inverse), 0, group.largest_code)
         value = fma(code, stored, offset)
         left = (wanted - value) * splat(diagonal)
         cost = fma(left, left, cost)
@@ -380,7 +387,7 @@ def _move_codes(group, slope):
     for j in range(GROUP):
         place = group.codes + COLUMN * j
         old, step = load_f32(place), load_f32(slope + COLUMN * j) * splat(1.0 / _diagonal(group, j))
-        code = _clamp(round_even(fma(step, inverse, old)), 0.0, 15.0)
+        code = _clamp(round_even(fma(step, inverse, old)), 0, group.largest_code)
         store(place, code)
         _move(group, slope, j, (old - code) * stored)
 

@@ -8,8 +8,8 @@ An error `a` of a scale and `b` of a min, in a group of `n` weights with codes `
 `a^2 sum c^2 + 2 a b sum c + n b^2`: the sums of a group are all that the choice of its bytes depends on.
 
 1. The unit of a row's scales is chosen among some of which the largest scale is a whole, even number. That of its mins
-   is a multiple of it, so that the mins of symmetric codes, `-8 * scale`, are whole numbers of units where the scale is
-   an even one.
+   is a multiple of it, so that the mins of symmetric codes, `-8 * scale` of four bits and `-16 * scale` of five, are
+   whole numbers of units where the scale is an even one.
 2. A scale is rounded to the nearest unit, or to one of its neighbours; the min follows as the one that suits it best.
 3. A code becomes another one only where that is nearer now.
 
@@ -24,20 +24,22 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit_kernels.blocks import KINDS
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.packing.tiles import (
     COLUMN_BYTES,
     GROUP_BYTES,
-    INT4_BLOCK,
-    INT8_BLOCK,
     PAIR_BYTES,
     Blocks,
+    Matrix,
+    blocks_of,
     load_tile,
     nearest_code,
+    part_of,
     ratio,
     transpose,
-    write_int4,
     write_int8,
+    write_with_mins,
 )
 from quantkit_kernels.simd import (
     absolute,
@@ -58,77 +60,68 @@ UNITS = 16
 """Units that are tried for the scales of a row."""
 
 
-def keep_int4(
+def keep_codes(
+    kind: str,
     weights: NDArray[np.float32],
     scales: NDArray[np.float32],
     mins: NDArray[np.float32],
     data: NDArray[np.uint8],
     row_scales: NDArray[np.float32],
 ) -> NDArray[np.float64]:
-    """Write int4 blocks with the codes that weights were quantized to.
+    """Write blocks with the codes that weights were quantized to.
 
     Parameters
     ----------
+    kind : {"int4", "int5", "int8"}
     weights : ndarray
         f32 `[rows, columns]`, C-contiguous, finite.
     scales, mins : ndarray
-        f32 `[rows, groups]`, C-contiguous, finite: a weight is `scale * code + min`, with a code of 0 to 15. A scale
-        may be negative.
+        f32 `[rows, groups]`, C-contiguous, finite: a weight is `scale * code + min`, with a code of the kind. A scale
+        may be negative. int8 has no mins: there a weight is `scale * code`.
     data, row_scales : ndarray
-        Written: uint8 `[tiles, groups, 144]` and f32 `[tiles, 2, 8]`, C-contiguous.
+        Written, C-contiguous, of the shapes of `blocks.expected_shapes`.
 
     Returns
     -------
     ndarray
         f64 `[tiles]`: sums of squared errors.
     """
-    return _keep_tiles(_int4_tiles, weights, (scales, mins), data, row_scales)
-
-
-def keep_int8(
-    weights: NDArray[np.float32],
-    scales: NDArray[np.float32],
-    data: NDArray[np.uint8],
-    row_scales: NDArray[np.float32],
-) -> NDArray[np.float64]:
-    """As `keep_int4`, for int8: a weight is `scale * code`, with a code of -127 to 127."""
-    return _keep_tiles(_int8_tiles, weights, (scales,), data, row_scales)
-
-
-def _keep_tiles(kernel, weights, given, data, row_scales):
     rows, columns = weights.shape
-    tiles, groups, _ = data.shape
+    tiles, groups, block_bytes = data.shape
+    kernel, given = (_int8_tiles, [scales]) if kind == "int8" else (_tiles_with_mins, [scales, mins])
     errors, scratch = np.empty(tiles), np.empty(8 * columns + 32 * groups, np.float32)
     addresses = (array.ctypes.data for array in (*given, data, row_scales, errors, scratch))
-    kernel(weights.ctypes.data, rows, columns, *addresses)
+    kernel(weights.ctypes.data, rows, columns, KINDS[kind].largest_code, block_bytes, *addresses)
     return errors
 
 
 @jit(entry=True)
-def _int4_tiles(weights, rows, columns, scales, mins, data, row_scales, errors, scratch):
+def _tiles_with_mins(
+    weights, rows, columns, largest_code, block_bytes, scales, mins, data, row_scales, errors, scratch
+):
+    matrix, blocks = Matrix(weights, rows, columns, largest_code), Blocks(data, row_scales, block_bytes)
     groups = (columns + 31) >> 5
     found = scratch + COLUMN_BYTES * columns
     sums = found + PAIR_BYTES * groups
     for number in range((rows + 7) >> 3):
-        tile = load_tile(weights, rows, columns, number, scratch)
-        blocks = Blocks(data + INT4_BLOCK * groups * number, row_scales + 64 * number)
+        tile = load_tile(matrix, number, scratch)
         first, count = 32 * number * groups, min(rows - 8 * number, 8)
         # `sums` holds both, transposed, until the sums replace them.
         transpose(scales + first, count, groups, sums)
         transpose(mins + first, count, groups, sums + 32 * groups)
         _pair(sums, sums + 32 * groups, groups, found)
-        put_f64(errors + 8 * number, _int4_tile(tile, found, sums, blocks))
+        put_f64(errors + 8 * number, _tile_with_mins(tile, found, sums, blocks_of(blocks, tile, number, 2)))
 
 
 @jit(entry=True)
-def _int8_tiles(weights, rows, columns, scales, data, row_scales, errors, scratch):
+def _int8_tiles(weights, rows, columns, largest_code, block_bytes, scales, data, row_scales, errors, scratch):
+    matrix, blocks = Matrix(weights, rows, columns, largest_code), Blocks(data, row_scales, block_bytes)
     groups = (columns + 31) >> 5
     found = scratch + COLUMN_BYTES * columns
     for number in range((rows + 7) >> 3):
-        tile = load_tile(weights, rows, columns, number, scratch)
-        blocks = Blocks(data + INT8_BLOCK * groups * number, row_scales + 32 * number)
+        tile = load_tile(matrix, number, scratch)
         transpose(scales + 32 * number * groups, min(rows - 8 * number, 8), groups, found)
-        put_f64(errors + 8 * number, _int8_tile(tile, found, found + 32 * groups, blocks))
+        put_f64(errors + 8 * number, _int8_tile(tile, found, found + 32 * groups, blocks_of(blocks, tile, number, 1)))
 
 
 @jit
@@ -140,51 +133,53 @@ def _pair(scales, mins, groups, found):
 
 
 @jit
-def _int4_tile(tile, found, sums, blocks):
+def _tile_with_mins(tile, found, sums, blocks):
     """Pack one tile: `found` f32 `[groups, 2, 8]` has scales and mins, `sums` is scratch of as many bytes."""
     zero = zeros(1, 1)
     largest_scale, largest_min = zero, zero
     for group in range((tile.columns + 31) >> 5):
-        place, start = found + PAIR_BYTES * group, tile.x + GROUP_BYTES * group
+        place = found + PAIR_BYTES * group
         scale, low = ratio(load_f32(place), tile.peak), ratio(load_f32(place + 32), tile.peak)
         # Where a scale is negative, codes count from the other end.
-        low, scale = where_less(scale, zero, fma(splat(15.0), scale, low), low), absolute(scale)
+        low, scale = where_less(scale, zero, fma(splat(tile.largest_code), scale, low), low), absolute(scale)
         store(place, scale)
         store(place + 32, low)
-        _sum_codes(start, min(tile.columns - 32 * group, 32), scale, low, sums + PAIR_BYTES * group)
+        part = part_of(tile, None, group, min(tile.columns - 32 * group, 32))
+        _sum_codes(part, scale, low, sums + PAIR_BYTES * group)
         largest_scale, largest_min = maximum(largest_scale, scale), maximum(largest_min, absolute(low))
-    scale_unit, min_unit = _units(found, sums, tile.columns, largest_scale, largest_min)
+    scale_unit, min_unit = _units(tile, found, sums, largest_scale, largest_min)
     for group in range((tile.columns + 31) >> 5):
         scale, low, _ = _rounded(found, sums, group, tile.columns, scale_unit, min_unit)
         store(found + PAIR_BYTES * group, scale * scale_unit)
         store(found + PAIR_BYTES * group + 32, low * min_unit)
-    return write_int4(tile, None, found, scale_unit, min_unit, blocks)
+    return write_with_mins(tile, None, found, scale_unit, min_unit, blocks)
 
 
 @jit
-def _sum_codes(x, count, scale, low, sums):
+def _sum_codes(part, scale, low, sums):
     """Write f32 `[2, 8]`: the sum of the codes of a group of 8 rows, and of their squares."""
     codes = squares = zeros(1, 1)
     inverse = ratio(splat(1.0), scale)
-    for k in range(count):
-        code = nearest_code(load_f32(x + COLUMN_BYTES * k), low, inverse)
+    for k in range(part.columns):
+        code = nearest_code(load_f32(part.x + COLUMN_BYTES * k), low, inverse, part.largest_code)
         codes, squares = codes + code, fma(code, code, squares)
     store(sums, codes)
     store(sums + 32, squares)
 
 
 @jit
-def _units(found, sums, columns, largest_scale, largest_min):
+def _units(tile, found, sums, largest_scale, largest_min):
     """Choose the units of the scales and mins of 8 rows."""
     best_unit = best_min_unit = zeros(1, 1)
     least = splat(math.inf)
     for trial in range(UNITS):
         unit, min_unit = largest_scale / splat(254.0 - 2 * trial), largest_min / splat(127.0)
+        step = unit * splat((tile.largest_code + 1) // 16)
         # Where all scales are zero, nothing is to be a multiple of them.
-        min_unit = where_less(zeros(1, 1), unit, unit * round_up(ratio(min_unit, unit)), min_unit)
+        min_unit = where_less(zeros(1, 1), unit, step * round_up(ratio(min_unit, step)), min_unit)
         error = zeros(1, 1)
-        for group in range((columns + 31) >> 5):
-            error = error + _rounded(found, sums, group, columns, unit, min_unit)[2]
+        for group in range((tile.columns + 31) >> 5):
+            error = error + _rounded(found, sums, group, tile.columns, unit, min_unit)[2]
         best_unit = where_less(error, least, unit, best_unit)
         best_min_unit = where_less(error, least, min_unit, best_min_unit)
         least = minimum(error, least)

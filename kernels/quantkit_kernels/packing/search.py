@@ -3,7 +3,7 @@
 A lane is a row: the eight rows of a tile are searched at once, group by group. `tiles.py` rounds and writes what is
 found; `quantkit.quantization.encode` chooses kinds, widens weights to f32 and shares stripes of rows between threads.
 
-The search for int4 has three steps.
+The search for kinds with mins, int4 and int5, has three steps.
 
 1. Each group of 32 weights is fitted by itself. 21 ranges are tried, from wider than the group's own to clipping one
    tail or both. A range gives codes; least squares gives the scale and min that fit these codes best; they give better
@@ -29,24 +29,25 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit_kernels.blocks import KINDS
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.packing.tiles import (
     COLUMN_BYTES,
-    INT4_BLOCK,
-    INT8_BLOCK,
     PAIR_BYTES,
     SCALE_BYTES,
     Blocks,
+    Matrix,
+    blocks_of,
     column_of,
     counted,
-    int8_code,
     load_tile,
     mass_of,
     nearest_code,
     part_of,
     ratio,
-    write_int4,
+    symmetric_code,
     write_int8,
+    write_with_mins,
 )
 from quantkit_kernels.simd import (
     absolute,
@@ -63,9 +64,10 @@ from quantkit_kernels.simd import (
 )
 
 WIDTHS = (1.03, 0.985, 0.93, 0.875, 0.82, 0.765, 0.71)
-"""Widths of the ranges that are tried for a group of int4, relative to the group's own range."""
+"""Widths of the ranges that are tried for a group with a min, relative to the group's own range."""
 SHIFTS = (-0.04, 0.0, 0.04)
 """Distances of their centres from its centre, relative to the same range."""
+LARGEST_INT8 = KINDS["int8"].largest_code
 AT_ONCE = 4
 """Groups that are searched together: the additions of one hide the latency of those of the others."""
 NEIGHBOURS = 8
@@ -76,20 +78,22 @@ LEAST_IMPORTANCE = 1e-4
 """Importance of a column at least, relative to the largest of its group: one that was never used may yet be."""
 
 
-def search_int4(
+def search_blocks(
+    kind: str,
     weights: NDArray[np.float32],
     data: NDArray[np.uint8],
     row_scales: NDArray[np.float32],
     importance: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float64]:
-    """Find int4 blocks.
+    """Find the blocks of a kind.
 
     Parameters
     ----------
+    kind : {"int4", "int5", "int8"}
     weights : ndarray
         f32 `[rows, columns]`, C-contiguous, finite.
     data, row_scales : ndarray
-        Written: uint8 `[tiles, groups, 144]` and f32 `[tiles, 2, 8]`, C-contiguous.
+        Written, C-contiguous, of the shapes of `blocks.expected_shapes`.
     importance : ndarray, optional
         f32 `[columns]`, finite, not below 0: what the squared error of a weight in each column counts. All count the
         same by default.
@@ -99,20 +103,18 @@ def search_int4(
     ndarray
         f64 `[tiles]`: sums of squared errors, in which all columns count the same.
     """
-    if importance is None:
-        return _search_tiles(_int4_tiles, weights, data, row_scales)
-    return _search_tiles(_weighted_int4_tiles, weights, data, row_scales, _lanes(importance))
-
-
-def search_int8(
-    weights: NDArray[np.float32],
-    data: NDArray[np.uint8],
-    row_scales: NDArray[np.float32],
-    importance: NDArray[np.float32] | None = None,
-) -> NDArray[np.float64]:
-    """As `search_int4`, for int8: data `[tiles, groups, 264]`, row scales `[tiles, 1, 8]`."""
-    lanes = _lanes(np.ones(weights.shape[1], np.float32) if importance is None else importance)
-    return _search_tiles(_int8_tiles, weights, data, row_scales, lanes)
+    rows, columns = weights.shape
+    tiles, groups, block_bytes = data.shape
+    if kind == "int8":
+        kernel, lanes = _int8_tiles, [_lanes(np.ones(columns, np.float32) if importance is None else importance)]
+    elif importance is None:
+        kernel, lanes = _tiles_with_mins, []
+    else:
+        kernel, lanes = _weighted_tiles_with_mins, [_lanes(importance)]
+    errors, scratch = np.empty(tiles), np.empty(8 * columns + 16 * groups, np.float32)
+    addresses = (array.ctypes.data for array in (*lanes, data, row_scales, errors, scratch))
+    kernel(weights.ctypes.data, rows, columns, KINDS[kind].largest_code, block_bytes, *addresses)
+    return errors
 
 
 def _lanes(importance: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -129,48 +131,42 @@ def _lanes(importance: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.repeat(lanes, COLUMN_BYTES // 4)
 
 
-def _search_tiles(kernel, weights, data, row_scales, *importance):
-    rows, columns = weights.shape
-    tiles, groups, _ = data.shape
-    errors, scratch = np.empty(tiles), np.empty(8 * columns + 16 * groups, np.float32)
-    addresses = (array.ctypes.data for array in (*importance, data, row_scales, errors, scratch))
-    kernel(weights.ctypes.data, rows, columns, *addresses)
-    return errors
+@jit(entry=True)
+def _tiles_with_mins(weights, rows, columns, largest_code, block_bytes, data, row_scales, errors, scratch):
+    """All columns count the same."""
+    matrix, blocks = Matrix(weights, rows, columns, largest_code), Blocks(data, row_scales, block_bytes)
+    _each_tile_with_mins(matrix, None, blocks, errors, scratch)
 
 
 @jit(entry=True)
-def _int4_tiles(weights, rows, columns, data, row_scales, errors, scratch):
-    _each_int4_tile(weights, rows, columns, None, data, row_scales, errors, scratch)
-
-
-@jit(entry=True)
-def _weighted_int4_tiles(weights, rows, columns, importance, data, row_scales, errors, scratch):
+def _weighted_tiles_with_mins(
+    weights, rows, columns, largest_code, block_bytes, importance, data, row_scales, errors, scratch
+):
     """`importance` is f32 `[columns, 8]`, the same in all lanes."""
-    _each_int4_tile(weights, rows, columns, importance, data, row_scales, errors, scratch)
+    matrix, blocks = Matrix(weights, rows, columns, largest_code), Blocks(data, row_scales, block_bytes)
+    _each_tile_with_mins(matrix, importance, blocks, errors, scratch)
 
 
 @jit
-def _each_int4_tile(weights, rows, columns, importance, data, row_scales, errors, scratch):
-    groups = (columns + 31) >> 5
-    found = scratch + COLUMN_BYTES * columns
-    for number in range((rows + 7) >> 3):
-        tile = load_tile(weights, rows, columns, number, scratch)
-        blocks = Blocks(data + INT4_BLOCK * groups * number, row_scales + 64 * number)
-        put_f64(errors + 8 * number, _int4_tile(tile, importance, found, blocks))
+def _each_tile_with_mins(matrix, importance, blocks, errors, scratch):
+    found = scratch + COLUMN_BYTES * matrix.columns
+    for number in range((matrix.rows + 7) >> 3):
+        tile = load_tile(matrix, number, scratch)
+        put_f64(errors + 8 * number, _tile_with_mins(tile, importance, found, blocks_of(blocks, tile, number, 2)))
 
 
 @jit(entry=True)
-def _int8_tiles(weights, rows, columns, importance, data, row_scales, errors, scratch):
-    groups = (columns + 31) >> 5
+def _int8_tiles(weights, rows, columns, _, block_bytes, importance, data, row_scales, errors, scratch):
+    # The largest code is a constant here: as a variable, it would cost a fifth of the time.
+    matrix, blocks = Matrix(weights, rows, columns, LARGEST_INT8), Blocks(data, row_scales, block_bytes)
     found = scratch + COLUMN_BYTES * columns
     for number in range((rows + 7) >> 3):
-        tile = load_tile(weights, rows, columns, number, scratch)
-        blocks = Blocks(data + INT8_BLOCK * groups * number, row_scales + 32 * number)
-        put_f64(errors + 8 * number, _int8_tile(tile, importance, found, blocks))
+        tile = load_tile(matrix, number, scratch)
+        put_f64(errors + 8 * number, _int8_tile(tile, importance, found, blocks_of(blocks, tile, number, 1)))
 
 
 @jit
-def _int4_tile(tile, importance, found, blocks):
+def _tile_with_mins(tile, importance, found, blocks):
     """Pack one tile, with `found` as scratch of f32 `[groups, 2, 8]`; returns its squared error."""
     groups, together = (tile.columns + 31) >> 5, (tile.columns >> 5) // AT_ONCE * AT_ONCE
     for group in range(0, together, AT_ONCE):
@@ -183,7 +179,7 @@ def _int4_tile(tile, importance, found, blocks):
     for group in range(groups):
         largest_scale = maximum(largest_scale, load_f32(found + PAIR_BYTES * group))
         largest_min = maximum(largest_min, absolute(load_f32(found + PAIR_BYTES * group + 32)))
-    return write_int4(tile, importance, found, largest_scale / splat(255.0), largest_min / splat(127.0), blocks)
+    return write_with_mins(tile, importance, found, largest_scale / splat(255.0), largest_min / splat(127.0), blocks)
 
 
 @jit
@@ -204,7 +200,7 @@ def search_groups(part, found, zero):
     for candidate in range(len(WIDTHS) * len(SHIFTS)):
         width, shift = WIDTHS[candidate // len(SHIFTS)], SHIFTS[candidate % len(SHIFTS)]
         start = middle + extent * splat(shift - 0.5 * width)
-        inverse = ratio(splat(15.0), extent * splat(width))
+        inverse = ratio(splat(part.largest_code), extent * splat(width))
         scale, least, gain = _fit(part, start, inverse, mean, mass, zero)
         for _ in range(REFITS):
             scale, least, gain = _fit(part, least, ratio(splat(1.0), scale), mean, mass, zero)
@@ -224,7 +220,7 @@ def _fit(part, start, inverse, mean, mass, zero):
     codes, squares, products = zero, zero, zero
     for k in range(part.columns):
         w = column_of(part.x, k, zero)
-        code = nearest_code(w, start, inverse)
+        code = nearest_code(w, start, inverse, part.largest_code)
         share = counted(code, part.importance, k)
         codes, squares, products = codes + share, fma(share, code, squares), fma(share, w - mean, products)
     mean_code = codes / mass
@@ -256,7 +252,7 @@ def _search_int8_groups(part, step, found, zero):
     largest = zero
     for k in range(part.columns):
         largest = maximum(largest, absolute(column_of(part.x, k, zero)))
-    unclipped = minimum(round_up(largest / (step * splat(127.0))), splat(255.0))
+    unclipped = minimum(round_up(largest / (step * splat(part.largest_code))), splat(255.0))
     best_scale, least = unclipped, zero + splat(math.inf)
     for candidate in range(2 * NEIGHBOURS + 1):
         scale = minimum(maximum(unclipped + splat(candidate - NEIGHBOURS), zero), splat(255.0))
@@ -264,7 +260,7 @@ def _search_int8_groups(part, step, found, zero):
         inverse = ratio(splat(1.0), stored)
         for k in range(part.columns):
             w = column_of(part.x, k, zero)
-            error = stored * int8_code(w, inverse) - w
+            error = stored * symmetric_code(w, inverse, part.largest_code) - w
             errors = fma(counted(error, part.importance, k), error, errors)
         best_scale = where_less(errors, least, scale, best_scale)
         least = minimum(errors, least)

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quantkit_kernels.blocks import KINDS
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import (
     absolute,
@@ -36,10 +35,18 @@ COLUMN_BYTES = 32
 """Bytes of one column of a tile: 8 rows of f32."""
 GROUP_BYTES = 32 * COLUMN_BYTES
 PAIR_BYTES = 64
-"""Bytes of what is found for one group of int4: f32 `[2, 8]`, scales and mins."""
+"""Bytes of what is found for one group with a min: f32 `[2, 8]`, scales and mins."""
 SCALE_BYTES = 32
 """The same of int8: f32 `[8]`, scales."""
-INT4_BLOCK, INT8_BLOCK = KINDS["int4"].block_bytes, KINDS["int8"].block_bytes
+
+
+class Matrix(NamedTuple):
+    """What is packed, f32 `[rows, columns]`, and the largest code of its kind."""
+
+    weights: int
+    rows: int
+    columns: int
+    largest_code: int
 
 
 class Tile(NamedTuple):
@@ -50,6 +57,8 @@ class Tile(NamedTuple):
     columns: int
     peak: object
     """The magnitudes."""
+    largest_code: int
+    """Of the kind that it becomes."""
 
 
 class Part(NamedTuple):
@@ -61,29 +70,40 @@ class Part(NamedTuple):
     """Of a group."""
     importance: int | None
     """f32 `[columns, 8]`: what a squared error in each column counts, the same in all lanes; None: all count 1."""
+    largest_code: int
+    """As of `Tile`."""
 
 
 class Blocks(NamedTuple):
-    """Where a tile is written."""
+    """Where a matrix or a tile is written."""
 
     data: int
     row_scales: int
+    block_bytes: int
 
 
 @jit
-def load_tile(weights, rows, columns, tile, target):
-    """Turn one tile of f32 `[rows, columns]` at `target`, and divide each row by its largest magnitude.
+def load_tile(matrix, tile, target):
+    """Turn one tile of a matrix at `target`, f32 `[columns, 8]`, and divide each row by its largest magnitude.
 
     Then no square overflows.
     """
-    transpose(weights + 32 * tile * columns, min(rows - 8 * tile, 8), columns, target)
+    columns = matrix.columns
+    transpose(matrix.weights + 32 * tile * columns, min(matrix.rows - 8 * tile, 8), columns, target)
     peak = zeros(1, 1)
     for column in range(columns):
         peak = maximum(peak, absolute(load_f32(target + COLUMN_BYTES * column)))
     for column in range(columns):
         place = target + COLUMN_BYTES * column
         store(place, ratio(load_f32(place), peak))
-    return Tile(target, columns, peak)
+    return Tile(target, columns, peak, matrix.largest_code)
+
+
+@jit
+def blocks_of(blocks, tile, number, scales):
+    """Where a tile of a matrix is written; a row has so many `scales`."""
+    data = blocks.data + blocks.block_bytes * ((tile.columns + 31) >> 5) * number
+    return Blocks(data, blocks.row_scales + 32 * scales * number, blocks.block_bytes)
 
 
 @jit
@@ -103,21 +123,22 @@ def ratio(a, b):
 
 
 @jit
-def nearest_code(w, offset, inverse):
-    """The int4 code of a weight, for a min and the inverse of a scale."""
-    return minimum(maximum(round_even((w - offset) * inverse), zeros(1, 1)), splat(15.0))
+def nearest_code(w, offset, inverse, largest_code):
+    """The code of a weight, for a min and the inverse of a scale."""
+    return minimum(maximum(round_even((w - offset) * inverse), zeros(1, 1)), splat(largest_code))
 
 
 @jit
-def int8_code(w, inverse):
-    """The int8 code of a weight, for the inverse of a scale."""
-    return minimum(maximum(round_even(w * inverse), splat(-127.0)), splat(127.0))
+def symmetric_code(w, inverse, largest_code):
+    """The code of a weight, for the inverse of a scale and no min."""
+    return minimum(maximum(round_even(w * inverse), splat(-largest_code)), splat(largest_code))
 
 
 @jit
 def part_of(tile, importance, group, columns):
     """The part of a tile that begins with a group; `importance` is that of the whole tile."""
-    return Part(tile.x + GROUP_BYTES * group, columns, _behind(importance, GROUP_BYTES * group))
+    start = GROUP_BYTES * group
+    return Part(tile.x + start, columns, _behind(importance, start), tile.largest_code)
 
 
 @jit
@@ -153,7 +174,7 @@ def mass_of(importance, columns, zero):
 
 
 @jit
-def write_int4(tile, importance, found, scale_unit, min_unit, blocks):
+def write_with_mins(tile, importance, found, scale_unit, min_unit, blocks):
     """Round the scales and mins of a tile, at `found` f32 `[groups, 2, 8]`, find codes, and pack.
 
     Returns the squared error of the tile, f64; what was found is no longer there.
@@ -164,14 +185,19 @@ def write_int4(tile, importance, found, scale_unit, min_unit, blocks):
     for group in range((tile.columns + 31) >> 5):
         place, part = found + PAIR_BYTES * group, part_of(tile, importance, group, min(tile.columns - 32 * group, 32))
         found_scale, found_min = load_f32(place), load_f32(place + 32)
-        data = blocks.data + INT4_BLOCK * group
-        errors = errors + _write_int4_block(part, found_scale, found_min, scale_unit, min_unit, data)
+        start, end = blocks.data + blocks.block_bytes * group, blocks.data + blocks.block_bytes * (group + 1)
+        best_scale, best_min, error = _best_bytes(part, found_scale, found_min, scale_unit, min_unit)
+        stored, offset = best_scale * scale_unit, best_min * min_unit
+        _write_codes(part, stored, offset, start)
+        store_bytes(end - 16, 4, to_i32(best_scale))
+        store_bytes(end - 8, 4, to_i32(best_min))
+        errors = errors + _plain(error, part, part.importance, stored, offset)
     return _total_error(errors, tile.peak, found)
 
 
 @jit
-def _write_int4_block(part, scale, low, scale_unit, min_unit, data):
-    """Round a group's scale and min to their units, find codes, and pack; returns the squared errors of the 8 rows."""
+def _best_bytes(part, scale, low, scale_unit, min_unit):
+    """Round a group's scale and min to their units; returns both, in units, and the squared errors of the 8 rows."""
     zero = zeros(1, 1)
     near_scale, near_min = round_even(ratio(scale, scale_unit)), round_even(ratio(low, min_unit))
     best_scale, best_min, least = zero, zero, splat(math.inf)
@@ -183,22 +209,27 @@ def _write_int4_block(part, scale, low, scale_unit, min_unit, data):
         best_scale = where_less(errors, least, scale_code, best_scale)
         best_min = where_less(errors, least, min_code, best_min)
         least = minimum(errors, least)
-    stored, offset = best_scale * scale_unit, best_min * min_unit
-    inverse = ratio(splat(1.0), stored)
+    return best_scale, best_min, least
+
+
+@jit
+def _write_codes(part, stored, offset, data):
+    """Write the low four bits of a group's codes, and behind them the plane of fifth bits, if the kind has one."""
+    zero, inverse = zeros(1, 1), ratio(splat(1.0), stored)
+    fifths = to_i32(zero)
     for chunk in range(4):
         packed = to_i32(zero)
         for byte in range(4):
-            nibbles = to_i32(zero)
             for half in range(2):
                 k = 8 * chunk + 4 * half + byte
                 if k < part.columns:
-                    code = nearest_code(load_f32(part.x + COLUMN_BYTES * k), offset, inverse)
-                    nibbles = nibbles + to_i32(code) * splat_i32(1 << 4 * half)
-            packed = packed + nibbles * splat_i32(1 << 8 * byte)
+                    code = nearest_code(load_f32(part.x + COLUMN_BYTES * k), offset, inverse, part.largest_code)
+                    fifth = where_less(splat(15.0), code, splat(1.0), zero)
+                    packed = packed + to_i32(code - fifth * splat(16.0)) * splat_i32(1 << 8 * byte + 4 * half)
+                    fifths = fifths + to_i32(fifth) * splat_i32(1 << 8 * byte + 2 * chunk + half)
         store(data + 32 * chunk, packed)
-    store_bytes(data + 128, 4, to_i32(best_scale))
-    store_bytes(data + 136, 4, to_i32(best_min))
-    return _plain(least, part, part.importance, stored, offset)
+    if part.largest_code > 15:
+        store(data + 128, fifths)
 
 
 @jit
@@ -215,7 +246,7 @@ def _errors(part, importance, stored, offset):
     errors, inverse = zeros(1, 1), ratio(splat(1.0), stored)
     for k in range(part.columns):
         w = load_f32(part.x + COLUMN_BYTES * k)
-        error = fma(stored, nearest_code(w, offset, inverse), offset) - w
+        error = fma(stored, nearest_code(w, offset, inverse, part.largest_code), offset) - w
         errors = fma(counted(error, importance, k), error, errors)
     return errors
 
@@ -231,7 +262,7 @@ def write_int8(tile, found, step, blocks):
     for group in range((tile.columns + 31) >> 5):
         start = tile.x + GROUP_BYTES * group
         count = min(tile.columns - 32 * group, 32)
-        data = blocks.data + INT8_BLOCK * group
+        data = blocks.data + blocks.block_bytes * group
         scale_code = load_f32(found + SCALE_BYTES * group)
         stored = scale_code * step
         inverse = ratio(splat(1.0), stored)
@@ -241,7 +272,7 @@ def write_int8(tile, found, step, blocks):
                 k = 4 * chunk + byte
                 if k < count:
                     w = load_f32(start + COLUMN_BYTES * k)
-                    code = int8_code(w, inverse)
+                    code = symmetric_code(w, inverse, tile.largest_code)
                     error = stored * code - w
                     errors = fma(error, error, errors)
                     packed = packed + (to_i32(code) & splat_i32(255)) * splat_i32(1 << 8 * byte)

@@ -78,4 +78,4 @@ def _calibrated(
         for shared in stop.shared.values():
             curvature = curvature_of(np.ascontiguousarray(walk.rows_of(shared.x)))
             for name in (name for of_expert in shared.names for name in of_expert):
-                yield name, pack_matrix(curvature, plan.source, name, threads).tensor
+                yield name, pack_matrix(curvature, plan.source, name, KIND, threads).tensor

@@ -1,7 +1,7 @@
 """Calibration: packing weights by what they do to known inputs, a model's own on some text."""
 
-KIND = "int4"
-"""The kind whose codes calibration finds."""
+CALIBRATED = ("int4", "int5")
+"""The kinds whose codes calibration finds."""
 REFERENCE_KIND = "int8"
 """Of the same weights in the model that says what their inputs should be: it runs far faster than in f32, and what it
 loses is a thirtieth of what int4 does."""

@@ -1,4 +1,4 @@
-"""What errors in the weights of a layer cost, for inputs that are known; and int4 blocks that cost little.
+"""What errors in the weights of a layer cost, for inputs that are known; and blocks that cost little.
 
 Codes are found by a kernel, `quantkit_kernels.packing.gptq`, panel by panel of rows, which threads share. No model is
 known here, and no file.
@@ -77,7 +77,7 @@ def curvature_of(inputs: NDArray[np.float32]) -> Curvature | None:
 def pack_under(
     curvature: Curvature, weights: Tensor, start: Tensor, threads: int, drift: Drift | None = None
 ) -> tuple[Tensor, float, float]:
-    """Pack a matrix to int4 under a curvature.
+    """Pack a matrix under a curvature.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def pack_under(
     weights : Tensor
         Of kind f32, f16 or bf16, finite.
     start : Tensor
-        The same packed to int4, as it is best for the weights by themselves.
+        The same packed to int4 or int5, as it is best for the weights by themselves.
     threads : int
         The result does not depend on it.
     drift : Drift, optional
@@ -94,12 +94,12 @@ def pack_under(
     Returns
     -------
     Tensor
-        Of kind int4.
+        Of the kind of `start`.
     float, float
         Squared error of the weights, relative to their sum of squares; and the same of the layer's output, where that
         is what the drift asks for.
     """
-    from quantkit_kernels.packing.gptq import PANEL_ROWS, PANEL_TILES, gptq_int4
+    from quantkit_kernels.packing.gptq import PANEL_ROWS, PANEL_TILES, pack_panel
 
     assert start.row_scales is not None
     data: NDArray[np.uint8] = np.empty_like(start.data)
@@ -114,8 +114,8 @@ def pack_under(
         target = drift.target(wanted, panel) if drift else wanted
         tiles = slice(first // ROWS, first // ROWS + PANEL_TILES)
         blocks, scales = data[tiles], row_scales[tiles]
-        gptq_int4(target, curvature.hessian, curvature.lower, curvature.order, blocks, scales)
-        lost = dequantize("int4", blocks, scales, target.shape) - target
+        pack_panel(start.kind, target, curvature.hessian, curvature.lower, curvature.order, blocks, scales)
+        lost = dequantize(start.kind, blocks, scales, target.shape) - target
         missed = lost + target - wanted
         pairs = [(lost @ hessian, lost), (target @ hessian, target), (missed, missed), (wanted, wanted)]
         return tuple(float(np.vdot(*pair)) for pair in pairs)
@@ -123,7 +123,7 @@ def pack_under(
     with ThreadPoolExecutor(threads) as pool:
         sums = np.array(list(pool.map(pack, range(0, rows, PANEL_ROWS)))).sum(axis=0)
     cost, whole, squared, squares = sums.tolist()
-    return Tensor("int4", weights.shape, data, row_scales), squared / (squares or 1.0), cost / (whole or 1.0)
+    return Tensor(start.kind, weights.shape, data, row_scales), squared / (squares or 1.0), cost / (whole or 1.0)
 
 
 def output_error_of(curvature: Curvature, weights: Tensor, packed: Tensor) -> float:

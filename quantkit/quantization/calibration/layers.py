@@ -1,7 +1,7 @@
 """Calibration of a whole model: its program runs over a text part by part, each packed before the next one runs.
 
 So the inputs that a weight is calibrated with are those which the packed weights before it, and the int8 activations of
-the engine, make of the text. A reference runs beside it, whose weights are not packed to int4: what it has more, or
+the engine, make of the text. A reference runs beside it, whose weights are of int8: what it has more, or
 less, a matrix makes up for (`drift.py`). Memory holds the values between two parts of both, of all tokens, and the
 weights and the Hessian of those matrices that share an input. `stops.py` says where the program is cut, `passes.py`
 runs its parts, `curvature.py` packs a matrix, `memory.py` says how much all that is.
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from quantkit.formats.source import ModelSource
 from quantkit.models.parts import cut
 from quantkit.models.program import Program
-from quantkit.quantization.calibration import KIND, REFERENCE_KIND
+from quantkit.quantization.calibration import CALIBRATED, REFERENCE_KIND
 from quantkit.quantization.calibration.curvature import Curvature, curvature_of, output_error_of, pack_under
 from quantkit.quantization.calibration.drift import LEAST_ROWS, Drift, SharedInputs, lacking_of
 from quantkit.quantization.calibration.passes import Rows, Walk, Weights, rows_of_experts
@@ -59,7 +59,7 @@ def pack_calibrated(
     threads: int,
     finished: Callable[[str], Packed | None] = lambda name: None,
 ) -> Iterator[Packed]:
-    """Pack the tensors of a model, those of `KIND` under the Hessian of their inputs.
+    """Pack the tensors of a model, those of `CALIBRATED` kinds under the Hessian of their inputs.
 
     Layers of int8 make up for what those before them lost, too.
 
@@ -98,7 +98,7 @@ def pack_calibrated(
                     left.pop(name)
                     yield packed
             if name not in reference.weights.tensors:
-                apart = specs[name].kind == KIND or name in calibrated
+                apart = specs[name].kind in CALIBRATED or name in calibrated
                 reference.weights.tensors[name] = (
                     _reference(source, name, threads) if apart else path.weights.tensors[name]
                 )
@@ -162,7 +162,7 @@ def _calibrate(
                 added = None if value is None else lacking_of(path.rows_of(value), reference.rows_of(value))
                 drifts[name] = of.drift(partial(_floats, source, name), added)
         for name, before in found.items():
-            yield before or pack_matrix(curvature, source, name, threads, drifts.get(name), specs[name].kind)
+            yield before or pack_matrix(curvature, source, name, specs[name].kind, threads, drifts.get(name))
 
 
 def _floats(source: ModelSource, name: str) -> Rows:
@@ -181,21 +181,24 @@ def pack_matrix(
     curvature: Curvature | None,
     source: ModelSource,
     name: str,
+    kind: str,
     threads: int,
     drift: Drift | None = None,
-    kind: str = KIND,
 ) -> Packed:
-    """Pack a matrix to `KIND` under the Hessian of its inputs, if there were any; another kind makes up for a drift."""
+    """Pack a matrix to a `CALIBRATED` kind under the Hessian of its inputs, if there were any.
+
+    One of another kind makes up for a drift.
+    """
     weights = source.tensor(name, copy=True)
     alone = packed_alone(source, weights, name, kind, threads)
     kept_codes = None if alone.kept_codes is None else 0.0
-    if kind != KIND:
+    if kind not in CALIBRATED:
         if drift is None or alone.error <= NEGLIGIBLE[kind]:
             return alone
         return Packed(name, *_made_up(source, name, kind, threads, drift), None, kept_codes)
     if curvature is None:
         return alone
-    if alone.error <= NEGLIGIBLE[KIND]:  # with the source's codes; no others come as near
+    if alone.error <= NEGLIGIBLE[kind]:  # with the source's codes; no others come as near
         return alone._replace(output_error=output_error_of(curvature, weights, alone.tensor))
     tensor, error, output_error = pack_under(curvature, weights, alone.tensor, threads, drift)
     return Packed(name, tensor, error, output_error, kept_codes)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from quantkit.models.parts import cut
 from quantkit.models.program import Program, Value
-from quantkit.quantization.calibration import KIND, REFERENCE_KIND
+from quantkit.quantization.calibration import CALIBRATED, REFERENCE_KIND
 from quantkit.quantization.calibration.stops import Stop, fitted_names, stops_of
 from quantkit.tensor import TensorSpec
 from quantkit_kernels.blocks import COLUMNS, nbytes
@@ -55,7 +55,7 @@ def calibration_memory(program: Program, specs: Mapping[str, TensorSpec], tokens
 
 def _held(spec: TensorSpec) -> int:
     """Bytes of a tensor, and of what stands for it in the reference if that is something else."""
-    other = nbytes(REFERENCE_KIND, spec.shape) if spec.kind in (KIND, REFERENCE_KIND) else 0
+    other = nbytes(REFERENCE_KIND, spec.shape) if spec.kind in (*CALIBRATED, REFERENCE_KIND) else 0
     return nbytes(spec.kind, spec.shape) + other
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from quantkit.models.program import Operation, Program, Value
-from quantkit.quantization.calibration import KIND, REFERENCE_KIND
+from quantkit.quantization.calibration import CALIBRATED, REFERENCE_KIND
 from quantkit.tensor import TensorSpec
 
 
@@ -63,12 +63,13 @@ class Stop:
 def fitted_names(specs: Mapping[str, TensorSpec]) -> list[str]:
     """Return the matrices that are packed for their inputs, by the kinds that tensors are to have.
 
-    Those of `KIND` are; and layers of `REFERENCE_KIND`, which round little themselves, for what those before them lost.
+    Those of `CALIBRATED` kinds are; and layers of `REFERENCE_KIND`, which round little themselves, for what those
+    before them lost.
     """
     return [
         name
         for name, spec in specs.items()
-        if spec.kind == KIND or (spec.kind == REFERENCE_KIND and spec.role in ("linear", "expert"))
+        if spec.kind in CALIBRATED or (spec.kind == REFERENCE_KIND and spec.role in ("linear", "expert"))
     ]
 
 

@@ -18,7 +18,7 @@ from quantkit.errors import OptionError
 from quantkit.formats.output import check_outputs
 from quantkit.formats.output.space import check_space, free_bytes
 from quantkit.generation.options import is_whole, require
-from quantkit.quantization.calibration import KIND as CALIBRATED
+from quantkit.quantization.calibration import CALIBRATED
 from quantkit.quantization.calibration.memory import calibration_memory, measuring_memory
 from quantkit.quantization.conversion.folders import Losses, Output, write_folders
 from quantkit.quantization.kept_codes import CODE_BITS
@@ -211,9 +211,9 @@ def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str]) -> di
     """Let the plans that have something to calibrate be calibrated on a text."""
     from quantkit.quantization.calibration.text import read_calibration_text  # needs tokenizers
 
-    fit = {output for output, plan in plans.items() if any(it.kind == CALIBRATED for it in plan.specs.values())}
+    fit = {output for output, plan in plans.items() if any(it.kind in CALIBRATED for it in plan.specs.values())}
     if not fit:
-        raise OptionError(f"calibration: no matrix becomes {CALIBRATED}; the other kinds need none")
+        raise OptionError(f"calibration: no matrix becomes {' or '.join(CALIBRATED)}; the other kinds need none")
     plan = next(iter(plans.values()))
     text = read_calibration_text(path, plan.source, plan.program)
     calibrated = {output: replace(plans[output], text=text) for output in fit}

@@ -19,8 +19,7 @@ from quantkit.errors import CheckpointError
 from quantkit.formats.packed import FORMAT_VERSION
 from quantkit.formats.packed.writer import Measured, PackedWriter, write_packed
 from quantkit.formats.source import Selection
-from quantkit.quantization.calibration import CALIBRATION_VERSION
-from quantkit.quantization.calibration import KIND as CALIBRATED
+from quantkit.quantization.calibration import CALIBRATED, CALIBRATION_VERSION
 from quantkit.quantization.encode import ENCODER_VERSION
 from quantkit.quantization.kept_codes import CODE_BITS, fit
 from quantkit.quantization.pipeline import Importances, Stripe, encoded_stripes
@@ -114,7 +113,7 @@ def _write_stripes(encoded: Generator[Stripe], folders: Sequence[_Growing], tell
 
 
 def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Callable[[str], None]) -> Losses:
-    """Write the tensors that are not finished, those of int4 packed for what they do to a text."""
+    """Write the tensors that are not finished, those of `CALIBRATED` kinds packed for what they do to a text."""
     from quantkit.quantization.calibration.layers import Packed, pack_calibrated  # heavy: after all that can be refused
 
     assert plan.text is not None
@@ -135,7 +134,7 @@ def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Call
             output_errors[packed.name] = packed.output_error
         tell(packed.name)
     multiplied = {name for each in plan.program.operations if each.spec.product for name in each.tensors}
-    wanted = (name for name, spec in plan.specs.items() if spec.kind == CALIBRATED and name in multiplied)
+    wanted = (name for name, spec in plan.specs.items() if spec.kind in CALIBRATED and name in multiplied)
     rest = (name for name in wanted if name not in output_errors)
     return Losses(writer.tensors, CalibrationReport(plan.text.name, plan.text.tokens, output_errors, tuple(rest)))
 

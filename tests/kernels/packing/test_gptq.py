@@ -39,16 +39,16 @@ def weights_of(rows: int, columns: int, seed: int = 1) -> NDArray[np.float32]:
 
 
 def packed(
-    weights: NDArray[np.float32], hessian: NDArray[np.float32]
+    kind: str, weights: NDArray[np.float32], hessian: NDArray[np.float32]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], float, float]:
     """Blocks and row scales of a panel, their cost, and that of all weights."""
-    data_shape, scales_shape = blocks.expected_shapes("int4", weights.shape)
+    data_shape, scales_shape = blocks.expected_shapes(kind, weights.shape)
     assert scales_shape is not None
     data, row_scales = np.empty(data_shape, np.uint8), np.empty(scales_shape, np.float32)
-    search.search_int4(weights, data, row_scales)
+    search.search_blocks(kind, weights, data, row_scales)
     order = gptq.order_of(hessian)
     ordered = np.ascontiguousarray(hessian[np.ix_(order, order)])
-    cost, whole = gptq.gptq_int4(weights, ordered, lower_of(ordered), order, data, row_scales)
+    cost, whole = gptq.pack_panel(kind, weights, ordered, lower_of(ordered), order, data, row_scales)
     return data, row_scales, cost, whole
 
 
@@ -57,28 +57,30 @@ def cost_of(errors: NDArray[Any], hessian: NDArray[np.float32]) -> float:
     return float(((errors @ corner) * errors).sum())
 
 
-def textbook(weights: Floats, hessian: Floats, scales: Floats, mins: Floats) -> Floats:
+def textbook(largest_code: int, weights: Floats, hessian: Floats, scales: Floats, mins: Floats) -> Floats:
     """Codes of GPTQ as its paper has it, by the factor of the inverse Hessian; scales and mins are `[rows, groups]`."""
     upper = np.linalg.cholesky(np.linalg.inv(hessian)).T
     weights, codes = weights.copy(), np.zeros_like(weights)
     for column in range(weights.shape[1]):
         scale, low = scales[:, column // 32], mins[:, column // 32]
-        codes[:, column] = np.clip(np.round((weights[:, column] - low) / scale), 0, 15)
+        codes[:, column] = np.clip(np.round((weights[:, column] - low) / scale), 0, largest_code)
         error = (weights[:, column] - codes[:, column] * scale - low) / upper[column, column]
         weights[:, column + 1 :] -= error[:, None] * upper[column, column + 1 :]
     return codes
 
 
-def test_rounding_is_that_of_the_textbook(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", blocks.UNPACK)
+def test_rounding_is_that_of_the_textbook(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gptq, "DESCENTS", 0)
     weights, hessian = weights_of(32, 160), correlated(160)
-    data, row_scales, *_ = packed(weights, hessian)
-    codes, scale_bytes, min_bytes = blocks.unpack_int4(data)
+    data, row_scales, *_ = packed(kind, weights, hessian)
+    codes, scale_bytes, min_bytes = blocks.UNPACK[kind](data)
     units = row_scales.transpose(1, 0, 2).reshape(2, -1, 1).astype(np.float64)
     order = gptq.order_of(hessian)
     groups = order[::32] // 32
     expected = np.empty_like(weights)
     expected[:, order] = textbook(
+        blocks.KINDS[kind].largest_code,
         weights[:, order].astype(np.float64),
         hessian[np.ix_(order, order)].astype(np.float64),
         *(unit * array[:, groups] for unit, array in zip(units, (scale_bytes, min_bytes), strict=True)),
@@ -87,11 +89,12 @@ def test_rounding_is_that_of_the_textbook(monkeypatch: pytest.MonkeyPatch) -> No
     assert (codes == expected).mean() > 0.98
 
 
+@pytest.mark.parametrize("kind", blocks.UNPACK)
 @pytest.mark.parametrize(("rows", "columns"), [(32, 96), (5, 40), (24, 33), (1, 32)])
-def test_the_cost_is_that_of_what_is_stored(rows: int, columns: int) -> None:
+def test_the_cost_is_that_of_what_is_stored(kind: str, rows: int, columns: int) -> None:
     weights, hessian = weights_of(rows, columns), correlated(columns)
-    data, row_scales, cost, whole = packed(weights, hessian)
-    lost = weights - blocks.dequantize("int4", data, row_scales, weights.shape).astype(np.float64)
+    data, row_scales, cost, whole = packed(kind, weights, hessian)
+    lost = weights - blocks.dequantize(kind, data, row_scales, weights.shape).astype(np.float64)
     assert cost == pytest.approx(cost_of(lost, hessian), rel=1e-2)
     assert whole == pytest.approx(cost_of(weights.astype(np.float64), hessian), rel=1e-4)
 
@@ -102,13 +105,14 @@ def test_columns_that_cost_most_come_first_within_whole_groups() -> None:
     assert order.tolist() == [*range(32, 64), *range(64, 96), *range(31, -1, -1)]
 
 
-def test_each_row_keeps_the_units_that_cost_it_least(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", blocks.UNPACK)
+def test_each_row_keeps_the_units_that_cost_it_least(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gptq, "DESCENTS", 0)
     weights, hessian, margins = weights_of(32, 128), correlated(128), gptq.MARGINS
 
     def costs() -> Floats:
-        data, row_scales, *_ = packed(weights, hessian)
-        lost = weights - blocks.dequantize("int4", data, row_scales, weights.shape)
+        data, row_scales, *_ = packed(kind, weights, hessian)
+        lost = weights - blocks.dequantize(kind, data, row_scales, weights.shape)
         return np.array([cost_of(row[None], hessian) for row in lost])
 
     alone = []
@@ -120,58 +124,63 @@ def test_each_row_keeps_the_units_that_cost_it_least(monkeypatch: pytest.MonkeyP
     assert len(set(np.argmin(alone, axis=0))) == 3
 
 
-def test_far_better_than_without_a_hessian() -> None:
+@pytest.mark.parametrize("kind", blocks.UNPACK)
+def test_far_better_than_without_a_hessian(kind: str) -> None:
     weights, hessian = weights_of(32, 256), correlated(256)
-    _, _, cost, _ = packed(weights, hessian)
-    data, row_scales, *_ = packed(weights, np.eye(256, dtype=np.float32))
-    alone = weights - blocks.dequantize("int4", data, row_scales, weights.shape).astype(np.float64)
+    _, _, cost, _ = packed(kind, weights, hessian)
+    data, row_scales, *_ = packed(kind, weights, np.eye(256, dtype=np.float32))
+    alone = weights - blocks.dequantize(kind, data, row_scales, weights.shape).astype(np.float64)
     assert cost < 0.4 * cost_of(alone, hessian)
 
 
 SIZES = st.sampled_from([1e-6, 1, 1e6])
 
 
+@pytest.mark.parametrize("kind", blocks.UNPACK)
 @given(rows=st.integers(1, 32), columns=st.integers(1, 100), seed=st.integers(0, 99), size=SIZES)
 @settings(max_examples=30, deadline=None)
-def test_a_descent_never_raises_the_cost(rows: int, columns: int, seed: int, size: float) -> None:
+def test_a_descent_never_raises_the_cost(kind: str, rows: int, columns: int, seed: int, size: float) -> None:
     weights, hessian = weights_of(rows, columns, seed) * np.float32(size), correlated(columns, seed)
     with pytest.MonkeyPatch.context() as patch:
         costs = []
         for descents in range(4):
             patch.setattr(gptq, "DESCENTS", descents)
-            costs.append(packed(weights, hessian)[2])
+            costs.append(packed(kind, weights, hessian)[2])
     assert all(later <= earlier * 1.0001 for earlier, later in pairwise(costs))
 
 
-def test_no_single_code_of_the_last_group_could_be_better() -> None:
+@pytest.mark.parametrize("kind", blocks.UNPACK)
+def test_no_single_code_of_the_last_group_could_be_better(kind: str) -> None:
     weights, hessian = weights_of(8, 64), correlated(64)
-    data, row_scales, *_ = packed(weights, hessian)
-    codes, scales, mins = blocks.unpack_int4(data)
-    least = cost_of(weights - blocks.dequantize("int4", data, row_scales, weights.shape).astype(np.float64), hessian)
+    data, row_scales, *_ = packed(kind, weights, hessian)
+    codes, scales, mins = blocks.UNPACK[kind](data)
+    least = cost_of(weights - blocks.dequantize(kind, data, row_scales, weights.shape).astype(np.float64), hessian)
     column = 63  # the last that was moved
     for row in range(8):
-        for code in range(16):
+        for code in range(blocks.KINDS[kind].largest_code + 1):
             moved = codes.copy()
             moved[row, column] = code
-            other = blocks.dequantize("int4", blocks.pack_int4(moved, scales, mins), row_scales, weights.shape)
+            other = blocks.dequantize(kind, blocks.PACK[kind](moved, scales, mins), row_scales, weights.shape)
             assert cost_of(weights - other.astype(np.float64), hessian) >= least * 0.9999
 
 
-def test_rows_do_not_depend_on_their_neighbours() -> None:
+@pytest.mark.parametrize("kind", blocks.UNPACK)
+def test_rows_do_not_depend_on_their_neighbours(kind: str) -> None:
     weights, hessian = weights_of(32, 64), correlated(64)
-    data, row_scales, *_ = packed(weights, hessian)
+    data, row_scales, *_ = packed(kind, weights, hessian)
     for first in (0, 8, 24):
-        part, scales, *_ = packed(weights[first : first + 8], hessian)
+        part, scales, *_ = packed(kind, weights[first : first + 8], hessian)
         assert (part == data[first // 8 : first // 8 + 1]).all()
         assert (scales == row_scales[first // 8 : first // 8 + 1]).all()
 
 
-def test_rows_of_zeros_and_of_one_number() -> None:
+@pytest.mark.parametrize("kind", blocks.UNPACK)
+def test_rows_of_zeros_and_of_one_number(kind: str) -> None:
     weights = np.zeros((3, 64), np.float32)
     weights[1] = 0.5
     weights[2, 5] = 3.0
-    data, row_scales, *_ = packed(weights, correlated(64))
-    found = blocks.dequantize("int4", data, row_scales, weights.shape)
+    data, row_scales, *_ = packed(kind, weights, correlated(64))
+    found = blocks.dequantize(kind, data, row_scales, weights.shape)
     assert np.isfinite(found).all()
     assert np.abs(found[0]).max() < 1e-6
     np.testing.assert_allclose(found[1], 0.5, rtol=0.05)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from quantkit_kernels import blocks
-from quantkit_kernels.packing.kept import keep_int4, keep_int8
-from quantkit_kernels.packing.search import search_int4, search_int8
+from quantkit_kernels.packing.kept import keep_codes
+from quantkit_kernels.packing.search import search_blocks
 
-LARGEST_ERROR = {"int4": 1e-4, "int8": 1e-5}
+LARGEST_ERROR = {"int4": 1e-4, "int5": 1e-4, "int8": 1e-5}
 """Relative squared errors of scales that are of one magnitude (measured: 1.9e-5 and 2.9e-6)."""
 
 
@@ -47,8 +47,9 @@ def source(kind: str, rows: int, columns: int, seed: int = 0, *, symmetric: bool
     scales = random.uniform(0.4, 1, (rows, groups)).astype(np.float16).astype(np.float32)
     if kind == "int8":
         return Source(random.integers(-127, 128, (rows, columns)), scales, 0 * scales)
-    zeros = 8 if symmetric else random.integers(0, 16, (rows, groups))
-    return Source(random.integers(0, 16, (rows, columns)), scales, (-scales * zeros).astype(np.float32))
+    codes = blocks.KINDS[kind].largest_code + 1
+    zeros = codes // 2 if symmetric else random.integers(0, codes, (rows, groups))
+    return Source(random.integers(0, codes, (rows, columns)), scales, (-scales * zeros).astype(np.float32))
 
 
 def kept(kind: str, it: Source, numbers: NDArray[np.float32] | None = None, tiles: slice = slice(None)) -> Packed:
@@ -57,11 +58,8 @@ def kept(kind: str, it: Source, numbers: NDArray[np.float32] | None = None, tile
     assert scales_shape is not None
     data, row_scales = np.full(data_shape, 0xAA, np.uint8), np.full(scales_shape, np.nan, np.float32)
     rows = slice(tiles.start and 8 * tiles.start, tiles.stop and 8 * tiles.stop)
-    if kind == "int4":
-        errors = keep_int4(numbers[rows], it.scales[rows], it.mins[rows], data[tiles], row_scales[tiles])
-    else:
-        errors = keep_int8(numbers[rows], it.scales[rows], data[tiles], row_scales[tiles])
-    codes, *_ = blocks.unpack_int4(data) if kind == "int4" else blocks.unpack_int8(data)
+    errors = keep_codes(kind, numbers[rows], it.scales[rows], it.mins[rows], data[tiles], row_scales[tiles])
+    codes, *_ = blocks.UNPACK[kind](data) if kind in blocks.UNPACK else blocks.unpack_int8(data)
     return Packed(data, row_scales, errors, codes, blocks.dequantize(kind, data, row_scales, numbers.shape))
 
 
@@ -69,7 +67,7 @@ def relative(errors: NDArray[np.float64], numbers: NDArray[np.float32]) -> float
     return float(errors.sum() / np.square(numbers, dtype=np.float64).sum())
 
 
-@pytest.mark.parametrize("kind", ["int4", "int8"])
+@pytest.mark.parametrize("kind", LARGEST_ERROR)
 @pytest.mark.parametrize(("rows", "columns"), [(8, 32), (24, 512), (13, 77), (1, 3), (3, 2048)])
 def test_codes_stay_and_little_is_lost(kind: str, rows: int, columns: int) -> None:
     it = source(kind, rows, columns)
@@ -81,52 +79,53 @@ def test_codes_stay_and_little_is_lost(kind: str, rows: int, columns: int) -> No
     assert relative(found.errors, it.numbers) < LARGEST_ERROR[kind]
 
 
-@pytest.mark.parametrize("kind", ["int4", "int8"])
+@pytest.mark.parametrize("kind", LARGEST_ERROR)
 def test_it_errs_less_than_a_search(kind: str) -> None:
     it = source(kind, 16, 512)
     found = kept(kind, it)
-    search = search_int4 if kind == "int4" else search_int8
-    searched = search(it.numbers, found.data, found.row_scales)
+    searched = search_blocks(kind, it.numbers, found.data, found.row_scales)
     assert (3 * found.errors < searched).all()
 
 
-@pytest.mark.parametrize("kind", ["int4", "int8"])
+@pytest.mark.parametrize("kind", LARGEST_ERROR)
 @pytest.mark.parametrize("largest", [255, 250, 241, 240])
 def test_scales_of_whole_units_are_exact(kind: str, largest: int) -> None:
     it = source(kind, 8, 512)
-    largest &= -2 if kind == "int4" else -1
+    with_mins = kind in blocks.UNPACK
+    largest &= -2 if with_mins else -1
     units = np.random.default_rng(1).integers(1, largest // 2, it.scales.shape) * 2
     units[:, 3] = largest
     scales = (units / 64).astype(np.float32)
-    it = Source(it.codes, scales, scales * np.float32(-8 if kind == "int4" else 0))
+    zero = (blocks.KINDS[kind].largest_code + 1) // 2 if with_mins else 0
+    it = Source(it.codes, scales, -scales * np.float32(zero))
     found = kept(kind, it)
     np.testing.assert_array_equal(found.codes, it.codes)
     np.testing.assert_allclose(found.numbers, it.numbers, rtol=3e-6, atol=3e-6 * np.abs(it.numbers).max())
 
 
-@pytest.mark.parametrize("kind", ["int4", "int8"])
+@pytest.mark.parametrize("kind", LARGEST_ERROR)
 def test_negative_scales_count_from_the_other_end(kind: str) -> None:
     it = source(kind, 8, 256)
     signs = np.where(np.arange(8) % 3 == 0, -1, 1).astype(np.float32)
     turned = Source(it.codes, it.scales * signs, it.mins * signs)
     found = kept(kind, turned)
-    other = 15 - it.codes if kind == "int4" else -it.codes
+    other = (blocks.KINDS[kind].largest_code if kind in blocks.UNPACK else 0) - it.codes
     expected = np.where(np.repeat(signs, 32) < 0, other, it.codes)
     assert np.abs(found.codes - expected).max() <= (kind == "int8")
     assert relative(found.errors, turned.numbers) < LARGEST_ERROR[kind]
 
 
-@pytest.mark.parametrize("kind", ["int4", "int8"])
+@pytest.mark.parametrize("kind", LARGEST_ERROR)
 def test_zeros_and_constant_groups(kind: str) -> None:
     it = source(kind, 8, 96)
     nothing = Source(it.codes, 0 * it.scales, 0 * it.scales)
     assert not kept(kind, nothing).numbers.any()
-    if kind == "int4":
+    if kind in blocks.UNPACK:
         constant = Source(it.codes, 0 * it.scales, it.mins)
         assert kept(kind, constant).numbers == pytest.approx(constant.numbers, rel=1e-2)
 
 
-@pytest.mark.parametrize("kind", ["int4", "int8"])
+@pytest.mark.parametrize("kind", LARGEST_ERROR)
 def test_any_split_of_the_tiles_gives_the_same_bytes(kind: str) -> None:
     it = source(kind, 45, 70, symmetric=False)
     whole = kept(kind, it)
@@ -137,7 +136,7 @@ def test_any_split_of_the_tiles_gives_the_same_bytes(kind: str) -> None:
         np.testing.assert_array_equal(part.errors, whole.errors[tiles])
 
 
-@pytest.mark.parametrize("kind", ["int4", "int8"])
+@pytest.mark.parametrize("kind", LARGEST_ERROR)
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 20),

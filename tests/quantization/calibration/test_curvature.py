@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from quantkit.quantization.calibration import CALIBRATED
 from quantkit.quantization.calibration.curvature import DAMPING, curvature_of, output_error_of, pack_under
 from quantkit.quantization.encode import quantize
 from quantkit.tensor import Tensor
@@ -40,14 +41,16 @@ def test_inputs_that_say_nothing_have_no_curvature(x: NDArray[np.float32]) -> No
 
 
 @pytest.mark.parametrize("shape", [(64, 96), (41, 70), (3, 33)])
-@pytest.mark.parametrize("kind", ["f32", "bf16", "f16"])
-def test_outputs_change_less_than_without(shape: tuple[int, int], kind: str) -> None:
-    weights, _ = quantize(Tensor("f32", shape, inputs_of(*shape)), kind)
+@pytest.mark.parametrize("stored", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("kind", CALIBRATED)
+def test_outputs_change_less_than_without(shape: tuple[int, int], stored: str, kind: str) -> None:
+    weights, _ = quantize(Tensor("f32", shape, inputs_of(*shape)), stored)
     x = inputs_of(300, shape[1])
     curvature = curvature_of(x)
     assert curvature is not None
-    start, _ = quantize(weights, "int4")
+    start, _ = quantize(weights, kind)
     packed, error, output_error = pack_under(curvature, weights, start, threads=2)
+    assert packed.kind == kind
     wanted, free, found = (
         blocks.dequantize(each.kind, each.data, each.row_scales, shape).astype(np.float64)
         for each in (weights, start, packed)
