@@ -65,8 +65,9 @@ from quantkit_kernels.simd import (
 
 WIDTHS = (1.03, 0.985, 0.93, 0.875, 0.82, 0.765, 0.71)
 """Widths of the ranges that are tried for a group with a min, relative to the group's own range."""
-SHIFTS = (-0.04, 0.0, 0.04)
-"""Distances of their centres from its centre, relative to the same range."""
+SHIFTS = (-0.6, 0.0, 0.6)
+"""Distances of their centres from its centre, in steps of a code where the range is the group's own: relative to the
+range, more codes want smaller ones (of int5, 0.02 errs 2.4 % less than the 0.04 of int4)."""
 LARGEST_INT8 = KINDS["int8"].largest_code
 AT_ONCE = 4
 """Groups that are searched together: the additions of one hide the latency of those of the others."""
@@ -199,7 +200,7 @@ def search_groups(part, found, zero):
     middle, extent = (low + high) * splat(0.5), high - low
     for candidate in range(len(WIDTHS) * len(SHIFTS)):
         width, shift = WIDTHS[candidate // len(SHIFTS)], SHIFTS[candidate % len(SHIFTS)]
-        start = middle + extent * splat(shift - 0.5 * width)
+        start = middle + extent * splat(shift / part.largest_code - 0.5 * width)
         inverse = ratio(splat(part.largest_code), extent * splat(width))
         scale, least, gain = _fit(part, start, inverse, mean, mass, zero)
         for _ in range(REFITS):
