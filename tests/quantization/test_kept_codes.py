@@ -98,12 +98,12 @@ def test_codes_that_are_too_wide_are_not_tried(kind: str, bits: int) -> None:
     assert found.data.tobytes() == encoded(weights, kind).data.tobytes()
 
 
-@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("bits", [3, 4])  # of 3 bits the search finds some too
 def test_codes_of_fewer_bits_stay_beside_mins(bits: int) -> None:
     weights, scales = quantized(16, 256, bits)
     found = encoded(weights, "int5", scales)
     assert found.kept == 2
-    assert found.error < encoded(weights, "int5").error / 3
+    assert found.error < encoded(weights, "int5").error / 2
     codes = blocks.unpack_int5(found.data)[0]
     expected = np.rint((weights - np.repeat(scales.mins, 32, axis=1)) / np.repeat(scales.scales, 32, axis=1))
     np.testing.assert_array_equal(codes, expected)
