@@ -24,6 +24,7 @@ from quantkit.tensor import Tensor
 
 RECIPES = {
     "int4": {"embedding": "int8", "linear": "int4", "head": "int8"},
+    "int5": {"embedding": "int5", "linear": "int5", "head": "int5"},
     "int8": {"embedding": "int4", "linear": "int8", "head": "int4"},
     "float": {},
 }

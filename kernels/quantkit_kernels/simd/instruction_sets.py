@@ -133,7 +133,7 @@ class Avx2(Dot):
 
     u = u_scales = "i16"
     mins_apart = True
-    i8_rows = 1  # a dot takes more registers than there are for two
+    u5_rows = i8_rows = 1  # a dot takes more registers than there are for two
     WORDS = ir.VectorType(I16, 16)
     DWORDS = ir.VectorType(I32, 8)
 
