@@ -45,7 +45,7 @@ def convert(
     measuring: Callable[[Progress], None] | None = None,
     dry_run: bool = False,
 ) -> Report:
-    """Pack a checkpoint into int4/int8 blocks.
+    """Pack a checkpoint into blocks of 4, 5 or 8 bits a weight.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def convert(
         Folder to write. It appears when it is complete. An interrupted conversion goes on where it stopped when it is
         asked for again, with the same source and options. Until then it is kept beside the output, as a hidden folder
         `.NAME.*.partial`, which may be deleted; a conversion of something else to the same output removes it.
-    quantize : {"int4", "int8", "mixed"} or Recipe
+    quantize : {"int4", "int5", "int8", "mixed"} or Recipe
         Kind of the linear layers; embedding and head become int8, norms and biases f32. Of `mixed`, matrices become
         int4 or more bits, where these save most divergence; `Recipe` takes a target. Or a whole recipe, such as
         `read_recipe` reads from a file.
@@ -64,11 +64,12 @@ def convert(
         a recipe.
     calibration : path, optional
         UTF-8 text, a `.jsonl` file of texts and dialogues, or `builtin`. The model reads it layer by layer, and each
-        int4 matrix is packed so that its output on it changes least (GPTQ). Far better than without, but takes minutes
-        rather than seconds, and memory for what the layers make of the text. Measure the result on other text.
+        matrix of int4 or int5 is packed so that its output on it changes least (GPTQ). Far better than without, but
+        takes minutes rather than seconds, and memory for what the layers make of the text. Measure the result on other
+        text.
     imatrix : path, optional
         Importance file of llama.cpp's, or of `calibrate`: how much the columns of matrices count in the search for
-        int4. By default the model says it itself, of tokens spread over its vocabulary. Not with `calibration`.
+        codes. By default the model says it itself, of tokens spread over its vocabulary. Not with `calibration`.
     threads : int, optional
         Default: the physical cores that this process may use. The result does not depend on it.
     force : bool
@@ -130,7 +131,7 @@ def convert_all(
 
     Parameters
     ----------
-    outputs : mapping of path to {"int4", "int8", "mixed"} or Recipe
+    outputs : mapping of path to {"int4", "int5", "int8", "mixed"} or Recipe
         Folders to write, and what each is to hold. Each appears by itself, when all are complete.
     source, overrides, calibration, imatrix, threads, force, strict, progress, measuring, dry_run
         As of `convert`, which also says what is raised.

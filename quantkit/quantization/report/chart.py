@@ -23,6 +23,7 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 12, 26, 44
 """Margins around marks: beside them, above those of a panel, and below the last panel."""
 MARKS = {
     "int4": "M-4-4h8v8h-8z",
+    "int5": "M0-5.2L4.9-1.6 3.1 4.2-3.1 4.2-4.9-1.6z",
     "int8": "M0-5.5L5.5 0 0 5.5-5.5 0z",
     "f16": "M0-5L5 4h-10z",
     "bf16": "M0 5L5-4h-10z",

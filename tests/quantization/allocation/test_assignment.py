@@ -27,6 +27,13 @@ def test_what_saves_most_for_a_byte_comes_first() -> None:
     assert kinds(10_000) == ["int8", "int8", "int8"]
 
 
+def test_a_unit_goes_from_kind_to_kind() -> None:
+    unit = [Option("int4", 45, 1.0), Option("int5", 55, 0.25), Option("int8", 83, 0.01)]  # 0.075, then 0.0086 a byte
+    light = [Option(kind, nbytes, 0.1 * cost) for kind, nbytes, cost in unit]
+    found = [[option.kind for option in assign([light, unit], budget)] for budget in (90, 100, 110, 138, 166)]
+    assert found == [["int4", "int4"], ["int4", "int5"], ["int5", "int5"], ["int5", "int8"], ["int8", "int8"]]
+
+
 def test_smaller_steps_take_what_a_larger_one_leaves() -> None:
     assert kinds(40) == ["int8", "int4", "int4"]
     assert kinds(36) == ["int4", "int4", "int8"]

@@ -16,6 +16,7 @@ from quantkit import convert
 from quantkit.quantization.report import Report, TensorReport
 from quantkit.quantization.report.chart import Axes, chart, marks_of
 from quantkit.quantization.report.page import page
+from quantkit_kernels.blocks import KINDS
 
 HOSTILE = "</title></td><script>alert(1)</script>\x1b[31m\n‮&amp;\"'"
 VOID = {"meta", "link", "br"}
@@ -152,6 +153,17 @@ def test_each_kind_has_a_panel_whose_scale_holds_its_errors() -> None:
     places = re.findall(r'class="mark" transform="translate\(([\d.]+) ([\d.]+)\)"', drawn)
     height = int(re.findall(r'viewBox="0 0 960 (\d+)"', drawn)[0])
     assert [0 < float(x) < 960 and 0 < float(y) < height for x, y in places] == [True] * 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_has_a_mark_and_a_colour_of_its_own(report: Report, kind: str) -> None:
+    marks = {of: re.findall(r'class="mark".* d="(.*?)">', chart([tensor("a.0.x", 1e-3, kind=of)])) for of in KINDS}
+    assert sorted(marks.values()).count(marks[kind]) == 1
+    html = page(report).decode()
+    colours = {of: tuple(re.findall(rf"--{of}: (#\w{{6}});", html)) for of in KINDS}
+    light, dark = colours[kind]
+    assert light != dark
+    assert list(colours.values()).count((light, dark)) == 1
 
 
 @pytest.mark.parametrize("errors", [(1e-3, 1e-3), (1e-300, 1.0), (5e-324, 5e-324), (1.0, 1e10)])
