@@ -20,7 +20,7 @@ from quantkit.quantization.conversion import convert
 from quantkit_kernels import blocks
 from scheme_writers import Encode
 
-LARGEST_ERROR = {"int4": 2e-4, "int8": 1e-5}
+LARGEST_ERROR = {"int4": 2e-4, "int5": 2e-4, "int8": 1e-5}
 """Relative squared error of kept codes in tiny checkpoints."""
 SHAPES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_key_value_heads": 4}
 
@@ -69,7 +69,7 @@ def assert_equal(plain: Path, quantized: Path, *, keeps: str = "", kind: str = "
         if keeps and re.search(keeps, name):
             assert lost[name]["kept_codes"] == 1
             assert lost[name]["relative_error"] < min(LARGEST_ERROR[kind], expected[name]["relative_error"])
-            if kind == "int4":
+            if kind in blocks.UNPACK:
                 assert_kept(ours, packed, name)
         else:
             # Where codes are kept, so are those of int8, and inputs are measured with these.
@@ -78,13 +78,15 @@ def assert_equal(plain: Path, quantized: Path, *, keeps: str = "", kind: str = "
 
 
 def assert_kept(source: ModelSource, packed: PackedModel, name: str) -> None:
-    """Assert that a tensor's int4 codes are its source's, counted from the other end where a scale is negative."""
+    """Assert that a tensor's codes are its source's, counted from the other end where a scale is negative."""
     scales, tensor = source.group_scales(name, slice(None)), source.tensor(name)
     assert scales is not None
     numbers = blocks.dequantize(tensor.kind, tensor.data, None, tensor.shape)
     steps, mins = (np.repeat(each, 32, axis=1)[:, : tensor.shape[1]] for each in (scales.scales, scales.mins))
     codes = np.rint(np.divide(numbers - mins, steps, out=np.zeros_like(numbers), where=steps != 0))
-    found, *_ = blocks.unpack_int4(packed.tensor(name).data)
+    written = packed.tensor(name)
+    found, *_ = blocks.UNPACK[written.kind](written.data)
+    largest = blocks.KINDS[written.kind].largest_code
     np.testing.assert_array_equal(
-        found[: tensor.shape[0], : tensor.shape[1]], np.where(steps < 0, 15 - codes, codes), err_msg=name
+        found[: tensor.shape[0], : tensor.shape[1]], np.where(steps < 0, largest - codes, codes), err_msg=name
     )

@@ -219,14 +219,15 @@ def mxfp4(module: str, weight: Weights) -> Written:
     return parts, numbers.swapaxes(1, 2)
 
 
-def mlx(module: str, weight: Weights) -> Written:
-    """Groups of 64 columns of four bits."""
+def mlx(module: str, weight: Weights, *, bits: int = 4) -> Written:
+    """Groups of 64 columns."""
+    largest = (1 << bits) - 1
     groups = weight.reshape(len(weight), -1, 64)
     biases = groups.min(-1).astype(np.float16)
-    scales = ((groups.max(-1) - biases) / 15).astype(np.float16)
-    codes = np.rint((groups - biases[..., None]) / scales[..., None]).clip(0, 15)
+    scales = ((groups.max(-1) - biases) / largest).astype(np.float16)
+    codes = np.rint((groups - biases[..., None]) / scales[..., None]).clip(0, largest)
     parts: Stored = {
-        ".weight": ("U32", words_of(codes.astype(np.uint8).reshape(weight.shape), 4).view(np.uint32)),
+        ".weight": ("U32", words_of(codes.astype(np.uint8).reshape(weight.shape), bits).view(np.uint32)),
         ".scales": ("F16", scales),
         ".biases": ("F16", biases),
     }
@@ -333,6 +334,7 @@ WRITERS: Mapping[str, Writer] = {
         {"quant_method": "hqq", "quant_config": {"weight_quant_params": {"nbits": 4}}, "skip_modules": ["lm_head"]},
     ),
     "mlx": Writer(mlx, {"bits": 4, "group_size": 64}, "quantization"),
+    "mlx of five bits": Writer(partial(mlx, bits=5), {"bits": 5, "group_size": 64}, "quantization"),
     "mlx mxfp4": Writer(mlx_mxfp4, {"bits": 4, "group_size": 32, "mode": "mxfp4"}, "quantization"),
     "modelopt": Writer(nvfp4, {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}),
     "mxfp4": Writer(mxfp4, {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}),

@@ -42,11 +42,12 @@ def _symmetric(blocks: Blocks, begin: int, zero: int, groups: int = 1) -> tuple[
     return scales, scales * np.float32(-zero)
 
 
-def _q4_1(blocks: Blocks) -> tuple[Floats, Floats]:
+def _with_mins(blocks: Blocks) -> tuple[Floats, Floats]:
+    """Two f16: a scale and a min."""
     return _halves(blocks, 0), _halves(blocks, 2)
 
 
-def _q4_k(blocks: Blocks) -> tuple[Floats, Floats]:
+def _k(blocks: Blocks) -> tuple[Floats, Floats]:
     """Two f16, and for each of eight groups two factors of 6 bits in 12 bytes.
 
     Byte `i` of the first four has the scale of group `i` in its lower 6 bits, byte `4 + i` the min. Byte `8 + i` has
@@ -61,9 +62,11 @@ def _q4_k(blocks: Blocks) -> tuple[Floats, Floats]:
 TYPES: Mapping[str, BlockType] = MappingProxyType(
     {
         "Q4_0": BlockType(4, partial(_symmetric, begin=0, zero=8)),
-        "Q4_1": BlockType(4, _q4_1),
-        "Q4_K": BlockType(4, _q4_k),
+        "Q4_1": BlockType(4, _with_mins),
+        "Q4_K": BlockType(4, _k),
         "Q5_0": BlockType(5, partial(_symmetric, begin=0, zero=16)),
+        "Q5_1": BlockType(5, _with_mins),
+        "Q5_K": BlockType(5, _k),
         "Q8_0": BlockType(8, partial(_symmetric, begin=0, zero=128)),
         "TQ1_0": BlockType(2, partial(_symmetric, begin=52, zero=1, groups=8)),
         "TQ2_0": BlockType(2, partial(_symmetric, begin=64, zero=1, groups=8)),

@@ -275,7 +275,17 @@ def test_numbers_are_whole_codes_of_their_scales(name: str, file: Path) -> None:
     np.testing.assert_allclose(np.rint(codes) * steps[told] + mins[told], numbers[told], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "packed"), [("Q4_0", "int4"), ("Q4_1", "int4"), ("Q5_0", "int8"), ("Q8_0", "int8")])
+@pytest.mark.parametrize(
+    ("kind", "packed"),
+    [
+        ("Q4_0", "int4"),
+        ("Q4_1", "int4"),
+        ("Q5_0", "int5"),
+        ("Q5_1", "int5"),
+        ("Q5_0", "int8"),
+        ("Q8_0", "int8"),
+    ],
+)
 def test_packing_keeps_codes(kind: str, packed: str, file: Path, tmp_path: Path) -> None:
     report = convert(write(file, kind=GGMLQuantizationType[kind]), tmp_path / "kept", packed)
     plain = {name: gguf.quantize(values, GGMLQuantizationType[kind]) for name, values in weights().items()}
