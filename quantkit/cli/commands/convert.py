@@ -177,7 +177,7 @@ def command(
     \b
       kind       bits   error   what it is for
       int4        4.5   5e-3    linear layers: half the bytes of int8
-      int5        5.5   1e-3    linear layers: a fifth more bytes, and a quarter of the loss
+      int5        5.5   1e-3    linear layers: a fifth more bytes, a third of the loss
       int8       8.25   3e-5    embedding and head; small models, layers that matter
       f16          16   3e-8    what must stay as it is, of a checkpoint in fp16
       bf16         16   2e-6    the same in bf16: what a checkpoint holds already loses nothing
@@ -187,10 +187,10 @@ def command(
     has it, unless --override says otherwise.
 
     -q mixed gives each matrix int4, int5 or int8, more bits where these save most divergence for their bytes, up to a
-    target: by default a tenth more than int4 takes, for half the loss. Embedding and head count like all matrices. The
-    model first reads a short text once for each matrix: about a minute for one of 135M on two cores, six for 1B, a
-    quarter of an hour for 7B. With --calibration it reads what calibration would make of each, which takes as long
-    again. What it found is kept for other targets.
+    target: by default a tenth more than int4 takes, for less than half the loss. Embedding and head count like all
+    matrices. The model first reads a short text once for each matrix: about a minute for one of 135M on two cores, six
+    for 1B, a quarter of an hour for 7B. With --calibration it reads what calibration would make of each, which takes as
+    long again. What it found is kept for other targets.
 
     With --calibration the model reads a text, layer by layer, and matrices of int4 and int5 are packed so that their
     outputs on it change least (GPTQ). It takes up to 65,536 tokens of a text file, or of a .jsonl file of texts and
