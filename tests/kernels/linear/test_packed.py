@@ -142,6 +142,18 @@ def test_same_bits_for_any_split_of_rows_and_tokens(kind: str) -> None:
         assert whole.tobytes() == np.concatenate(parts).tobytes(), f"{size} tokens at once"
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 4, 9])
+def test_dots_of_int5_past_the_whole_numbers_of_f32_are_rounded_once(tokens: int) -> None:
+    rng = np.random.default_rng(tokens)
+    codes = rng.integers(24, 32, (32, 32)).astype(np.uint8)
+    data = blocks.pack_int5(codes, np.full((32, 1), 255, np.uint8), np.zeros((32, 1), np.int8))
+    x = np.float32(127) * rng.choice([-1, 1], (tokens, 1)).astype(np.float32).repeat(32, 1)
+    y = product("int5", data, np.ones((4, 2, 8), np.float32), None, codes.shape, x)
+    exact = x.astype(np.int64) @ codes.T.astype(np.int64) * 255
+    assert (np.abs(exact) > 1 << 24).all()
+    assert np.array_equal(y, exact.astype(np.float32))
+
+
 def test_activations_of_a_zero_row_are_zero() -> None:
     packed, value = quantized(np.zeros((3, 40), np.float32))
     assert not packed.any()
