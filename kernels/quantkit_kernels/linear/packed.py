@@ -50,6 +50,7 @@ from quantkit_kernels.simd import (
     store_grid,
     sum_so_far_i8,
     sum_so_far_u,
+    sum_so_far_u5,
     tiles_of,
     to_f32,
     tokens_of,
@@ -146,8 +147,8 @@ def _int5_dots(like, weight, stride, record, x):
             dot = dot_u(dot, low_fives(codes, fifths), broadcast_dwords(record + 8 * chunk, x.strides, like))
             dot = dot_u(dot, high_fives(codes, fifths), broadcast_dwords(record + 8 * chunk + 4, x.strides, like))
             fifths = next_fifths(fifths)
-            if tokens_of(like) == FULL:
-                dot = sum_so_far_u(dot)
+            if tokens_of(like) == TOKENS:
+                dot = sum_so_far_u5(dot)
     return scale_halves_u(first, dot, load_scales_u(weight + 160, stride, like))
 
 

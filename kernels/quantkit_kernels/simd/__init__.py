@@ -127,6 +127,7 @@ _MODULES = {
     "sum_rows": "arithmetic",
     "sum_so_far_i8": "codes",
     "sum_so_far_u": "codes",
+    "sum_so_far_u5": "codes",
     "tiles_of": "memory",
     "to_f32": "arithmetic",
     "to_i32": "arithmetic",

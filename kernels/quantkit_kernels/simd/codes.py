@@ -69,6 +69,8 @@ dot_i8 = elementwise(3, "i32", DOT.i8_dot)
 """`dot_i8(acc, codes, x)`: add the dot products of codes -127..127 with int8 activations."""
 sum_so_far_u, sum_so_far_i8 = elementwise(1, DOT.u, DOT.sum_so_far), elementwise(1, "i32", DOT.sum_so_far)
 """The same accumulator, whose sum LLVM does not turn into a tree: that takes more registers than a grid leaves."""
+sum_so_far_u5 = elementwise(1, DOT.u, DOT.u5_sum_so_far)
+"""The same of codes 0..31."""
 scale_u = elementwise(2, "f32", DOT.u_scaled)
 """`scale_u(acc, scales)`: exact product of finished dots and block scales, f32."""
 scale_halves_u = elementwise(3, "f32", DOT.u_scaled_halves)

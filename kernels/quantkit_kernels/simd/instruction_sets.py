@@ -46,6 +46,14 @@ def _bit_4_of(builder: Any, fifths: Any, shift: int) -> Any:
     return builder.and_(builder.bitcast(shifted, fifths.type), constant(fifths.type, 16))
 
 
+def _opaque(builder: Any, value: Any, registers: str) -> Any:
+    """The same value, without an instruction: LLVM does not look into what assembly returns.
+
+    `registers` is LLVM's letter for those that may hold it.
+    """
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", f"={registers},0", [value], False)
+
+
 class Dot:
     """Dot products of packed codes in plain LLVM vectors: right on every machine; the other sets must equal it.
 
@@ -83,6 +91,11 @@ class Dot:
     def sum_so_far(self, builder: Any, acc: Any) -> Any:
         """The same accumulator; sets that spend an instruction on its sum keep LLVM from reordering it."""
         return acc
+
+    def u5_sum_so_far(self, builder: Any, acc: Any) -> Any:
+        """As `sum_so_far`, for codes 0..31; sets with large grids keep LLVM from unpacking all chunks at once, which
+        takes more registers than such a grid leaves."""
+        return self.sum_so_far(builder, acc)
 
     def u_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
         """Product of the dot and the block's scales, f32; of codes 0..15 exact: below 2**24 (32 * 15 * 127 * 255)."""
@@ -145,8 +158,7 @@ class Avx2(Dot):
         return builder.add(acc, self._maddubs(builder, codes, x))
 
     def sum_so_far(self, builder: Any, acc: Any) -> Any:
-        # No instruction: LLVM does not look into what assembly returns.
-        return builder.asm(ir.FunctionType(acc.type, [acc.type]), "", "=x,0", [acc], False)
+        return _opaque(builder, acc, "x")
 
     def u_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
         return builder.sitofp(self._times_scales(builder, acc, scales), ir.VectorType(F32, LANES))
@@ -216,6 +228,9 @@ class Avx512Vnni(AvxVnni):
     tokens = 8
     u4_rows = u5_rows = i8_rows = 1
     i8_prefetch = 1
+
+    def u5_sum_so_far(self, builder: Any, acc: Any) -> Any:
+        return _opaque(builder, acc, "v")
 
 
 class Neon(Dot):
