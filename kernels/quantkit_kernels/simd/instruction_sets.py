@@ -195,6 +195,8 @@ class Avx2(Dot):
 class AvxVnni(Dot):
     """vpdpbusd: u8 x i8 quadruples straight into int32."""
 
+    u5_rows = 1  # unpacking takes the registers of a second one
+
     def u_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
         # LLVM before 22 takes the bytes as i32; later ones accept it.
         codes, x = builder.bitcast(codes, acc.type), builder.bitcast(x, acc.type)
@@ -226,7 +228,7 @@ class Avx512Vnni(AvxVnni):
 
     tiles = 2
     tokens = 8
-    u4_rows = u5_rows = i8_rows = 1
+    u4_rows = i8_rows = 1
     i8_prefetch = 1
 
     def u5_sum_so_far(self, builder: Any, acc: Any) -> Any:
