@@ -255,7 +255,7 @@ class Tensor:
     Attributes
     ----------
     kind : str
-        A name of `quantkit_kernels.blocks.KINDS`: `int4`, `int5`, `int8`, `f16`, `bf16` or `f32`.
+        A name of `quantkit_kernels.blocks.KINDS`: `int4`, `int5`, `int6`, `int8`, `f16`, `bf16` or `f32`.
     shape : tuple of int
         True shape, without the padding of blocks: `(rows, cols)` or `(n,)`.
     data : ndarray

@@ -9,8 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from quantkit_kernels import blocks
 
-WITH_MINS = {"int4": (blocks.pack_int4, 15), "int5": (blocks.pack_int5, 31)}
-"""The kinds that have mins: how they are packed, and their largest code."""
 UNTOUCHED = 12345
 """Stands behind the padding of a row, where no kernel may write."""
 
@@ -48,14 +46,14 @@ def random_weight(
     scales = rng.integers(0, 256, (rows, groups)).astype(np.uint8)
     if extreme:
         scales[:] = 255
-    if kind in WITH_MINS:
-        pack, largest = WITH_MINS[kind]
+    if kind in blocks.WITH_MINS:
+        largest = blocks.KINDS[kind].largest_code
         codes = rng.integers(0, largest + 1, (rows, columns)).astype(np.uint8)
         mins = rng.integers(-127, 128, (rows, groups)).astype(np.int8)
         if extreme:
             codes[:], mins[:] = largest, -127
-        return pack(codes, scales, mins), rng.uniform(1e-4, 1e-3, (tiles, 2, 8)).astype(np.float32)
+        return blocks.pack(kind, codes, scales, mins), rng.uniform(1e-4, 1e-3, (tiles, 2, 8)).astype(np.float32)
     signed = rng.integers(-127, 128, (rows, columns)).astype(np.int8)
     if extreme:
         signed[:] = -127
-    return blocks.pack_int8(signed, scales), rng.uniform(1e-5, 1e-4, (tiles, 1, 8)).astype(np.float32)
+    return blocks.pack(kind, signed, scales), rng.uniform(1e-5, 1e-4, (tiles, 1, 8)).astype(np.float32)

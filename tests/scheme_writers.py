@@ -335,6 +335,7 @@ WRITERS: Mapping[str, Writer] = {
     ),
     "mlx": Writer(mlx, {"bits": 4, "group_size": 64}, "quantization"),
     "mlx of five bits": Writer(partial(mlx, bits=5), {"bits": 5, "group_size": 64}, "quantization"),
+    "mlx of six bits": Writer(partial(mlx, bits=6), {"bits": 6, "group_size": 64}, "quantization"),
     "mlx mxfp4": Writer(mlx_mxfp4, {"bits": 4, "group_size": 32, "mode": "mxfp4"}, "quantization"),
     "modelopt": Writer(nvfp4, {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}),
     "mxfp4": Writer(mxfp4, {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}),

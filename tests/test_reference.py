@@ -35,7 +35,9 @@ def test_only_packed_linear_maps_round_their_inputs() -> None:
     ops.linear(ops.select(ops.embed("embed", 1, 2)), "head", 1)
     codes = np.zeros((8, 32), np.int8)
     codes[0, :2] = 1
-    packed = Tensor("int8", (1, 2), blocks.pack_int8(codes, np.ones((8, 1), np.uint8)), np.ones((1, 1, 8), np.float32))
+    packed = Tensor(
+        "int8", (1, 2), blocks.pack("int8", codes, np.ones((8, 1), np.uint8)), np.ones((1, 1, 8), np.float32)
+    )
     for head, rounded, expected in [(packed, True, 127.0), (packed, False, 127.25), (f32([[1, 1]]), True, 127.25)]:
         source = MemorySource({"embed.weight": f32([[127, 0.25]]), "head.weight": head})
         assert reference.logits(ops.program(), source, [0], quantize_activations=rounded).item() == expected

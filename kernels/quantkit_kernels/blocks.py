@@ -25,6 +25,16 @@ stands elsewhere.
     byte 168 + r          min[r, g]      i8  -127..127
     row scales            f32 [2, 8]     as of int4
 
+`int6`, 208 bytes, 6.5 bits a weight::
+
+    w[r, k]  as of int4                                                                   codes 0..63
+
+    byte 32*c + 4*r + j   c 0..3, r 0..7, j 0..3      as of int4, the low 4 bits of each code
+    byte 128 + 32*p + 4*r + j   p 0..1                bits 2*i, 2*i + 1   the high 2 bits of code[r, 16*p + 4*i + j]
+    byte 192 + r          scale[r, g]    u8  0..255                                                           i 0..3
+    byte 200 + r          min[r, g]      i8  -127..127
+    row scales            f32 [2, 8]     as of int4
+
 `int8`, 264 bytes, 8.25 bits a weight::
 
     w[r, k] = row_scale[r] * scale[r, g] * code[r, k]
@@ -72,6 +82,9 @@ class Kind:
         f32 numbers for each row: of 2, the second is the unit of its mins.
     largest_code : int
         Of blocks. With mins, the least is 0; without, as far below 0.
+    code_bits : tuple of int
+        Of blocks: the bits of a code that lie together, the lowest first. Each makes planes of 32 bytes, the first one
+        of columns 0 to 3, then 4 to 7, ... in rising bits, the next one of those behind them.
     """
 
     name: str
@@ -81,6 +94,7 @@ class Kind:
     block_bytes: int = 0
     scales: int = 0
     largest_code: int = 0
+    code_bits: tuple[int, ...] = ()
 
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
@@ -90,9 +104,10 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             Kind("f32", 0, "F32", 32),
             Kind("f16", 1, "F16", 16),
             Kind("bf16", 2, "BF16", 16),
-            Kind("int8", 3, "U8", 8.25, block_bytes=264, scales=1, largest_code=127),
-            Kind("int4", 4, "U8", 4.5, block_bytes=144, scales=2, largest_code=15),
-            Kind("int5", 5, "U8", 5.5, block_bytes=176, scales=2, largest_code=31),
+            Kind("int8", 3, "U8", 8.25, block_bytes=264, scales=1, largest_code=127, code_bits=(8,)),
+            Kind("int4", 4, "U8", 4.5, block_bytes=144, scales=2, largest_code=15, code_bits=(4,)),
+            Kind("int5", 5, "U8", 5.5, block_bytes=176, scales=2, largest_code=31, code_bits=(4, 1)),
+            Kind("int6", 6, "U8", 6.5, block_bytes=208, scales=2, largest_code=63, code_bits=(4, 2)),
         )
     }
 )
@@ -125,45 +140,40 @@ def nbytes(kind: str, shape: tuple[int, ...]) -> int:
     return math.prod(data) * bits // 8 + (4 * math.prod(row_scales) if row_scales else 0)
 
 
-def pack_int4(codes: NDArray[np.uint8], scales: NDArray[np.uint8], mins: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Pack codes `[R, C]` (0..15), scales and mins `[R, ceil(C/32)]` -> uint8 `[ceil(R/8), ceil(C/32), 144]`."""
-    return np.concatenate([_pack_nibbles(codes), _lanes(scales), _lanes(mins.view(np.uint8))], axis=-1)
+def pack(
+    kind: str, codes: NDArray[Any], scales: NDArray[np.uint8], mins: NDArray[np.int8] | None = None
+) -> NDArray[np.uint8]:
+    """Pack codes into the blocks of a kind.
+
+    Parameters
+    ----------
+    kind : {"int4", "int5", "int6", "int8"}
+    codes : ndarray
+        `[R, C]`: uint8, 0 to the largest code, or int8 of a kind without mins.
+    scales, mins : ndarray
+        uint8 and int8 `[R, ceil(C/32)]`; no mins for a kind without.
+
+    Returns
+    -------
+    ndarray
+        uint8 `[ceil(R/8), ceil(C/32), block_bytes]`.
+    """
+    left, parts = _blocked(codes.view(np.uint8)), []
+    for bits in KINDS[kind].code_bits:
+        parts.append(_planes(left & (1 << bits) - 1, bits))
+        left = left >> bits
+    lanes = (_lanes(each.view(np.uint8)) for each in (scales, mins) if each is not None)
+    return np.concatenate([*parts, *lanes], axis=-1)
 
 
-def unpack_int4(blocks: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int8]]:
-    """Return codes `[8*tiles, 32*groups]`, scales and mins `[8*tiles, groups]` of blocks, padding included."""
-    return _unpack_nibbles(blocks[..., :128]), _rows(blocks[..., 128:136]), _rows(blocks[..., 136:144]).view(np.int8)
-
-
-def pack_int5(codes: NDArray[np.uint8], scales: NDArray[np.uint8], mins: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """As `pack_int4`, of codes 0..31 -> uint8 `[ceil(R/8), ceil(C/32), 176]`."""
-    fifth = (_blocked(codes) >> 4).reshape(*_tiles(codes), ROWS, 8, 4)  # tile, group, row, half chunk, byte
-    bits = np.packbits(fifth, axis=-2, bitorder="little").reshape(*fifth.shape[:2], 32)
-    return np.concatenate([_pack_nibbles(codes & 15), bits, _lanes(scales), _lanes(mins.view(np.uint8))], axis=-1)
-
-
-def unpack_int5(blocks: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int8]]:
-    """As `unpack_int4`."""
-    tiles, groups, _ = blocks.shape
-    bits = np.unpackbits(blocks[..., 128:160].reshape(tiles, groups, ROWS, 1, 4), axis=-2, bitorder="little")
-    fifth = bits.transpose(0, 2, 1, 3, 4).reshape(ROWS * tiles, COLUMNS * groups)
-    codes = _unpack_nibbles(blocks[..., :128]) | fifth << 4
-    return codes, _rows(blocks[..., 160:168]), _rows(blocks[..., 168:176]).view(np.int8)
-
-
-def pack_int8(codes: NDArray[np.int8], scales: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pack codes `[R, C]` (-127..127) and scales `[R, ceil(C/32)]` -> uint8 `[ceil(R/8), ceil(C/32), 264]`."""
-    bytes_ = _blocked(codes.view(np.uint8)).reshape(*_tiles(codes), ROWS, 8, 4)  # tile, group, row, chunk, byte
-    packed = bytes_.transpose(0, 1, 3, 2, 4).reshape(*bytes_.shape[:2], 256)
-    return np.concatenate([packed, _lanes(scales)], axis=-1)
-
-
-def unpack_int8(blocks: NDArray[np.uint8]) -> tuple[NDArray[np.int8], NDArray[np.uint8]]:
-    """Return codes `[8*tiles, 32*groups]` and scales `[8*tiles, groups]` of blocks, padding included."""
-    tiles, groups, _ = blocks.shape
-    packed = blocks[..., :256].reshape(tiles, groups, 8, ROWS, 4)  # tile, group, chunk, row, byte
-    codes = packed.transpose(0, 3, 1, 2, 4).reshape(ROWS * tiles, COLUMNS * groups)
-    return codes.view(np.int8), _rows(blocks[..., 256:264])
+def unpack(kind: str, blocks: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[np.uint8], NDArray[np.int8] | None]:
+    """Return codes `[8*tiles, 32*groups]`, scales and mins (or None) `[8*tiles, groups]`, padding included."""
+    codes, place, shift = np.zeros((*blocks.shape[:2], 256), np.uint8), 0, 0
+    for bits in KINDS[kind].code_bits:
+        codes |= _of_planes(blocks[..., place : place + 32 * bits], bits) << shift
+        place, shift = place + 32 * bits, shift + bits
+    scales, mins = _rows(blocks[..., place : place + 8]), _rows(blocks[..., place + 8 :]).view(np.int8)
+    return (_in_rows(codes), scales, mins) if KINDS[kind].scales == 2 else (_in_rows(codes).view(np.int8), scales, None)
 
 
 def dequantize(
@@ -175,46 +185,44 @@ def dequantize(
     if row_scales is None:
         return data.astype(np.float32).reshape(shape)
     scales_of_rows = row_scales.transpose(1, 0, 2).reshape(row_scales.shape[1], -1, 1)
-    if kind in UNPACK:
-        codes, scales, mins = UNPACK[kind](data)
-        offset = np.repeat(scales_of_rows[1] * mins, COLUMNS, axis=1)
-    else:
-        codes, scales = unpack_int8(data)
-        offset = np.float32(0)
+    codes, scales, mins = unpack(kind, data)
+    offset = np.float32(0) if mins is None else np.repeat(scales_of_rows[1] * mins, COLUMNS, axis=1)
     weights = np.repeat(scales_of_rows[0] * scales, COLUMNS, axis=1) * codes + offset
     return np.ascontiguousarray(weights[: shape[0], : shape[1]], np.float32)
 
 
-PACK = MappingProxyType({"int4": pack_int4, "int5": pack_int5})
-UNPACK = MappingProxyType({"int4": unpack_int4, "int5": unpack_int5})
-"""Of the kinds that have mins."""
+WITH_MINS = tuple(name for name, kind in KINDS.items() if kind.scales == 2)
+"""Kinds that have mins."""
 
 
-def _pack_nibbles(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """`[R, C]` of 0..15 -> `[tiles, groups, 128]`."""
-    halves = _blocked(codes).reshape(*_tiles(codes), ROWS, 4, 2, 4)  # tile, group, row, chunk, half, byte
-    packed = halves[..., 0, :] | halves[..., 1, :] << 4
-    return packed.transpose(0, 1, 3, 2, 4).reshape(*packed.shape[:2], 128)
+def _planes(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Some bits of each code, `[tiles, groups, 256]` -> `[tiles, groups, 32 * bits]`."""
+    parts = values.reshape(*values.shape[:2], bits, 8 // bits, 32)
+    shifts = np.arange(0, 8, bits, np.uint8)[:, None]
+    return np.bitwise_or.reduce(parts << shifts, axis=-2).reshape(*values.shape[:2], 32 * bits)
 
 
-def _unpack_nibbles(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The opposite, padding kept."""
-    tiles, groups, _ = packed.shape
-    packed = packed.reshape(tiles, groups, 4, ROWS, 4)  # tile, group, chunk, row, byte
-    codes = np.stack([packed & 15, packed >> 4], axis=-2)  # ..., row, half, byte
-    return codes.transpose(0, 3, 1, 2, 4, 5).reshape(ROWS * tiles, COLUMNS * groups)
+def _of_planes(planes: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """The opposite."""
+    shifts = np.arange(0, 8, bits, np.uint8)[:, None]
+    parts = planes.reshape(*planes.shape[:2], bits, 1, 32) >> shifts
+    return (parts & (1 << bits) - 1).reshape(*planes.shape[:2], 256)
 
 
-def _tiles(codes: NDArray[Any]) -> tuple[int, int]:
-    return grid(*codes.shape)
-
-
-def _blocked(codes: NDArray[Any]) -> NDArray[Any]:
-    """`[R, C]` -> `[tiles, groups, 8, 32]`, padded with zeros."""
+def _blocked(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """`[R, C]` -> `[tiles, groups, 256]`: 4 columns of each row, then the next 4; padded with zeros."""
     rows, columns = codes.shape
     tiles, groups = grid(rows, columns)
     padded = np.pad(codes, ((0, ROWS * tiles - rows), (0, COLUMNS * groups - columns)))
-    return np.ascontiguousarray(padded.reshape(tiles, ROWS, groups, COLUMNS).transpose(0, 2, 1, 3))
+    parts = padded.reshape(tiles, ROWS, groups, 8, 4).transpose(0, 2, 3, 1, 4)
+    return np.ascontiguousarray(parts).reshape(tiles, groups, ROWS * COLUMNS)
+
+
+def _in_rows(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The opposite, padding kept."""
+    tiles, groups, _ = codes.shape
+    parts = codes.reshape(tiles, groups, 8, ROWS, 4).transpose(0, 3, 1, 2, 4)
+    return parts.reshape(ROWS * tiles, COLUMNS * groups)
 
 
 def _lanes(values: NDArray[Any]) -> NDArray[Any]:

@@ -17,6 +17,7 @@ import numpy as np
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.simd import (
     TILES,
+    add_section_u,
     broadcast_dwords,
     dot_u,
     load_i32,
@@ -26,6 +27,7 @@ from quantkit_kernels.simd import (
     scale_u,
     store_grid,
     sum_lanes_i32,
+    to_i32,
     zero_dot_u,
     zeros_tiles,
 )
@@ -63,7 +65,9 @@ def _multiply(address, rounds, result):
     for i in range(rounds):
         # The codes change, or the compiler would move the work out of the loop.
         dots = dot_u(dots, load_rows_bytes(address + 64 * (i & 7), 32, like), x)
-    store_grid(result, 0, 32 * TILES, scale_u(dots, load_scales_u(address, 0, like)))
+    scales = load_scales_u(address, 0, like)
+    total = add_section_u(to_i32(like), dots, scales)
+    store_grid(result, 0, 32 * TILES, scale_u(total, scales))
 
 
 class Probe:

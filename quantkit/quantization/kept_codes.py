@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from quantkit.tensor import GroupScales
 from quantkit_kernels.blocks import ROWS
 
-CODE_BITS = {"int4": 4, "int5": 5, "int8": 8}
+CODE_BITS = {"int4": 4, "int5": 5, "int6": 6, "int8": 8}
 """Bits of the widest codes that a kind of blocks keeps."""
-NEGLIGIBLE = {"int4": 1e-4, "int5": 2.5e-5, "int8": 8e-7}
+NEGLIGIBLE = {"int4": 1e-4, "int5": 2.5e-5, "int6": 6e-6, "int8": 8e-7}
 """Relative squared error of kept codes below which nothing is searched: a fiftieth of what a search loses of normally
 distributed weights. With mins, the search takes ten times as long as keeping codes."""
 
@@ -42,7 +42,7 @@ def encode_blocks(
 
     Parameters
     ----------
-    kind : {"int4", "int5", "int8"}
+    kind : {"int4", "int5", "int6", "int8"}
     weights : ndarray
         f32 `[rows, columns]`, C-contiguous, finite.
     data, row_scales : ndarray

@@ -13,6 +13,7 @@ import pytest
 import tiny
 from invocation import Invoke
 from quantkit.quantization.calibration import curvature
+from quantkit_kernels.blocks import KINDS
 
 
 def kinds(invoke: Invoke, folder: Path) -> dict[str, str]:
@@ -54,17 +55,19 @@ def test_contradicting_kinds_are_refused(invoke: Invoke, checkpoint: Path, tmp_p
 
 
 def test_several_kinds_are_folders_of_their_own(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
-    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "-q", "int4,int5,int8", "--override", "down=f16")
+    result = invoke(
+        "convert", checkpoint, "-o", tmp_path / "out", "-q", "int4,int5,int6,int8", "--override", "down=f16"
+    )
     assert result.exit_code == 0
-    assert sorted(os.listdir(tmp_path)) == ["out-int4", "out-int5", "out-int8"]
-    for kind in ("int4", "int5", "int8"):
+    assert sorted(os.listdir(tmp_path)) == ["out-int4", "out-int5", "out-int6", "out-int8"]
+    for kind in ("int4", "int5", "int6", "int8"):
         found = kinds(invoke, tmp_path / f"out-{kind}")
         assert (found["mlp.up_proj.weight"], found["mlp.down_proj.weight"]) == (kind, "f16")
         assert f"{tmp_path / f'out-{kind}'}:" in result.stdout.splitlines()
     for wrong in ("int4,int3", "int4,int4", "int4,", ""):
         result = invoke("convert", checkpoint, "-o", tmp_path / "out", "-q", wrong)
         assert (result.exit_code, result.stdout) == (2, "")
-        assert f"{wrong!r} is not a list of int4, int5, int8, mixed" in result.stderr
+        assert f"{wrong!r} is not a list of int4, int5, int6, int8, mixed" in result.stderr
 
 
 @pytest.mark.parametrize("option", ["--override", "--tensor-type"])
@@ -211,7 +214,7 @@ def test_help_groups_its_options(invoke: Invoke) -> None:
     assert all(option in text for option in ("--dry-run", "--report", "--strict", "--recipe", "--threads", "--debug"))
     assert "  SOURCE" not in text
     rows = [line.split() for line in text.splitlines()]
-    for kind, bits in {"int4": "4.5", "int5": "5.5", "int8": "8.25", "f16": "16", "bf16": "16", "f32": "32"}.items():
+    for kind, bits in {name: f"{kind.bits:g}" for name, kind in KINDS.items()}.items():
         assert [kind, bits] in [row[:2] for row in rows]
 
 
@@ -220,7 +223,7 @@ def test_a_target_means_mixed(invoke: Invoke, checkpoint: Path, tmp_path: Path) 
     result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--target-size", "110KB", *rule)
     assert (result.exit_code, result.stderr) == (0, "")
     assert "\nmixed: at most 110 KB, at least " in result.stdout
-    assert set(kinds(invoke, tmp_path / "out").values()) == {"int4", "int5", "int8", "f32"}
+    assert set(kinds(invoke, tmp_path / "out").values()) == {"int5", "int6", "f32"}
     command = invoke("inspect", tmp_path / "out").stdout
     assert "-q mixed --target-size 110000 --sensitivities rule" in command
     listed = invoke("convert", checkpoint, "-o", tmp_path / "x", "--target-bpw", "7", *rule, "--dry-run", "-v").stdout

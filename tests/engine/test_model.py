@@ -25,6 +25,7 @@ from quantkit.tensor import Tensor
 RECIPES = {
     "int4": {"embedding": "int8", "linear": "int4", "head": "int8"},
     "int5": {"embedding": "int5", "linear": "int5", "head": "int5"},
+    "int6": {"embedding": "int6", "linear": "int6", "head": "int6"},
     "int8": {"embedding": "int4", "linear": "int8", "head": "int4"},
     "float": {},
 }

@@ -316,7 +316,7 @@ def cases(draw: DrawFn) -> tuple[Program, MemorySource, bool]:
     """A program, random tensors for it, and whether any is packed."""
     program = draw(programs())
     packed = draw(st.booleans())
-    kinds = ("int4", "int5", "int8", "f32") if packed else ("f32", "f16", "bf16")
+    kinds = ("int4", "int5", "int6", "int8", "f32") if packed else ("f32", "f16", "bf16")
     experts = draw(st.sampled_from(kinds))
     tensors = {}
     for name, spec in program.tensors.items():

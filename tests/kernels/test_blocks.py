@@ -31,6 +31,13 @@ INT5_BLOCK = (
     + b"".join(bytes.fromhex(FIFTH_BITS.get(row, "00 00 00 00")) for row in range(8))
     + INT4_BLOCK[128:]
 )
+HIGH_BITS = {1: ("07 80 00 00", "01 00 00 c0"), 7: ("00 00 00 00", "00 00 08 00")}
+"""Row -> the high bits of its codes in each plane: in a byte the pairs of four half chunks."""
+INT6_BLOCK = (
+    INT4_BLOCK[:128]
+    + b"".join(bytes.fromhex(HIGH_BITS.get(row, ("00 00 00 00",) * 2)[plane]) for plane in (0, 1) for row in range(8))
+    + INT4_BLOCK[128:]
+)
 
 INT8_BLOCK = b"".join(
     bytes([4 * c, 4 * c + 1, 4 * c + 2, 4 * c + 3]) + bytes(4 * 6) + bytes([0x81, 0x7F, 0xFF, c]) for c in range(8)
@@ -43,10 +50,10 @@ def test_int4_bytes() -> None:
         codes[row] = numbers
     scales = np.array([[2], [1], [0], [0], [0], [0], [0], [255]], np.uint8)
     mins = np.array([[-127], [3], [0], [0], [0], [0], [0], [127]], np.int8)
-    block = blocks.pack_int4(codes, scales, mins)
+    block = blocks.pack("int4", codes, scales, mins)
     assert block.shape == (1, 1, 144)
     assert block.tobytes() == INT4_BLOCK
-    for found, expected in zip(blocks.unpack_int4(block), (codes, scales, mins), strict=True):
+    for found, expected in zip(blocks.unpack("int4", block), (codes, scales, mins), strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
@@ -73,13 +80,32 @@ def test_int5_bytes_and_values() -> None:
     codes[7, 19] += 16
     scales = np.array([[2], [1], [0], [0], [0], [0], [0], [255]], np.uint8)
     mins = np.array([[-127], [3], [0], [0], [0], [0], [0], [127]], np.int8)
-    block = blocks.pack_int5(codes, scales, mins)
+    block = blocks.pack("int5", codes, scales, mins)
     assert block.shape == (1, 1, 176)
     assert block.tobytes() == INT5_BLOCK
-    for found, expected in zip(blocks.unpack_int5(block), (codes, scales, mins), strict=True):
+    for found, expected in zip(blocks.unpack("int5", block), (codes, scales, mins), strict=True):
         np.testing.assert_array_equal(found, expected)
     row_scales = np.array([[[0.5, 2, 1, 1, 1, 1, 1, 0.25], [0.125, 10, 1, 1, 1, 1, 1, -1]]], np.float32)
     weights = blocks.dequantize("int5", block, row_scales, (8, 32))
+    assert weights[1].tolist() == [2.0 * code + 30 for code in codes[1].tolist()]
+    assert weights[7].tolist() == [0.25 * 255 * code - 127 for code in codes[7].tolist()]
+
+
+def test_int6_bytes_and_values() -> None:
+    codes = np.zeros((8, 32), np.uint8)
+    for row, numbers in INT4_CODES.items():
+        codes[row] = numbers
+    for row, column, high in ((1, 0, 3), (1, 4, 1), (1, 13, 2), (1, 16, 1), (1, 31, 3), (7, 22, 2)):
+        codes[row, column] += 16 * high
+    scales = np.array([[2], [1], [0], [0], [0], [0], [0], [255]], np.uint8)
+    mins = np.array([[-127], [3], [0], [0], [0], [0], [0], [127]], np.int8)
+    block = blocks.pack("int6", codes, scales, mins)
+    assert block.shape == (1, 1, 208)
+    assert block.tobytes() == INT6_BLOCK
+    for found, expected in zip(blocks.unpack("int6", block), (codes, scales, mins), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    row_scales = np.array([[[0.5, 2, 1, 1, 1, 1, 1, 0.25], [0.125, 10, 1, 1, 1, 1, 1, -1]]], np.float32)
+    weights = blocks.dequantize("int6", block, row_scales, (8, 32))
     assert weights[1].tolist() == [2.0 * code + 30 for code in codes[1].tolist()]
     assert weights[7].tolist() == [0.25 * 255 * code - 127 for code in codes[7].tolist()]
 
@@ -89,10 +115,10 @@ def test_int8_bytes_and_values() -> None:
     codes[0] = range(32)
     codes[7] = np.array([[-127, 127, -1, c] for c in range(8)]).ravel()
     scales = np.array([[1], [0], [0], [0], [0], [0], [0], [255]], np.uint8)
-    block = blocks.pack_int8(codes, scales)
+    block = blocks.pack("int8", codes, scales)
     assert block.shape == (1, 1, 264)
     assert block.tobytes() == INT8_BLOCK
-    for found, expected in zip(blocks.unpack_int8(block), (codes, scales), strict=True):
+    for found, expected in zip(blocks.unpack("int8", block), (codes, scales), strict=False):
         np.testing.assert_array_equal(found, expected)
     weights = blocks.dequantize("int8", block, np.array([[[2, 1, 1, 1, 1, 1, 1, 0.5]]], np.float32), (8, 32))
     assert weights[0].tolist() == [2.0 * k for k in range(32)]
@@ -103,8 +129,8 @@ def test_blocks_lie_row_tile_by_row_tile() -> None:
     codes = np.zeros((9, 33), np.uint8)
     codes[0, 0], codes[0, 32], codes[8, 0], codes[8, 32] = 1, 2, 3, 4
     zeros = np.zeros((9, 2), np.uint8)
-    assert blocks.pack_int4(codes, zeros, zeros.view(np.int8))[..., 0].tolist() == [[1, 2], [3, 4]]
-    assert blocks.pack_int8(codes.view(np.int8), zeros)[..., 0].tolist() == [[1, 2], [3, 4]]
+    assert blocks.pack("int4", codes, zeros, zeros.view(np.int8))[..., 0].tolist() == [[1, 2], [3, 4]]
+    assert blocks.pack("int8", codes.view(np.int8), zeros)[..., 0].tolist() == [[1, 2], [3, 4]]
 
 
 def test_plain_kinds() -> None:
@@ -123,22 +149,25 @@ def test_unpacking_undoes_packing(rows: int, columns: int, seed: int) -> None:
     tiles, groups = blocks.grid(rows, columns)
     scales = random.integers(0, 256, (rows, groups)).astype(np.uint8)
     mins = random.integers(-127, 128, (rows, groups)).astype(np.int8)
-    nibbles = random.integers(0, 16, (rows, columns)).astype(np.uint8)
-    wider = random.integers(0, 32, (rows, columns)).astype(np.uint8)
-    bytes_ = random.integers(-127, 128, (rows, columns)).astype(np.int8)
-    cases = [
-        (blocks.pack_int4(nibbles, scales, mins), blocks.unpack_int4, (nibbles, scales, mins), "int4"),
-        (blocks.pack_int5(wider, scales, mins), blocks.unpack_int5, (wider, scales, mins), "int5"),
-        (blocks.pack_int8(bytes_, scales), blocks.unpack_int8, (bytes_, scales), "int8"),
-    ]
-    for data, unpack, parts, kind in cases:
+    for kind, spec in blocks.KINDS.items():
+        if not spec.block_bytes:
+            continue
+        with_mins, dtype = kind in blocks.WITH_MINS, np.uint8 if kind in blocks.WITH_MINS else np.int8
+        least = 0 if with_mins else -spec.largest_code
+        codes = random.integers(least, spec.largest_code + 1, (rows, columns)).astype(dtype)
+        parts = (codes, scales, mins) if with_mins else (codes, scales)
+        data = blocks.pack(kind, *parts)
         assert data.flags.c_contiguous
         assert data.shape == blocks.expected_shapes(kind, (rows, columns))[0]
-        for found, expected in zip(unpack(data), parts, strict=True):
-            assert found.shape == (8 * tiles, expected.shape[1] if expected is not parts[0] else 32 * groups)
-            np.testing.assert_array_equal(found[:rows, : expected.shape[1]], expected)
-            assert not found[rows:].any()
-            assert not found[:, expected.shape[1] :].any()
+        found = blocks.unpack(kind, data)
+        assert (found[2] is not None) == with_mins
+        for ours, expected in zip(found, parts, strict=with_mins):
+            assert ours is not None
+            assert ours.dtype == expected.dtype
+            assert ours.shape == (8 * tiles, expected.shape[1] if expected is not codes else 32 * groups)
+            np.testing.assert_array_equal(ours[:rows, : expected.shape[1]], expected)
+            assert not ours[rows:].any()
+            assert not ours[:, expected.shape[1] :].any()
 
 
 def test_sizes() -> None:
@@ -147,6 +176,7 @@ def test_sizes() -> None:
     assert blocks.expected_shapes("int4", (9, 33)) == ((2, 2, 144), (2, 2, 8))
     assert (blocks.KINDS["int5"].block_bytes, blocks.KINDS["int5"].bits) == (176, 5.5)
     assert blocks.expected_shapes("int5", (9, 33)) == ((2, 2, 176), (2, 2, 8))
+    assert (blocks.KINDS["int6"].block_bytes, blocks.KINDS["int6"].bits) == (208, 6.5)
     assert blocks.expected_shapes("int8", (8, 32)) == ((1, 1, 264), (1, 1, 8))
     assert blocks.expected_shapes("bf16", (9, 33)) == ((9, 33), None)
     with pytest.raises(ValueError, match="matrices"):

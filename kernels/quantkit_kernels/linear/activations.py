@@ -4,7 +4,7 @@ A token is a row of records, one of 44 bytes for each group, in the order in whi
 
     32 bytes   codes q, -127..127
     f32        step d = absmax / 127 of the group: x is about d * q
-    f32        d * sum(q), which multiplies the mins of `int4` and `int5`
+    f32        d * sum(q), which multiplies the mins of `int4`, `int5` and `int6`
     i32        -128 * sum(q): instruction sets that multiply unsigned codes add 128 to those of `int8`, and their dot
                products begin here
 

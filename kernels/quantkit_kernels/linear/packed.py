@@ -1,4 +1,4 @@
-"""Matrix products `y = W x (+ bias)` straight from packed blocks: `int4`, `int5` and `int8`.
+"""Matrix products `y = W x (+ bias)` straight from packed blocks: `int4`, `int5`, `int6` and `int8`.
 
 Each function computes some row tiles (8 rows each) for all tokens of a batch. Each (row, token) is accumulated in one
 fixed order, group after group, so results are the same to the last bit for any split of rows or tokens. Codes are
@@ -20,49 +20,53 @@ from quantkit_kernels.simd import (
     I8_PREFETCH,
     I8_ROWS,
     MINS_APART,
+    PLANE_ROWS,
     TILES,
     TOKENS,
     U4_ROWS,
-    U5_ROWS,
+    add_section_u,
     broadcast_dwords,
     broadcast_f32,
     codes_i8,
     dot_i8,
     dot_u,
     fma,
-    high_fives,
     high_nibbles,
+    high_u5,
+    high_u6,
     load_rows_bytes,
     load_rows_f32,
     load_rows_i8,
     load_scales_f32,
     load_scales_u,
-    low_fives,
     low_nibbles,
-    next_fifths,
+    low_u5,
+    low_u6,
+    next_section_u,
+    next_u5,
+    next_u6,
     prefetch,
     prefetch_level2,
     rows_of,
-    scale_halves_u,
     scale_u,
-    second_half_u,
     start_dot_i8,
     store_grid,
     sum_so_far_i8,
+    sum_so_far_plane,
     sum_so_far_u,
-    sum_so_far_u5,
     tiles_of,
     to_f32,
+    to_i32,
     tokens_of,
     zero_dot_u,
     zeros,
     zeros_tiles,
 )
 
-INT4_BLOCK, INT5_BLOCK, INT8_BLOCK = (KINDS[name].block_bytes for name in ("int4", "int5", "int8"))
+INT4_BLOCK, INT5_BLOCK, INT6_BLOCK, INT8_BLOCK = (KINDS[name].block_bytes for name in ("int4", "int5", "int6", "int8"))
 FEW_TOKENS = 4
 """Tokens of the grid of one row that is used where tokens or row tiles do not fill the largest."""
-ROW_TILES = max(U4_ROWS, U5_ROWS, I8_ROWS) * TILES
+ROW_TILES = max(U4_ROWS, PLANE_ROWS, I8_ROWS) * TILES
 """Row tiles of the largest grid."""
 FULL = TOKENS if MINS_APART else 0
 """Tokens of the grid whose mins are added apart; 0 for none."""
@@ -132,24 +136,39 @@ def _int4_dots(like, weight, stride, record, x):
         dot = dot_u(dot, high_nibbles(codes), broadcast_dwords(record + 8 * chunk + 4, x.strides, like))
         if tokens_of(like) == FULL:
             dot = sum_so_far_u(dot)
-    return scale_u(dot, load_scales_u(weight + 128, stride, like))
+    scales = load_scales_u(weight + 128, stride, like)
+    return scale_u(add_section_u(to_i32(like), dot, scales), scales)
 
 
-@jit
-def _int5_dots(like, weight, stride, record, x):
-    """As `_int4_dots`."""
-    fifths = load_rows_bytes(weight + 128, stride, like)
-    first = dot = zero_dot_u(like)
-    for half in range(2):
-        first, dot = dot, second_half_u(dot)
-        for chunk in range(2 * half, 2 * half + 2):
-            codes = load_rows_bytes(weight + 32 * chunk, stride, like)
-            dot = dot_u(dot, low_fives(codes, fifths), broadcast_dwords(record + 8 * chunk, x.strides, like))
-            dot = dot_u(dot, high_fives(codes, fifths), broadcast_dwords(record + 8 * chunk + 4, x.strides, like))
-            fifths = next_fifths(fifths)
-            if tokens_of(like) == TOKENS:
-                dot = sum_so_far_u5(dot)
-    return scale_halves_u(first, dot, load_scales_u(weight + 160, stride, like))
+def _dots_with_planes(kind, low_codes, high_codes, next_plane):
+    """As `_int4_dots`, of a kind whose codes have more bits in planes."""
+    high_bits = KINDS[kind].code_bits[1]
+    chunks, chunks_of_plane = 4 >> high_bits, 4 // high_bits  # of a section, and of a plane
+    scales_at = KINDS[kind].block_bytes - 16
+
+    @jit
+    def scaled_dots(like, weight, stride, record, x):
+        total, dot = to_i32(like), zero_dot_u(like)
+        plane = load_rows_bytes(weight + 128, stride, like)
+        for first in range(0, 4, chunks):
+            for chunk in range(first, first + chunks):
+                if chunk == chunks_of_plane:
+                    plane = load_rows_bytes(weight + 160, stride, like)
+                codes = load_rows_bytes(weight + 32 * chunk, stride, like)
+                dot = dot_u(dot, low_codes(codes, plane), broadcast_dwords(record + 8 * chunk, x.strides, like))
+                dot = dot_u(dot, high_codes(codes, plane), broadcast_dwords(record + 8 * chunk + 4, x.strides, like))
+                plane = next_plane(plane)
+                if tokens_of(like) == TOKENS:
+                    dot = sum_so_far_plane(dot)
+            total = add_section_u(total, dot, load_scales_u(weight + scales_at, stride, like))
+            dot = next_section_u(dot)
+        return scale_u(total, load_scales_u(weight + scales_at, stride, like))
+
+    return scaled_dots
+
+
+_int5_dots = _dots_with_planes("int5", low_u5, high_u5, next_u5)
+_int6_dots = _dots_with_planes("int6", low_u6, high_u6, next_u6)
 
 
 def _tile_with_mins(scaled_dots, block_bytes):
@@ -271,5 +290,6 @@ def _packed_linear(multiply, block_bytes, scale_bytes, grid_rows):
 
 
 linear_int4 = _packed_linear(_tile_with_mins(_int4_dots, INT4_BLOCK), INT4_BLOCK, 64, U4_ROWS)
-linear_int5 = _packed_linear(_tile_with_mins(_int5_dots, INT5_BLOCK), INT5_BLOCK, 64, U5_ROWS)
+linear_int5 = _packed_linear(_tile_with_mins(_int5_dots, INT5_BLOCK), INT5_BLOCK, 64, PLANE_ROWS)
+linear_int6 = _packed_linear(_tile_with_mins(_int6_dots, INT6_BLOCK), INT6_BLOCK, 64, PLANE_ROWS)
 linear_int8 = _packed_linear(_int8_tile, INT8_BLOCK, 32, I8_ROWS)

@@ -56,6 +56,12 @@ def int5(operands, first, last):
 
 
 @jit(entry=True)
+def int6(operands, first, last):
+    matrix, x, y, tokens = _operands(operands)
+    packed.linear_int6(matrix, x, y, tokens, first, last)
+
+
+@jit(entry=True)
 def int8(operands, first, last):
     matrix, x, y, tokens = _operands(operands)
     packed.linear_int8(matrix, x, y, tokens, first, last)
@@ -80,6 +86,6 @@ def f32(operands, first, last):
 
 
 PRODUCTS: Mapping[str, Any] = MappingProxyType(
-    {"int4": int4, "int5": int5, "int8": int8, "f16": f16, "bf16": bf16, "f32": f32}
+    {"int4": int4, "int5": int5, "int6": int6, "int8": int8, "f16": f16, "bf16": bf16, "f32": f32}
 )
 """The product of each kind of weight."""

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit_kernels.blocks import COLUMNS, KINDS, PACK, ROWS
+from quantkit_kernels.blocks import COLUMNS, KINDS, ROWS, pack
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.packing.search import search_groups
 from quantkit_kernels.packing.tiles import COLUMN_BYTES, Part, ratio
@@ -131,7 +131,7 @@ def pack_panel(
 
     Parameters
     ----------
-    kind : {"int4", "int5"}
+    kind : {"int4", "int5", "int6"}
     weights : ndarray
         f32 `[rows, columns]`, up to 32 rows, finite.
     hessian, lower : ndarray
@@ -164,7 +164,7 @@ def pack_panel(
     places = np.argsort(order)
     in_place = (codes[places[:columns]], *(array[places[::GROUP] // GROUP] for array in scales))
     stored = (array.T[:rows].astype(dtype) for array, dtype in zip(in_place, _STORED, strict=True))
-    data[...] = PACK[kind](*stored)
+    data[...] = pack(kind, *stored)
     units = np.concatenate([scale_units, min_units])
     row_scales[...] = units.reshape(2, PANEL_TILES, ROWS).transpose(1, 0, 2)[: len(row_scales)]
     cost = cost_of_panel(panel, hessian.ctypes.data)

@@ -72,7 +72,7 @@ def keep_codes(
 
     Parameters
     ----------
-    kind : {"int4", "int5", "int8"}
+    kind : {"int4", "int5", "int6", "int8"}
     weights : ndarray
         f32 `[rows, columns]`, C-contiguous, finite.
     scales, mins : ndarray

@@ -3,7 +3,7 @@
 A lane is a row: the eight rows of a tile are searched at once, group by group. `tiles.py` rounds and writes what is
 found; `quantkit.quantization.encode` chooses kinds, widens weights to f32 and shares stripes of rows between threads.
 
-The search for kinds with mins, int4 and int5, has three steps.
+The search for kinds with mins, int4 to int6, has three steps.
 
 1. Each group of 32 weights is fitted by itself. 21 ranges are tried, from wider than the group's own to clipping one
    tail or both. A range gives codes; least squares gives the scale and min that fit these codes best; they give better
@@ -90,7 +90,7 @@ def search_blocks(
 
     Parameters
     ----------
-    kind : {"int4", "int5", "int8"}
+    kind : {"int4", "int5", "int6", "int8"}
     weights : ndarray
         f32 `[rows, columns]`, C-contiguous, finite.
     data, row_scales : ndarray

@@ -22,6 +22,7 @@ from quantkit_kernels.simd import (
     minimum,
     put_f32,
     round_even,
+    round_up,
     splat,
     splat_i32,
     store,
@@ -214,9 +215,9 @@ def _best_bytes(part, scale, low, scale_unit, min_unit):
 
 @jit
 def _write_codes(part, stored, offset, data):
-    """Write the low four bits of a group's codes, and behind them the plane of fifth bits, if the kind has one."""
+    """Write the low four bits of a group's codes, and behind them the planes of those above, if the kind has any."""
     zero, inverse = zeros(1, 1), ratio(splat(1.0), stored)
-    fifths = to_i32(zero)
+    high_bits, plane = (part.largest_code + 1) >> 5, to_i32(zero)
     for chunk in range(4):
         packed = to_i32(zero)
         for byte in range(4):
@@ -224,12 +225,14 @@ def _write_codes(part, stored, offset, data):
                 k = 8 * chunk + 4 * half + byte
                 if k < part.columns:
                     code = nearest_code(load_f32(part.x + COLUMN_BYTES * k), offset, inverse, part.largest_code)
-                    fifth = where_less(splat(15.0), code, splat(1.0), zero)
-                    packed = packed + to_i32(code - fifth * splat(16.0)) * splat_i32(1 << 8 * byte + 4 * half)
-                    fifths = fifths + to_i32(fifth) * splat_i32(1 << 8 * byte + 2 * chunk + half)
+                    high = round_up((code - splat(15.0)) * splat(1 / 16))
+                    packed = packed + to_i32(code - high * splat(16.0)) * splat_i32(1 << 8 * byte + 4 * half)
+                    plane = plane + to_i32(high) * splat_i32(1 << 8 * byte + high_bits * (2 * chunk + half) % 8)
         store(data + 32 * chunk, packed)
-    if part.largest_code > 15:
-        store(data + 128, fifths)
+        planes = high_bits * (chunk + 1) >> 2
+        if planes > high_bits * chunk >> 2:
+            store(data + 96 + 32 * planes, plane)
+            plane = to_i32(zero)
 
 
 @jit

@@ -12,6 +12,7 @@ from quantkit_kernels.simd import (
     load_codes_i8,
     load_codes_u4,
     load_codes_u5,
+    load_codes_u6,
     load_f16,
     load_f32,
     load_rows_partial_bf16,
@@ -22,7 +23,7 @@ from quantkit_kernels.simd import (
     zeros,
 )
 
-F16, BF16, INT8, INT4, INT5 = (KINDS[name].code for name in ("f16", "bf16", "int8", "int4", "int5"))
+F16, BF16, INT8, INT4, INT5, INT6 = (KINDS[name].code for name in ("f16", "bf16", "int8", "int4", "int5", "int6"))
 INT8_BLOCK = KINDS["int8"].block_bytes
 
 
@@ -33,6 +34,8 @@ def embed(kind, weight, row_scales, row, columns, out):
         _embed_int4(weight, row_scales, row, columns, out)
     elif kind == INT5:
         _embed_int5(weight, row_scales, row, columns, out)
+    elif kind == INT6:
+        _embed_int6(weight, row_scales, row, columns, out)
     elif kind == INT8:
         _embed_int8(weight, row_scales, row, columns, out)
     elif kind == F16:
@@ -46,12 +49,17 @@ def embed(kind, weight, row_scales, row, columns, out):
 @jit
 def _codes_int4(row, chunk):
     """8 codes of a chunk, f32; `row` is where the row's first bytes of a block are."""
-    return load_codes_u4(row + 32 * chunk)
+    return load_codes_u4(row + 32 * chunk, row, 0)
 
 
 @jit
 def _codes_int5(row, chunk):
     return load_codes_u5(row + 32 * chunk, row + 128, 2 * chunk)
+
+
+@jit
+def _codes_int6(row, chunk):
+    return load_codes_u6(row + 32 * chunk, row + 128 + 32 * (chunk >> 1), 4 * (chunk & 1))
 
 
 def _row_with_mins(load_codes, block_bytes):
@@ -76,6 +84,7 @@ def _row_with_mins(load_codes, block_bytes):
 
 _embed_int4 = _row_with_mins(_codes_int4, KINDS["int4"].block_bytes)
 _embed_int5 = _row_with_mins(_codes_int5, KINDS["int5"].block_bytes)
+_embed_int6 = _row_with_mins(_codes_int6, KINDS["int6"].block_bytes)
 
 
 @jit

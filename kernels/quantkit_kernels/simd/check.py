@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from quantkit_kernels import blocks
 
-from .instruction_sets import Dot, high_fives, high_nibbles, low_fives, low_nibbles, next_fifths
+from .instruction_sets import U4, U5, U6, Dot, Unpacking
 from .registers import (
     ELEMENTS,
     I8,
@@ -48,32 +48,25 @@ def agrees(dot: Dot, processor: str, features: str) -> bool:
     except RuntimeError:  # an LLVM that knows such an instruction by another name
         return False
     call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)
-    u4, u5, i8, i16 = (call(engine.get_function_address(name)) for name in ("u4", "u5", "i8", "i16"))
+    functions = {name: call(engine.get_function_address(name)) for name in BODIES}
     rng = np.random.default_rng(0)
     return all(
-        _u_agrees(u4, blocks.pack_int4, 15, rng, dot.tiles * LANES, extreme)
-        and _u_agrees(u5, blocks.pack_int5, 31, rng, dot.tiles * LANES, extreme)
-        and _i8_agrees(i8, rng, dot.tiles * LANES, extreme)
-        and _i16_agrees(i16, rng, extreme)
+        all(_u_agrees(functions[kind], kind, rng, dot.tiles * LANES, extreme) for kind in blocks.WITH_MINS)
+        and _i8_agrees(functions["int8"], rng, dot.tiles * LANES, extreme)
+        and _i16_agrees(functions["i16"], rng, extreme)
         for extreme in (False, True)
         for _ in range(ROUNDS)
     )
 
 
-def _u_agrees(
-    function: Callable[..., None],
-    pack: Callable[..., NDArray[np.uint8]],
-    largest: int,
-    rng: np.random.Generator,
-    rows: int,
-    extreme: bool,
-) -> bool:
+def _u_agrees(function: Callable[..., None], kind: str, rng: np.random.Generator, rows: int, extreme: bool) -> bool:
+    largest = blocks.KINDS[kind].largest_code
     codes = rng.choice([0, largest] if extreme else range(largest + 1), (rows, 32)).astype(np.uint8)
     codes[0] = largest if extreme else codes[0]
     scales = rng.choice([255] if extreme else range(256), (rows, 1)).astype(np.uint8)
     mins = rng.integers(-127, 128, (rows, 1)).astype(np.int8)
     x, y = _activations(rng, extreme), np.zeros(rows, np.float32)
-    packed = pack(codes, scales, mins)
+    packed = blocks.pack(kind, codes, scales, mins)
     function(packed.ctypes.data, x.ctypes.data, y.ctypes.data)
     dots = codes.astype(np.int32) @ x.view(np.int8)[:32].astype(np.int32)
     return np.array_equal(y, (dots * scales[:, 0]).astype(np.float32))
@@ -82,7 +75,7 @@ def _u_agrees(
 def _i8_agrees(function: Callable[..., None], rng: np.random.Generator, rows: int, extreme: bool) -> bool:
     codes = rng.choice([-127, 127] if extreme else range(-127, 128), (rows, 32)).astype(np.int8)
     x, y = _activations(rng, extreme), np.zeros(rows, np.int32)
-    packed = blocks.pack_int8(codes, np.ones((rows, 1), np.uint8))
+    packed = blocks.pack("int8", codes, np.ones((rows, 1), np.uint8))
     function(packed.ctypes.data, x.ctypes.data, y.ctypes.data)
     return np.array_equal(y, codes.astype(np.int32) @ x.view(np.int8)[:32].astype(np.int32))
 
@@ -115,12 +108,11 @@ def optimized(module: ir.Module, target: llvm.TargetMachine) -> llvm.ModuleRef:
 def module_of(dot: Dot) -> ir.Module:
     """Make a module of functions of addresses `(blocks, x, y)`.
 
-    For `dot.tiles` row tiles of one block each, `u4` stores the dots of an `int4` block times its scales, f32; `u5`
-    those of an `int5` block; `i8` the dots of an `int8` block, i32. `i16` stores the dots of `WIDE` rows of four int16
-    numbers, pair after pair.
+    For `dot.tiles` row tiles of one block each, those named as a kind store dots of its blocks: with mins times their
+    scales, f32; of `int8` without, i32. `i16` stores the dots of `WIDE` rows of four int16 numbers, pair after pair.
     """
     module = ir.Module()
-    for name, body in ("u4", _u4), ("u5", _u5), ("i8", _i8), ("i16", _i16):
+    for name, body in BODIES.items():
         function = ir.Function(module, ir.FunctionType(ir.VoidType(), [I64] * 3), name)
         builder = ir.IRBuilder(function.append_basic_block())
         weight, x, y = function.args
@@ -152,29 +144,25 @@ def _four_activations(dot: Dot, builder: Any, x: Any, chunk: int) -> Any:
     return builder.bitcast(four, _register(dot, "i8"))
 
 
-def _u4(dot: Dot, builder: Any, weight: Any, x: Any) -> Any:
-    size = blocks.KINDS["int4"].block_bytes
-    acc = constant(_register(dot, dot.u), 0)
-    for chunk in range(4):
-        codes = _chunk(dot, builder, weight, size, chunk)
-        acc = dot.u_dot(builder, acc, low_nibbles(builder, codes), _four_activations(dot, builder, x, 2 * chunk))
-        acc = dot.u_dot(builder, acc, high_nibbles(builder, codes), _four_activations(dot, builder, x, 2 * chunk + 1))
-    return dot.u_scaled(builder, acc, _scales(dot, builder, weight, size))
+def _u(kind: str, unpacking: Unpacking) -> Callable[..., Any]:
+    high_bits, size = sum(blocks.KINDS[kind].code_bits[1:]), blocks.KINDS[kind].block_bytes
 
+    def body(dot: Dot, builder: Any, weight: Any, x: Any) -> Any:
+        acc, total = constant(_register(dot, dot.u), 0), constant(_register(dot, "i32"), 0)
+        scales = _scales(dot, builder, weight, size)
+        for chunk in range(4):
+            packed = _chunk(dot, builder, weight, size, chunk)
+            if high_bits * chunk % 4 == 0:
+                plane = _chunk(dot, builder, weight, size, 4 + high_bits * chunk // 4) if high_bits else packed
+            for half, unpack in enumerate((unpacking.low, unpacking.high)):
+                four = _four_activations(dot, builder, x, 2 * chunk + half)
+                acc = dot.u_dot(builder, acc, unpack(builder, packed, plane), four)
+            plane = unpacking.next(builder, plane)
+            if (chunk + 1) % (4 >> high_bits) == 0:
+                total, acc = dot.u_add_section(builder, total, acc, scales), dot.u_next_section(builder, acc)
+        return dot.u_scaled(builder, total, scales)
 
-def _u5(dot: Dot, builder: Any, weight: Any, x: Any) -> Any:
-    size = blocks.KINDS["int5"].block_bytes
-    fifths = _chunk(dot, builder, weight, size, 4)
-    first = second = constant(_register(dot, dot.u), 0)
-    for chunk in range(4):
-        if chunk == 2:
-            first, second = second, dot.u_second_half(builder, second)
-        packed = _chunk(dot, builder, weight, size, chunk)
-        low, high = low_fives(builder, packed, fifths), high_fives(builder, packed, fifths)
-        second = dot.u_dot(builder, second, low, _four_activations(dot, builder, x, 2 * chunk))
-        second = dot.u_dot(builder, second, high, _four_activations(dot, builder, x, 2 * chunk + 1))
-        fifths = next_fifths(builder, fifths)
-    return dot.u_scaled_halves(builder, first, second, _scales(dot, builder, weight, size))
+    return body
 
 
 def _i8(dot: Dot, builder: Any, weight: Any, x: Any) -> Any:
@@ -193,3 +181,13 @@ def _i16(dot: Dot, builder: Any, a: Any, x: Any) -> Any:
         both = builder.bitcast(splat_scalar(builder, register, load_at(builder, I32, x, 4 * pair)), numbers)
         acc = dot.i16_dot(builder, acc, load_at(builder, numbers, a, 4 * WIDE * pair), both)
     return acc
+
+
+BODIES = {
+    "int4": _u("int4", U4),
+    "int5": _u("int5", U5),
+    "int6": _u("int6", U6),
+    "int8": _i8,
+    "i16": _i16,
+}
+"""Name of a function -> what makes the value that it stores."""

@@ -7,6 +7,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from . import instruction_sets
+from .instruction_sets import U4, U5, U6
 from .isa import DOT, TILES
 from .memory import column, stride_type, tiled_loader, widen_i8, zeros_of
 from .registers import I8, I32, I64, LANES, concatenated, constant, load_at, splat_scalar, token_place, widen_u8
@@ -20,12 +21,12 @@ low_nibbles = elementwise(1, "i8", instruction_sets.low_nibbles)
 """Codes in the low halves of packed bytes."""
 high_nibbles = elementwise(1, "i8", instruction_sets.high_nibbles)
 """Codes in the high halves of packed bytes."""
-low_fives = elementwise(2, "i8", instruction_sets.low_fives)
-"""`low_fives(packed, fifths)`: codes 0..31, the low halves of packed bytes and their fifth bits."""
-high_fives = elementwise(2, "i8", instruction_sets.high_fives)
+low_u5, low_u6 = (elementwise(2, "i8", unpacking.low) for unpacking in (U5, U6))
+"""`low_u5(packed, plane)`: codes in the low halves of packed bytes, with the bits above them that the plane has."""
+high_u5, high_u6 = (elementwise(2, "i8", unpacking.high) for unpacking in (U5, U6))
 """The same of the high halves."""
-next_fifths = elementwise(1, "i8", instruction_sets.next_fifths)
-"""The fifth bits of the next chunk and those behind it."""
+next_u5, next_u6 = (elementwise(1, "i8", unpacking.next) for unpacking in (U5, U6))
+"""`next_u5(plane)`: the plane for the next chunk."""
 
 
 @intrinsic
@@ -59,22 +60,19 @@ def start_dot_i8(typing, address, stride, like):
 codes_i8 = elementwise(1, "i8", DOT.i8_codes)
 """Codes -127..127 in the form that `dot_i8` takes."""
 dot_u = elementwise(3, DOT.u, DOT.u_dot)
-"""`dot_u(acc, codes, x)`: add the dot products of codes 0..31 with int8 activations.
-
-An accumulator holds a group of codes 0..15, or half a group of codes 0..31.
-"""
-second_half_u = elementwise(1, DOT.u, DOT.u_second_half)
-"""The accumulator for the second half of a group, from that of the first."""
+"""`dot_u(acc, codes, x)`: add the dot products of codes 0..63 with int8 activations."""
+add_section_u = elementwise(3, "i32", DOT.u_add_section)
+"""`add_section_u(total, acc, scales)`: add a section of a group to its total, i32."""
+next_section_u = elementwise(1, DOT.u, DOT.u_next_section)
+"""The accumulator for the next section of a group, from that of the one before."""
 dot_i8 = elementwise(3, "i32", DOT.i8_dot)
 """`dot_i8(acc, codes, x)`: add the dot products of codes -127..127 with int8 activations."""
 sum_so_far_u, sum_so_far_i8 = elementwise(1, DOT.u, DOT.sum_so_far), elementwise(1, "i32", DOT.sum_so_far)
 """The same accumulator, whose sum LLVM does not turn into a tree: that takes more registers than a grid leaves."""
-sum_so_far_u5 = elementwise(1, DOT.u, DOT.u5_sum_so_far)
+sum_so_far_plane = elementwise(1, DOT.u, DOT.plane_sum_so_far)
 """The same of codes 0..31."""
 scale_u = elementwise(2, "f32", DOT.u_scaled)
-"""`scale_u(acc, scales)`: exact product of finished dots and block scales, f32."""
-scale_halves_u = elementwise(3, "f32", DOT.u_scaled_halves)
-"""`scale_halves_u(first, second, scales)`: the same of dots of two halves, rounded once."""
+"""`scale_u(total, scales)`: product of finished totals and block scales, f32, rounded once."""
 
 
 @intrinsic
@@ -117,33 +115,20 @@ def load_codes_i8(typing, address, stride):
     return ONE_F32(types.int64, types.int64), generate
 
 
-@intrinsic
-def load_codes_u4(typing, address):
-    """8 codes of a row of an `int4` block, from its 4 bytes of a chunk, as f32."""
+def _codes_loader(unpacking):
+    @intrinsic
+    def load_codes(typing, address, plane, shift):
+        """8 codes of a row of a block as f32: from 4 bytes of a chunk, and 4 of its plane from bit `shift` on."""
 
-    def generate(context, builder, sig, args):
-        return widen_u8(builder, _nibbles(builder, load_at(builder, FOUR_BYTES, args[0])))
+        def generate(context, builder, sig, args):
+            packed, above = (load_at(builder, FOUR_BYTES, place) for place in args[:2])
+            above = builder.lshr(above, splat_scalar(builder, FOUR_BYTES, builder.trunc(args[2], I8)))
+            halves = [unpack(builder, packed, above) for unpack in (unpacking.low, unpacking.high)]
+            return widen_u8(builder, concatenated(builder, halves))
 
-    return ONE_F32(types.int64), generate
+        return ONE_F32(types.int64, types.int64, types.int64), generate
 
-
-@intrinsic
-def load_codes_u5(typing, address, fifths, bit):
-    """The same of an `int5` block: bits `bit` and `bit + 1` of the 4 bytes at `fifths` are the codes' fifth bits."""
-
-    def generate(context, builder, sig, args):
-        nibbles = _nibbles(builder, load_at(builder, FOUR_BYTES, args[0]))
-        shift = splat_scalar(builder, FOUR_BYTES, builder.trunc(args[2], I8))
-        low = builder.lshr(load_at(builder, FOUR_BYTES, args[1]), shift)
-        both = concatenated(builder, [low, builder.lshr(low, constant(FOUR_BYTES, 1))])
-        above = builder.shl(builder.and_(both, constant(both.type, 1)), constant(both.type, 4))
-        return widen_u8(builder, builder.or_(nibbles, above))
-
-    return ONE_F32(types.int64, types.int64, types.int64), generate
+    return load_codes
 
 
-def _nibbles(builder, packed):
-    """The low halves of 4 bytes, then the high ones."""
-    return concatenated(
-        builder, [builder.and_(packed, constant(FOUR_BYTES, 15)), builder.lshr(packed, constant(FOUR_BYTES, 4))]
-    )
+load_codes_u4, load_codes_u5, load_codes_u6 = (_codes_loader(unpacking) for unpacking in (U4, U5, U6))

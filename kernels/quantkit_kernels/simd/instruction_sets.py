@@ -24,26 +24,40 @@ def high_nibbles(builder: Any, packed: Any) -> Any:
     return builder.and_(builder.bitcast(shifted, packed.type), constant(packed.type, 15))
 
 
-def low_fives(builder: Any, packed: Any, fifths: Any) -> Any:
-    """Low nibbles with bit 0 of each byte of `fifths` above them."""
-    return builder.or_(low_nibbles(builder, packed), _bit_4_of(builder, fifths, 4))
+class Unpacking:
+    """Codes of a chunk from packed bytes, which hold their low 4 bits, and a plane of bytes with those above.
+
+    Parameters
+    ----------
+    bits : int
+        Of a code, in the plane: 0, 1 or 2.
+    """
+
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+
+    def low(self, builder: Any, packed: Any, plane: Any) -> Any:
+        """Codes in the low halves of packed bytes, the bits above them in the lowest bits of the plane's bytes."""
+        return self._joined(builder, low_nibbles(builder, packed), plane, 4)
+
+    def high(self, builder: Any, packed: Any, plane: Any) -> Any:
+        """Those in the high halves, the bits above them in the next bits."""
+        return self._joined(builder, high_nibbles(builder, packed), plane, 4 - self._bits)
+
+    def next(self, builder: Any, plane: Any) -> Any:
+        """The plane for the next chunk."""
+        words = ir.VectorType(I16, plane.type.count // 2)
+        return builder.bitcast(builder.lshr(builder.bitcast(plane, words), constant(words, 2 * self._bits)), plane.type)
+
+    def _joined(self, builder: Any, nibbles: Any, plane: Any, shift: int) -> Any:
+        if not self._bits:
+            return nibbles
+        words = ir.VectorType(I16, plane.type.count // 2)
+        shifted = builder.bitcast(builder.shl(builder.bitcast(plane, words), constant(words, shift)), plane.type)
+        return builder.or_(nibbles, builder.and_(shifted, constant(plane.type, 16 * ((1 << self._bits) - 1))))
 
 
-def high_fives(builder: Any, packed: Any, fifths: Any) -> Any:
-    """High nibbles with bit 1 of each byte of `fifths` above them."""
-    return builder.or_(high_nibbles(builder, packed), _bit_4_of(builder, fifths, 3))
-
-
-def next_fifths(builder: Any, fifths: Any) -> Any:
-    """Bits 2 and 3 become bits 0 and 1: those of the next chunk."""
-    words = ir.VectorType(I16, fifths.type.count // 2)
-    return builder.bitcast(builder.lshr(builder.bitcast(fifths, words), constant(words, 2)), fifths.type)
-
-
-def _bit_4_of(builder: Any, fifths: Any, shift: int) -> Any:
-    words = ir.VectorType(I16, fifths.type.count // 2)
-    shifted = builder.shl(builder.bitcast(fifths, words), constant(words, shift))
-    return builder.and_(builder.bitcast(shifted, fifths.type), constant(fifths.type, 16))
+U4, U5, U6 = (Unpacking(bits) for bits in range(3))
 
 
 def _opaque(builder: Any, value: Any, registers: str) -> Any:
@@ -57,19 +71,19 @@ def _opaque(builder: Any, value: Any, registers: str) -> Any:
 class Dot:
     """Dot products of packed codes in plain LLVM vectors: right on every machine; the other sets must equal it.
 
-    `u` multiplies codes 0..31, `i8` codes -127..127, both by int8 activations in -127..127; each sums the 4 bytes of
+    `u` multiplies codes 0..63, `i8` codes -127..127, both by int8 activations in -127..127; each sums the 4 bytes of
     every 32-bit lane into its accumulator. A subclass replaces what its instruction set does better.
 
-    An accumulator of `u` holds the dot of a group of codes 0..15, or of half a group of codes 0..31, whose second half
-    begins with what `u_second_half` returns.
+    A group has sections: as many codes as an accumulator of `u` surely holds. It holds 32 codes of 0..15, 16 of 0..31,
+    8 of 0..63. Of each section `u_add_section` adds the dot to the total, and the next begins with `u_next_section`.
     """
 
     tiles = 1
     """Row tiles that a register of a matrix product holds side by side."""
     tokens = 4
     """Tokens of the largest grid of registers that a matrix product accumulates."""
-    u4_rows = u5_rows = i8_rows = 2
-    """Rows of that grid: a second one halves the loads of activations."""
+    u4_rows = plane_rows = i8_rows = 2
+    """Rows of that grid, for codes of 4 bits, with planes, of 8 bits: a second one halves the loads of activations."""
     mins_apart = False
     """Whether the largest grid leaves no register for sums of mins, which are then added apart."""
     i8_prefetch = 2
@@ -92,26 +106,26 @@ class Dot:
         """The same accumulator; sets that spend an instruction on its sum keep LLVM from reordering it."""
         return acc
 
-    def u5_sum_so_far(self, builder: Any, acc: Any) -> Any:
-        """As `sum_so_far`, for codes 0..31; sets with large grids keep LLVM from unpacking all chunks at once, which
-        takes more registers than such a grid leaves."""
+    def plane_sum_so_far(self, builder: Any, acc: Any) -> Any:
+        """As `sum_so_far`, for codes with planes; sets with large grids keep LLVM from unpacking all chunks at once,
+        which takes more registers than such a grid leaves."""
         return self.sum_so_far(builder, acc)
 
-    def u_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
-        """Product of the dot and the block's scales, f32; of codes 0..15 exact: below 2**24 (32 * 15 * 127 * 255)."""
-        return builder.fmul(builder.sitofp(acc, scales.type), scales)
-
-    def u_second_half(self, builder: Any, acc: Any) -> Any:
-        """The accumulator for the second half of a group; `acc` holds the first."""
+    def u_add_section(self, builder: Any, total: Any, acc: Any, scales: Any) -> Any:
+        """The total, i32, with the dot of a section; sets may multiply by the scales here or in `u_scaled`."""
         return acc
 
-    def u_scaled_halves(self, builder: Any, first: Any, second: Any, scales: Any) -> Any:
-        """Product of the dot of both halves and the block's scales, f32: the exact integer, rounded once.
+    def u_next_section(self, builder: Any, acc: Any) -> Any:
+        """The accumulator for the next section; `acc` holds those before."""
+        return acc
 
-        With codes 0..31 it reaches 32 * 31 * 127 * 255, more than 2**24. The dot and the scales are exact in f32, so
-        their product is the integer, rounded once; so is the integer that becomes f32.
+    def u_scaled(self, builder: Any, total: Any, scales: Any) -> Any:
+        """Product of the dot of a group and the block's scales, f32: the exact integer, rounded once.
+
+        With codes above 15 it may exceed 2**24 (32 * 63 * 127 * 255). The dot and the scales are exact in f32, so their
+        product is the integer, rounded once; so is the integer that becomes f32.
         """
-        return self.u_scaled(builder, second, scales)
+        return builder.fmul(builder.sitofp(total, scales.type), scales)
 
     def i8_start(self, builder: Any, register: Any, start: Any) -> Any:
         """The accumulator that `i8_dot` starts from; `start` is -128 times the sum of the activations."""
@@ -141,12 +155,13 @@ class Dot:
 class Avx2(Dot):
     """maddubs: u8 x i8 pairs into int16.
 
-    Sums of 8 pairs stay below 2**15 with codes 0..15 (8 * 2 * 15 * 127 = 30480), those of 4 with codes 0..31 (31496).
+    Sums of 8 pairs stay below 2**15 with codes 0..15 (8 * 2 * 15 * 127 = 30480), those of 4 with codes 0..31 (31496),
+    those of 2 with codes 0..63 (32004).
     """
 
     u = u_scales = "i16"
     mins_apart = True
-    u5_rows = i8_rows = 1  # a dot takes more registers than there are for two
+    plane_rows = i8_rows = 1  # a dot takes more registers than there are for two
     WORDS = ir.VectorType(I16, 16)
     DWORDS = ir.VectorType(I32, 8)
 
@@ -160,19 +175,15 @@ class Avx2(Dot):
     def sum_so_far(self, builder: Any, acc: Any) -> Any:
         return _opaque(builder, acc, "x")
 
-    def u_scaled(self, builder: Any, acc: Any, scales: Any) -> Any:
-        return builder.sitofp(self._times_scales(builder, acc, scales), ir.VectorType(F32, LANES))
+    def u_add_section(self, builder: Any, total: Any, acc: Any, scales: Any) -> Any:
+        # The scale stands in both halves of a lane, so the horizontal sum and the product are one instruction.
+        return builder.add(total, call_llvm(builder, "llvm.x86.avx2.pmadd.wd", self.DWORDS, acc, scales))
 
-    def u_second_half(self, builder: Any, acc: Any) -> Any:
+    def u_next_section(self, builder: Any, acc: Any) -> Any:
         return constant(acc.type, 0)
 
-    def u_scaled_halves(self, builder: Any, first: Any, second: Any, scales: Any) -> Any:
-        total = builder.add(*(self._times_scales(builder, acc, scales) for acc in (first, second)))
+    def u_scaled(self, builder: Any, total: Any, scales: Any) -> Any:
         return builder.sitofp(total, ir.VectorType(F32, LANES))
-
-    def _times_scales(self, builder: Any, acc: Any, scales: Any) -> Any:
-        # The scale stands in both halves of a lane, so the horizontal sum and the product are one instruction.
-        return call_llvm(builder, "llvm.x86.avx2.pmadd.wd", self.DWORDS, acc, scales)
 
     def i8_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
         magnitude = call_llvm(builder, "llvm.abs.v32i8", codes.type, codes, I1(0))
@@ -195,7 +206,7 @@ class Avx2(Dot):
 class AvxVnni(Dot):
     """vpdpbusd: u8 x i8 quadruples straight into int32."""
 
-    u5_rows = 1  # unpacking takes the registers of a second one
+    plane_rows = 1  # unpacking takes the registers of a second one
 
     def u_dot(self, builder: Any, acc: Any, codes: Any, x: Any) -> Any:
         # LLVM before 22 takes the bytes as i32; later ones accept it.
@@ -231,12 +242,12 @@ class Avx512Vnni(AvxVnni):
     u4_rows = i8_rows = 1
     i8_prefetch = 1
 
-    def u5_sum_so_far(self, builder: Any, acc: Any) -> Any:
+    def plane_sum_so_far(self, builder: Any, acc: Any) -> Any:
         return _opaque(builder, acc, "v")
 
 
 class Neon(Dot):
-    """sdot: i8 x i8 quadruples into int32; codes 0..31 are small enough to pass as signed. A register is two of NEON's.
+    """sdot: i8 x i8 quadruples into int32; codes 0..63 are small enough to pass as signed. A register is two of NEON's.
 
     Not `llvm.vector.partial.reduce.add`, which becomes this instruction on some processors: it may sum the bytes of
     one lane into another, and on others it does.

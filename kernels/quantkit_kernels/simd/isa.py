@@ -98,8 +98,8 @@ TILES = DOT.tiles
 """Row tiles that a register of `zeros_tiles` holds."""
 TOKENS = DOT.tokens
 """Tokens of the largest grid of such registers that a matrix product accumulates."""
-U4_ROWS, U5_ROWS, I8_ROWS = DOT.u4_rows, DOT.u5_rows, DOT.i8_rows
-"""Rows of that grid, in a product of `int4`, `int5` or `int8`."""
+U4_ROWS, PLANE_ROWS, I8_ROWS = DOT.u4_rows, DOT.plane_rows, DOT.i8_rows
+"""Rows of that grid, in a product of `int4`, of `int5` or `int6`, and of `int8`."""
 I8_PREFETCH = DOT.i8_prefetch
 """Level of the caches into which such a product prefetches weights for a single token."""
 MINS_APART = DOT.mins_apart

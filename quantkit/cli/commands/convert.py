@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from quantkit.quantization.recipe import Recipe
     from quantkit.quantization.report import AllocationReport, CalibrationReport, Report
 
-KINDS = ("int4", "int5", "int8", "mixed")
-BITS = {"4": "int4", "5": "int5", "8": "int8"}
+KINDS = ("int4", "int5", "int6", "int8", "mixed")
+BITS = {"4": "int4", "5": "int5", "6": "int6", "8": "int8"}
 GROUPS = {
     "What to write": ("output", "force"),
     "Which kinds": ("quantize", "bits", "overrides", "recipe", "calibration", "imatrix"),
@@ -104,8 +104,8 @@ class _Asked:
     "--quantize",
     metavar="KIND[,KIND]",
     callback=_kinds,
-    help="Kind of the linear layers: int4, int5, int8 or mixed, as said above; int4,int8 reads SOURCE once and writes "
-    "DIR-int4 and DIR-int8  [default: int4]",
+    help="Kind of the linear layers: int4, int5, int6, int8 or mixed, as said above; int4,int8 writes DIR-int4 and "
+    "DIR-int8, and reads SOURCE once  [default: int4]",
 )
 @click.option("--bits", "--q-bits", type=click.Choice(list(BITS)), help="The same by its bits.")
 @click.option(
@@ -115,14 +115,14 @@ class _Asked:
     multiple=True,
     metavar="REGEX=KIND",
     callback=_overrides,
-    help="Kind of the tensors whose name the expression finds: int4, int5, int8, f16, bf16, f32; repeatable, the last "
-    "that finds a tensor decides.",
+    help="Kind of the tensors whose name the expression finds: int4, int5, int6, int8, f16, bf16, f32; repeatable, the "
+    "last that finds a tensor decides.",
 )
 @click.option(
     "--calibration",
     type=path,
     metavar="builtin|FILE",
-    help="Text to calibrate int4 and int5 on: a third to a half less divergence, for minutes instead of seconds.",
+    help="Text to calibrate int4 to int6 on: a third to a half less divergence, for minutes instead of seconds.",
 )
 @click.option(
     "--imatrix",
@@ -178,6 +178,7 @@ def command(
       kind       bits   error   what it is for
       int4        4.5   5e-3    linear layers: half the bytes of int8
       int5        5.5   1e-3    linear layers: a fifth more bytes, a third of the loss
+      int6        6.5   3e-4    linear layers: nearly as good as int8, a fifth fewer bytes
       int8       8.25   3e-5    embedding and head; small models, layers that matter
       f16          16   3e-8    what must stay as it is, of a checkpoint in fp16
       bf16         16   2e-6    the same in bf16: what a checkpoint holds already loses nothing
@@ -186,13 +187,13 @@ def command(
     The error is squared and relative, of SmolLM2-135M. Linear layers become what -q says, everything else as the table
     has it, unless --override says otherwise.
 
-    -q mixed gives each matrix int4, int5 or int8, more bits where these save most divergence for their bytes, up to a
-    target: by default a tenth more than int4 takes, for less than half the loss. Embedding and head count like all
+    -q mixed gives each matrix int4, int5, int6 or int8, more bits where these save most divergence for their bytes, up
+    to a target: by default a tenth more than int4 takes, for less than half the loss. Embedding and head count like all
     matrices. The model first reads a short text once for each matrix: about a minute for one of 135M on two cores, six
     for 1B, a quarter of an hour for 7B. With --calibration it reads what calibration would make of each, which takes as
     long again. What it found is kept for other targets.
 
-    With --calibration the model reads a text, layer by layer, and matrices of int4 and int5 are packed so that their
+    With --calibration the model reads a text, layer by layer, and matrices of int4 to int6 are packed so that their
     outputs on it change least (GPTQ). It takes up to 65,536 tokens of a text file, or of a .jsonl file of texts and
     dialogues. Text like that which the model will see is best; without any, there is a built-in one. Measure the result
     on other text.

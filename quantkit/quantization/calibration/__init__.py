@@ -1,6 +1,6 @@
 """Calibration: packing weights by what they do to known inputs, a model's own on some text."""
 
-CALIBRATED = ("int4", "int5")
+CALIBRATED = ("int4", "int5", "int6")
 """The kinds whose codes calibration finds."""
 REFERENCE_KIND = "int8"
 """Of the same weights in the model that says what their inputs should be: it runs far faster than in f32, and what it

@@ -85,7 +85,7 @@ def pack_under(
     weights : Tensor
         Of kind f32, f16 or bf16, finite.
     start : Tensor
-        The same packed to int4 or int5, as it is best for the weights by themselves.
+        The same packed to int4, int5 or int6, as it is best for the weights by themselves.
     threads : int
         The result does not depend on it.
     drift : Drift, optional

@@ -55,7 +55,7 @@ def convert(
         Folder to write. It appears when it is complete. An interrupted conversion goes on where it stopped when it is
         asked for again, with the same source and options. Until then it is kept beside the output, as a hidden folder
         `.NAME.*.partial`, which may be deleted; a conversion of something else to the same output removes it.
-    quantize : {"int4", "int5", "int8", "mixed"} or Recipe
+    quantize : {"int4", "int5", "int6", "int8", "mixed"} or Recipe
         Kind of the linear layers; embedding and head become int8, norms and biases f32. Of `mixed`, matrices become
         int4 or more bits, where these save most divergence; `Recipe` takes a target. Or a whole recipe, such as
         `read_recipe` reads from a file.
@@ -64,7 +64,7 @@ def convert(
         a recipe.
     calibration : path, optional
         UTF-8 text, a `.jsonl` file of texts and dialogues, or `builtin`. The model reads it layer by layer, and each
-        matrix of int4 or int5 is packed so that its output on it changes least (GPTQ). Far better than without, but
+        matrix of int4 to int6 is packed so that its output on it changes least (GPTQ). Far better than without, but
         takes minutes rather than seconds, and memory for what the layers make of the text. Measure the result on other
         text.
     imatrix : path, optional
@@ -131,7 +131,7 @@ def convert_all(
 
     Parameters
     ----------
-    outputs : mapping of path to {"int4", "int5", "int8", "mixed"} or Recipe
+    outputs : mapping of path to {"int4", "int5", "int6", "int8", "mixed"} or Recipe
         Folders to write, and what each is to hold. Each appears by itself, when all are complete.
     source, overrides, calibration, imatrix, threads, force, strict, progress, measuring, dry_run
         As of `convert`, which also says what is raised.

@@ -47,7 +47,7 @@ RECIPES: Mapping[str, Mapping[Role, Choice]] = MappingProxyType(
             "linear": Choice(kind, f"linear layer: {kind} is asked for"),
             "expert": Choice(kind, f"expert: {kind} is asked for"),
         }
-        for kind in ("int4", "int5", "int8")
+        for kind in ("int4", "int5", "int6", "int8")
     }
     | {MIXED: {**_ALWAYS, **_MIXED}}
 )
@@ -88,7 +88,7 @@ class Recipe:
 
     Parameters
     ----------
-    quantize : {"int4", "int5", "int8", "mixed"}
+    quantize : {"int4", "int5", "int6", "int8", "mixed"}
         Kind of the linear layers. Embedding and head become int8, routers, norms and biases f32. Of `mixed`, linear
         layers, embedding and head become int4 or more bits, where these save most divergence, up to the target.
     overrides : tuple of (regular expression, kind)

@@ -26,10 +26,12 @@ TEMPLATE = """<!doctype html>
 <title>{{ report.source.name | shown }}, {{ report.options.quantize }}</title>
 <style>
 :root { --text: #1f2328; --soft: #57606a; --line: #d0d7de; --back: #ffffff;
-  --int4: #0969da; --int5: #bf3989; --int8: #bc4c00; --f16: #1a7f37; --bf16: #8250df; --f32: #57606a; }
+  --int4: #0969da; --int5: #bf3989; --int6: #9a6700; --int8: #bc4c00;
+  --f16: #1a7f37; --bf16: #8250df; --f32: #57606a; }
 @media (prefers-color-scheme: dark) {
   :root { --text: #e6edf3; --soft: #9198a1; --line: #3d444d; --back: #0d1117;
-    --int4: #58a6ff; --int5: #f778ba; --int8: #f0883e; --f16: #3fb950; --bf16: #bc8cff; --f32: #9198a1; } }
+    --int4: #58a6ff; --int5: #f778ba; --int6: #d29922; --int8: #f0883e;
+    --f16: #3fb950; --bf16: #bc8cff; --f32: #9198a1; } }
 body { margin: 0 auto; max-width: 62rem; padding: 1.5rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--text);
   background: var(--back); }
 h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2rem; }

@@ -36,7 +36,9 @@ def test_typed_words() -> None:
 
 
 @pytest.mark.parametrize("field", ["quantization", "quantization_config"])
-@pytest.mark.parametrize(("variant", "kind"), [("mlx", "int4"), ("mlx of five bits", "int5")])
+@pytest.mark.parametrize(
+    ("variant", "kind"), [("mlx", "int4"), ("mlx of five bits", "int5"), ("mlx of six bits", "int6")]
+)
 def test_a_checkpoint(tmp_path: Path, variant: str, kind: str, field: str) -> None:
     encode, config, _ = WRITERS[variant]
     quantized.assert_equal(*quantized.checkpoints(tmp_path, encode, config, field), keeps="_proj", kind=kind)

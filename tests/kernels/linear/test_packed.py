@@ -15,7 +15,7 @@ from arrays import address, random_weight
 from quantkit_kernels import blocks
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.linear import activations
-from quantkit_kernels.linear.packed import linear_int4, linear_int5, linear_int8
+from quantkit_kernels.linear.packed import linear_int4, linear_int5, linear_int6, linear_int8
 from quantkit_kernels.operands import Matrix, Rows
 
 Share = tuple[int, int | None]
@@ -42,13 +42,16 @@ def multiply_int5(matrix, x, y, tokens, first, last):
 
 
 @jit(entry=True)
+def multiply_int6(matrix, x, y, tokens, first, last):
+    linear_int6(matrix, x, y, tokens, first, last)
+
+
+@jit(entry=True)
 def multiply_int8(matrix, x, y, tokens, first, last):
     linear_int8(matrix, x, y, tokens, first, last)
 
 
-MULTIPLY = {"int4": multiply_int4, "int5": multiply_int5, "int8": multiply_int8}
-UNPACK = {"int4": (blocks.unpack_int4, 15), "int5": (blocks.unpack_int5, 31)}
-"""The kinds that have mins, and their largest codes."""
+MULTIPLY = {"int4": multiply_int4, "int5": multiply_int5, "int6": multiply_int6, "int8": multiply_int8}
 
 
 def quantized(x: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
@@ -114,11 +117,13 @@ def test_product_is_the_specified_one(
     taken = quantized(x)[1]
     expected = taken @ value.T + (0 if bias is None else bias[:rows])
     magnitude = np.abs(taken) @ np.abs(value).T + (0 if bias is None else np.abs(bias[:rows])) + 1e-30
-    if kind in UNPACK:  # codes and mins nearly cancel: errors are relative to what cancels
+    if kind in blocks.WITH_MINS:  # codes and mins nearly cancel: errors are relative to what cancels
         assert row_scales is not None
-        unpack, largest = UNPACK[kind]
-        _, scales, mins = unpack(data)
-        terms = scales[:rows].astype(float) * largest * row_scales[:, 0].reshape(-1)[:rows, None]
+        _, scales, mins = blocks.unpack(kind, data)
+        assert mins is not None
+        terms = (
+            scales[:rows].astype(float) * blocks.KINDS[kind].largest_code * row_scales[:, 0].reshape(-1)[:rows, None]
+        )
         terms += np.abs(mins[:rows].astype(float)) * row_scales[:, 1].reshape(-1)[:rows, None]
         magnitude = np.abs(taken) @ np.repeat(terms, 32, axis=1)[:, :columns].T + magnitude
     assert np.all(np.abs(y - expected) <= TOLERANCE * magnitude)
@@ -142,13 +147,15 @@ def test_same_bits_for_any_split_of_rows_and_tokens(kind: str) -> None:
         assert whole.tobytes() == np.concatenate(parts).tobytes(), f"{size} tokens at once"
 
 
+@pytest.mark.parametrize("kind", ["int5", "int6"])
 @pytest.mark.parametrize("tokens", [1, 2, 4, 9])
-def test_dots_of_int5_past_the_whole_numbers_of_f32_are_rounded_once(tokens: int) -> None:
+def test_dots_past_the_whole_numbers_of_f32_are_rounded_once(tokens: int, kind: str) -> None:
     rng = np.random.default_rng(tokens)
-    codes = rng.integers(24, 32, (32, 32)).astype(np.uint8)
-    data = blocks.pack_int5(codes, np.full((32, 1), 255, np.uint8), np.zeros((32, 1), np.int8))
+    largest = blocks.KINDS[kind].largest_code
+    codes = rng.integers(largest - 7, largest + 1, (32, 32)).astype(np.uint8)
+    data = blocks.pack(kind, codes, np.full((32, 1), 255, np.uint8), np.zeros((32, 1), np.int8))
     x = np.float32(127) * rng.choice([-1, 1], (tokens, 1)).astype(np.float32).repeat(32, 1)
-    y = product("int5", data, np.ones((4, 2, 8), np.float32), None, codes.shape, x)
+    y = product(kind, data, np.ones((4, 2, 8), np.float32), None, codes.shape, x)
     exact = x.astype(np.int64) @ codes.T.astype(np.int64) * 255
     assert (np.abs(exact) > 1 << 24).all()
     assert np.array_equal(y, exact.astype(np.float32))

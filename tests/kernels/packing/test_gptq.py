@@ -69,12 +69,13 @@ def textbook(largest_code: int, weights: Floats, hessian: Floats, scales: Floats
     return codes
 
 
-@pytest.mark.parametrize("kind", blocks.UNPACK)
+@pytest.mark.parametrize("kind", blocks.WITH_MINS)
 def test_rounding_is_that_of_the_textbook(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gptq, "DESCENTS", 0)
     weights, hessian = weights_of(32, 160), correlated(160)
     data, row_scales, *_ = packed(kind, weights, hessian)
-    codes, scale_bytes, min_bytes = blocks.UNPACK[kind](data)
+    codes, scale_bytes, min_bytes = blocks.unpack(kind, data)
+    assert min_bytes is not None
     units = row_scales.transpose(1, 0, 2).reshape(2, -1, 1).astype(np.float64)
     order = gptq.order_of(hessian)
     groups = order[::32] // 32
@@ -89,7 +90,7 @@ def test_rounding_is_that_of_the_textbook(kind: str, monkeypatch: pytest.MonkeyP
     assert (codes == expected).mean() > 0.98
 
 
-@pytest.mark.parametrize("kind", blocks.UNPACK)
+@pytest.mark.parametrize("kind", blocks.WITH_MINS)
 @pytest.mark.parametrize(("rows", "columns"), [(32, 96), (5, 40), (24, 33), (1, 32)])
 def test_the_cost_is_that_of_what_is_stored(kind: str, rows: int, columns: int) -> None:
     weights, hessian = weights_of(rows, columns), correlated(columns)
@@ -105,7 +106,7 @@ def test_columns_that_cost_most_come_first_within_whole_groups() -> None:
     assert order.tolist() == [*range(32, 64), *range(64, 96), *range(31, -1, -1)]
 
 
-@pytest.mark.parametrize("kind", blocks.UNPACK)
+@pytest.mark.parametrize("kind", blocks.WITH_MINS)
 def test_each_row_keeps_the_units_that_cost_it_least(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gptq, "DESCENTS", 0)
     weights, hessian, margins = weights_of(32, 128), correlated(128), gptq.MARGINS
@@ -124,7 +125,7 @@ def test_each_row_keeps_the_units_that_cost_it_least(kind: str, monkeypatch: pyt
     assert len(set(np.argmin(alone, axis=0))) == 3
 
 
-@pytest.mark.parametrize("kind", blocks.UNPACK)
+@pytest.mark.parametrize("kind", blocks.WITH_MINS)
 def test_far_better_than_without_a_hessian(kind: str) -> None:
     weights, hessian = weights_of(32, 256), correlated(256)
     _, _, cost, _ = packed(kind, weights, hessian)
@@ -136,7 +137,7 @@ def test_far_better_than_without_a_hessian(kind: str) -> None:
 SIZES = st.sampled_from([1e-6, 1, 1e6])
 
 
-@pytest.mark.parametrize("kind", blocks.UNPACK)
+@pytest.mark.parametrize("kind", blocks.WITH_MINS)
 @given(rows=st.integers(1, 32), columns=st.integers(1, 100), seed=st.integers(0, 99), size=SIZES)
 @settings(max_examples=30, deadline=None)
 def test_a_descent_never_raises_the_cost(kind: str, rows: int, columns: int, seed: int, size: float) -> None:
@@ -149,22 +150,22 @@ def test_a_descent_never_raises_the_cost(kind: str, rows: int, columns: int, see
     assert all(later <= earlier * 1.0001 for earlier, later in pairwise(costs))
 
 
-@pytest.mark.parametrize("kind", blocks.UNPACK)
+@pytest.mark.parametrize("kind", blocks.WITH_MINS)
 def test_no_single_code_of_the_last_group_could_be_better(kind: str) -> None:
     weights, hessian = weights_of(8, 64), correlated(64)
     data, row_scales, *_ = packed(kind, weights, hessian)
-    codes, scales, mins = blocks.UNPACK[kind](data)
+    codes, scales, mins = blocks.unpack(kind, data)
     least = cost_of(weights - blocks.dequantize(kind, data, row_scales, weights.shape).astype(np.float64), hessian)
     column = 63  # the last that was moved
     for row in range(8):
         for code in range(blocks.KINDS[kind].largest_code + 1):
             moved = codes.copy()
             moved[row, column] = code
-            other = blocks.dequantize(kind, blocks.PACK[kind](moved, scales, mins), row_scales, weights.shape)
+            other = blocks.dequantize(kind, blocks.pack(kind, moved, scales, mins), row_scales, weights.shape)
             assert cost_of(weights - other.astype(np.float64), hessian) >= least * 0.9999
 
 
-@pytest.mark.parametrize("kind", blocks.UNPACK)
+@pytest.mark.parametrize("kind", blocks.WITH_MINS)
 def test_rows_do_not_depend_on_their_neighbours(kind: str) -> None:
     weights, hessian = weights_of(32, 64), correlated(64)
     data, row_scales, *_ = packed(kind, weights, hessian)
@@ -174,7 +175,7 @@ def test_rows_do_not_depend_on_their_neighbours(kind: str) -> None:
         assert (scales == row_scales[first // 8 : first // 8 + 1]).all()
 
 
-@pytest.mark.parametrize("kind", blocks.UNPACK)
+@pytest.mark.parametrize("kind", blocks.WITH_MINS)
 def test_rows_of_zeros_and_of_one_number(kind: str) -> None:
     weights = np.zeros((3, 64), np.float32)
     weights[1] = 0.5

@@ -12,6 +12,7 @@ import pytest
 from llvmlite import ir
 
 import quantkit_kernels
+from quantkit_kernels import blocks
 from quantkit_kernels.simd import check, isa
 from quantkit_kernels.simd.instruction_sets import SETS, Avx2, Avx512Vnni, AvxVnni, Dot, Neon
 from quantkit_kernels.simd.memory import _widen_f16
@@ -44,10 +45,10 @@ class Saturating(Dot):
         return builder.select(builder.fcmp_ordered("<", product, limit), product, limit)
 
 
-class Halved(Dot):
-    """A wrong set, but only for codes of five bits: the first half of a group is lost."""
+class Sectional(Dot):
+    """A wrong set, but only for codes of more than four bits: the last section of a group counts alone."""
 
-    def u_second_half(self, builder: Any, acc: Any) -> Any:
+    def u_next_section(self, builder: Any, acc: Any) -> Any:
         return acc.type(None)
 
 
@@ -84,7 +85,7 @@ def test_every_set_of_this_machine_computes_as_numpy(name: str) -> None:
     assert check.agrees(SETS[name][0], PROCESSOR, FEATURES)
 
 
-@pytest.mark.parametrize("wrong", [Forgetful, Saturating, Halved, Unknown])
+@pytest.mark.parametrize("wrong", [Forgetful, Saturating, Sectional, Unknown])
 def test_a_wrong_set_is_not_used_and_one_warning_says_so(
     wrong: type[Dot], empty_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -162,8 +163,8 @@ def test_assembly_has_the_instructions_of_the_set(
     dot: Dot, triple: str, features: str, instruction: str, register: str, count: int
 ) -> None:
     functions = assembly(check.module_of(dot), triple, features)
-    assert list(functions) == ["u4", "u5", "i8", "i16"]
-    for lines in (functions["u4"], functions["u5"], functions["i8"]):
+    assert list(functions) == [*blocks.WITH_MINS, "int8", "i16"]
+    for lines in (functions[kind] for kind in (*blocks.WITH_MINS, "int8")):
         dots = [line for line in lines if line.startswith(instruction)]
         assert len(dots) == count, lines
         assert all(register in line for line in dots), lines

@@ -62,8 +62,8 @@ def test_a_target_means_mixed(tmp_path: Path) -> None:
     ("name", "text", "words"),
     [
         ("a.toml", 'quantise = "int4"', "quantise: is no key of a recipe, which has quantize, overrides, target_bpw"),
-        ("a.toml", 'quantize = "int3"', "quantize: 'int3' is not one of int4, int5, int8, mixed"),
-        ("a.toml", "quantize = 4", "quantize: 4 is not one of int4, int5, int8, mixed"),
+        ("a.toml", 'quantize = "int3"', "quantize: 'int3' is not one of int4, int5, int6, int8, mixed"),
+        ("a.toml", "quantize = 4", "quantize: 4 is not one of int4, int5, int6, int8, mixed"),
         ("a.toml", 'overrides = "mlp=int8"', "overrides: 'mlp=int8' is no list of pairs"),
         ("a.toml", 'overrides = [["a", "int8"], ["b"]]', "overrides[1]: ['b'] is no pair"),
         ("a.toml", 'target_size = "98 apples"', "target_size: '98 apples' is no size such as 98MB"),

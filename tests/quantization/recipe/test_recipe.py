@@ -36,7 +36,7 @@ def test_linear_layers_become_int4_and_heads_int8(tensors: Tensors) -> None:
     assert kinds["model.layers.0.self_attn.q_proj.bias"] == "f32"
 
 
-@pytest.mark.parametrize("kind", ["int4", "int5", "int8"])
+@pytest.mark.parametrize("kind", ["int4", "int5", "int6", "int8"])
 def test_linear_layers_become_what_is_asked_for(tensors: Tensors, kind: str) -> None:
     found = kinds_of(tensors, kind)
     assert {found[name] for name, spec in tensors.items() if spec.role == "linear"} == {kind}
@@ -51,7 +51,7 @@ def test_a_tied_head_is_the_embedding() -> None:
 
 def test_learned_positions_keep_16_bits() -> None:
     tensors = registry.read(tiny.config_of("gpt2")).record().tensors
-    for recipe in ("int4", "int5", "int8"):
+    for recipe in ("int4", "int5", "int6", "int8"):
         kinds = kinds_of(tensors, recipe)
         assert (kinds["transformer.wte.weight"], kinds["transformer.wpe.weight"]) == ("int8", "f16")
 
@@ -99,7 +99,7 @@ def test_overrides_are_pairs(wrong: Any) -> None:
 
 @pytest.mark.parametrize("wrong", [None, 4, {"quantize": "int8"}])
 def test_what_is_asked_for_is_a_text(wrong: Any) -> None:
-    with pytest.raises(OptionError, match=r"quantize: .* is not one of int4, int5, int8, mixed"):
+    with pytest.raises(OptionError, match=r"quantize: .* is not one of int4, int5, int6, int8, mixed"):
         Recipe(wrong)
 
 
