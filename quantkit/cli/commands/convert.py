@@ -122,7 +122,8 @@ class _Asked:
     "--calibration",
     type=path,
     metavar="builtin|FILE",
-    help="Text to calibrate int4 to int6 on: a third to a half less divergence, for minutes instead of seconds.",
+    help="Text to calibrate on: a third to a half less divergence, for minutes instead of seconds; of int8 alone, for "
+    "seconds.",
 )
 @click.option(
     "--imatrix",
@@ -194,7 +195,8 @@ def command(
     long again. What it found is kept for other targets.
 
     With --calibration the model reads a text, layer by layer, and matrices of int4 to int6 are packed so that their
-    outputs on it change least (GPTQ). It takes up to 65,536 tokens of a text file, or of a .jsonl file of texts and
+    outputs on it change least (GPTQ). Norms before matrices of int8 are scaled, and these by the inverse, so that their
+    inputs lose less (SmoothQuant). It takes up to 65,536 tokens of a text file, or of a .jsonl file of texts and
     dialogues. Text like that which the model will see is best; without any, there is a built-in one. Measure the result
     on other text.
 

@@ -18,7 +18,7 @@ from quantkit.errors import OptionError
 from quantkit.formats.output import check_outputs
 from quantkit.formats.output.space import check_space, free_bytes
 from quantkit.generation.options import is_whole, require
-from quantkit.quantization.calibration import CALIBRATED
+from quantkit.quantization.calibration import BALANCED, CALIBRATED
 from quantkit.quantization.calibration.memory import calibration_memory, measuring_memory
 from quantkit.quantization.conversion.folders import Losses, Output, write_folders
 from quantkit.quantization.kept_codes import CODE_BITS
@@ -65,8 +65,9 @@ def convert(
     calibration : path, optional
         UTF-8 text, a `.jsonl` file of texts and dialogues, or `builtin`. The model reads it layer by layer, and each
         matrix of int4 to int6 is packed so that its output on it changes least (GPTQ). Far better than without, but
-        takes minutes rather than seconds, and memory for what the layers make of the text. Measure the result on other
-        text.
+        takes minutes rather than seconds, and memory for what the layers make of the text. Where all matrices that read
+        a norm are int8, it is scaled, and these by the inverse, so that their inputs lose less (SmoothQuant). Measure
+        the result on other text.
     imatrix : path, optional
         Importance file of llama.cpp's, or of `calibrate`: how much the columns of matrices count in the search for
         codes. By default the model says it itself, of tokens spread over its vocabulary. Not with `calibration`.
@@ -212,9 +213,10 @@ def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str]) -> di
     """Let the plans that have something to calibrate be calibrated on a text."""
     from quantkit.quantization.calibration.text import read_calibration_text  # needs tokenizers
 
-    fit = {output for output, plan in plans.items() if any(it.kind in CALIBRATED for it in plan.specs.values())}
+    kinds = (*CALIBRATED, BALANCED)
+    fit = {output for output, plan in plans.items() if any(it.kind in kinds for it in plan.specs.values())}
     if not fit:
-        raise OptionError(f"calibration: no matrix becomes {' or '.join(CALIBRATED)}; the other kinds need none")
+        raise OptionError(f"calibration: no matrix becomes {' or '.join(kinds)}; the other kinds need none")
     plan = next(iter(plans.values()))
     text = read_calibration_text(path, plan.source, plan.program)
     calibrated = {output: replace(plans[output], text=text) for output in fit}

@@ -113,8 +113,43 @@ def _write_stripes(encoded: Generator[Stripe], folders: Sequence[_Growing], tell
 
 
 def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Callable[[str], None]) -> Losses:
-    """Write the tensors that are not finished, those of `CALIBRATED` kinds packed for what they do to a text."""
-    from quantkit.quantization.calibration.layers import Packed, pack_calibrated  # heavy: after all that can be refused
+    """Write the tensors that are not finished, packed for what they do to a text."""
+    from quantkit.quantization.calibration.balance import balanced  # heavy: after all that can be refused
+
+    assert plan.text is not None
+    source = balanced(plan.program, plan.source, plan.specs, plan.text.windows, threads)
+    if any(spec.kind in CALIBRATED for spec in plan.specs.values()):
+        output_errors = _write_fitted(plan, source, writer, threads, tell)
+    else:
+        output_errors = {}
+        _write_weighed(plan, source, writer, threads, tell)
+    multiplied = {name for each in plan.program.operations if each.spec.product for name in each.tensors}
+    wanted = (name for name, spec in plan.specs.items() if spec.kind in CALIBRATED and name in multiplied)
+    rest = (name for name in wanted if name not in output_errors)
+    return Losses(writer.tensors, CalibrationReport(plan.text.name, plan.text.tokens, output_errors, tuple(rest)))
+
+
+def _write_weighed(
+    plan: Plan, source: Selection, writer: PackedWriter, threads: int, tell: Callable[[str], None]
+) -> None:
+    """Write the tensors that are not finished, searched for what their columns count on a text."""
+    from quantkit.quantization.calibration.balance import mean_squares
+
+    assert plan.text is not None
+    folder = _Growing(writer, plan.specs)
+    kinds = _lacking(source, [folder])
+    for name in source.names:
+        if name not in kinds:
+            tell(name)
+    importances = mean_squares(plan.program, source, _searched(source, kinds), plan.text.windows, threads)
+    _write_stripes(encoded_stripes(source, kinds, threads, importances), [folder], tell)
+
+
+def _write_fitted(
+    plan: Plan, source: Selection, writer: PackedWriter, threads: int, tell: Callable[[str], None]
+) -> dict[str, float]:
+    """Write the tensors that are not finished, those of `CALIBRATED` kinds by their outputs; returns their errors."""
+    from quantkit.quantization.calibration.layers import Packed, pack_calibrated
 
     assert plan.text is not None
     noted = dict(writer.keep_finished())
@@ -126,17 +161,14 @@ def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Call
         return Packed(name, writer.read(name), lost or 0.0, output_error, kept)
 
     output_errors = {}
-    for packed in pack_calibrated(plan.program, plan.source, plan.specs, plan.text.windows, threads, finished):
+    for packed in pack_calibrated(plan.program, source, plan.specs, plan.text.windows, threads, finished):
         if packed.name not in noted:
             measured = {"kept_codes": packed.kept_codes, "output_error": packed.output_error}
             writer.add(packed.name, packed.tensor, packed.error, **measured)
         if packed.output_error is not None:
             output_errors[packed.name] = packed.output_error
         tell(packed.name)
-    multiplied = {name for each in plan.program.operations if each.spec.product for name in each.tensors}
-    wanted = (name for name, spec in plan.specs.items() if spec.kind in CALIBRATED and name in multiplied)
-    rest = (name for name in wanted if name not in output_errors)
-    return Losses(writer.tensors, CalibrationReport(plan.text.name, plan.text.tokens, output_errors, tuple(rest)))
+    return output_errors
 
 
 def _written(output: Output, plan: Plan, force: bool, identity: str) -> AbstractContextManager[PackedWriter]:
