@@ -1,4 +1,4 @@
-"""quantkit: pack fp16 weights into blocks of 4, 5 or 8 bits and run them on a CPU straight from the packed bytes.
+"""quantkit: pack fp16 weights into blocks of 4 to 8 bits and run them on a CPU straight from the packed bytes.
 
 The public names, each imported from its module when first used: `import quantkit` loads neither numpy nor numba.
 """

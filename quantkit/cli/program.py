@@ -146,7 +146,7 @@ def _say(message: str) -> None:
 )
 @click.version_option(package_name="quantkit", message="%(prog)s %(version)s")
 def command_line() -> None:
-    """Pack a language model's fp16 weights into blocks of 4, 5 or 8 bits, and run it on a CPU straight from them.
+    """Pack a language model's fp16 weights into blocks of 4 to 8 bits, and run it on a CPU straight from them.
 
     \b
       quantkit convert SmolLM2-135M-Instruct -o smollm2-int4

@@ -34,8 +34,9 @@ logger = logging.getLogger(__name__)
 DEFAULT_SHARE = 0.15
 """Of the way from int4 to int8, in bytes of the linear layers, that the default target goes."""
 SHARES: Mapping[str, float] = MappingProxyType({KIND: 1.0, "int5": 0.27, "int6": 0.07, "int8": 0.01})
-"""What a matrix costs in each kind beside what it does in `KIND`. Of 18 units of SmolLM2-135M, int5 has 0.2 to 0.41 of
-the divergence of int4, 0.24 of the sum, and 0.28 of the squared error; int8 0.003 to 0.06, 0.005, and 0.007."""
+"""What a matrix costs in each kind beside what it does in `KIND`. Of 18 units of SmolLM2-135M, int5 has 0.17 to 0.55 of
+the divergence of int4, 0.22 of the sum, and 0.28 of the squared error; int6 0.05 to 0.14, 0.07 and 0.07; int8 0.003 to
+0.06, 0.005 and 0.007."""
 KEPT_SHARE = 0.005
 """The same of a kind that keeps the source's codes, which `KIND` does not: int5 leaves so much of int4's squared error
 in a Q5_K_M file of SmolLM2-135M."""

@@ -45,7 +45,7 @@ def convert(
     measuring: Callable[[Progress], None] | None = None,
     dry_run: bool = False,
 ) -> Report:
-    """Pack a checkpoint into blocks of 4, 5 or 8 bits a weight.
+    """Pack a checkpoint into blocks of 4 to 8 bits a weight.
 
     Parameters
     ----------
