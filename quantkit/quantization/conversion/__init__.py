@@ -216,7 +216,7 @@ def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str]) -> di
     kinds = (*CALIBRATED, BALANCED)
     fit = {output for output, plan in plans.items() if any(it.kind in kinds for it in plan.specs.values())}
     if not fit:
-        raise OptionError(f"calibration: no matrix becomes {' or '.join(kinds)}; the other kinds need none")
+        raise OptionError(f"calibration: no matrix becomes one of {', '.join(kinds)}; the other kinds need none")
     plan = next(iter(plans.values()))
     text = read_calibration_text(path, plan.source, plan.program)
     calibrated = {output: replace(plans[output], text=text) for output in fit}
@@ -231,7 +231,7 @@ def _with_imatrix(plans: Mapping[Output, Plan], path: str | os.PathLike[str]) ->
     wanted = dict.fromkeys(name for it in plans.values() for name in _matrices(it))
     if not wanted:
         raise OptionError(
-            f"imatrix: no matrix becomes {' or '.join(CODE_BITS)}; columns of the other kinds count the same"
+            f"imatrix: no matrix becomes one of {', '.join(CODE_BITS)}; columns of the other kinds count the same"
         )
     file = read_importances(path, plan.architecture, plan.program, list(wanted))
     return {output: replace(each, imatrix=file) for output, each in plans.items()}

@@ -89,7 +89,7 @@ def test_files_of_other_models_are_refused(model: Path, tmp_path: Path) -> None:
     zeros = write(tmp_path / "zeros.gguf", {"blk.0.attn_q.weight": Sums(np.zeros((1, 64)), np.zeros(1))})
     with pytest.raises(OptionError, match=r"says nothing of this model's matrices.*all that it has is 0"):
         convert(model, tmp_path / "out", imatrix=zeros)
-    with pytest.raises(OptionError, match="no matrix becomes int4 or int5 or int6 or int8"):
+    with pytest.raises(OptionError, match="no matrix becomes one of int4, int5, int6, int8;"):
         convert(model, tmp_path / "out", "int8", overrides=[(".", "f16")], imatrix=wrong)
     with pytest.raises(OptionError, match="imatrix"):
         convert(model, tmp_path / "out", imatrix=wrong, calibration="builtin")

@@ -196,5 +196,5 @@ def test_without_a_tokenizer_there_is_no_text(tmp_path: Path) -> None:
 
 def test_what_needs_no_calibration_says_so(tmp_path: Path) -> None:
     source = tiny.checkpoint(tmp_path / "source", "llama")
-    with pytest.raises(OptionError, match="no matrix becomes int4 or int5 or int6 or int8"):
+    with pytest.raises(OptionError, match="no matrix becomes one of int4, int5, int6, int8;"):
         convert(source, tmp_path / "packed", overrides=[(".", "f16")], calibration=text(tmp_path / "text.txt"))
