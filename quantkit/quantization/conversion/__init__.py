@@ -66,8 +66,8 @@ def convert(
         UTF-8 text, a `.jsonl` file of texts and dialogues, or `builtin`. The model reads it layer by layer, and each
         matrix of int4 to int6 is packed so that its output on it changes least (GPTQ). Far better than without, but
         takes minutes rather than seconds, and memory for what the layers make of the text. Where all matrices that read
-        a norm are int8, it is scaled, and these by the inverse, so that their inputs lose less (SmoothQuant). Measure
-        the result on other text.
+        a norm have 5 bits or more, it is scaled, and these by the inverse, so that their inputs lose less
+        (SmoothQuant). Measure the result on other text.
     imatrix : path, optional
         Importance file of llama.cpp's, or of `calibrate`: how much the columns of matrices count in the search for
         codes. By default the model says it itself, of tokens spread over its vocabulary. Not with `calibration`.
@@ -213,7 +213,7 @@ def _with_text(plans: Mapping[Output, Plan], path: str | os.PathLike[str]) -> di
     """Let the plans that have something to calibrate be calibrated on a text."""
     from quantkit.quantization.calibration.text import read_calibration_text  # needs tokenizers
 
-    kinds = (*CALIBRATED, BALANCED)
+    kinds = dict.fromkeys([*CALIBRATED, *BALANCED])
     fit = {output for output, plan in plans.items() if any(it.kind in kinds for it in plan.specs.values())}
     if not fit:
         raise OptionError(f"calibration: no matrix becomes one of {', '.join(kinds)}; the other kinds need none")

@@ -18,6 +18,7 @@ from quantkit.evaluation.quality import perplexity
 from quantkit.formats.packed import PackedModel, verify
 from quantkit.generation.loading import load_model, load_tokenizer
 from quantkit.models import registry
+from quantkit.quantization.calibration import BALANCED, balance
 from quantkit.quantization.calibration.balance import Balanced, factors_of, sites_of
 from quantkit.quantization.conversion import convert
 from quantkit.quantization.plan import make_plans
@@ -56,6 +57,15 @@ def test_columns_are_those_of_norms_and_of_gated_products() -> None:
     assert sites("llama", "int4") == [(["norm"], ["lm_head"])]
 
 
+def test_a_site_is_scaled_as_far_as_its_narrowest_kind_bears() -> None:
+    program = registry.read(tiny.config_of("llama")).record()
+    for kind, exponent in (("int8", -0.25), ("int5", BALANCED["int5"]), ("int4", None)):
+        kinds = {name: kind if name.endswith("k_proj.weight") else "int8" for name in program.tensors}
+        found = sites_of(program, {name: replace(spec, kind=kinds[name]) for name, spec in program.tensors.items()})
+        exponents = {site.exponent for site in found if any("k_proj" in name for name in site.readers)}
+        assert exponents == (set() if exponent is None else {exponent})
+
+
 def test_what_others_read_too_stays() -> None:
     assert [readers for _, readers in sites("mixtral")] == [["q_proj", "k_proj", "v_proj"]] * 2 + [["lm_head"]]
     assert (["norm"], ["embed_tokens"]) not in sites("gemma2")  # a table that is the head too
@@ -91,7 +101,7 @@ def test_rows_are_those_of_the_whole_tensor(tmp_path: Path) -> None:
 
 
 def test_large_columns_become_smaller_and_small_ones_larger() -> None:
-    factors = factors_of(np.array([0, 1e-8, 1, 16, 256], np.float32))
+    factors = factors_of(np.array([0, 1e-8, 1, 16, 256], np.float32), -0.25)
     assert (np.diff(factors) <= 0).all()
     assert factors[2] / factors[3] == pytest.approx(2)
     assert np.log(factors).sum() == pytest.approx(0, abs=1e-5)
@@ -129,6 +139,18 @@ def test_int8_loses_less_on_a_text(uneven: Path, tmp_path: Path) -> None:
     convert(uneven, tmp_path / "plain", "int8")
     ids = load_tokenizer(uneven).encode(file.read_text()[:3000])
     assert divergence(tmp_path / "balanced", uneven, ids) < 0.7 * divergence(tmp_path / "plain", uneven, ids)
+
+
+@pytest.mark.parametrize("kind", ["int5", "int6"])
+def test_kinds_that_are_calibrated_lose_less_too(
+    uneven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    file = text(tmp_path)
+    convert(uneven, tmp_path / "balanced", kind, calibration=file)
+    monkeypatch.setattr(balance, "BALANCED", {})
+    convert(uneven, tmp_path / "plain", kind, calibration=file)
+    ids = load_tokenizer(uneven).encode(file.read_text()[:3000])
+    assert divergence(tmp_path / "balanced", uneven, ids) < 0.9 * divergence(tmp_path / "plain", uneven, ids)
 
 
 def test_codes_of_a_quantized_source_stay(tmp_path: Path) -> None:
