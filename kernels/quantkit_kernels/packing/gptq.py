@@ -1,4 +1,4 @@
-"""Packing under a Hessian: int4 and int5 codes whose error in a layer's *output* is small, for known inputs.
+"""Packing under a Hessian: int4 to int6 codes whose error in a layer's *output* is small, for known inputs.
 
 With `H = X^T X` of a layer's inputs X, the error `d = w - q` of a row of weights costs `d H d^T`. `search.py` takes H
 for the identity; here the error of one column makes up for those of others. A lane is a row, as there, and a panel of

@@ -8,8 +8,8 @@ An error `a` of a scale and `b` of a min, in a group of `n` weights with codes `
 `a^2 sum c^2 + 2 a b sum c + n b^2`: the sums of a group are all that the choice of its bytes depends on.
 
 1. The unit of a row's scales is chosen among some of which the largest scale is a whole, even number. That of its mins
-   is a multiple of it, so that the mins of symmetric codes, `-8 * scale` of four bits and `-16 * scale` of five, are
-   whole numbers of units where the scale is an even one.
+   is a multiple of it, so that the mins of symmetric codes, `-8 * scale` of four bits, twice that with each more,
+   are whole numbers of units where the scale is an even one.
 2. A scale is rounded to the nearest unit, or to one of its neighbours; the min follows as the one that suits it best.
 3. A code becomes another one only where that is nearer now.
 
