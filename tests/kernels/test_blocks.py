@@ -118,7 +118,9 @@ def test_int8_bytes_and_values() -> None:
     block = blocks.pack("int8", codes, scales)
     assert block.shape == (1, 1, 264)
     assert block.tobytes() == INT8_BLOCK
-    for found, expected in zip(blocks.unpack("int8", block), (codes, scales), strict=False):
+    *parts, mins = blocks.unpack("int8", block)
+    assert mins is None
+    for found, expected in zip(parts, (codes, scales), strict=True):
         np.testing.assert_array_equal(found, expected)
     weights = blocks.dequantize("int8", block, np.array([[[2, 1, 1, 1, 1, 1, 1, 0.5]]], np.float32), (8, 32))
     assert weights[0].tolist() == [2.0 * k for k in range(32)]

@@ -90,7 +90,7 @@ def test_stripes_change_nothing(monkeypatch: pytest.MonkeyPatch, kind: str) -> N
     assert sum(part.kept or 0 for part in found) == whole.kept
 
 
-@pytest.mark.parametrize(("kind", "bits"), [("int4", 5), ("int4", 8), ("int5", 6), ("int6", 8)])
+@pytest.mark.parametrize(("kind", "bits"), [("int4", 5), ("int4", 8), ("int5", 6), ("int5", 8), ("int6", 8)])
 def test_codes_that_are_too_wide_are_not_tried(kind: str, bits: int) -> None:
     weights, scales = quantized(8, 64, bits)
     found = encoded(weights, kind, scales)

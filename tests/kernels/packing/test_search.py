@@ -90,7 +90,7 @@ def test_padding_is_zero_and_codes_stay_in_range(kind: str) -> None:
     codes = blocks.unpack(kind, data)[0]
     assert not codes[11:].any()
     assert not codes[:, 45:].any()
-    assert codes.min() >= -127
+    assert codes.min() >= (0 if kind in blocks.WITH_MINS else -127)
     assert codes.max() <= blocks.KINDS[kind].largest_code
     whole = np.ones((16, 64), np.float32)
     whole[:11, :45] = weights
@@ -154,7 +154,8 @@ def test_what_counts_more_errs_less(kind: str, columns: int, seed: int, spread: 
     weights = gaussian(16, columns, seed)
     importance = np.exp(spread * np.clip(rng.standard_normal(columns), -2, 2)).astype(np.float32)
     costs = [(importance * (weighted(kind, weights, each)[1] - weights) ** 2).sum() for each in (importance, None)]
-    assert costs[0] <= costs[1] * 1.02 + 1e-9
+    slack = 1.02 if kind == "int6" else 1.01  # of int6, the rounding of scales and mins is more of what is lost
+    assert costs[0] <= costs[1] * slack + 1e-9
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
