@@ -70,7 +70,7 @@ dot_i8 = elementwise(3, "i32", DOT.i8_dot)
 sum_so_far_u, sum_so_far_i8 = elementwise(1, DOT.u, DOT.sum_so_far), elementwise(1, "i32", DOT.sum_so_far)
 """The same accumulator, whose sum LLVM does not turn into a tree: that takes more registers than a grid leaves."""
 sum_so_far_plane = elementwise(1, DOT.u, DOT.plane_sum_so_far)
-"""The same of codes 0..31."""
+"""The same of codes with planes."""
 scale_u = elementwise(2, "f32", DOT.u_scaled)
 """`scale_u(total, scales)`: product of finished totals and block scales, f32, rounded once."""
 

@@ -7,6 +7,7 @@ run while numba compiles: they take llvmlite's builder and the values of registe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -19,9 +20,13 @@ def low_nibbles(builder: Any, packed: Any) -> Any:
 
 
 def high_nibbles(builder: Any, packed: Any) -> Any:
+    return builder.and_(_shifted(builder, builder.lshr, packed, 4), constant(packed.type, 15))
+
+
+def _shifted(builder: Any, shift: Callable[..., Any], packed: Any, bits: int) -> Any:
+    """Bytes shifted in pairs, as instructions do it: bits of one get into the other."""
     words = ir.VectorType(I16, packed.type.count // 2)
-    shifted = builder.lshr(builder.bitcast(packed, words), constant(words, 4))
-    return builder.and_(builder.bitcast(shifted, packed.type), constant(packed.type, 15))
+    return builder.bitcast(shift(builder.bitcast(packed, words), constant(words, bits)), packed.type)
 
 
 class Unpacking:
@@ -46,14 +51,12 @@ class Unpacking:
 
     def next(self, builder: Any, plane: Any) -> Any:
         """The plane for the next chunk."""
-        words = ir.VectorType(I16, plane.type.count // 2)
-        return builder.bitcast(builder.lshr(builder.bitcast(plane, words), constant(words, 2 * self._bits)), plane.type)
+        return _shifted(builder, builder.lshr, plane, 2 * self._bits)
 
     def _joined(self, builder: Any, nibbles: Any, plane: Any, shift: int) -> Any:
         if not self._bits:
             return nibbles
-        words = ir.VectorType(I16, plane.type.count // 2)
-        shifted = builder.bitcast(builder.shl(builder.bitcast(plane, words), constant(words, shift)), plane.type)
+        shifted = _shifted(builder, builder.shl, plane, shift)
         return builder.or_(nibbles, builder.and_(shifted, constant(plane.type, 16 * ((1 << self._bits) - 1))))
 
 

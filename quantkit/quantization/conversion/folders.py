@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from quantkit import formats
@@ -59,12 +60,8 @@ def write_folders(
         }
         growing = {output: _Growing(writers[output], plan.specs) for output, plan in plans.items() if not plan.text}
         if together:
-            kinds = _lacking(source, list(growing.values()))
-            for name in source.names:
-                if name not in kinds:
-                    tell(name)
-            importances = _importances(next(iter(plans.values())), _searched(source, kinds), threads, measuring)
-            _write_stripes(encoded_stripes(source, kinds, threads, importances), list(growing.values()), tell)
+            measure = partial(_importances, next(iter(plans.values())), threads=threads, measuring=measuring)
+            _write_searched(source, list(growing.values()), measure, threads, tell)
         lost = {output: Losses(writers[output].tensors) for output in growing}
         for output in calibrated:
             lost[output] = _write_calibrated(plans[output], writers[output], threads, tell)
@@ -101,8 +98,24 @@ def _importances(
     return importances_without_text(plan.program, plan.source, names, threads, tell)
 
 
+def _write_searched(
+    source: Selection,
+    folders: Sequence[_Growing],
+    measure: Callable[[list[str]], Importances],
+    threads: int,
+    tell: Callable[[str], None],
+) -> None:
+    """Write what folders lack, each weight packed by itself; `measure` says what the columns of matrices count."""
+    kinds = _lacking(source, folders)
+    for name in source.names:
+        if name not in kinds:
+            tell(name)
+    importances = measure(_searched(source, kinds))
+    _write_stripes(encoded_stripes(source, kinds, threads, importances), folders, tell)
+
+
 def _write_stripes(encoded: Generator[Stripe], folders: Sequence[_Growing], tell: Callable[[str], None]) -> None:
-    """Write what folders lack, each weight packed by itself."""
+    """Write stripes as they come."""
     with closing(encoded) as stripes:
         for stripe in stripes:
             for folder in folders:
@@ -114,7 +127,7 @@ def _write_stripes(encoded: Generator[Stripe], folders: Sequence[_Growing], tell
 
 def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Callable[[str], None]) -> Losses:
     """Write the tensors that are not finished, packed for what they do to a text."""
-    from quantkit.quantization.calibration.balance import balanced  # heavy: after all that can be refused
+    from quantkit.quantization.calibration.balance import balanced, mean_squares  # heavy: after all that can be refused
 
     assert plan.text is not None
     source = balanced(plan.program, plan.source, plan.specs, plan.text.windows, threads)
@@ -122,27 +135,12 @@ def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Call
         output_errors = _write_fitted(plan, source, writer, threads, tell)
     else:
         output_errors = {}
-        _write_weighed(plan, source, writer, threads, tell)
+        measure = partial(mean_squares, plan.program, source, windows=plan.text.windows, threads=threads)
+        _write_searched(source, [_Growing(writer, plan.specs)], measure, threads, tell)
     multiplied = {name for each in plan.program.operations if each.spec.product for name in each.tensors}
     wanted = (name for name, spec in plan.specs.items() if spec.kind in CALIBRATED and name in multiplied)
     rest = (name for name in wanted if name not in output_errors)
     return Losses(writer.tensors, CalibrationReport(plan.text.name, plan.text.tokens, output_errors, tuple(rest)))
-
-
-def _write_weighed(
-    plan: Plan, source: Selection, writer: PackedWriter, threads: int, tell: Callable[[str], None]
-) -> None:
-    """Write the tensors that are not finished, searched for what their columns count on a text."""
-    from quantkit.quantization.calibration.balance import mean_squares
-
-    assert plan.text is not None
-    folder = _Growing(writer, plan.specs)
-    kinds = _lacking(source, [folder])
-    for name in source.names:
-        if name not in kinds:
-            tell(name)
-    importances = mean_squares(plan.program, source, _searched(source, kinds), plan.text.windows, threads)
-    _write_stripes(encoded_stripes(source, kinds, threads, importances), [folder], tell)
 
 
 def _write_fitted(
