@@ -85,7 +85,7 @@ def test_a_real_model_loses_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     """Of text that it has not seen: none was needed."""
     source = os.environ["QUANTKIT_TEST_MODEL"]
     convert(source, tmp_path / "measured")
-    monkeypatch.setattr(folders, "_importances", lambda *_: {})
+    monkeypatch.setattr(folders, "_importances", lambda *_, **__: {})
     convert(source, tmp_path / "alike")
     ids = load_tokenizer(source).encode(PROSE.read_text())
     models = [load_model(folder, context=256) for folder in (source, tmp_path / "measured", tmp_path / "alike")]
