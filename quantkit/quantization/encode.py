@@ -56,6 +56,7 @@ def encode(
     *,
     scales: GroupScales | None = None,
     importance: NDArray[np.float32] | None = None,
+    search: bool = True,
     label: str = "tensor",
 ) -> dict[str, Encoded]:
     """Return rows of a tensor in other kinds; errors as of `quantize`.
@@ -72,6 +73,8 @@ def encode(
     importance : ndarray, optional
         f32 `[columns]`, finite, not below 0: what an error in each column counts in the search for blocks. By
         default all count the same.
+    search : bool
+        Whether blocks are searched that lose least; else weights are rounded in the range of their group.
     label : str
         Names file and tensor in messages.
     """
@@ -88,7 +91,7 @@ def encode(
         if row_scales is None:
             error, kept = _ENCODERS[kind](weights, data), None
         else:
-            error, kept = encode_blocks(kind, weights, data, row_scales, scales, importance)
+            error, kept = encode_blocks(kind, weights, data, row_scales, scales, importance, search=search)
         if not np.isfinite(error):
             raise CheckpointError(f"{label} holds weights that are too large for {kind}; keep it in f32")
         found[kind] = Encoded(data, row_scales, error, squares, kept)

@@ -61,6 +61,8 @@ def encoded_stripes(
     kinds: Mapping[str, Collection[str]],
     threads: int,
     importances: Importances = NO_IMPORTANCES,
+    *,
+    search: bool = True,
 ) -> Generator[Stripe]:
     """Read tensors and yield their stripes, all of a tensor before those of the next.
 
@@ -73,6 +75,8 @@ def encoded_stripes(
         Threads that encode; one more reads.
     importances : mapping, optional
         Those of the matrices whose columns do not all count the same.
+    search : bool
+        As of `encode.encode`.
 
     Raises
     ------
@@ -80,7 +84,7 @@ def encoded_stripes(
         As `encode.encode`, and when a file was truncated meanwhile.
     """
 
-    def search(job: _Job) -> Stripe:
+    def encoded(job: _Job) -> Stripe:
         label = f"{source.file_of(job.name)}: tensor {job.name!r}"
         found = encode(
             job.stored,
@@ -88,13 +92,14 @@ def encoded_stripes(
             kinds[job.name],
             scales=job.scales,
             importance=importances.get(job.name),
+            search=search,
             label=label,
         )
         return Stripe(job.name, found, job.last)
 
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(threads) as workers:
         read = _ahead(reader, lambda part: _read(source, *part), _parts(source, kinds), 1)
-        yield from _ahead(workers, search, (job for part in read for job in _jobs(part)), 2 * threads)
+        yield from _ahead(workers, encoded, (job for part in read for job in _jobs(part)), 2 * threads)
 
 
 def memory_needed(source: Selection) -> int:

@@ -46,6 +46,8 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 """Kind of a checkpoint's tensor -> how config.json spells it."""
+METHODS = ("round", "search", "calibrate")
+"""Ways to find codes, each better than the one before, and slower."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Plan:
         What to calibrate on.
     imatrix : ImportanceFile, optional
         What says how much columns count.
+    search : bool
+        Whether blocks that are not calibrated are searched; else weights are rounded.
     allocation : AllocationReport, optional
         How a target was kept.
     """
@@ -85,7 +89,15 @@ class Plan:
     card_fields: Fields
     text: CalibrationText | None = None
     imatrix: ImportanceFile | None = None
+    search: bool = True
     allocation: AllocationReport | None = None
+
+    @property
+    def method(self) -> str:
+        """How codes are found: one of `METHODS`."""
+        if self.text:
+            return "calibrate"
+        return "search" if self.search else "round"
 
     @property
     def nbytes(self) -> int:
@@ -96,7 +108,7 @@ class Plan:
     def about(self) -> dict[str, Any]:
         """What quantkit.json says of the source, the options, and the text or importance file that packing goes by."""
         source = {"name": shown_name(self.source.path), "dtype": _stored_dtype(self.source)}
-        about = {"source": source, "options": self.recipe.options}
+        about = {"source": source, "options": self.recipe.options, "method": self.method}
         if self.text:
             about["calibration"] = self.text.about
         if self.imatrix:

@@ -13,6 +13,7 @@ import pytest
 import tiny
 from invocation import Invoke
 from quantkit.quantization.calibration import curvature
+from quantkit.quantization.plan import METHODS
 from quantkit_kernels.blocks import KINDS
 
 
@@ -207,6 +208,7 @@ def test_help_groups_its_options(invoke: Invoke) -> None:
     assert headings == [
         "What to write:",
         "Which kinds:",
+        "How codes are found:",
         "Where mixed spends bits:",
         "What is checked and told:",
         "Options:",
@@ -216,6 +218,7 @@ def test_help_groups_its_options(invoke: Invoke) -> None:
     rows = [line.split() for line in text.splitlines()]
     for kind, bits in {name: f"{kind.bits:g}" for name, kind in KINDS.items()}.items():
         assert [kind, bits] in [row[:2] for row in rows]
+    assert {row[0] for row in rows if row} >= set(METHODS)
 
 
 def test_a_target_means_mixed(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
@@ -271,6 +274,17 @@ def test_dequantize_makes_a_checkpoint_that_packs_again(invoke: Invoke, packed: 
     assert invoke("convert", tmp_path / "unpacked", "-o", tmp_path / "again").exit_code == 0
     assert invoke("dequantize", packed, "-o", tmp_path / "unpacked").exit_code == 1
     assert invoke("dequantize", packed, "-o", tmp_path / "unpacked", "--force").exit_code == 0
+
+
+def test_methods(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    result = invoke("convert", checkpoint, "-o", tmp_path / "rounded", "--method", "round", "-q", "int4,int8")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert "--method round" in (tmp_path / "rounded-int8" / "README.md").read_text()
+    assert invoke("verify", tmp_path / "rounded-int4").exit_code == 0
+    assert "-q int4 --method round\n" in invoke("inspect", tmp_path / "rounded-int4").stdout
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--method", "round", "--calibration", "builtin")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "none with method 'round'" in result.stderr
 
 
 def test_calibration_is_reported(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ from quantkit.errors import (
 from quantkit.formats.packed import PackedModel, verify
 from quantkit.formats.safetensors.file import SafetensorsFile
 from quantkit.models.registry import read
+from quantkit.quantization.calibration import inputs
 from quantkit.quantization.conversion import convert, convert_all
+from quantkit.quantization.encode import encode
 from quantkit.quantization.report import Progress
 from quantkit.tensor import Piece
 from quantkit_kernels import blocks
@@ -264,6 +266,11 @@ def test_nan_leaves_nothing(tmp_path: Path, name: str) -> None:
         ({}, {"overrides": [("nothing", "int8")]}, OptionError, "nothing"),
         ({}, {"threads": 0}, OptionError, "threads"),
         ({}, {"threads": 1.5}, OptionError, "threads"),
+        ({}, {"method": "gptq"}, OptionError, "method is 'gptq'; expected one of round, search, calibrate"),
+        ({}, {"method": "round", "calibration": "builtin"}, OptionError, "calibration is .*none with method 'round'"),
+        ({}, {"method": "search", "calibration": "builtin"}, OptionError, "calibration is .*none with method 'search'"),
+        ({}, {"method": "round", "imatrix": "x.gguf"}, OptionError, "imatrix is .*none with method 'round'"),
+        ({}, {"method": "calibrate", "imatrix": "x.gguf"}, OptionError, "imatrix is .*none with .*calibrat"),
         ({}, {"output": "source/config.json/out"}, PackedModelError, "config.json"),
     ],
 )
@@ -277,6 +284,30 @@ def test_refused_before_any_work(
     with pytest.raises(error, match=words):
         convert(source, output, **options)
     assert os.listdir(tmp_path) == ["source"]
+
+
+def test_rounding_runs_no_model(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = convert(checkpoint, tmp_path / "searched", method="search")
+    monkeypatch.setattr(inputs, "measure", None)
+    rounded = convert(checkpoint, tmp_path / "rounded", method="round")
+    for name in bind(formats.open(checkpoint)).weights.names:
+        found, source = PackedModel(tmp_path / "rounded").tensor(name), formats.open(checkpoint).tensor(name)
+        wanted = encode(source.data, source.kind, (found.kind,), search=False)[found.kind]
+        assert found.data.tobytes() == wanted.data.tobytes()
+    assert rounded.packed_bytes == searched.packed_bytes
+    manifests = [PackedModel(tmp_path / name).manifest for name in ("searched", "rounded")]
+    assert [manifest["method"] for manifest in manifests] == ["search", "round"]
+    assert "convert tiny -o DIR -q int4 --method round\n" in (tmp_path / "rounded" / "README.md").read_text()
+    assert "--method" not in (tmp_path / "searched" / "README.md").read_text()
+
+
+def test_calibrating_needs_no_text(tmp_path: Path, checkpoint: Path) -> None:
+    convert(checkpoint, tmp_path / "named", calibration="builtin")
+    convert(checkpoint, tmp_path / "asked", method="calibrate")
+    verify(tmp_path / "asked")
+    for file in (tmp_path / "named").iterdir():
+        assert (tmp_path / "asked" / file.name).read_bytes() == file.read_bytes()
+    assert PackedModel(tmp_path / "asked").manifest["method"] == "calibrate"
 
 
 def test_the_preflight_loads_nothing_heavy(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Weights that were quantized before: each tile keeps its source's codes, or a search found better ones."""
+"""Weights that were quantized before keep their codes, or a search found better ones; rounding."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def quantized(rows: int, columns: int, bits: int = 4, seed: int = 0) -> tuple[Fl
     return (codes * scales[:, of_column] + mins[:, of_column]).astype(np.float32), GroupScales(scales, mins, bits)
 
 
-def encoded(weights: Floats, kind: str, scales: GroupScales | None = None) -> Encoded:
-    return encode(weights, "f32", (kind,), scales=scales)[kind]
+def encoded(weights: Floats, kind: str, scales: GroupScales | None = None, *, search: bool = True) -> Encoded:
+    return encode(weights, "f32", (kind,), scales=scales, search=search)[kind]
 
 
 def numbers(kind: str, found: Encoded, shape: tuple[int, ...]) -> Floats:
@@ -126,3 +126,46 @@ def test_scales_that_are_not_finite_are_of_no_use() -> None:
     found = encoded(weights, "int4", bad)
     assert found.kept == 0
     assert found.data.tobytes() == encoded(weights, "int4").data.tobytes()
+
+
+def ranges(weights: Floats, largest_code: int, *, with_mins: bool) -> NDArray[np.float64]:
+    """What rounding in the range of each group makes of weights, with scales and mins that are not rounded."""
+    found = weights.astype(np.float64)
+    for row in found:
+        for first in range(0, len(row), 32):
+            group = row[first : first + 32]
+            low = group.min() if with_mins else 0.0
+            scale = ((group.max() - low) if with_mins else np.abs(group).max()) / largest_code
+            group[:] = low + scale * np.rint((group - low) / (scale or 1.0))
+    return found
+
+
+@pytest.mark.parametrize("kind", CODE_BITS)
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 20), columns=st.integers(1, 140), shift=st.integers(-3, 3), seed=st.integers(0, 2**32 - 1))
+def test_rounding_errs_as_the_ranges_of_groups_do(kind: str, rows: int, columns: int, shift: int, seed: int) -> None:
+    weights = np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32) + np.float32(shift)
+    found = encoded(weights, kind, search=False)
+    plain = ranges(weights, blocks.KINDS[kind].largest_code, with_mins=kind in blocks.WITH_MINS)
+    error, least = np.square(numbers(kind, found, weights.shape) - weights).sum(), np.square(plain - weights).sum()
+    assert found.error == pytest.approx(error, rel=1e-2, abs=1e-11 * found.squares)
+    # Scales and mins are rounded to 8 bits of the largest of the row.
+    assert error <= 1.5 * least + 4e-5 * found.squares
+    assert found.kept is None
+
+
+@pytest.mark.parametrize("kind", CODE_BITS)
+def test_rounding_loses_more_than_a_search_and_keeps_what_can_be_kept(kind: str) -> None:
+    weights = np.random.default_rng(2).standard_normal((64, 256)).astype(np.float32)
+    searched, rounded = encoded(weights, kind), encoded(weights, kind, search=False)
+    assert 1.03 * searched.error < rounded.error < 1.4 * searched.error
+    exact, scales = quantized(16, 96, CODE_BITS[kind])
+    assert encoded(exact, kind, scales, search=False).data.tobytes() == encoded(exact, kind, scales).data.tobytes()
+
+
+@pytest.mark.parametrize("kind", CODE_BITS)
+def test_rounding_of_extremes(kind: str) -> None:
+    for value in (0.0, 3.0, -2e38):
+        weights = np.full((9, 40), value, np.float32)
+        found = encoded(weights, kind, search=False)
+        assert numbers(kind, found, weights.shape) == pytest.approx(weights, rel=1e-5)

@@ -44,8 +44,8 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The tensors of the stripes that are written."""
     names, original = [], pipeline.encoded_stripes
 
-    def noting(*args: Any) -> Iterator[pipeline.Stripe]:
-        for stripe in original(*args):
+    def noting(*args: Any, **options: Any) -> Iterator[pipeline.Stripe]:
+        for stripe in original(*args, **options):
             names.append(stripe.name)
             yield stripe
 
@@ -109,8 +109,8 @@ from quantkit.quantization.conversion import folders
 
 source, out, left, original = sys.argv[1], sys.argv[2], int(sys.argv[3]), folders.encoded_stripes
 
-def encoded_stripes(*args):
-    for number, stripe in enumerate(original(*args)):
+def encoded_stripes(*args, **options):
+    for number, stripe in enumerate(original(*args, **options)):
         if number == left:
             os.kill(os.getpid(), signal.SIGKILL)
         yield stripe

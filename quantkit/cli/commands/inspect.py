@@ -78,19 +78,20 @@ def _made(source: ModelSource) -> dict[str, Any]:
     from quantkit.formats.packed import PackedModel
 
     manifest = source.manifest if isinstance(source, PackedModel) else {}
-    return {key: manifest[key] for key in ("source", "options", "calibration") if isinstance(manifest.get(key), dict)}
+    kinds = {"source": dict, "options": dict, "method": str, "calibration": dict, "imatrix": dict}
+    return {key: manifest[key] for key, kind in kinds.items() if isinstance(manifest.get(key), kind)}
 
 
 def _made_by(made: Mapping[str, Any]) -> str:
     """The command that makes such a model, as far as it is known."""
     from quantkit.quantization.recipe import Recipe
+    from quantkit.quantization.report.card import method_arguments
 
-    calibration = ["--calibration", str(made["calibration"].get("text"))] if "calibration" in made else []
     try:
         options = Recipe(**made.get("options", {})).arguments
     except (TypeError, OptionError):  # of another version
         options = [json.dumps(made["options"])]
-    return shlex.join(["quantkit", "convert", str(made["source"].get("name")), *options, *calibration])
+    return shlex.join(["quantkit", "convert", str(made["source"].get("name")), *options, *method_arguments(made)])
 
 
 def _by_kind(rows: list[Row]) -> dict[str, list[Row]]:

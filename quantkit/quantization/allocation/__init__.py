@@ -21,7 +21,8 @@ from quantkit.quantization.allocation.packing import packing_of, spread
 from quantkit.quantization.allocation.rule import by_rule
 from quantkit.quantization.allocation.sensitivity import KIND, measure, memory_needed
 from quantkit.quantization.allocation.units import Unit, units_of
-from quantkit.quantization.calibration.text import BUILTIN, read_calibration_text
+from quantkit.quantization.calibration import BUILTIN
+from quantkit.quantization.calibration.text import read_calibration_text
 from quantkit.quantization.kept_codes import fit
 from quantkit.quantization.plan import Plan
 from quantkit.quantization.recipe import LEAST

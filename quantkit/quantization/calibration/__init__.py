@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
+BUILTIN = "builtin"
+"""What names the built-in text."""
 CALIBRATED = ("int4", "int5", "int6")
 """The kinds whose codes calibration finds."""
 BALANCED: Mapping[str, float] = MappingProxyType({"int5": -0.125, "int6": -0.125, "int8": -0.25})

@@ -31,13 +31,9 @@ from quantkit.formats.output.file import check_file, save_file
 from quantkit.formats.packed import PackedModel
 from quantkit.generation.options import is_whole, require
 from quantkit.models.program import Program
+from quantkit.quantization.calibration import BUILTIN
 from quantkit.quantization.calibration.memory import measuring_memory
-from quantkit.quantization.calibration.text import (
-    BUILTIN,
-    CalibrationText,
-    check_calibration_file,
-    read_calibration_text,
-)
+from quantkit.quantization.calibration.text import CalibrationText, check_calibration_file, read_calibration_text
 from quantkit.quantization.encode import ENCODER_VERSION
 from quantkit.quantization.pipeline import memory_needed
 from quantkit.quantization.report import Progress, counting

@@ -33,6 +33,7 @@ from quantkit.formats.source import ModelSource
 from quantkit.generation.text.plain import decode_text
 from quantkit.generation.text.tokenizer import Tokenizer
 from quantkit.models.program import Program
+from quantkit.quantization.calibration import BUILTIN
 
 WINDOW_TOKENS = 512
 """Tokens of a window, or what a model has learned positions for if that is less."""
@@ -46,8 +47,6 @@ MOST_BYTES, PASSAGE_BYTES = 1 << 23, 1 << 16
 Document = str | list[dict[str, str]]
 """A text, or the messages of a dialogue."""
 
-BUILTIN = "builtin"
-"""What names the built-in text."""
 DATE = datetime(2025, 1, 1)
 """What chat templates that tell the date are told, so that a model is packed to the same bytes on each day."""
 

@@ -18,12 +18,12 @@ from quantkit.errors import OptionError
 from quantkit.formats.output import check_outputs
 from quantkit.formats.output.space import check_space, free_bytes
 from quantkit.generation.options import is_whole, require
-from quantkit.quantization.calibration import BALANCED, CALIBRATED
+from quantkit.quantization.calibration import BALANCED, BUILTIN, CALIBRATED
 from quantkit.quantization.calibration.memory import calibration_memory, measuring_memory
 from quantkit.quantization.conversion.folders import Losses, Output, write_folders
 from quantkit.quantization.kept_codes import CODE_BITS
 from quantkit.quantization.pipeline import memory_needed
-from quantkit.quantization.plan import Plan, make_plans
+from quantkit.quantization.plan import METHODS, Plan, make_plans
 from quantkit.quantization.recipe import MIXED, Recipe
 from quantkit.quantization.report import Progress, Report
 
@@ -36,6 +36,7 @@ def convert(
     quantize: str | Recipe = "int4",
     *,
     overrides: Sequence[tuple[str, str]] = (),
+    method: str | None = None,
     calibration: str | os.PathLike[str] | None = None,
     imatrix: str | os.PathLike[str] | None = None,
     threads: int | None = None,
@@ -62,15 +63,19 @@ def convert(
     overrides : sequence of (regular expression, kind)
         Kinds of the matrices whose names the expressions are found in; the last match decides. They come after those of
         a recipe.
+    method : {"round", "search", "calibrate"}, optional
+        How the codes of blocks are found. `round`: the nearest ones in the range of each group. `search`: those of
+        scales and mins that lose least, where a column counts as much as its inputs are large. `calibrate`: the model
+        reads a text layer by layer, and each matrix of int4 to int6 is packed so that its output on it changes least
+        (GPTQ). Far better, but takes minutes rather than seconds, and memory for what the layers make of the text.
+        Where all matrices that read a norm have 5 bits or more, it is scaled, and these by the inverse, so that their
+        inputs lose less (SmoothQuant). Default: `calibrate` where there is a text, else `search`.
     calibration : path, optional
-        UTF-8 text, a `.jsonl` file of texts and dialogues, or `builtin`. The model reads it layer by layer, and each
-        matrix of int4 to int6 is packed so that its output on it changes least (GPTQ). Far better than without, but
-        takes minutes rather than seconds, and memory for what the layers make of the text. Where all matrices that read
-        a norm have 5 bits or more, it is scaled, and these by the inverse, so that their inputs lose less
-        (SmoothQuant). Measure the result on other text.
+        The text for `calibrate`: UTF-8, a `.jsonl` file of texts and dialogues, or `builtin`, its default. Measure the
+        result on other text.
     imatrix : path, optional
-        Importance file of llama.cpp's, or of `calibrate`: how much the columns of matrices count in the search for
-        codes. By default the model says it itself, of tokens spread over its vocabulary. Not with `calibration`.
+        For `search`, an importance file of llama.cpp's, or of `quantkit.calibrate`: how much the columns of matrices
+        count. By default the model says it itself, of tokens spread over its vocabulary.
     threads : int, optional
         Default: the physical cores that this process may use. The result does not depend on it.
     force : bool
@@ -102,6 +107,7 @@ def convert(
         source,
         {output: quantize},
         overrides=overrides,
+        method=method,
         calibration=calibration,
         imatrix=imatrix,
         threads=threads,
@@ -119,6 +125,7 @@ def convert_all(
     outputs: Mapping[Output, str | Recipe],
     *,
     overrides: Sequence[tuple[str, str]] = (),
+    method: str | None = None,
     calibration: str | os.PathLike[str] | None = None,
     imatrix: str | os.PathLike[str] | None = None,
     threads: int | None = None,
@@ -134,7 +141,7 @@ def convert_all(
     ----------
     outputs : mapping of path to {"int4", "int5", "int6", "int8", "mixed"} or Recipe
         Folders to write, and what each is to hold. Each appears by itself, when all are complete.
-    source, overrides, calibration, imatrix, threads, force, strict, progress, measuring, dry_run
+    source, overrides, method, calibration, imatrix, threads, force, strict, progress, measuring, dry_run
         As of `convert`, which also says what is raised.
 
     Returns
@@ -145,12 +152,11 @@ def convert_all(
     start = time.perf_counter()
     require(bool(outputs), "outputs", dict(outputs), "one folder at least")
     check_outputs(outputs, force=force, source=Path(source))
+    calibration = _text_of(method, calibration, imatrix)
     if calibration is not None:
         from quantkit.quantization.calibration.text import check_calibration_file  # needs tokenizers
 
         check_calibration_file(calibration)  # before anything is downloaded
-    if imatrix is not None:
-        require(calibration is None, "imatrix", str(imatrix), "none with a text for calibration, which says more")
     recipes = [(it if isinstance(it, Recipe) else Recipe(it)).with_overrides(overrides) for it in outputs.values()]
     plans = dict(zip(outputs, make_plans(source, recipes, strict=strict), strict=True))
     require(threads is None or (is_whole(threads) and threads >= 1), "threads", threads, "a whole number from 1 up")
@@ -158,6 +164,8 @@ def convert_all(
         plans = _with_text(plans, calibration)
     if imatrix is not None:
         plans = _with_imatrix(plans, imatrix)
+    if method == "round":
+        plans = {output: replace(plan, search=False) for output, plan in plans.items()}
     cores = threads or usable_cores()
     plans = {output: _with_kinds(plan, cores, progress) for output, plan in plans.items()}
     check_space({Path(output): plan.nbytes for output, plan in plans.items()})
@@ -168,6 +176,19 @@ def convert_all(
         lost = write_folders(plans, force=force, threads=cores, progress=progress, measuring=measuring)
     took = time.perf_counter() - start
     return {output: _report(plan, lost[output], free[output], took) for output, plan in plans.items()}
+
+
+def _text_of(
+    method: str | None, calibration: str | os.PathLike[str] | None, imatrix: str | os.PathLike[str] | None
+) -> str | os.PathLike[str] | None:
+    """Return the text that a method calibrates on, if it does; raises `OptionError` where options contradict."""
+    require(method is None or method in METHODS, "method", method, f"one of {', '.join(METHODS)}")
+    if calibration is not None:
+        require(method in (None, "calibrate"), "calibration", str(calibration), f"none with method {method!r}")
+        require(imatrix is None, "imatrix", str(imatrix), "none with a text for calibration, which says more")
+    if imatrix is not None:
+        require(method in (None, "search"), "imatrix", str(imatrix), f"none with method {method!r}")
+    return BUILTIN if calibration is None and method == "calibrate" else calibration
 
 
 def _report(plan: Plan, lost: Losses, disk_free: int, seconds: float) -> Report:
@@ -196,7 +217,7 @@ def _memory_needed(plan: Plan) -> int:
     more = [plan.allocation.memory if plan.allocation else 0]
     if plan.text:
         more.append(calibration_memory(plan.program, plan.specs, plan.text.tokens))
-    else:
+    elif plan.search:
         more.append(measuring_memory(plan.program, _matrices(plan)))
     return memory_needed(plan.source) + max(more)
 

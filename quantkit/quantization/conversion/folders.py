@@ -60,8 +60,9 @@ def write_folders(
         }
         growing = {output: _Growing(writers[output], plan.specs) for output, plan in plans.items() if not plan.text}
         if together:
-            measure = partial(_importances, next(iter(plans.values())), threads=threads, measuring=measuring)
-            _write_searched(source, list(growing.values()), measure, threads, tell)
+            plan = next(iter(plans.values()))  # all are searched alike
+            measure = partial(_importances, plan, threads=threads, measuring=measuring)
+            _write_alone(source, list(growing.values()), measure, threads, tell, search=plan.search)
         lost = {output: Losses(writers[output].tensors) for output in growing}
         for output in calibrated:
             lost[output] = _write_calibrated(plans[output], writers[output], threads, tell)
@@ -89,7 +90,7 @@ def _importances(
     """Return what the columns of matrices count: by a file, or as large as the model itself says that they are."""
     if plan.imatrix:
         return plan.imatrix.importances
-    if not names:
+    if not (names and plan.search):
         return {}
     from quantkit.quantization.calibration.inputs import importances_without_text  # compiles the engine
 
@@ -98,12 +99,14 @@ def _importances(
     return importances_without_text(plan.program, plan.source, names, threads, tell)
 
 
-def _write_searched(
+def _write_alone(
     source: Selection,
     folders: Sequence[_Growing],
     measure: Callable[[list[str]], Importances],
     threads: int,
     tell: Callable[[str], None],
+    *,
+    search: bool = True,
 ) -> None:
     """Write what folders lack, each weight packed by itself; `measure` says what the columns of matrices count."""
     kinds = _lacking(source, folders)
@@ -111,7 +114,7 @@ def _write_searched(
         if name not in kinds:
             tell(name)
     importances = measure(_searched(source, kinds))
-    _write_stripes(encoded_stripes(source, kinds, threads, importances), folders, tell)
+    _write_stripes(encoded_stripes(source, kinds, threads, importances, search=search), folders, tell)
 
 
 def _write_stripes(encoded: Generator[Stripe], folders: Sequence[_Growing], tell: Callable[[str], None]) -> None:
@@ -136,7 +139,7 @@ def _write_calibrated(plan: Plan, writer: PackedWriter, threads: int, tell: Call
     else:
         output_errors = {}
         measure = partial(mean_squares, plan.program, source, windows=plan.text.windows, threads=threads)
-        _write_searched(source, [_Growing(writer, plan.specs)], measure, threads, tell)
+        _write_alone(source, [_Growing(writer, plan.specs)], measure, threads, tell)
     multiplied = {name for each in plan.program.operations if each.spec.product for name in each.tensors}
     wanted = (name for name, spec in plan.specs.items() if spec.kind in CALIBRATED and name in multiplied)
     rest = (name for name in wanted if name not in output_errors)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from quantkit.quantization.report import KindReport, TensorReport, summed
@@ -76,9 +76,17 @@ def card(plan: Plan, tensors: Sequence[TensorReport]) -> bytes:
 
 def _command(plan: Plan) -> str:
     """Return the command that packs the source in the same way."""
-    calibration = ["--calibration", plan.text.name] if plan.text else []
     name = plan.about["source"]["name"]
-    return shlex.join(["quantkit", "convert", name, "-o", "DIR", *plan.recipe.arguments, *calibration])
+    return shlex.join(["quantkit", "convert", name, "-o", "DIR", *plan.recipe.arguments, *method_arguments(plan.about)])
+
+
+def method_arguments(about: Mapping[str, Any]) -> list[str]:
+    """Return the arguments of `quantkit convert` that say how codes were found, by what quantkit.json says of it."""
+    if "calibration" in about:
+        return ["--calibration", str(about["calibration"].get("text"))]
+    if "imatrix" in about:
+        return ["--imatrix", str(about["imatrix"].get("file"))]
+    return ["--method", "round"] if about.get("method") == "round" else []
 
 
 def _row(row: KindReport) -> str:

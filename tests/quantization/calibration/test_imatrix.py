@@ -57,6 +57,7 @@ def test_a_file_decides_what_columns_count(model: Path, tmp_path: Path, caplog: 
     assert "says nothing of 13 matrices, such as" in caplog.text
     assert report.packed_bytes == packed.nbytes
     assert packed.manifest["imatrix"]["file"] == "file.gguf"
+    assert "-q int4 --imatrix file.gguf\n" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_names_of_llama_cpp_and_stacks_of_experts(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from quantkit.errors import CheckpointError, OptionError
 from quantkit.formats.source import ModelSource
 from quantkit.generation.loading import load_tokenizer
 from quantkit.models.program import Program
+from quantkit.quantization.calibration import BUILTIN
 from quantkit.quantization.calibration import text as module
-from quantkit.quantization.calibration.text import BUILTIN, check_calibration_file, read_calibration_text
+from quantkit.quantization.calibration.text import check_calibration_file, read_calibration_text
 
 DOCUMENTS = [json.loads(line) for line in Path(module.__file__).with_name("builtin.jsonl").open(encoding="utf-8")]
 PARTS = 8
