@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import CheckpointError, GenerationError, OptionError
+from quantkit.formats.magic import HEAD_BYTES, Magic, recognize
 from quantkit.formats.output import as_json
 from quantkit.formats.source import ModelSource
 from quantkit.generation.text.plain import decode_text
@@ -47,6 +48,8 @@ MOST_BYTES, PASSAGE_BYTES = 1 << 23, 1 << 16
 Document = str | list[dict[str, str]]
 """A text, or the messages of a dialogue."""
 
+NO_TEXTS = {Magic.GGUF: ", no text; an importance file goes with --imatrix", Magic.LFS_POINTER: ""}
+"""What a file may be that was given for a text -> what is said besides."""
 DATE = datetime(2025, 1, 1)
 """What chat templates that tell the date are told, so that a model is packed to the same bytes on each day."""
 
@@ -144,7 +147,10 @@ def _documents(file: Path) -> list[Document]:
             step = file.stat().st_size // MOST_BYTES + 1
             taken = list(enumerate(lines, 1))[::step]
             return [_document(line, f"{origin}: line {number}") for number, line in taken if line.strip()]
-        return [decode_text(_passages(file), origin)]
+        passages = _passages(file)
+        if (kind := recognize(passages[:HEAD_BYTES])) in NO_TEXTS:
+            raise OptionError(f"{origin}: is {kind.value}{NO_TEXTS[kind]}")
+        return [decode_text(passages, origin)]
     except OSError as error:
         raise OptionError(f"{origin}: {error.strerror}") from error
 

@@ -108,6 +108,19 @@ def test_a_pipe_cannot_be_read_twice(tmp_path: Path) -> None:
             check_calibration_file(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"GGUF\x03\0\0\0" + bytes(200_000), "x: is a GGUF file, no text; an importance file goes with --imatrix"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "x: is a Git LFS pointer, not the"),
+    ],
+)
+def test_what_is_no_text_is_named(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(OptionError, match=words):
+        check_calibration_file(tmp_path / "x")
+
+
 def test_windows_are_no_longer_than_the_positions_that_a_model_has_learned(tmp_path: Path) -> None:
     source = formats.open(golden.checkpoint(tmp_path / "gpt2", "gpt2"))
     (tmp_path / "text.txt").write_text("a b c " * 1000)
