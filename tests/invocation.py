@@ -7,7 +7,7 @@ from typing import Protocol
 
 from click.testing import Result
 
-PROGRAM = [sys.executable, "-c", "from quantkit.cli import main; main()"]
+PROGRAM = [sys.executable, "-m", "quantkit"]
 """The beginning of a command whose arguments are those of `quantkit`."""
 
 
