@@ -12,6 +12,7 @@ import pytest
 
 import tiny
 from invocation import Invoke
+from quantkit.cli.commands import convert
 from quantkit.quantization.calibration import curvature
 from quantkit.quantization.plan import METHODS
 from quantkit_kernels.blocks import KINDS
@@ -219,6 +220,7 @@ def test_help_groups_its_options(invoke: Invoke) -> None:
     for kind, bits in {name: f"{kind.bits:g}" for name, kind in KINDS.items()}.items():
         assert [kind, bits] in [row[:2] for row in rows]
     assert {row[0] for row in rows if row} >= set(METHODS)
+    assert convert.METHODS == METHODS
 
 
 def test_a_target_means_mixed(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
