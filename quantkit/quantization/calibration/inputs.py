@@ -13,7 +13,8 @@ windows hardly matters: over 24 windows of the text 0.0525 with 8 of 64 tokens, 
 norm's weights alone 0.109, since what they scale down is large before.
 
 Sums of squares are all that is kept. Calibration under whole Hessians (`layers.py`) collects its own: `X^T X` would be
-400 MB of SmolLM2 and 22 GB of a model of 7B, and it has to be that of inputs behind packed layers.
+400 MB of SmolLM2 and 22 GB of a model of 7B, and it has to be that of inputs behind packed layers: under that of the
+unpacked model, which a file could keep, SmolLM2 in int4 diverges by 0.0330 instead of 0.0244.
 """
 
 from __future__ import annotations
