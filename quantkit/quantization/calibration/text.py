@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from quantkit.errors import CheckpointError, GenerationError, OptionError
-from quantkit.formats.magic import HEAD_BYTES, Magic, recognize
+from quantkit.formats.magic import Magic, magic_of
 from quantkit.formats.output import as_json
 from quantkit.formats.source import ModelSource
 from quantkit.generation.text.plain import decode_text
@@ -142,15 +142,14 @@ def _documents(file: Path) -> list[Document]:
     try:
         if not stat.S_ISREG(file.stat().st_mode):  # a pipe could not be read again when packing goes on
             raise OptionError(f"{origin}: is not a regular file")
+        if (kind := magic_of(file, OptionError)) in NO_TEXTS:
+            raise OptionError(f"{origin}: is {kind.value}{NO_TEXTS[kind]}")
         if file.suffix.lower() == ".jsonl":
             lines = decode_text(file.read_bytes(), origin).split("\n")
             step = file.stat().st_size // MOST_BYTES + 1
             taken = list(enumerate(lines, 1))[::step]
             return [_document(line, f"{origin}: line {number}") for number, line in taken if line.strip()]
-        passages = _passages(file)
-        if (kind := recognize(passages[:HEAD_BYTES])) in NO_TEXTS:
-            raise OptionError(f"{origin}: is {kind.value}{NO_TEXTS[kind]}")
-        return [decode_text(passages, origin)]
+        return [decode_text(_passages(file), origin)]
     except OSError as error:
         raise OptionError(f"{origin}: {error.strerror}") from error
 

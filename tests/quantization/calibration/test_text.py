@@ -116,9 +116,10 @@ def test_a_pipe_cannot_be_read_twice(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_text_is_named(tmp_path: Path, content: bytes, words: str) -> None:
-    (tmp_path / "x").write_bytes(content)
-    with pytest.raises(OptionError, match=words):
-        check_calibration_file(tmp_path / "x")
+    for name in ("x", "x.jsonl"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(OptionError, match=words.replace("x: ", f"{name}: ")):
+            check_calibration_file(tmp_path / name)
 
 
 def test_windows_are_no_longer_than_the_positions_that_a_model_has_learned(tmp_path: Path) -> None:
