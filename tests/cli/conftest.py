@@ -30,8 +30,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def packed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, packed to int4; not to be written to."""
-    folder = tmp_path_factory.mktemp("packed") / "tiny-int4"
+    """The same, packed; not to be written to."""
+    folder = tmp_path_factory.mktemp("packed") / "tiny-packed"
     result = CliRunner().invoke(command_line, ["convert", str(checkpoint), "-o", str(folder)])
     assert result.exit_code == 0, result.stderr
     return folder

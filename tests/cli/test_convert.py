@@ -26,28 +26,31 @@ def kinds(invoke: Invoke, folder: Path) -> dict[str, str]:
 def test_the_report_is_on_stdout_and_nothing_else_is_said(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
     result = invoke("convert", checkpoint, "-o", tmp_path / "out")
     assert (result.exit_code, result.stderr) == (0, "")
-    header, *rows, summary = result.stdout.splitlines()
+    header, *rows, target, summary = result.stdout.splitlines()
     assert header.split() == ["kind", "tensors", "weights", "size"]
-    assert [row.split()[0] for row in rows] == ["int4", "int8", "f32"]
+    assert [row.split()[0] for row in rows] == ["int6", "int5", "int4", "f32"]
+    assert target == "mixed: at most 104 KB, at least 87 KB; sensitivities by a rule"
     assert summary.startswith("6.52 bits per weight, 255 KB before, 104 KB after, ")
 
 
 @pytest.mark.parametrize(
-    ("args", "kind"),
+    ("args", "asked", "kind"),
     [
-        ((), "int4"),
-        (("-q", "int5"), "int5"),
-        (("-q", "int8"), "int8"),
-        (("--bits", "5"), "int5"),
-        (("--bits", "8"), "int8"),
-        (("--q-bits", "4", "-q", "int4"), "int4"),
+        ((), "mixed", "int4"),
+        (("-q", "mixed"), "mixed", "int4"),
+        (("-q", "int5"), "int5", "int5"),
+        (("-q", "int8"), "int8", "int8"),
+        (("--bits", "5"), "int5", "int5"),
+        (("--bits", "8"), "int8", "int8"),
+        (("--q-bits", "4", "-q", "int4"), "int4", "int4"),
     ],
 )
 def test_the_kind_is_named_or_given_by_its_bits(
-    invoke: Invoke, checkpoint: Path, tmp_path: Path, args: tuple[str, ...], kind: str
+    invoke: Invoke, checkpoint: Path, tmp_path: Path, args: tuple[str, ...], asked: str, kind: str
 ) -> None:
     assert invoke("convert", checkpoint, "-o", tmp_path / "out", *args).exit_code == 0
     assert kinds(invoke, tmp_path / "out")["mlp.up_proj.weight"] == kind
+    assert json.loads((tmp_path / "out/quantkit.json").read_bytes())["options"]["quantize"] == asked
 
 
 def test_contradicting_kinds_are_refused(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
@@ -69,12 +72,12 @@ def test_several_kinds_are_folders_of_their_own(invoke: Invoke, checkpoint: Path
     for wrong in ("int4,int3", "int4,int4", "int4,", ""):
         result = invoke("convert", checkpoint, "-o", tmp_path / "out", "-q", wrong)
         assert (result.exit_code, result.stdout) == (2, "")
-        assert f"{wrong!r} is not a list of int4, int5, int6, int8, mixed" in result.stderr
+        assert f"{wrong!r} is not a list of mixed, int4, int5, int6, int8" in result.stderr
 
 
 @pytest.mark.parametrize("option", ["--override", "--tensor-type"])
 def test_overrides(invoke: Invoke, checkpoint: Path, tmp_path: Path, option: str) -> None:
-    args = (option, "mlp=int8", option, r"layers\.0\.mlp\.up=f16", option, "embed=bf16")
+    args = ("-q", "int4", option, "mlp=int8", option, r"layers\.0\.mlp\.up=f16", option, "embed=bf16")
     assert invoke("convert", checkpoint, "-o", tmp_path / "out", *args).exit_code == 0
     found = kinds(invoke, tmp_path / "out")
     assert found["mlp.down_proj.weight"] == "int8"
@@ -137,7 +140,7 @@ def test_a_dry_run_says_what_would_be_written_to_the_byte(invoke: Invoke, checkp
     assert os.listdir(tmp_path) == []
     header, *rows = result.stdout.splitlines()
     assert header.split() == ["kind", "why", "tensors", "weights", "size"]
-    assert rows[0].startswith("int4  linear layer: int4 is asked for")
+    assert rows[0].startswith("int6  mixed: more bits save most divergence for their bytes here")
     assert any(
         row.startswith("6.52 bits per weight, 255 KB before, 104 KB after; packing takes at most") for row in rows
     )
@@ -149,7 +152,7 @@ def test_a_dry_run_says_what_would_be_written_to_the_byte(invoke: Invoke, checkp
 
 
 def test_verbose_lists_each_tensor_with_the_reason(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
-    args = ("convert", checkpoint, "-o", tmp_path / "out", "-v", "--override", "lm_head=f16")
+    args = ("convert", checkpoint, "-o", tmp_path / "out", "-q", "int4", "-v", "--override", "lm_head=f16")
     dry, wet = invoke(*args, "--dry-run"), invoke(*args)
     for result in (dry, wet):
         assert result.stdout.splitlines()[0].split() == ["tensor", "kind", "why", "shape", "size", "error"]
@@ -224,22 +227,30 @@ def test_help_groups_its_options(invoke: Invoke) -> None:
 
 
 def test_a_target_means_mixed(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
-    rule = ("--sensitivities", "rule")
-    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--target-size", "110KB", *rule)
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--target-size", "110KB")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "\nmixed: at most 110 KB, at least " in result.stdout
     assert set(kinds(invoke, tmp_path / "out").values()) == {"int5", "int6", "f32"}
-    command = invoke("inspect", tmp_path / "out").stdout
-    assert "-q mixed --target-size 110000 --sensitivities rule" in command
-    listed = invoke("convert", checkpoint, "-o", tmp_path / "x", "--target-bpw", "7", *rule, "--dry-run", "-v").stdout
+    assert "-q mixed --target-size 110000\n" in invoke("inspect", tmp_path / "out").stdout
+    listed = invoke("convert", checkpoint, "-o", tmp_path / "x", "--target-bpw", "7", "--dry-run", "-v").stdout
     assert "mixed: more bits save most divergence for their bytes here" in listed
     assert listed.splitlines()[0].endswith("  lost in int4")
+
+
+@pytest.mark.usefixtures("model_cache")
+def test_sensitivities_are_measured_where_that_is_asked_for(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
+    result = invoke("convert", checkpoint, "-o", tmp_path / "out", "--sensitivities", "measured")
+    assert result.exit_code == 0
+    (line,) = (line for line in result.stdout.splitlines() if line.startswith("mixed: "))
+    assert line.startswith("mixed: at most 104 KB, at least 87 KB; sensitivities measured")
+    assert "-q mixed --sensitivities measured\n" in invoke("inspect", tmp_path / "out").stdout
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         (("-q", "int4", "--target-size", "1GB"), "--target-size is for --quantize mixed, not for int4"),
+        (("-q", "int4", "--sensitivities", "measured"), "--sensitivities is for --quantize mixed, not for int4"),
         (("--bits", "8", "--target-bpw", "5"), "--target-bpw is for --quantize mixed, not for int8"),
         (("--target-bpw", "5", "--target-size", "1GB"), "target_size: there is a target_bpw already"),
         (("--target-size", "many"), "target_size: 'many' is no size such as 98MB"),
@@ -257,7 +268,7 @@ def test_targets_that_mean_nothing(
 
 
 def test_a_target_wins_over_a_recipe(invoke: Invoke, checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_text('target_bpw = 30\nsensitivities = "rule"\noverrides = [["q_proj", "f16"]]\n')
+    (tmp_path / "mine.toml").write_text('target_bpw = 30\noverrides = [["q_proj", "f16"]]\n')
     recipe = ("--recipe", tmp_path / "mine.toml", "--dry-run")
     shown = invoke("convert", checkpoint, "-o", tmp_path / "out", *recipe, "--target-size", "120KB").stdout
     assert "mixed: at most 120 KB" in shown

@@ -27,11 +27,11 @@ def test_json_of_a_packed_model(invoke: Invoke, packed: Path) -> None:
     rows = {row["name"]: row for row in found["tensors"]}
     assert {name: tuple(row["shape"]) for name, row in rows.items()} == SHAPES
     kinds = {name: row["kind"] for name, row in rows.items()}
-    assert kinds["model.embed_tokens.weight"] == kinds["lm_head.weight"] == "int8"
+    assert kinds["model.embed_tokens.weight"] == kinds["lm_head.weight"] == "int6"
     assert kinds["model.layers.0.mlp.up_proj.weight"] == "int4"
     assert kinds["model.norm.weight"] == "f32"
     assert 0 < rows["model.layers.0.mlp.up_proj.weight"]["relative_error"] < 0.05
-    assert found["kinds"]["int4"]["tensors"] == 14
+    assert {kind: of["tensors"] for kind, of in found["kinds"].items()} == {"int6": 5, "int5": 7, "int4": 4, "f32": 5}
     assert found["nbytes"] == sum(row["nbytes"] for row in rows.values())
     assert found["nbytes"] <= sum(file.stat().st_size for file in packed.glob("*.safetensors"))
 
@@ -67,7 +67,7 @@ def test_options_of_another_version(invoke: Invoke, packed: Path, tmp_path: Path
 
 def test_where_codes_come_from(invoke: Invoke, tmp_path: Path) -> None:
     file = tiny_gguf.write(tmp_path / "tiny.gguf", kind=GGMLQuantizationType.Q8_0)
-    said = invoke("convert", file, "-o", tmp_path / "packed").stdout.splitlines()
+    said = invoke("convert", file, "-o", tmp_path / "packed", "-q", "int4").stdout.splitlines()
     assert f"the source's codes: kept in 100.00% of {math.prod(SHAPES['model.embed_tokens.weight']):,} weights" in said
     lines = [line.split() for line in invoke("inspect", tmp_path / "packed").stdout.splitlines()]
     assert lines[0][-2:] == ["error", "codes"]

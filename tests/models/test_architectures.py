@@ -101,9 +101,10 @@ def test_engine_token_by_token_equals_transformers(subject: Subject, model: Mode
     assert difference(by_token(model, subject.prompt)[list(ROWS)], subject.golden) <= TOLERANCE
 
 
+@pytest.mark.parametrize("quantize", ["int4", "mixed"])
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if name == case.model_type])
-def test_packed_in_four_bits_it_runs(name: str, tmp_path: Path) -> None:
-    convert(checkpoint(tmp_path / "model", name), tmp_path / "packed")
+def test_packed_it_runs(name: str, quantize: str, tmp_path: Path) -> None:
+    convert(checkpoint(tmp_path / "model", name), tmp_path / "packed", quantize)
     model = load_model(tmp_path / "packed", threads=1)
     logits = model(token_ids(model.vocab_size))
     model.close()

@@ -81,7 +81,7 @@ def test_its_flags_count(checkpoint: Path, model: Model, tmp_path: Path) -> None
 
 def test_it_is_packed_in_four_bits(checkpoint: Path, tmp_path: Path) -> None:
     assert "self_attn.qkv_proj.weight" in " ".join(formats.open(checkpoint).names)
-    convert(checkpoint, tmp_path / "packed")
+    convert(checkpoint, tmp_path / "packed", "int4")
     packed = load_model(tmp_path / "packed", threads=1)
     assert np.isfinite(packed(PROMPT)).all()
     packed.close()

@@ -39,7 +39,7 @@ from quantkit.quantization.report import Progress
 from quantkit.tensor import Piece
 from quantkit_kernels import blocks
 
-LARGEST_ERROR = {"int4": 1.2e-2, "int8": 6e-5, "f16": 1e-7, "bf16": 1e-5, "f32": 0.0}
+LARGEST_ERROR = {"int4": 1.2e-2, "int5": 4e-3, "int6": 1.1e-3, "int8": 6e-5, "f16": 1e-7, "bf16": 1e-5, "f32": 0.0}
 LARGEST_MEMORY = 400e6
 """Bytes that a conversion may have in memory at once, compiled kernels and libraries included."""
 
@@ -69,7 +69,10 @@ def test_every_family(tmp_path: Path, case: str) -> None:
         assert report.errors[name] == pytest.approx(error, rel=1e-3)
         assert after.manifest["tensors"][name].get("relative_error", 0.0) == report.errors[name]
     positions = {"f16"} if bound.program.learned_positions else set()
-    assert {after.specs[name].kind for name in after.names} - {"f32"} == {"int4", "int8"} | positions
+    assert {after.specs[name].kind for name in after.names} - {"f32"} <= {"int4", "int5", "int6", "int8"} | positions
+    int4 = convert(source, tmp_path / "int4", "int4", dry_run=True)
+    assert {tensor.kind for tensor in int4.tensors} - {"f32"} == {"int4", "int8"} | positions
+    assert report.packed_bytes <= int4.packed_bytes
 
 
 def test_the_folder_is_the_checkpoint_with_other_weights(checkpoint: Path, tmp_path: Path) -> None:
@@ -84,7 +87,7 @@ def test_the_folder_is_the_checkpoint_with_other_weights(checkpoint: Path, tmp_p
     assert config == json.loads((checkpoint / "config.json").read_text())
     assert section["quant_method"] == "quantkit"
     assert section["tensors"]["model.layers.0.mlp.down_proj.weight"] == {"kind": "int8", "shape": [64, 160]}
-    assert manifest["options"] == {"quantize": "int4", "overrides": [["down_proj", "int8"]]}
+    assert manifest["options"] == {"quantize": "mixed", "overrides": [["down_proj", "int8"]]}
     assert manifest["source"] == {"name": "tiny", "dtype": "bfloat16"}
 
 
@@ -102,7 +105,7 @@ def test_report_and_progress(checkpoint: Path, tmp_path: Path) -> None:
     weights = sum(int(np.prod(spec.shape)) for spec in packed.specs.values())
     assert [step.tensor for step in steps] == list(packed.names)
     assert (steps[-1].done, steps[-1].total) == (weights, weights)
-    assert [row.kind for row in report.kinds] == ["int4", "int8", "f32"]
+    assert [row.kind for row in report.kinds] == ["int6", "int5", "int4", "f32"]
     assert sum(row.tensors for row in report.kinds) == len(packed.names)
     assert report.source_bytes == 2 * weights
     assert report.packed_bytes == packed.nbytes == sum(packed.tensor(name).nbytes for name in packed.names)
@@ -135,7 +138,7 @@ def test_a_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
 @pytest.mark.real
 def test_a_real_model_has_the_size_that_was_announced(tmp_path: Path) -> None:
     source = os.environ["QUANTKIT_TEST_MODEL"]
-    outputs = {tmp_path / kind: kind for kind in ("int4", "int8")}
+    outputs = {tmp_path / kind: kind for kind in ("int4", "int8", "mixed")}
     announced = {output: report.files for output, report in convert_all(source, outputs, dry_run=True).items()}
     convert_all(source, outputs)
     assert announced == {output: {file.name: file.stat().st_size for file in output.iterdir()} for output in outputs}
@@ -227,7 +230,7 @@ def test_force_replaces_a_model_and_nothing_else(checkpoint: Path, tmp_path: Pat
     with pytest.raises(PackedModelError, match=r"out: exists .*--force"):
         convert(checkpoint, tmp_path / "out")
     convert(checkpoint, tmp_path / "out", force=True)
-    assert PackedModel(tmp_path / "out").manifest["options"]["quantize"] == "int4"
+    assert PackedModel(tmp_path / "out").manifest["options"]["quantize"] == "mixed"
     (tmp_path / "home" / "documents").mkdir(parents=True)
     (tmp_path / "file").write_text("data")
     source = tiny.checkpoint(tmp_path / "source")
@@ -297,7 +300,7 @@ def test_rounding_runs_no_model(tmp_path: Path, checkpoint: Path, monkeypatch: p
     assert rounded.packed_bytes == searched.packed_bytes
     manifests = [PackedModel(tmp_path / name).manifest for name in ("searched", "rounded")]
     assert [manifest["method"] for manifest in manifests] == ["search", "round"]
-    assert "convert tiny -o DIR -q int4 --method round\n" in (tmp_path / "rounded" / "README.md").read_text()
+    assert "convert tiny -o DIR -q mixed --method round\n" in (tmp_path / "rounded" / "README.md").read_text()
     assert "--method" not in (tmp_path / "searched" / "README.md").read_text()
 
 

@@ -160,7 +160,7 @@ def test_copies_are_listed_and_removed(hub: HubServer, checkpoint: Path, copies:
     assert (found[NAME].source, found[str(checkpoint)].source) == (f"hub, commit {commit[:8]}", "folder")
     for copy in found.values():
         assert copy.path in folders
-        assert (copy.kind, copy.complete) == ("int4", True)
+        assert (copy.kind, copy.complete) == ("mixed", True)
         size = sum(file.stat().st_size for file in copy.path.iterdir())
         assert size <= copy.nbytes <= size + 4096 * len(list(copy.path.iterdir()))
     with pytest.raises(OptionError, match=r"org/tinx: no packed model of this name is in the cache"):

@@ -195,7 +195,7 @@ def test_force_replaces_what_dequantize_or_convert_wrote(tmp_path: Path) -> None
     dequantize(packed, tmp_path / "out", force=True)
     assert formats.open(tmp_path / "out").spec("model.norm.weight").kind == "bf16"
     convert(tmp_path / "source", tmp_path / "out", force=True)
-    assert PackedModel(tmp_path / "out").manifest["options"]["quantize"] == "int4"
+    assert PackedModel(tmp_path / "out").manifest["options"]["quantize"] == "mixed"
 
 
 @pytest.mark.live

@@ -126,7 +126,7 @@ def test_a_copy_that_is_being_opened_is_not_removed(checkpoint: Path, copies: Pa
 def test_what_is_removed_is_told(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "quantkit")
     before = copy_of(checkpoint)
-    assert f"packing {checkpoint} to int4, once, into {before}" in caplog.text
+    assert f"packing {checkpoint}, once, into {before}" in caplog.text
     flip(checkpoint / "model.safetensors", 20_000)
     copy_of(checkpoint)
     assert f"removed {before}" in caplog.text

@@ -103,7 +103,7 @@ def test_a_packed_checkpoint_is_the_model_with_its_numbers(tmp_path: Path) -> No
 
 def test_four_bits_are_exact(tmp_path: Path) -> None:
     _, source = checkpoints(tmp_path)
-    convert(source, tmp_path / "int4")
+    convert(source, tmp_path / "int4", "int4")
     packed, exact = PackedModel(tmp_path / "int4"), formats.open(source)
     for name in (name for name in packed.names if name.endswith("_proj.weight")):
         tensor: Tensor = packed.tensor(name)

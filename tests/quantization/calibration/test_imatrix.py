@@ -47,7 +47,7 @@ def sums(columns: int, matrices: int = 1, seed: int = 0) -> Sums:
 def test_a_file_decides_what_columns_count(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     given = sums(64)
     file = write(tmp_path / "file.gguf", {"blk.0.ffn_up.weight": given})
-    report = convert(model, tmp_path / "out", imatrix=file)
+    report = convert(model, tmp_path / "out", "int4", imatrix=file)
     packed, source = PackedModel(tmp_path / "out"), bind(open_model(model)).weights
     stored = given.sums[0].astype(np.float32).astype(np.float64)
     wanted, _ = quantize(source.tensor(UP), "int4", importance=(stored / 4000).astype(np.float32))

@@ -84,9 +84,9 @@ def test_what_says_nothing_is_left_out() -> None:
 def test_a_real_model_loses_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of text that it has not seen: none was needed."""
     source = os.environ["QUANTKIT_TEST_MODEL"]
-    convert(source, tmp_path / "measured")
+    convert(source, tmp_path / "measured", "int4")
     monkeypatch.setattr(folders, "_importances", lambda *_, **__: {})
-    convert(source, tmp_path / "alike")
+    convert(source, tmp_path / "alike", "int4")
     ids = load_tokenizer(source).encode(PROSE.read_text())
     models = [load_model(folder, context=256) for folder in (source, tmp_path / "measured", tmp_path / "alike")]
     scores = score(models, [Pair(0, 1), Pair(0, 2)], ids, 256, 6)

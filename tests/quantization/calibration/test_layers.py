@@ -69,12 +69,12 @@ def test_every_tensor_is_packed_once(name: str, tmp_path: Path) -> None:
 def test_a_calibrated_model_is_nearer_to_its_reference(tmp_path: Path) -> None:
     source = tiny.checkpoint(tmp_path / "source", "llama")
     file = text(tmp_path / "text.txt")
-    dry = convert(source, tmp_path / "calibrated", calibration=file, dry_run=True)
-    report = convert(source, tmp_path / "calibrated", calibration=file)
+    dry = convert(source, tmp_path / "calibrated", "int4", calibration=file, dry_run=True)
+    report = convert(source, tmp_path / "calibrated", "int4", calibration=file)
     assert dry.files == {each.name: each.stat().st_size for each in (tmp_path / "calibrated").iterdir()}
     assert "-q int4 --calibration text.txt\n" in (tmp_path / "calibrated/README.md").read_text()
     assert b" tokens of text.txt</dd>" in page(report)
-    convert(source, tmp_path / "plain")
+    convert(source, tmp_path / "plain", "int4")
     ids = load_tokenizer(source).encode(file.read_text()[:4000])
     assert divergence(tmp_path / "calibrated", source, ids) < 0.6 * divergence(tmp_path / "plain", source, ids)
     assert report.calibration is not None
@@ -91,12 +91,12 @@ def test_a_calibrated_model_is_nearer_to_its_reference(tmp_path: Path) -> None:
 def test_int8_makes_up_for_int4_before_it(tmp_path: Path) -> None:
     source = tiny.checkpoint(tmp_path / "source", "llama")
     file = text(tmp_path / "text.txt")
-    report = convert(source, tmp_path / "int8", overrides=[("(o|down)_proj", "int8")], calibration=file)
+    report = convert(source, tmp_path / "int8", "int4", overrides=[("(o|down)_proj", "int8")], calibration=file)
     assert report.calibration is not None
     assert all(error > 0 for error in report.calibration.output_errors.values())
     assert not any(name.endswith(("o_proj.weight", "down_proj.weight")) for name in report.calibration.output_errors)
     # As they are, these matrices lose nothing, and make up for nothing.
-    convert(source, tmp_path / "f32", overrides=[("(o|down)_proj", "f32")], calibration=file)
+    convert(source, tmp_path / "f32", "int4", overrides=[("(o|down)_proj", "f32")], calibration=file)
     ids = load_tokenizer(source).encode(file.read_text()[:4000])
     assert divergence(tmp_path / "int8", source, ids) < 0.97 * divergence(tmp_path / "f32", source, ids)
 

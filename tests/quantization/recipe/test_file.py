@@ -11,6 +11,7 @@ import pytest
 import tiny
 from quantkit import OptionError, convert, read_recipe
 from quantkit.formats.packed import PackedModel
+from quantkit.quantization.recipe import Recipe
 from quantkit.quantization.recipe import file as recipe_file
 
 OPTIONS = {"quantize": "int8", "overrides": [["down_proj", "int4"], ["^lm_head", "f16"]]}
@@ -52,10 +53,13 @@ def test_what_a_packed_folder_records_packs_it_again(tmp_path: Path) -> None:
             assert (tmp_path / "first" / name).read_bytes() == (tmp_path / place / name).read_bytes()
 
 
-def test_a_target_means_mixed(tmp_path: Path) -> None:
+def test_what_is_not_said_is_the_default(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('target_size = "98MB"')
-    recipe = read_recipe(tmp_path / "mine.toml")
-    assert (recipe.quantize, recipe.target_size) == ("mixed", 98_000_000)
+    assert read_recipe(tmp_path / "mine.toml") == Recipe("mixed", target_size=98_000_000)
+    (tmp_path / "mine.toml").write_text('overrides = [["down_proj", "int8"]]')
+    assert read_recipe(tmp_path / "mine.toml").options == {"quantize": "mixed", "overrides": [["down_proj", "int8"]]}
+    (tmp_path / "mine.toml").write_text("")
+    assert read_recipe(tmp_path / "mine.toml") == Recipe("mixed", sensitivities="rule")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +73,7 @@ def test_a_target_means_mixed(tmp_path: Path) -> None:
         ("a.toml", 'target_size = "98 apples"', "target_size: '98 apples' is no size such as 98MB"),
         ("a.toml", "target_bpw = 0", "target_bpw: 0 is no number of bits per weight"),
         ("a.toml", 'quantize = "int8"\ntarget_bpw = 5', "target_bpw: says something of 'mixed' alone"),
-        ("a.toml", 'sensitivities = "x"', "sensitivities: 'x' is not one of measured, rule"),
+        ("a.toml", 'sensitivities = "x"', "sensitivities: 'x' is not one of rule, measured"),
         ("a.json", '{"overrides": [["a", "q4"]]}', "overrides[0]: a=q4: 'q4' is not one of f32"),
         ("a.json", '{"overrides": [["(", "int4"]]}', "overrides[0]: (=int4: '(' is no regular expression"),
         ("a.json", '{"quantize": "int4",}', "is not JSON: "),

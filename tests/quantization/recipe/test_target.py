@@ -45,17 +45,22 @@ def test_a_recipe_says_its_target() -> None:
     assert recipe.arguments == ["-q", "mixed", "--target-size", "98000000"]
     assert Recipe(**recipe.options) == recipe
     assert recipe.with_overrides([("a", "int8")]).target_size == 98_000_000
-    assert Recipe("mixed", target_bpw=5, sensitivities="rule").arguments == (
-        ["-q", "mixed", "--target-bpw", "5.0", "--sensitivities", "rule"]
+    assert Recipe("mixed", target_bpw=5, sensitivities="measured").arguments == (
+        ["-q", "mixed", "--target-bpw", "5.0", "--sensitivities", "measured"]
     )
+    assert Recipe(sensitivities="rule").arguments == ["-q", "mixed"]
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"quantize": "int4", "target_bpw": 5}, "target_bpw: says something of 'mixed' alone, and quantize is 'int4'"),
+        (
+            {"quantize": "int4", "sensitivities": "measured"},
+            "sensitivities: says something of 'mixed' alone, and quantize is 'int4'",
+        ),
         ({"quantize": "mixed", "target_bpw": 5, "target_size": 9}, "target_size: there is a target_bpw already"),
-        ({"quantize": "mixed", "sensitivities": "guessed"}, "sensitivities: 'guessed' is not one of measured, rule"),
+        ({"quantize": "mixed", "sensitivities": "guessed"}, "sensitivities: 'guessed' is not one of rule, measured"),
     ],
 )
 def test_what_contradicts_itself(fields: dict[str, object], words: str) -> None:

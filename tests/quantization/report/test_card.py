@@ -55,14 +55,14 @@ def test_it_says_where_a_model_comes_from_and_what_packing_cost(tmp_path: Path) 
         "base_model": "HuggingFaceTB/SmolLM2-135M",
         "base_model_relation": "quantized",
         "library_name": "quantkit",
-        "tags": ["quantkit", "int4"],
+        "tags": ["quantkit", "mixed"],
     }
-    assert "# `tiny`, packed to int4" in card
-    assert r"quantkit convert tiny -o DIR -q int4 --override 'layers\.0\.=int8'" in card
-    kinds = {kind.kind: kind for kind in report.kinds}
-    assert (
-        f"| int4 | 7 | {kinds['int4'].weights:,} | {kinds['int4'].nbytes:,} | {kinds['int4'].mean_error:.2e} | " in card
-    )
+    assert "# `tiny`, packed to mixed" in card
+    assert r"quantkit convert tiny -o DIR -q mixed --override 'layers\.0\.=int8'" in card
+    assert [(kind.kind, kind.tensors) for kind in report.kinds] == [("int8", 7), ("int6", 5), ("int5", 4), ("f32", 5)]
+    for kind in report.kinds:
+        row = f"| {kind.kind} | {kind.tensors} | {kind.weights:,} | {kind.nbytes:,} | {kind.mean_error:.2e} | "
+        assert row in card
     assert f"{report.bits_per_weight:.2f} bits per weight; {report.source_bytes:,} bytes" in card
     assert "What differs from the source" not in card
 
@@ -153,4 +153,4 @@ def test_a_model_of_the_hub_is_the_base_of_its_packed_one(tmp_path: Path) -> Non
     convert(written(tiny.checkpoint(snapshot), FRONT_MATTER), tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
     assert fields_of(card)["base_model"] == "org/tiny"
-    assert "# `org/tiny`, packed to int4" in card
+    assert "# `org/tiny`, packed to mixed" in card

@@ -53,7 +53,7 @@ def test_before_packing_no_error_is_known() -> None:
 def test_the_dictionary_is_what_the_report_says(report: Report) -> None:
     found = json.loads(as_json(report.to_dict()))
     assert found["source"] == {"name": "tiny", "dtype": "bfloat16"}
-    assert found["options"] == {"quantize": "int4", "overrides": [["mlp.up", "bf16"]]}
+    assert found["options"] == {"quantize": "mixed", "overrides": [["mlp.up", "bf16"]]}
     assert found["folder_bytes"] == sum(found["files"].values()) == report.folder_bytes
     assert found["packed_bytes"] == sum(tensor["nbytes"] for tensor in found["tensors"])
     tensors = {tensor["name"]: tensor for tensor in found["tensors"]}
