@@ -2,8 +2,8 @@
 
 To run it:
 
-    quantkit convert SmolLM2-135M-Instruct -o smollm2-int4
-    python examples/library_usage.py smollm2-int4
+    quantkit convert SmolLM2-135M-Instruct -o smollm2-packed
+    python examples/library_usage.py smollm2-packed
 """
 
 from __future__ import annotations

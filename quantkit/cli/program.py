@@ -149,6 +149,6 @@ def command_line() -> None:
     """Pack a language model's fp16 weights into blocks of 4 to 8 bits, and run it on a CPU straight from them.
 
     \b
-      quantkit convert SmolLM2-135M-Instruct -o smollm2-int4
-      quantkit run smollm2-int4 -p "What is the capital of France?"
+      quantkit convert SmolLM2-135M-Instruct -o smollm2-packed
+      quantkit run smollm2-packed -p "What is the capital of France?"
     """

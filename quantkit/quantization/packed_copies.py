@@ -30,13 +30,14 @@ from quantkit.formats.json_files import read_object
 from quantkit.formats.output import as_json, lock
 from quantkit.formats.packed import FORMAT_VERSION, PackedModel, is_packed
 from quantkit.quantization.encode import ENCODER_VERSION
+from quantkit.quantization.recipe import MIXED
 
 if TYPE_CHECKING:
     from quantkit.quantization.report import Progress
 
 logger = logging.getLogger(__name__)
 
-RECIPE = "int4"
+RECIPE = MIXED
 _UNFINISHED = re.compile(r"\.([0-9a-f-]+)\.[0-9a-f]{8}\.partial")
 """Name of a folder that becomes a copy."""
 
@@ -52,7 +53,7 @@ class PackedCopy:
     source : str
         What that is: a folder, a file, or a commit on the hub.
     kind : str
-        What its linear layers were packed to.
+        What it was packed to.
     complete : bool
         Whether it is not only a part.
     nbytes : int
@@ -93,7 +94,7 @@ def packed_copy(
     progress: Callable[[Progress], None] | None = None,
     downloading: Callable[[hub.Download], None] | None = None,
 ) -> Iterator[Path]:
-    """Yield the packed folder of a model: `path` itself, or a copy in the cache, packed to int4 at its first use.
+    """Yield the packed folder of a model: `path` itself, or a copy in the cache, packed at its first use.
 
     While the block runs, no other process removes the copy. A model that was opened in the block works after it, since
     mapped files outlive their names.
@@ -200,7 +201,7 @@ def _copy_of(
     )
     if not _held(folder, stack):
         path = source.fetch()
-        logger.info("packing %s to %s, once, into %s ...", path, RECIPE, folder)
+        logger.info("packing %s, once, into %s ...", path, folder)
         # Another process may have been faster. Its copy has the same bytes, and is replaced by one system call.
         from quantkit.quantization.conversion import convert  # of no use to a model that is packed
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from quantkit.quantization.report import AllocationReport, CalibrationReport, Report
 
 METHODS = ("round", "search", "calibrate")
-KINDS = ("int4", "int5", "int6", "int8", "mixed")
+KINDS = ("mixed", "int4", "int5", "int6", "int8")
 BITS = {"4": "int4", "5": "int5", "6": "int6", "8": "int8"}
 GROUPS = {
     "What to write": ("output", "force"),
@@ -106,8 +106,8 @@ class _Asked:
     "--quantize",
     metavar="KIND[,KIND]",
     callback=_kinds,
-    help="Kind of the linear layers: int4, int5, int6, int8 or mixed, as said above; int4,int8 writes DIR-int4 and "
-    "DIR-int8, and reads SOURCE once  [default: int4]",
+    help="mixed, or the kind of the linear layers: int4, int5, int6 or int8, as said above; int4,int8 writes DIR-int4 "
+    "and DIR-int8, and reads SOURCE once  [default: mixed]",
 )
 @click.option("--bits", "--q-bits", type=click.Choice(list(BITS)), help="The same by its bits.")
 @click.option(
@@ -149,16 +149,18 @@ class _Asked:
     "--target-bpw",
     type=float,
     metavar="BITS",
-    help="Most bits per weight that the packed model may have; means -q mixed.",
+    help="Most bits per weight that the packed model may have.",
 )
 @click.option(
-    "--target-size", metavar="SIZE", help="The same in bytes of its tensors, such as 98MB or 4.5GB; means -q mixed."
+    "--target-size",
+    metavar="SIZE",
+    help="The same in bytes of its tensors, such as 98MB or 4.5GB  [default: what -q int4 takes]",
 )
 @click.option(
     "--sensitivities",
-    type=click.Choice(["measured", "rule"]),
-    help="Whether the model reads a text to find out where bits matter, or a rule says it at once, for a loss that is "
-    "3 to 7 % larger  [default: measured]",
+    type=click.Choice(["rule", "measured"]),
+    help="Whether a rule says where bits matter, or the model reads a text to find out, for a loss that is 3 to 7 % "
+    "smaller  [default: rule]",
 )
 @click.option("--dry-run", is_flag=True, help="Check everything and say what would be written, to the byte, and why.")
 @click.option("-v", "--verbose", is_flag=True, help="List each tensor with its kind and the reason.")
@@ -192,23 +194,23 @@ def command(
       bf16         16   2e-6    the same in bf16: what a checkpoint holds already loses nothing
       f32          32   0       norms, biases and routers
 
-    The error is squared and relative, of SmolLM2-135M. Linear layers become what -q says, everything else as the table
-    has it, unless --override says otherwise.
+    The error is squared and relative, of SmolLM2-135M. By -q mixed, the default, each matrix becomes int4, int5, int6
+    or int8, with more bits where these save most divergence for their bytes, up to a target: by default the bytes of -q
+    int4, for three fifths of its loss. Embedding and head count like all matrices. By another -q, linear layers become
+    that kind, and everything else what the table says. --override says otherwise.
 
-    -q mixed gives each matrix int4, int5, int6 or int8, more bits where these save most divergence for their bytes, up
-    to a target: by default a twelfth more than int4 takes, for a third of the loss. Embedding and head count like all
-    matrices. The model first reads a short text once for each matrix: about a minute for one of 135M on two cores, six
-    for 1B, a quarter of an hour for 7B. With --calibration it reads what calibration would make of each, which takes as
-    long again. What it found is kept for other targets.
+    A rule says where bits matter. With --sensitivities measured, the model reads a short text once for each matrix:
+    about a minute for one of 135M on two cores, six for 1B, a quarter of an hour for 7B, and as long again to read what
+    --calibration would make of each. What it found is kept for other targets.
 
     \b
       method      time    loss    how codes are found
-      round       8 s     0.16    the nearest ones in the range of 32 weights
-      search      17 s    0.053   scales and mins that lose least where inputs are large
-      calibrate   1 h     0.036   so that outputs on a text change least; 0.024 with the right text
+      round       8 s     0.060   the nearest ones in the range of 32 weights
+      search      17 s    0.031   scales and mins that lose least where inputs are large
+      calibrate   45 min  BLT   so that outputs on a text change least; 0.013 with the right text
 
-    The time is that of a model of 1B on two cores, the loss the divergence of SmolLM2-135M in int4 from its fp16
-    weights, on text that it was not calibrated on. With calibrate the model reads a text, layer by layer, and matrices
+    The time is that of a model of 1B on two cores, the loss the divergence of SmolLM2-135M from its fp16 weights, on
+    text that it was not calibrated on. With calibrate the model reads a text, layer by layer, and matrices
     of int4 to int6 are packed so that their outputs on it change least (GPTQ). Norms before matrices of int5 to int8
     are scaled, and these by the inverse, so that their inputs lose less (SmoothQuant). It takes up to 65,536 tokens of
     a text file, or of a .jsonl file of texts and dialogues. Text like that which the model will see is best; without

@@ -78,8 +78,8 @@ def _json_object(ctx: click.Context, param: click.Parameter, value: str | None) 
 def command(model: str, prompt: str | None, file: Path | None, **options: Any) -> None:
     """Answer a prompt with MODEL.
 
-    A model that has a chat template gets the prompt as a user's message. A checkpoint that is not packed is converted
-    to int4 first, once; the packed model is kept in the user's cache.
+    A model that has a chat template gets the prompt as a user's message. A checkpoint that is not packed is packed
+    first, once, as `quantkit convert` does it; the packed model is kept in the user's cache.
 
     Tokens are sampled as the model's makers recommend, else as llama.cpp does by default; --temp 0 takes the likeliest.
     The same command gives the same answer, --seed another one; the lines behind the answer name all that decided it.

@@ -1,28 +1,21 @@
 """Where to spend bits: which matrices of a plan get more than four of them, so that a target of bytes is kept.
 
-What int4 costs each unit is measured (`sensitivity.py`) of what it will be (`packing.py`), was measured before
-(`known.py`), or is said by a rule (`rule.py`); `assignment.py` spends the bytes. Matrices that an override finds keep
-its kind. What the others became is a plan like any other: nothing behind it knows that there was a target.
+What int4 costs each unit is said by a rule (`rule.py`), or measured (`measured.py`), which alone runs the model and is
+imported for that alone; `assignment.py` spends the bytes. Matrices that an override finds keep its kind. What the
+others became is a plan like any other: nothing behind it knows that there was a target.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from quantkit.errors import OptionError, collecting_notices, notice
+from quantkit.errors import OptionError, collecting_notices
 from quantkit.quantization.allocation.assignment import Option, assign
-from quantkit.quantization.allocation.known import Known
-from quantkit.quantization.allocation.packing import packing_of, spread
 from quantkit.quantization.allocation.rule import by_rule
-from quantkit.quantization.allocation.sensitivity import KIND, measure, memory_needed
-from quantkit.quantization.allocation.units import Unit, units_of
-from quantkit.quantization.calibration import BUILTIN
-from quantkit.quantization.calibration.text import read_calibration_text
+from quantkit.quantization.allocation.units import KIND, Unit, units_of
 from quantkit.quantization.kept_codes import fit
 from quantkit.quantization.plan import Plan
 from quantkit.quantization.recipe import LEAST
@@ -30,10 +23,6 @@ from quantkit.quantization.recipe.target import read_size
 from quantkit.quantization.report import AllocationReport, Progress
 from quantkit_kernels.blocks import ROWS, nbytes
 
-logger = logging.getLogger(__name__)
-
-DEFAULT_SHARE = 0.15
-"""Of the way from int4 to int8, in bytes of the linear layers, that the default target goes."""
 SHARES: Mapping[str, float] = MappingProxyType({KIND: 1.0, "int5": 0.27, "int6": 0.07, "int8": 0.01})
 """What a matrix costs in each kind beside what it does in `KIND`. Of 18 units of SmolLM2-135M, int5 has 0.17 to 0.55 of
 the divergence of int4, 0.22 of the sum, and 0.28 of the squared error; int6 0.05 to 0.14, 0.07 and 0.07; int8 0.003 to
@@ -41,18 +30,6 @@ the divergence of int4, 0.22 of the sum, and 0.28 of the squared error; int6 0.0
 KEPT_SHARE = 0.005
 """The same of a kind that keeps the source's codes, which `KIND` does not: int5 leaves so much of int4's squared error
 in a Q5_K_M file of SmolLM2-135M."""
-MADE_UP_SHARE = 1 / 2
-"""What is left of the cost of a calibrated layer in the model, whose later layers make up for what it lost. Those of
-SmolLM2-135M cost 0.044 one by one, and 0.021 all together; its embedding, which is the head too, 0.015 and 0.016."""
-WINDOWS, WINDOW_TOKENS, LEAST_WINDOW_TOKENS = 4, 64, 16
-"""Of the built-in text, and what models of more than a billion weights read of them at least. More tokens choose the
-same matrices, but windows have to differ: a single one, in a language new to the model, chose twice the loss."""
-TIMED_UNITS = 5
-"""How many are measured before it is said how long all take."""
-NOTHING = 1e-12
-"""Divergences below are those of rounding in f32."""
-MOST_WORK = 2e13
-"""Multiply-adds that measuring may take with windows longer than the least: six minutes of two fast cores."""
 
 
 def allocated(plan: Plan, *, threads: int, progress: Callable[[Progress], None] | None = None) -> Plan:
@@ -77,7 +54,7 @@ def allocated(plan: Plan, *, threads: int, progress: Callable[[Progress], None] 
     least, target = _packed_bytes(plan), _target(plan, free)
     _check(plan, target, least)
     with collecting_notices() as notices:
-        measured = _measured(plan, units, threads, progress) if plan.recipe.sensitivities == "measured" else None
+        measured, memory = _measured(plan, units, threads, progress)
     costs = measured or by_rule(units, plan.specs)
     chosen = assign(*_problem(plan, units, costs, target - least))
     kinds = {name: option.kind for unit, option in zip(units, chosen, strict=True) for name in unit.names}
@@ -88,11 +65,22 @@ def allocated(plan: Plan, *, threads: int, progress: Callable[[Progress], None] 
         costs={name: cost for unit, cost in zip(units, costs, strict=True) for name in unit.names},
         divergence=sum(option.cost for option in chosen) if measured else None,
         all_int4=sum(costs) if measured else None,
-        memory=memory_needed(plan.program, plan.source, units, WINDOWS * WINDOW_TOKENS) + least if measured else 0,
+        memory=memory + least if measured else 0,
     )
     specs = {name: replace(spec, kind=kinds.get(name, spec.kind)) for name, spec in plan.specs.items()}
     reasons = {name: _REASONS[kinds[name] == KIND] if name in kinds else why for name, why in plan.reasons.items()}
     return replace(plan, specs=specs, reasons=reasons, notices=(*plan.notices, *notices), allocation=report)
+
+
+def _measured(
+    plan: Plan, units: Sequence[Unit], threads: int, progress: Callable[[Progress], None] | None
+) -> tuple[list[float] | None, int]:
+    """What int4 costs each unit, where that is to be measured and can be, and the bytes of memory that it takes."""
+    if plan.recipe.sensitivities != "measured":
+        return None, 0
+    from quantkit.quantization.allocation import measured  # heavy, as calibration
+
+    return measured.costs(plan, units, threads, progress), measured.memory(plan, units)
 
 
 _REASONS = {
@@ -110,17 +98,14 @@ def _weights(plan: Plan) -> int:
 
 
 def _target(plan: Plan, free: Sequence[str]) -> int:
-    """Bytes that all tensors may take."""
+    """Bytes that all tensors may take; by default those of a recipe `int4`, where tables of tokens are int8."""
     recipe = plan.recipe
     if recipe.target_size is not None:
         return read_size(recipe.target_size)
     if recipe.target_bpw is not None:
         return math.floor(recipe.target_bpw * _weights(plan) / 8)
-    more = 0.0
-    for spec in (plan.specs[name] for name in free):
-        share = DEFAULT_SHARE if spec.role in ("linear", "expert") else 1
-        more += share * (nbytes("int8", spec.shape) - nbytes(KIND, spec.shape))
-    return _packed_bytes(plan) + int(more)
+    tables = [spec.shape for spec in map(plan.specs.__getitem__, free) if spec.role in ("embedding", "head")]
+    return _packed_bytes(plan) + sum(nbytes("int8", shape) - nbytes(KIND, shape) for shape in tables)
 
 
 def _check(plan: Plan, target: int, least: int) -> None:
@@ -153,56 +138,3 @@ def _options(plan: Plan, unit: Unit, cost: float, *, beyond: bool) -> list[Optio
         stored = plan.source.spec(unit.names[0]).kind
         kinds[stored if stored == "f16" else "bf16"] = 0.0
     return [Option(kind, unit.nbytes(plan.specs, kind), lost) for kind, lost in kinds.items()]
-
-
-def _measured(
-    plan: Plan, units: Sequence[Unit], threads: int, progress: Callable[[Progress], None] | None
-) -> list[float] | None:
-    """What int4 costs each unit, measured now or before; None for a model that cannot read."""
-    if "tokenizer.json" not in plan.source.files:
-        notice(logger, f"{plan.source.path}: without a tokenizer nothing can be measured; a rule says what matters")
-        return None
-    text = read_calibration_text(BUILTIN, plan.source, plan.program)
-    windows = _windows(text.windows, _work(plan, units))
-    known = Known([plan.about.get("calibration"), plan.about.get("imatrix")], plan.source.identity(), windows)
-    missing = [unit for unit in units if known.get(unit.label) is None]
-    packed = packing_of(plan, [name for unit in missing for name in unit.names], threads, progress)
-    start = 0.0
-    for number, found in enumerate(measure(plan.program, plan.source, missing, packed, windows, threads), 1):
-        unit, divergences = found
-        known.add(unit.label, divergences)
-        start = start or time.perf_counter()  # what came before is compiling, and reading without any of it rounded
-        if number == TIMED_UNITS:
-            minutes = (time.perf_counter() - start) / (number - 1) * len(missing) / 2 / 60  # the last run little
-            about = "a minute" if minutes <= 1 else f"{math.ceil(minutes)} minutes"
-            logger.info("measuring what int4 costs each matrix: about %s, once", about)
-        if progress:
-            progress(Progress(f"measuring {unit.label}", number, len(missing)))
-    return [_left(plan, unit) * _typical(known.get(unit.label) or []) for unit in units]
-
-
-def _left(plan: Plan, unit: Unit) -> float:
-    """The share of the cost of a unit alone that it has in the whole model."""
-    made_up = plan.text and plan.specs[unit.names[0]].role in ("linear", "expert")
-    return MADE_UP_SHARE if made_up else 1.0
-
-
-def _windows(texts: Sequence[Sequence[int]], work: float) -> list[list[int]]:
-    """Take the beginnings of some windows of a text; shorter ones for models that are slow to run."""
-    length = min(WINDOW_TOKENS, max(LEAST_WINDOW_TOKENS, int(MOST_WORK / work / WINDOWS)))
-    return [window[:length] for window in spread(texts, WINDOWS)]
-
-
-def _work(plan: Plan, units: Sequence[Unit]) -> float:
-    """Multiply-adds for a token of all windows: for each unit, the products from it to the end."""
-    macs = []
-    for operation in plan.program.operations:
-        experts = operation.parameters.get("experts", 1)
-        weights = sum(plan.specs[name].weights for name in operation.tensors[:experts]) if operation.spec.product else 0
-        macs.append(weights * getattr(operation.output, "per_token", 1) / experts)
-    return sum(sum(macs[unit.border :]) for unit in units) or 1.0
-
-
-def _typical(divergences: Sequence[float]) -> float:
-    """The geometric mean of the divergences of windows: one that surprises the model does not outweigh the others."""
-    return math.exp(sum(math.log(max(each, NOTHING)) for each in divergences) / len(divergences))

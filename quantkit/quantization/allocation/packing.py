@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import numpy as np
 
 from quantkit.models.parts import cut
-from quantkit.quantization.allocation.sensitivity import KIND
+from quantkit.quantization.allocation.units import KIND
 from quantkit.quantization.calibration.curvature import curvature_of
 from quantkit.quantization.calibration.inputs import importances_without_text
 from quantkit.quantization.calibration.layers import pack_matrix, packed_alone

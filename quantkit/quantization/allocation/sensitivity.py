@@ -20,9 +20,6 @@ from quantkit.quantization.calibration.passes import Rows, Walk, Weights, run_pa
 from quantkit.quantization.encode import dequantize
 from quantkit.tensor import Tensor
 
-KIND = "int4"
-"""The kind whose cost is measured."""
-
 
 def measure(
     program: Program,

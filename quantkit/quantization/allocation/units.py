@@ -13,6 +13,9 @@ from quantkit.models.program import Program
 from quantkit.tensor import TensorSpec
 from quantkit_kernels.blocks import nbytes
 
+KIND = "int4"
+"""The least kind, whose cost decides which units get more."""
+
 
 @dataclass(frozen=True)
 class Unit:

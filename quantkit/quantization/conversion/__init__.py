@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 def convert(
     source: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    quantize: str | Recipe = "int4",
+    quantize: str | Recipe = MIXED,
     *,
     overrides: Sequence[tuple[str, str]] = (),
     method: str | None = None,
@@ -56,10 +56,10 @@ def convert(
         Folder to write. It appears when it is complete. An interrupted conversion goes on where it stopped when it is
         asked for again, with the same source and options. Until then it is kept beside the output, as a hidden folder
         `.NAME.*.partial`, which may be deleted; a conversion of something else to the same output removes it.
-    quantize : {"int4", "int5", "int6", "int8", "mixed"} or Recipe
-        Kind of the linear layers; embedding and head become int8, norms and biases f32. Of `mixed`, matrices become
-        int4 or more bits, where these save most divergence; `Recipe` takes a target. Or a whole recipe, such as
-        `read_recipe` reads from a file.
+    quantize : {"mixed", "int4", "int5", "int6", "int8"} or Recipe
+        Of `mixed`, matrices become int4 or more bits, where these save most divergence, in the bytes of `int4`; of a
+        `Recipe`, in those of its target. Otherwise the kind of the linear layers; embedding and head become int8. Norms
+        and biases become f32. Or a whole recipe, such as `read_recipe` reads from a file.
     overrides : sequence of (regular expression, kind)
         Kinds of the matrices whose names the expressions are found in; the last match decides. They come after those of
         a recipe.
@@ -139,7 +139,7 @@ def convert_all(
 
     Parameters
     ----------
-    outputs : mapping of path to {"int4", "int5", "int6", "int8", "mixed"} or Recipe
+    outputs : mapping of path to {"mixed", "int4", "int5", "int6", "int8"} or Recipe
         Folders to write, and what each is to hold. Each appears by itself, when all are complete.
     source, overrides, method, calibration, imatrix, threads, force, strict, progress, measuring, dry_run
         As of `convert`, which also says what is raised.

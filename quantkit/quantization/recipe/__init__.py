@@ -52,7 +52,7 @@ RECIPES: Mapping[str, Mapping[Role, Choice]] = MappingProxyType(
     | {MIXED: {**_ALWAYS, **_MIXED}}
 )
 """What is asked for -> role -> kind and reason."""
-SENSITIVITIES = ("measured", "rule")
+SENSITIVITIES = ("rule", "measured")
 """Where a recipe of `MIXED` takes from what rounding a tensor costs."""
 
 
@@ -88,9 +88,10 @@ class Recipe:
 
     Parameters
     ----------
-    quantize : {"int4", "int5", "int6", "int8", "mixed"}
-        Kind of the linear layers. Embedding and head become int8, routers, norms and biases f32. Of `mixed`, linear
-        layers, embedding and head become int4 or more bits, where these save most divergence, up to the target.
+    quantize : {"mixed", "int4", "int5", "int6", "int8"}
+        Of `mixed`, linear layers, embedding and head become int4 or more bits, where these save most divergence, up to
+        the target. Otherwise the kind of the linear layers; embedding and head become int8. Routers, norms and biases
+        become f32.
     overrides : tuple of (regular expression, kind)
         Matrices in whose name the expression is found become that kind; the last match decides. Norms, biases and short
         convolutions stay.
@@ -98,9 +99,9 @@ class Recipe:
         Of `mixed`: bits per weight of the packed model, at most.
     target_size : int or str, optional
         Of `mixed`, instead: bytes of its tensors, at most; a text such as `98MB` or `4.5GB` says it, too. By default
-        a small part of the way from all int4 to all int8, see `quantkit.quantization.allocation`.
-    sensitivities : {"measured", "rule"}
-        Of `mixed`: whether the model reads a text to find out which tensors matter, or a rule says it.
+        what `int4` takes.
+    sensitivities : {"rule", "measured"}
+        Of `mixed`: whether a rule says which tensors matter, or the model reads a text to find out.
 
     Raises
     ------
@@ -108,7 +109,7 @@ class Recipe:
         For an unknown kind, a bad expression, or a target that means nothing.
     """
 
-    quantize: str = "int4"
+    quantize: str = MIXED
     overrides: tuple[Override, ...] = ()
     target_bpw: float | None = None
     target_size: int | str | None = None

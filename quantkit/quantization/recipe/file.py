@@ -22,7 +22,7 @@ from typing import Any
 
 from quantkit.errors import OptionError
 from quantkit.formats.json_files import read_file
-from quantkit.quantization.recipe import MIXED, RECIPES, SENSITIVITIES, Override, Recipe
+from quantkit.quantization.recipe import RECIPES, SENSITIVITIES, Override, Recipe
 from quantkit.quantization.recipe.target import read_bpw, read_size
 
 
@@ -48,8 +48,6 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
         if key not in _KEYS:
             raise OptionError(f"{file}: {key}: is no key of a recipe, which has {', '.join(_KEYS)}")
     fields = {key: _KEYS[key](value, f"{file}: {key}") for key, value in found.items()}
-    if fields.keys() & {"target_bpw", "target_size"}:
-        fields.setdefault("quantize", MIXED)
     try:
         return Recipe(**fields)
     except OptionError as cause:

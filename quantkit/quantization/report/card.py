@@ -24,7 +24,7 @@ SMALLEST_ERROR = 1e-99
 """Smaller ones are shown as 0: their exponents have another length."""
 TEXT = """\
 {front_matter}
-# {name}, packed to {quantize}
+# {name}, packed to {bits:.2f} bits per weight
 
 The weights of {name} in blocks that quantkit {version} runs on a CPU, straight from the file.
 In this folder:
@@ -62,7 +62,6 @@ def card(plan: Plan, tensors: Sequence[TensorReport]) -> bytes:
     return TEXT.format(
         front_matter=_front_matter(plan),
         name=_code(source["name"]),
-        quantize=plan.recipe.quantize,
         version=version("quantkit"),
         command=_line(_command(plan)),
         rows="\n".join(_row(row) for row in summed(tensors, by_reason=False)),

@@ -57,7 +57,7 @@ def test_it_says_where_a_model_comes_from_and_what_packing_cost(tmp_path: Path) 
         "library_name": "quantkit",
         "tags": ["quantkit", "mixed"],
     }
-    assert "# `tiny`, packed to mixed" in card
+    assert "# `tiny`, packed to 6.52 bits per weight" in card
     assert r"quantkit convert tiny -o DIR -q mixed --override 'layers\.0\.=int8'" in card
     assert [(kind.kind, kind.tensors) for kind in report.kinds] == [("int8", 7), ("int6", 5), ("int5", 4), ("f32", 5)]
     for kind in report.kinds:
@@ -153,4 +153,4 @@ def test_a_model_of_the_hub_is_the_base_of_its_packed_one(tmp_path: Path) -> Non
     convert(written(tiny.checkpoint(snapshot), FRONT_MATTER), tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
     assert fields_of(card)["base_model"] == "org/tiny"
-    assert "# `org/tiny`, packed to mixed" in card
+    assert "# `org/tiny`, packed to 6.52 bits per weight" in card
