@@ -2,7 +2,7 @@
 
 With `H = X^T X` of a layer's inputs X, the error `d = w - q` of a row of weights costs `d H d^T`. `search.py` takes H
 for the identity; here the error of one column makes up for those of others. A lane is a row, as there, and a panel of
-four tiles is packed at once. `quantkit.quantization.calibration` collects H.
+four tiles is packed at once, a register for each: the latency of one hides behind the work of the others. `quantkit.quantization.calibration` collects H.
 
 A panel is rounded column after column (GPTQ: Frantar et al., 2023). With `H = L^T L`, L lower triangular, the cost
 is the sum over j of the squares of `(d L^T)[j]`, in which only errors up to column j count: so a code is the nearest to
@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 from quantkit_kernels.blocks import COLUMNS, KINDS, ROWS, pack
 from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.packing.search import search_groups
-from quantkit_kernels.packing.tiles import COLUMN_BYTES, Part, ratio
+from quantkit_kernels.packing.tiles import COLUMN_BYTES, GROUP_BYTES, PAIR_BYTES, Part, column_of, ratio
 from quantkit_kernels.simd import (
     fma,
     fma_outer,
     get_f32,
     load_f32,
+    load_grid,
     load_rows_f32,
     maximum,
     minimum,
@@ -41,7 +42,6 @@ from quantkit_kernels.simd import (
     round_even,
     splat,
     stack_f32,
-    store,
     store_grid,
     sum_lanes,
     where_less,
@@ -96,7 +96,7 @@ class Panel(NamedTuple):
 
 
 class Group(NamedTuple):
-    """A group of one tile, as addresses in its panel, and its corner of a matrix, rows of `row_bytes`."""
+    """A group of a panel's columns, as addresses in the panel, and its corner of a matrix, rows of `row_bytes`."""
 
     errors: int
     codes: int
@@ -224,8 +224,7 @@ def round_panel(panel, lower):
         for i in range(GROUP):
             for j in range(GROUP):
                 put_f32(corner + 4 * (GROUP * i + j), get_f32(rows + row_bytes * j + 4 * (first + i)))
-        for tile in range(PANEL_TILES):
-            _round_group(_group(panel, first, tile, corner, 4 * GROUP), pull + 32 * tile)
+        _round_group(_group(panel, first, corner, 4 * GROUP), pull)
 
 
 @jit(entry=True)
@@ -235,26 +234,35 @@ def descend_panel(panel, hessian):
     for first in range(0, panel.columns, GROUP):
         rows = hessian + row_bytes * first
         _products(rows, row_bytes, panel.errors, panel.columns, slope)
-        for tile in range(PANEL_TILES):
-            _descend_group(_group(panel, first, tile, rows + 4 * first, row_bytes), slope + 32 * tile)
+        _descend_group(_group(panel, first, rows + 4 * first, row_bytes), slope)
 
 
 @jit
-def _group(panel, first, tile, corner, row_bytes):
-    lanes = 32 * tile
-    column, number = COLUMN * first + lanes, COLUMN * (first // GROUP) + lanes
+def _group(panel, first, corner, row_bytes):
+    column, number = COLUMN * first, COLUMN * (first // GROUP)
     return Group(
         panel.errors + column,
         panel.codes + column,
         panel.scales + number,
         panel.mins + number,
-        panel.scale_units + lanes,
-        panel.min_units + lanes,
-        panel.costs + lanes,
+        panel.scale_units,
+        panel.min_units,
+        panel.costs,
         panel.largest_code,
         corner,
         row_bytes,
     )
+
+
+@jit
+def _load(column):
+    """A column of the panel: a register for each tile."""
+    return load_grid(column, 0, 32, zeros(1, PANEL_TILES))
+
+
+@jit
+def _store(column, x):
+    store_grid(column, 0, 32, x)
 
 
 @jit
@@ -273,7 +281,7 @@ def _add(d, row, first, target):
     """`target[j] += d row[j]`, for the columns of a group from `first` on."""
     for j in range(first, GROUP):
         place = target + COLUMN * j
-        store(place, fma(d, splat(get_f32(row + 4 * j)), load_f32(place)))
+        _store(place, fma(d, splat(get_f32(row + 4 * j)), _load(place)))
 
 
 @jit
@@ -295,19 +303,20 @@ def _clamp(x, low, high):
 @jit
 def _round_group(group, pull):
     """Round one group; its `errors` are still its weights, and `pull` is what the errors before it ask for."""
-    zero = zeros(1, 1)
+    zero = zeros(1, PANEL_TILES)
     # The weights as they should be by now: with them as codes, nothing would be left to pay.
-    targets, importance, found = stack_f32(256), stack_f32(256), stack_f32(16)
+    targets, importance, found = stack_f32(1024), stack_f32(1024), stack_f32(64)
     for j in range(GROUP):
         diagonal = _diagonal(group, j)
-        error = load_f32(pull + COLUMN * j) * splat(-1.0 / diagonal)
-        store(targets + COLUMN_BYTES * j, load_f32(group.errors + COLUMN * j) - error)
-        store(importance + COLUMN_BYTES * j, splat(diagonal * diagonal))
+        error = _load(pull + COLUMN * j) * splat(-1.0 / diagonal)
+        store_grid(targets + COLUMN_BYTES * j, 0, GROUP_BYTES, _load(group.errors + COLUMN * j) - error)
+        store_grid(importance + COLUMN_BYTES * j, 0, GROUP_BYTES, zero + splat(diagonal * diagonal))
         _add(error, _row(group, j), j, pull)
     search_groups(Part(targets, GROUP, importance, group.largest_code), found, zero)
-    scale_unit, min_unit = load_f32(group.scale_unit), load_f32(group.min_unit)
-    near_scale, near_min = round_even(load_f32(found) / scale_unit), round_even(load_f32(found + 32) / min_unit)
-    best_scale, best_min, least = zero, zero, splat(math.inf)
+    scale_unit, min_unit = _load(group.scale_unit), _load(group.min_unit)
+    near_scale = round_even(load_grid(found, 0, PAIR_BYTES, zero) / scale_unit)
+    near_min = round_even(load_grid(found + 32, 0, PAIR_BYTES, zero) / min_unit)
+    best_scale, best_min, least = zero, zero, zero + splat(math.inf)
     for neighbour in range(9):
         scale_byte = _clamp(near_scale + splat(neighbour // 3 - 1), 1.0, 255.0)
         min_byte = _clamp(near_min + splat(neighbour % 3 - 1), -127.0, 127.0)
@@ -317,28 +326,28 @@ def _round_group(group, pull):
         least = minimum(cost, least)
     stored, offset = best_scale * scale_unit, best_min * min_unit
     _round_columns(group, targets, stored, offset)
-    store(group.cost, load_f32(group.cost) + least)
-    store(group.scale, best_scale)
-    store(group.min, best_min)
+    _store(group.cost, _load(group.cost) + least)
+    _store(group.scale, best_scale)
+    _store(group.min, best_min)
     for j in range(GROUP):
         place = group.errors + COLUMN * j
-        store(place, load_f32(place) - fma(load_f32(group.codes + COLUMN * j), stored, offset))
+        _store(place, _load(place) - fma(_load(group.codes + COLUMN * j), stored, offset))
 
 
 @jit
 def _round_columns(group, targets, stored, offset):
     """Write the codes that lie nearest, column after column, to what is wanted; returns their cost."""
-    asked, cost, inverse = stack_f32(1024), zeros(1, 1), splat(1.0) / stored
+    asked, cost, inverse = stack_f32(1024), zeros(1, PANEL_TILES), splat(1.0) / stored
     for j in range(GROUP):
-        store(asked + COLUMN * j, zeros(1, 1))
+        _store(asked + COLUMN * j, zeros(1, PANEL_TILES))
     for j in range(GROUP):
-        diagonal, target = _diagonal(group, j), load_f32(targets + COLUMN_BYTES * j)
-        wanted = fma(load_f32(asked + COLUMN * j), splat(1.0 / diagonal), target)
+        diagonal, target = _diagonal(group, j), column_of(targets, j, cost)
+        wanted = fma(_load(asked + COLUMN * j), splat(1.0 / diagonal), target)
         code = _clamp(round_even((wanted - offset) * inverse), 0, group.largest_code)
         value = fma(code, stored, offset)
         left = (wanted - value) * splat(diagonal)
         cost = fma(left, left, cost)
-        store(group.codes + COLUMN * j, code)
+        _store(group.codes + COLUMN * j, code)
         _add(target - value, _row(group, j), j, asked)
     return cost
 
@@ -354,18 +363,18 @@ def _descend_group(group, slope):
 @jit
 def _move_scale(group, slope):
     """Move scale and min to the bytes next to the least cost for the codes as they are, if it is lower there."""
-    zero, scale_unit, min_unit = zeros(1, 1), load_f32(group.scale_unit), load_f32(group.min_unit)
+    zero, scale_unit, min_unit = zeros(1, PANEL_TILES), _load(group.scale_unit), _load(group.min_unit)
     # A move of c codes and m mins costs `c² cc + 2 c m c1 + m² ones - 2 (c cg + m g1)`.
     cc, c1, cg, g1, ones = zero, zero, zero, zero, 0.0
     for i in range(GROUP):
         with_codes, with_ones = zero, 0.0
         for j in range(GROUP):
             h = get_f32(_row(group, i) + 4 * j)
-            with_codes, with_ones = fma(load_f32(group.codes + COLUMN * j), splat(h), with_codes), with_ones + h
-        code, g = load_f32(group.codes + COLUMN * i), load_f32(slope + COLUMN * i)
+            with_codes, with_ones = fma(_load(group.codes + COLUMN * j), splat(h), with_codes), with_ones + h
+        code, g = _load(group.codes + COLUMN * i), _load(slope + COLUMN * i)
         cc, c1, cg = fma(code, with_codes, cc), fma(code, splat(with_ones), c1), fma(code, g, cg)
         g1, ones = g1 + g, ones + with_ones
-    old_scale, old_min = load_f32(group.scale), load_f32(group.min)
+    old_scale, old_min = _load(group.scale), _load(group.min)
     best = ratio(cg * splat(ones) - g1 * c1, cc * splat(ones) - c1 * c1)
     new_scale = _clamp(old_scale + round_even(best / scale_unit), 1.0, 255.0)
     c = (new_scale - old_scale) * scale_unit
@@ -373,22 +382,22 @@ def _move_scale(group, slope):
     m = (new_min - old_min) * min_unit
     cost = c * (c * cc + m * c1 - cg - cg) + m * (m * splat(ones) + c * c1 - g1 - g1)
     c, m = where_less(cost, zero, c, zero), where_less(cost, zero, m, zero)
-    store(group.scale, where_less(cost, zero, new_scale, old_scale))
-    store(group.min, where_less(cost, zero, new_min, old_min))
+    _store(group.scale, where_less(cost, zero, new_scale, old_scale))
+    _store(group.min, where_less(cost, zero, new_min, old_min))
     for j in range(GROUP):
-        _move(group, slope, j, zero - fma(load_f32(group.codes + COLUMN * j), c, m))
+        _move(group, slope, j, zero - fma(_load(group.codes + COLUMN * j), c, m))
 
 
 @jit
 def _move_codes(group, slope):
     """Move each code in turn to where the cost is least while all else stays."""
-    stored = load_f32(group.scale) * load_f32(group.scale_unit)
+    stored = _load(group.scale) * _load(group.scale_unit)
     inverse = splat(1.0) / stored
     for j in range(GROUP):
         place = group.codes + COLUMN * j
-        old, step = load_f32(place), load_f32(slope + COLUMN * j) * splat(1.0 / _diagonal(group, j))
+        old, step = _load(place), _load(slope + COLUMN * j) * splat(1.0 / _diagonal(group, j))
         code = _clamp(round_even(fma(step, inverse, old)), 0, group.largest_code)
-        store(place, code)
+        _store(place, code)
         _move(group, slope, j, (old - code) * stored)
 
 
@@ -396,5 +405,5 @@ def _move_codes(group, slope):
 def _move(group, slope, j, moved):
     """Add to the error of a column, and bring the slope up to date."""
     place = group.errors + COLUMN * j
-    store(place, load_f32(place) + moved)
+    _store(place, _load(place) + moved)
     _add(moved, _row(group, j), 0, slope)
