@@ -2,7 +2,8 @@
 
 With `H = X^T X` of a layer's inputs X, the error `d = w - q` of a row of weights costs `d H d^T`. `search.py` takes H
 for the identity; here the error of one column makes up for those of others. A lane is a row, as there, and a panel of
-four tiles is packed at once, a register for each: the latency of one hides behind the work of the others. `quantkit.quantization.calibration` collects H.
+four tiles is packed at once, a register for each: the latency of one hides behind the work of the others.
+`quantkit.quantization.calibration` collects H.
 
 A panel is rounded column after column (GPTQ: Frantar et al., 2023). With `H = L^T L`, L lower triangular, the cost
 is the sum over j of the squares of `(d L^T)[j]`, in which only errors up to column j count: so a code is the nearest to
@@ -30,6 +31,7 @@ from quantkit_kernels.compile.jit import jit
 from quantkit_kernels.packing.search import search_groups
 from quantkit_kernels.packing.tiles import COLUMN_BYTES, GROUP_BYTES, PAIR_BYTES, Part, column_of, ratio
 from quantkit_kernels.simd import (
+    TOKENS,
     fma,
     fma_outer,
     get_f32,
@@ -53,6 +55,8 @@ PANEL_ROWS = 8 * PANEL_TILES
 COLUMN = 4 * PANEL_ROWS
 """Bytes of a column of a panel, f32."""
 GROUP = COLUMNS
+AT_ONCE = TOKENS // 2
+"""Rows of a matrix that a panel is multiplied by at once: with its tiles, a grid for half of the registers."""
 MARGINS = tuple(1.09 + 0.01 * i for i in range(16))
 """How much larger than those of the weights by themselves the units of scales and mins are, which are tried: what a
 group has to stand for moves with the errors before it. Of so many, the best has 3 to 6 % less cost than one."""
@@ -268,12 +272,12 @@ def _store(column, x):
 @jit
 def _products(rows, row_bytes, errors, count, out):
     """`out[j] = sum over k < count of rows[j, k] errors[k]`, for 32 rows -> f32 `[32, 32]`."""
-    for j in range(0, GROUP, 2):
-        total = zeros(PANEL_TILES, 2)
+    for j in range(0, GROUP, AT_ONCE):
+        total = zeros(PANEL_TILES, AT_ONCE)
         for k in range(count):
             total = fma_outer(load_rows_f32(errors + COLUMN * k, 32, total), rows + 4 * k, row_bytes, total)
         store_grid(out + COLUMN * j, 32, COLUMN, total)
-        rows += 2 * row_bytes
+        rows += AT_ONCE * row_bytes
 
 
 @jit

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.quantization.calibration.drift import Drift
+from quantkit.quantization.calibration.drift import Drift, Floats
 from quantkit.quantization.encode import dequantize as dequantize_tensor
 from quantkit.tensor import Tensor
 from quantkit_kernels.blocks import COLUMNS, ROWS, dequantize
@@ -25,6 +26,8 @@ PADDING = 1e-6
 """How much columns that fill the last group count, beside those that the text did not show."""
 CHUNK_ROWS = 8192
 """Rows of inputs that are multiplied at once."""
+STRIPE_ROWS = 2048
+"""Rows of a matrix of which it is known at once what they should be: many, since a product of few is slow."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,17 @@ class Curvature:
         int64 `[size]`: which column of the inputs each of its own is; those from their number on fill the last group.
     """
 
-    hessian: NDArray[np.float32]
-    lower: NDArray[np.float32]
+    hessian: Floats
+    lower: Floats
     order: NDArray[np.int64]
 
-    def of_columns(self, columns: int) -> NDArray[np.float32]:
+    def of_columns(self, columns: int) -> Floats:
         """Return the Hessian of the inputs' columns, in their own order: a copy."""
         places = np.argsort(self.order)[:columns]
         return self.hessian[np.ix_(places, places)]
 
 
-def curvature_of(inputs: NDArray[np.float32]) -> Curvature | None:
+def curvature_of(inputs: Floats) -> Curvature | None:
     """Return the curvature for inputs f32 `[rows, columns]`, or None where they are too few, or all zeros."""
     from quantkit_kernels.packing.gptq import order_of
 
@@ -61,9 +64,11 @@ def curvature_of(inputs: NDArray[np.float32]) -> Curvature | None:
     size = -(-columns // COLUMNS) * COLUMNS
     hessian = np.zeros((size, size), np.float32)
     corner = hessian[:columns, :columns]
+    product = np.empty_like(corner)  # memory that is new is slow
     for first in range(0, rows, CHUNK_ROWS):
         chunk = inputs[first : first + CHUNK_ROWS]
-        corner += chunk.T @ chunk
+        corner += np.matmul(chunk.T, chunk, out=product)
+    del product
     damping = DAMPING * float(np.diagonal(corner).mean())
     if not 0 < damping < np.inf:
         return None
@@ -104,26 +109,29 @@ def pack_under(
     assert start.row_scales is not None
     data: NDArray[np.uint8] = np.empty_like(start.data)
     row_scales = start.row_scales.copy()
-    rows, columns = weights.shape
-    hessian = curvature.of_columns(columns)
 
-    def pack(first: int) -> tuple[float, ...]:
-        panel = slice(first, min(first + PANEL_ROWS, rows))
-        stored = weights.data[panel]
-        wanted = dequantize(weights.kind, stored, None, stored.shape)
-        target = drift.target(wanted, panel) if drift else wanted
-        tiles = slice(first // ROWS, first // ROWS + PANEL_TILES)
-        blocks, scales = data[tiles], row_scales[tiles]
-        pack_panel(start.kind, target, curvature.hessian, curvature.lower, curvature.order, blocks, scales)
-        lost = dequantize(start.kind, blocks, scales, target.shape) - target
-        missed = lost + target - wanted
-        pairs = [(lost @ hessian, lost), (target @ hessian, target), (missed, missed), (wanted, wanted)]
-        return tuple(float(np.vdot(*pair)) for pair in pairs)
+    def pack(wanted: Floats, target: Floats, blocks: NDArray[np.uint8], scales: Floats) -> tuple[float, ...]:
+        costs = pack_panel(start.kind, target, curvature.hessian, curvature.lower, curvature.order, blocks, scales)
+        missed = dequantize(start.kind, blocks, scales, target.shape) - wanted
+        return *costs, float(np.vdot(missed, missed)), float(np.vdot(wanted, wanted))
 
+    found: list[tuple[float, ...]] = []
     with ThreadPoolExecutor(threads) as pool:
-        sums = np.array(list(pool.map(pack, range(0, rows, PANEL_ROWS)))).sum(axis=0)
+        for first in range(0, weights.shape[0], STRIPE_ROWS):
+            stripe = slice(first, first + STRIPE_ROWS)
+            tiles = slice(first // ROWS, (first + STRIPE_ROWS) // ROWS)
+            stored = weights.data[stripe]
+            wanted = dequantize(weights.kind, stored, None, stored.shape)
+            target = drift.target(wanted, stripe) if drift else wanted
+            panels = (_cut(array, PANEL_ROWS) for array in (wanted, target))
+            found += pool.map(pack, *panels, *(_cut(array[tiles], PANEL_TILES) for array in (data, row_scales)))
+    sums = np.array(found).sum(axis=0)
     cost, whole, squared, squares = sums.tolist()
     return Tensor(start.kind, weights.shape, data, row_scales), squared / (squares or 1.0), cost / (whole or 1.0)
+
+
+def _cut(array: NDArray[Any], rows: int) -> list[NDArray[Any]]:
+    return [array[first : first + rows] for first in range(0, len(array), rows)]
 
 
 def output_error_of(curvature: Curvature, weights: Tensor, packed: Tensor) -> float:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import iadd
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,6 +114,7 @@ def fit_drift(hessian: Floats, inputs: Floats, lacking: Lacking) -> Floats:
         f32 `[columns of what is lacking, columns of inputs]`.
     """
     chunks = (slice(first, first + CHUNK_ROWS) for first in range(0, len(inputs), CHUNK_ROWS))
-    products = sum(lacking(chunk).T @ inputs[chunk] for chunk in chunks)
-    ridge = np.float32(RIDGE) * np.diagonal(hessian).mean() * np.eye(len(hessian), dtype=np.float32)
-    return np.ascontiguousarray(np.linalg.solve(hessian + ridge, np.transpose(products)).T)
+    products = reduce(iadd, (lacking(chunk).T @ inputs[chunk] for chunk in chunks))
+    ridged = hessian.copy()
+    ridged[np.diag_indices(len(hessian))] += np.float32(RIDGE) * np.diagonal(hessian).mean()
+    return np.ascontiguousarray(np.linalg.solve(ridged, products.T).T)
