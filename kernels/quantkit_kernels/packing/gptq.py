@@ -315,7 +315,7 @@ def _round_group(group, pull):
         error = _load(pull + COLUMN * j) * splat(-1.0 / diagonal)
         store_grid(targets + COLUMN_BYTES * j, 0, GROUP_BYTES, _load(group.errors + COLUMN * j) - error)
         store_grid(importance + COLUMN_BYTES * j, 0, GROUP_BYTES, zero + splat(diagonal * diagonal))
-        _add(error, _row(group, j), j, pull)
+        _add(error, _row(group, j), j + 1, pull)
     search_groups(Part(targets, GROUP, importance, group.largest_code), found, zero)
     scale_unit, min_unit = _load(group.scale_unit), _load(group.min_unit)
     near_scale = round_even(load_grid(found, 0, PAIR_BYTES, zero) / scale_unit)
@@ -352,7 +352,7 @@ def _round_columns(group, targets, stored, offset):
         left = (wanted - value) * splat(diagonal)
         cost = fma(left, left, cost)
         _store(group.codes + COLUMN * j, code)
-        _add(target - value, _row(group, j), j, asked)
+        _add(target - value, _row(group, j), j + 1, asked)
     return cost
 
 
