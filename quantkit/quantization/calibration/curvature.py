@@ -75,7 +75,7 @@ def curvature_of(inputs: Floats) -> Curvature | None:
     hessian[np.diag_indices(size)] += np.where(np.arange(size) < columns, damping, PADDING * damping).astype(np.float32)
     order = order_of(hessian)
     hessian = hessian[np.ix_(order, order)]
-    turned = np.linalg.cholesky(hessian[::-1, ::-1].astype(np.float64))
+    turned = np.linalg.cholesky(hessian[::-1, ::-1].astype(np.float64).T)  # the order that LAPACK copies without jumps
     return Curvature(hessian, np.ascontiguousarray(turned[::-1, ::-1].T, np.float32), order)
 
 
