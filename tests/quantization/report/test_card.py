@@ -57,7 +57,7 @@ def test_it_says_where_a_model_comes_from_and_what_packing_cost(tmp_path: Path) 
         "library_name": "quantkit",
         "tags": ["quantkit", "mixed"],
     }
-    assert "# `tiny`, packed to 6.52 bits per weight" in card
+    assert f"# `tiny`, packed to {report.bits_per_weight:.2f} bits per weight" in card
     assert r"quantkit convert tiny -o DIR -q mixed --override 'layers\.0\.=int8'" in card
     assert [(kind.kind, kind.tensors) for kind in report.kinds] == [("int8", 7), ("int6", 5), ("int5", 4), ("f32", 5)]
     for kind in report.kinds:
