@@ -23,8 +23,8 @@ from quantkit_kernels.blocks import KINDS, ROWS, expected_shapes
 from quantkit_kernels.blocks import dequantize as dequantize_rows
 
 ENCODER_VERSION = 5
-"""Goes up when the same weights become other bytes, by other codes or other kinds, such as the rule of `allocation/` says,
-so that nobody takes old packed copies for new ones."""
+"""Goes up when the same weights become other bytes, by other codes or by other kinds, such as those of
+`allocation/`, so that nobody takes old packed copies for new ones."""
 STRIPE_WEIGHTS = 1 << 18
 """About how many weights are worked on at once by each thread: 1 MB of f32, which stays in its cache."""
 
