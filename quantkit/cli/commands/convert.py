@@ -207,14 +207,14 @@ def command(
       method      time    loss    how codes are found
       round       8 s     0.060   the nearest ones in the range of 32 weights
       search      17 s    0.031   scales and mins that lose least where inputs are large
-      calibrate   45 min  BLT   so that outputs on a text change least; 0.013 with the right text
+      calibrate   45 min  0.018   so that outputs on a text change least; 0.013 with the right text
 
     The time is that of a model of 1B on two cores, the loss the divergence of SmolLM2-135M from its fp16 weights, on
-    text that it was not calibrated on. With calibrate the model reads a text, layer by layer, and matrices
-    of int4 to int6 are packed so that their outputs on it change least (GPTQ). Norms before matrices of int5 to int8
-    are scaled, and these by the inverse, so that their inputs lose less (SmoothQuant). It takes up to 65,536 tokens of
-    a text file, or of a .jsonl file of texts and dialogues. Text like that which the model will see is best; without
-    any, there is a built-in one. Measure the result on other text. Of int8 alone, calibrate takes seconds.
+    text that it was not calibrated on. With calibrate the model reads a text, layer by layer, and matrices of int4 to
+    int6 are packed so that their outputs on it change least (GPTQ). Norms before matrices of int5 to int8 are scaled,
+    and these by the inverse, so that their inputs lose less (SmoothQuant). It takes up to 65,536 tokens of a text file,
+    or of a .jsonl file of texts and dialogues. Text like that which the model will see is best; without any, there is a
+    built-in one. Measure the result on other text. Of int8 alone, calibrate takes seconds.
 
     What was interrupted goes on where it stopped when the same command is given again. Until then it is kept beside
     DIR, in a hidden folder .DIR.*.partial, which may be deleted.
