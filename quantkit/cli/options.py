@@ -92,6 +92,12 @@ numa_option = click.option(
     callback=lambda ctx, param, value: value and "interleave",
     help="Spread the weights over all memory nodes of a machine with several sockets; two names for the same.",
 )
+mmap_option = click.option(
+    "--mmap",
+    is_flag=True,
+    help="Leave the weights in the mapped file, whose memory other processes share; by default they are copied to huge "
+    "pages, for faster generation, if at most half of the free memory is needed for that.",
+)
 KV_DTYPES = {"16": "int16", "8": "int8"}
 kv_option = click.option(
     "--kv-bits",

@@ -7,8 +7,6 @@ a sequence grows. What recurrent layers keep of a sequence beside it is in `sequ
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import threading
 from dataclasses import dataclass
 from itertools import accumulate
@@ -18,14 +16,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.engine.huge_pages import ALIGNMENT, huge_memory
 from quantkit.engine.sequence_state import SequenceState, StatePool
 from quantkit.errors import GenerationError
 from quantkit_kernels.attention.pages import PAGE, layer_bytes
 from quantkit_kernels.rows.choice import Chooser
 
-ALIGNMENT = 64
 SLAB_PAGES = 16
-HUGE_PAGE = 2 << 20
 
 
 class CacheLayer(NamedTuple):
@@ -91,12 +88,8 @@ class PagePool:
         """New pages, the first one last."""
         size = self.shape.page_bytes
         stride = -(-size // ALIGNMENT) * ALIGNMENT
-        memory = mmap.mmap(-1, SLAB_PAGES * stride + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(AttributeError, OSError):  # a system without huge pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        slab = np.frombuffer(memory, np.uint8)
-        first = -slab.ctypes.data % HUGE_PAGE
-        return [slab[first + page * stride :][:size] for page in reversed(range(SLAB_PAGES))]
+        slab = huge_memory(SLAB_PAGES * stride)
+        return [slab[page * stride :][:size] for page in reversed(range(SLAB_PAGES))]
 
     def give_back(self, pages: list[NDArray[np.uint8]]) -> None:
         """Keep pages for the next sequence. The caller holds the lock."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-ALIGNMENT = 64
+from quantkit.engine.huge_pages import ALIGNMENT
 
 
 class StatePool:

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 
 from quantkit import formats
 from quantkit.engine.binding import bind
+from quantkit.engine.huge_pages import CopiedWeights, is_worth_a_copy
 from quantkit.engine.machine import usable_cores
 from quantkit.engine.numa import POLICIES, interleave, memory_nodes
 from quantkit.engine.opening import local_path, open_model
 from quantkit.formats import ModelSource
 from quantkit.formats.hub import shown_name
+from quantkit.formats.packed import PackedModel
 from quantkit.generation.options import is_whole, require
 from quantkit.generation.text.tokenizer import Tokenizer
 from quantkit.models.registry.wrappers import text_config
@@ -35,6 +37,7 @@ def load_model(
     context: int | None = None,
     kv_dtype: str = "int16",
     numa: str | None = None,
+    mmap: bool = False,
 ) -> Model:
     """Open a model folder (or GGUF file) without its tokenizer.
 
@@ -52,6 +55,10 @@ def load_model(
         Precision of the KV cache.
     numa : {"interleave"}, optional
         Spread the weights over the memory nodes of a machine that has several, see `quantkit.engine.numa`.
+    mmap : bool
+        Leave the weights of a packed folder in the mapped file, whose memory other processes share. Else they are
+        copied to huge pages, from which decoding is faster, where at most half of the free memory is needed for that,
+        see `quantkit.engine.huge_pages`.
 
     Raises
     ------
@@ -61,7 +68,7 @@ def load_model(
         The folder is damaged, incomplete or of a kind that quantkit does not run; the message names file and cause.
     """
     _check_threads(threads)
-    return model_of(open_model(path), threads=threads, context=context, kv_dtype=kv_dtype, numa=numa)
+    return model_of(open_model(path), threads=threads, context=context, kv_dtype=kv_dtype, numa=numa, mmap=mmap)
 
 
 def load(
@@ -71,13 +78,14 @@ def load(
     context: int | None = None,
     kv_dtype: str = "int16",
     numa: str | None = None,
+    mmap: bool = False,
 ) -> tuple[Model, Tokenizer]:
     """Open a model folder (or GGUF file) with its tokenizer; options and errors as `load_model`."""
     _check_threads(threads)
     source = open_model(path)
     with ThreadPoolExecutor(1) as beside:  # the tokenizers library needs no GIL
         reading = beside.submit(copy_context().run, _tokenizer, source)
-        make = _maker(source, threads=threads, context=context, kv_dtype=kv_dtype, numa=numa)
+        make = _maker(source, threads=threads, context=context, kv_dtype=kv_dtype, numa=numa, mmap=mmap)
         tokenizer = reading.result()
     return make(), tokenizer
 
@@ -114,13 +122,14 @@ def model_of(
     context: int | None = None,
     kv_dtype: str = "int16",
     numa: str | None = None,
+    mmap: bool = False,
 ) -> Model:
     """Return the model that a source holds; options and errors as `load_model`."""
-    return _maker(source, threads=threads, context=context, kv_dtype=kv_dtype, numa=numa)()
+    return _maker(source, threads=threads, context=context, kv_dtype=kv_dtype, numa=numa, mmap=mmap)()
 
 
 def _maker(
-    source: ModelSource, *, threads: int | None, context: int | None, kv_dtype: str, numa: str | None
+    source: ModelSource, *, threads: int | None, context: int | None, kv_dtype: str, numa: str | None, mmap: bool
 ) -> Callable[[], Model]:
     """Return what makes a model, once all that is known of a source and the options has been checked.
 
@@ -129,6 +138,7 @@ def _maker(
     from quantkit.engine.model import Model  # heavy: `load` reads the tokenizer meanwhile
 
     require(numa is None or numa in POLICIES, "numa", numa, f"None or one of {', '.join(POLICIES)}")
+    require(isinstance(mmap, bool), "mmap", mmap, "True or False")
     accepted = context is None or (is_whole(context) and context >= 1)
     bound = bind(source, context if accepted else None)
     longest = bound.architecture.longest_context
@@ -136,11 +146,13 @@ def _maker(
     require(accepted, "context", context, f"1 to {longest}, which {shown_name(source.path)} was made for")
 
     def make() -> Model:
+        workers = usable_cores() if threads is None else threads
+        copied = isinstance(source, PackedModel) and not (mmap or numa) and is_worth_a_copy(bound.weights.nbytes)
         model = Model(
             bound.program,
-            bound.weights,
+            CopiedWeights(bound.weights, bound.program.tensors, workers) if copied else bound.weights,
             context_length=bound.architecture.context_length if context is None else context,
-            threads=usable_cores() if threads is None else threads,
+            threads=workers,
             kv_kind=kv_dtype,
         )
         if numa:

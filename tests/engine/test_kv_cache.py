@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from quantkit.engine.kv_cache import ALIGNMENT, SLAB_PAGES, CacheLayer, CacheShape, PagePool, Sequence
+from quantkit.engine.huge_pages import ALIGNMENT
+from quantkit.engine.kv_cache import SLAB_PAGES, CacheLayer, CacheShape, PagePool, Sequence
 from quantkit_kernels.attention.pages import PAGE
 
 LAYERS = (CacheLayer(2, 12, 12), CacheLayer(1, 50, 70), CacheLayer(2, 12, 12))

@@ -20,6 +20,7 @@ from quantkit.generation.loading import load, load_model, load_tokenizer
         *({"threads": value} for value in (0, -1, 1.5, True, "2")),
         *({"context": value} for value in (0, 257, 8.5, True, "8")),
         *({"numa": value} for value in ("", "numactl", 1, True)),
+        *({"mmap": value} for value in (None, "", 1)),
     ],
 )
 def test_bad_options_are_named(tmp_path: Path, wrong: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import click
 
 from quantkit.cli.commands.bench_output import FORMS, row
 from quantkit.cli.models import local_path
-from quantkit.cli.options import Command, integers, kv_option, model_argument, numa_option, plot_option
+from quantkit.cli.options import Command, integers, kv_option, mmap_option, model_argument, numa_option, plot_option
 from quantkit.cli.streams import echo, printable
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def _list_option(
 @_list_option("-t", "--threads", minimum=1, text="Worker threads  [default: the physical cores allowed]")
 @kv_option
 @numa_option
+@mmap_option
 @click.option(
     "-r", "--repetitions", default=5, show_default=True, type=click.IntRange(min=1), help="Runs of each test."
 )
@@ -58,6 +59,7 @@ def command(
     threads: tuple[int, ...] | None,
     kv_dtype: str,
     numa: str | None,
+    mmap: bool,
     repetitions: int,
     no_warmup: bool,
     output: str,
@@ -89,7 +91,7 @@ def command(
     def rows() -> Iterator[dict[str, Any]]:
         options = {"repetitions": repetitions, "warmup": not no_warmup, "operations": ops}
         tests = cases(n_prompt, n_gen, n_depth, batch)
-        loading = [{"threads": count, "kv_dtype": kv_dtype, "numa": numa} for count in threads or (None,)]
+        loading = [{"threads": count, "kv_dtype": kv_dtype, "numa": numa, "mmap": mmap} for count in threads or (None,)]
         for loaded, measurement in _measure(local_path(model), tests, loading, options):
             found.append(measurement)
             costs[:] = [Costs(loaded)]

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from quantkit.cli.models import show
-from quantkit.cli.options import Command, kv_option, model_argument, numa_option, path, text, threads_option
+from quantkit.cli.options import (
+    Command,
+    kv_option,
+    mmap_option,
+    model_argument,
+    numa_option,
+    path,
+    text,
+    threads_option,
+)
 from quantkit.cli.progress import Bar
 from quantkit.cli.sampling import choose_sampling, sampling_options
 from quantkit.cli.streams import echo, echo_answer, read_text
@@ -66,6 +75,7 @@ def _json_object(ctx: click.Context, param: click.Parameter, value: str | None) 
 @kv_option
 @threads_option
 @numa_option
+@mmap_option
 @click.option(
     "--chat-template-kwargs",
     metavar="JSON",
@@ -150,7 +160,7 @@ def _load(model: str, options: dict[str, Any]) -> tuple[Model, Tokenizer]:
 
             copy = packed_copy(model, threads=threads, progress=packing, downloading=lambda now: show(download, now))
             folder = stack.enter_context(copy)
-        chosen = {name: options[name] for name in ("threads", "kv_dtype", "numa")}
+        chosen = {name: options[name] for name in ("threads", "kv_dtype", "numa", "mmap")}
         return load(folder, context=options["ctx_size"], **chosen)
 
 
