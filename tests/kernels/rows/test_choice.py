@@ -44,12 +44,13 @@ def kept(logits: Logits, filters: Filters) -> list[int]:
     ranked = filters.top_p < 1 or 0 < filters.top_k < logits.size
     ranking = ranking[: filters.top_k or None]
     scores = logits.astype(np.float64) - float(logits.max())
+    least = math.log(filters.min_p) if filters.min_p else -math.inf  # of scores: exp(-1e-40) is 1.0 in f64, and less
     left, reached, total = [], 0.0, sum(math.exp(scores[token]) for token in ranking)
     for token in ranking:
         if reached >= filters.top_p * total and filters.top_p < 1:
             break
         reached += math.exp(scores[token])
-        if math.exp(scores[token]) >= filters.min_p:
+        if scores[token] >= least:
             left.append(token)
     return left if ranked else sorted(left)
 
@@ -94,6 +95,7 @@ uniforms = st.floats(0.0, 1.0, exclude_max=True)
 @example(row=[-math.inf, 3.0, -math.inf], filters=Filters(), uniform=0.0)
 @example(row=[-3.0e38, 3.0e38], filters=Filters(temp=1e300), uniform=0.75)
 @example(row=[-math.inf] * 20 + [1.0, 2.0], filters=Filters(temp=1e300, top_k=5, top_p=0.99), uniform=0.99)
+@example(row=[1e-40, 0.0, 0.0], filters=Filters(temp=1e-5, min_p=1.0), uniform=0.5)
 def test_by_definition(row: list[float], filters: Filters, uniform: float) -> None:
     logits = np.array(row, np.float32)
     assert Chooser(*filters)(logits, uniform) in expected(logits, filters, uniform)
