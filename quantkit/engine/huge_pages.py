@@ -28,6 +28,11 @@ LARGEST_SHARE = 1 / 2
 ALIGNMENT = 64
 
 
+def aligned(size: int) -> int:
+    """Round bytes up to a multiple of `ALIGNMENT`."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
 def huge_memory(size: int) -> NDArray[np.uint8]:
     """Return zeroed bytes from the beginning of a page on, on huge pages where the system has them.
 
@@ -68,16 +73,17 @@ class CopiedWeights:
     def __init__(self, source: ModelSource, names: Collection[str], threads: int) -> None:
         self.config: Mapping[str, Any] = source.config
         # Large ones first: each is for a moment in memory twice, and little else is then.
-        order = sorted(names, key=lambda name: -_room(source, name))
-        ends = np.cumsum([_room(source, name) for name in order]).tolist()
+        rooms = {name: _room(source, name) for name in names}
+        order = sorted(rooms, key=lambda name: -rooms[name])
+        ends = np.cumsum([rooms[name] for name in order]).tolist()
         memory = huge_memory(ends[-1])
 
         def copied(name: str, end: int) -> Tensor:
             tensor = source.tensor(name, copy=True)
-            place = memory[end - _room(source, name) :]
+            place = memory[end - rooms[name] : end]
             data, scales = _placed(tensor.data, place), tensor.row_scales
             if scales is not None:
-                scales = _placed(scales, place[_aligned(data.nbytes) :])
+                scales = _placed(scales, place[aligned(data.nbytes) :])
             return Tensor(tensor.kind, tensor.shape, data, scales)
 
         with ThreadPoolExecutor(threads) as pool:
@@ -91,11 +97,7 @@ class CopiedWeights:
 def _room(source: ModelSource, name: str) -> int:
     """Bytes for a tensor whose data and row scales begin on multiples of `ALIGNMENT`."""
     spec = source.spec(name)
-    return _aligned(nbytes(spec.kind, spec.shape)) + ALIGNMENT
-
-
-def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return aligned(nbytes(spec.kind, spec.shape)) + ALIGNMENT
 
 
 def _placed(array: NDArray[Any], place: NDArray[np.uint8]) -> NDArray[Any]:

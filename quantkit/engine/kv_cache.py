@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.engine.huge_pages import ALIGNMENT, huge_memory
+from quantkit.engine.huge_pages import aligned, huge_memory
 from quantkit.engine.sequence_state import SequenceState, StatePool
 from quantkit.errors import GenerationError
 from quantkit_kernels.attention.pages import PAGE, layer_bytes
@@ -87,7 +87,7 @@ class PagePool:
     def _slab(self) -> list[NDArray[np.uint8]]:
         """New pages, the first one last."""
         size = self.shape.page_bytes
-        stride = -(-size // ALIGNMENT) * ALIGNMENT
+        stride = aligned(size)
         slab = huge_memory(SLAB_PAGES * stride)
         return [slab[page * stride :][:size] for page in reversed(range(SLAB_PAGES))]
 
