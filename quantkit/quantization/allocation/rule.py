@@ -3,7 +3,8 @@
 A unit's cost grows with the root of its size: outputs count alike, whatever makes them, and larger matrices are a
 little less redundant. The matrices that write what attention carries and what MLPs make of it count double, as do,
 half, the first and last eighth of the layers; llama.cpp's Q4_K_M gives bits to the same ones. Tables of tokens hold
-whole tokens and come last to be rounded.
+whole tokens and come last to be rounded. With a text to calibrate on the rule is the same: if layers counted half, as
+they do where costs are measured, SmolLM2-135M in 90.5 MB would diverge by 0.0153 instead of 0.0129.
 """
 
 from __future__ import annotations
