@@ -207,7 +207,7 @@ def command(
       method      time    loss    how codes are found
       round       8 s     0.060   the nearest ones in the range of 32 weights
       search      17 s    0.031   scales and mins that lose least where inputs are large
-      calibrate   45 min  0.018   so that outputs on a text change least; 0.013 with the right text
+      calibrate   50 min  0.018   so that outputs on a text change least; 0.013 with the right text
 
     The time is that of a model of 1B on two cores, the loss the divergence of SmolLM2-135M from its fp16 weights, on
     text that it was not calibrated on. With calibrate the model reads a text, layer by layer, and matrices of int4 to
