@@ -3,9 +3,9 @@
 Codes are found by a kernel, `quantkit_kernels.packing.gptq`, panel by panel of rows, which threads share. No model is
 known here, and no file.
 
-All tokens count alike. What a token's errors do to the loss, its gradient says (GuidedQuant: Kim et al., 2025), but with
-tokens weighted by the squares of theirs SmolLM2-135M in 90.5 MB diverges by 0.0134 instead of 0.0129, and a model
-would have to be run backwards.
+All tokens count alike. What an error does to the loss, the gradient of the layer's output says (GuidedQuant: Kim et
+al., 2025); but with tokens weighted by its squares SmolLM2-135M in 90.5 MB diverges by 0.0134 instead of 0.0129, and
+models would have to be run backwards.
 """
 
 from __future__ import annotations

@@ -5,6 +5,10 @@ the engine, make of the text. A reference runs beside it, whose weights are of i
 less, a matrix makes up for (`drift.py`). Memory holds the values between two parts of both, of all tokens, and the
 weights and the Hessian of those matrices that share an input. `stops.py` says where the program is cut, `passes.py`
 runs its parts, `curvature.py` packs a matrix, `memory.py` says how much all that is.
+
+Nothing is tuned end to end afterwards: 60 steps of Adam on the scales, mins and norms of SmolLM2-135M in 90.5 MB, each
+towards the predictions of its 16-bit weights for 1,024 tokens, left its divergence where it was (0.0114 before, 0.0115
+after, with activations in f32).
 """
 
 from __future__ import annotations
