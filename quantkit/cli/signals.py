@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+UNBROKEN = ("importlib.", "llvmlite.")
+"""Packages whose functions are not left halfway: signals wait for them."""
 RETRY = 0.01
-"""Seconds until a signal is tried again that came while a module was imported."""
+"""Seconds until a signal is tried again that had to wait."""
 
 
 @contextmanager
@@ -20,16 +22,17 @@ def cleaning_up() -> Iterator[None]:
     """Turn SIGINT into `KeyboardInterrupt`, SIGTERM and SIGHUP into `SystemExit(128 + number)`, while the block runs.
 
     A signal waits while a module is imported: an exception there can be taken for the absence of a module, or leave an
-    import lock locked, for which other threads then wait for ever. An exception that is lost, since it was raised in a
-    destructor or a callback, is raised again. It may leave objects half-made, whose destructors then fail: of that
-    nothing is said. What the process was started to ignore, as by nohup, stays ignored.
+    import lock locked, for which other threads then wait for ever. It waits for llvmlite: an exception between LLVM's
+    taking over an object and llvmlite's noting it would have the object freed twice. An exception that is lost, since
+    it was raised in a destructor or a callback, is raised again. It may leave objects half-made, whose destructors then
+    fail: of that nothing is said. What the process was started to ignore, as by nohup, stays ignored.
     """
     arrived = 0
 
     def end(number: int, frame: FrameType | None) -> None:
         nonlocal arrived
         arrived = number if number in ENDING else arrived
-        if _is_importing(frame):
+        if _is_unbroken(frame):
             signal.setitimer(signal.ITIMER_REAL, RETRY)
         elif arrived == signal.SIGINT:
             raise KeyboardInterrupt
@@ -62,7 +65,7 @@ def cleaning_up() -> Iterator[None]:
             signal.signal(one, handler)
 
 
-def _is_importing(frame: FrameType | None) -> bool:
-    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+def _is_unbroken(frame: FrameType | None) -> bool:
+    while frame is not None and not frame.f_globals.get("__name__", "").startswith(UNBROKEN):
         frame = frame.f_back
     return frame is not None

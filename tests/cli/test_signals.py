@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from llvmlite import binding
 
 import tiny
 from quantkit.cli.signals import cleaning_up
@@ -153,3 +154,26 @@ def test_a_signal_waits_for_an_import(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt):
         work()
     assert sys.modules.pop("interrupted").whole
+
+
+def test_a_signal_waits_until_llvmlite_notes_that_an_object_is_not_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left before, it would have LLVM free the module a second time."""
+    source, target = binding.parse_assembly(""), binding.parse_assembly("")
+    detach = type(source).detach
+
+    def interrupted(module: binding.ModuleRef) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        detach(module)
+
+    def work() -> None:
+        with cleaning_up():
+            target.link_in(source)
+            time.sleep(60)
+
+    monkeypatch.setattr(type(source), "detach", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    closed = source.closed
+    monkeypatch.undo()
+    detach(source)
+    assert closed
