@@ -38,8 +38,9 @@ DOTS = 12
 """Independent dot products in flight: enough to hide the latency of one."""
 DOT_MACS = 32 * TILES
 """Multiply-adds of one dot product."""
-ROUNDS = 100_000
-"""Rounds of `DOTS` dot products by each thread in one measurement: some milliseconds."""
+ROUNDS = 1_000_000
+"""Rounds of `DOTS` dot products by each thread in one measurement: some milliseconds. In a tenth of that, a thread that
+begins a little later would take a tenth off the peak."""
 CODES_BYTES = 64 * 8
 """A few registers of codes, which stay in the first-level cache."""
 
