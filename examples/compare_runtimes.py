@@ -1,12 +1,14 @@
 """quantkit beside other runtimes that pip installs and that read 4-bit weights on a CPU, in turn.
 
-    pip install onnxruntime-genai openvino-genai
-    python -m onnxruntime_genai.models.builder -i CHECKPOINT -o ORT_FOLDER -p int4 -e cpu    # needs torch
-    python examples/compare_runtimes.py PACKED_FOLDER --onnxruntime ORT_FOLDER --openvino MODEL.Q4_0.gguf --write
+    pip install onnxruntime-genai openvino-genai torchao transformers
+    python -m onnxruntime_genai.models.builder -i CHECKPOINT -o ORT_FOLDER -p int4 -e cpu
+    python examples/compare_runtimes.py PACKED_FOLDER --onnxruntime ORT_FOLDER --openvino MODEL.Q4_0.gguf \\
+        --torchao CHECKPOINT --write
 
 All models are loaded in this process with the same threads and take turns: a prompt of 512 random tokens, another one
-in each turn, since some keep what they read; then 64 tokens generated greedily. Medians are printed, and with `--write`
-stand in `examples/README.md`. llama.cpp, which can do more, is in `compare_llama_cpp.py`.
+in each turn, since some keep what they read; then 64 tokens generated greedily. torchao runs as installed, not compiled
+by inductor, which needs a C++ compiler. Medians are printed, and with `--write` stand in `examples/README.md`.
+llama.cpp, which can do more, is in `compare_llama_cpp.py`.
 """
 
 from __future__ import annotations
@@ -108,10 +110,40 @@ def openvino_turn(path: Path, threads: int) -> Turn:
     return turn
 
 
+def torchao_turn(folder: Path, threads: int) -> Turn:
+    """A checkpoint, run by transformers with torchao's int4 for CPUs in all linear layers."""
+    import torch
+    from torchao.prototype.quantization.int4.inference_workflow import PrototypeInt4WeightOnlyConfig
+    from torchao.quantization import quantize_
+    from transformers import AutoModelForCausalLM, DynamicCache
+
+    torch.set_num_threads(threads)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    quantize_(model, PrototypeInt4WeightOnlyConfig(group_size=32))
+
+    def turn(prompt: Sequence[int]) -> Seconds:
+        cache = DynamicCache(config=model.config)
+
+        def likeliest(ids: Sequence[int]) -> int:
+            logits = model(torch.tensor([ids]), past_key_values=cache, logits_to_keep=1).logits
+            return int(logits[0, -1].argmax())
+
+        with torch.inference_mode():
+            begin = time.perf_counter()
+            token = likeliest(prompt)
+            first = time.perf_counter()
+            for _ in range(GENERATED):
+                token = likeliest([token])
+            return Seconds(first - begin, time.perf_counter() - first)
+
+    return turn
+
+
 RUNTIMES: dict[str, tuple[str, Callable[[Path, int], Turn]]] = {
     "packed": ("quantkit", quantkit_turn),
     "onnxruntime": ("onnxruntime-genai", onnxruntime_turn),
     "openvino": ("openvino-genai", openvino_turn),
+    "torchao": ("torchao", torchao_turn),
 }
 """Name of an argument -> the package, and what makes turns of a model."""
 
@@ -122,6 +154,7 @@ def main() -> None:
     parser.add_argument("packed", type=Path, help="a folder that quantkit packed")
     parser.add_argument("--onnxruntime", type=Path, metavar="FOLDER", help="the same model for onnxruntime-genai")
     parser.add_argument("--openvino", type=Path, metavar="PATH", help="the same model for OpenVINO GenAI")
+    parser.add_argument("--torchao", type=Path, metavar="FOLDER", help="its checkpoint, for torchao and transformers")
     parser.add_argument("--vocabulary", type=int, default=32000, help="random tokens are below this number")
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("-r", "--repetitions", type=int, default=5)
