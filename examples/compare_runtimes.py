@@ -48,18 +48,23 @@ class Seconds(NamedTuple):
 Turn = Callable[[Sequence[int]], Seconds]
 
 
+def greedily(likeliest: Callable[[Sequence[int]], int], prompt: Sequence[int]) -> Seconds:
+    """A turn of what reads tokens behind those before and returns the likeliest one to follow."""
+    begin = time.perf_counter()
+    token = likeliest(prompt)
+    first = time.perf_counter()
+    for _ in range(GENERATED):
+        token = likeliest([token])
+    return Seconds(first - begin, time.perf_counter() - first)
+
+
 def quantkit_turn(folder: Path, threads: int) -> Turn:
     """A packed folder."""
     model = quantkit.load_model(folder, threads=threads)
 
     def turn(prompt: Sequence[int]) -> Seconds:
         with model.new_sequence() as sequence:
-            begin = time.perf_counter()
-            token = int(model.forward([(sequence, prompt)])[0].argmax())
-            first = time.perf_counter()
-            for _ in range(GENERATED):
-                token = int(model.forward([(sequence, [token])])[0].argmax())
-            return Seconds(first - begin, time.perf_counter() - first)
+            return greedily(lambda ids: int(model.forward([(sequence, ids)])[0].argmax()), prompt)
 
     return turn
 
@@ -129,12 +134,7 @@ def torchao_turn(folder: Path, threads: int) -> Turn:
             return int(logits[0, -1].argmax())
 
         with torch.inference_mode():
-            begin = time.perf_counter()
-            token = likeliest(prompt)
-            first = time.perf_counter()
-            for _ in range(GENERATED):
-                token = likeliest([token])
-            return Seconds(first - begin, time.perf_counter() - first)
+            return greedily(likeliest, prompt)
 
     return turn
 

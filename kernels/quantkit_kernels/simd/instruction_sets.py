@@ -161,8 +161,9 @@ class Avx2(Dot):
     Sums of 8 pairs stay below 2**15 with codes 0..15 (8 * 2 * 15 * 127 = 30480), those of 4 with codes 0..31 (31496),
     those of 2 with codes 0..63 (32004).
 
-    Codes of 8 bits are multiplied by their magnitudes. Plus 128 and as two halves of 4 bits, with an accumulator each,
-    they would need as many instructions, but registers for both: 54 beside 60 GMAC/s on a core of Zen 4.
+    Codes of 8 bits leave their signs to the activations, which their magnitudes multiply. Two halves of 4 bits of each
+    code plus 128, with an accumulator each, take as many instructions and more registers: 54 beside 60 GMAC/s on a core
+    of Zen 4.
     """
 
     u = u_scales = "i16"
@@ -242,9 +243,9 @@ class Avx512Vnni(AvxVnni):
 
     A grid of one row and 8 tokens is as fast as 2 x 4, and leaves room in the first-level cache for the next weights.
 
-    On Zen 4 dots, multiplications and fused multiply-adds of 512 bits begin one a cycle. A group of `int4` has 8 dots for
-    a register of rows and a token, a multiplication by its scales, and a multiply-add each for steps and mins, so that
-    products run at 8 / 11 of the peak at most. They are measured at 95 % of that.
+    On Zen 4 dots, multiplications and fused multiply-adds of 512 bits begin one a cycle. A group of `int4` has 8 dots
+    for a register of rows and a token, a multiplication by its scales, and a multiply-add each for steps and mins, so
+    that products run at 8 / 11 of the peak at most. They are measured at 95 % of that.
     """
 
     tiles = 2
